@@ -1,0 +1,153 @@
+"""The backend protocol: the values an adapter sees, the three methods it must have, and the powers it may have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, Protocol, runtime_checkable
+
+from msgspec import Struct
+
+from backends.body import Body
+
+Endpoint = Literal["chat/completions", "completions", "embeddings"]
+
+DONE: Final = b"data: [DONE]\n\n"
+
+
+class Call(Struct, frozen=True):
+    """One client request, decoded only as far as routing and metering need."""
+
+    id: str
+    endpoint: Endpoint
+    model: str
+    """The name the client asked for: a route's name or one of its aliases."""
+    body: Body
+    content_type: str = "application/json"
+    stream: bool = False
+    include_usage: bool = False
+    """The client asked for the usage event at the end of its stream."""
+
+
+class Target(Struct, frozen=True):
+    """One base URL that serves a model: what a route lists, as far as an adapter needs to know it."""
+
+    name: str
+    url: str
+    model: str | None = None
+    """The model's name at the target; None sends the client's name on."""
+    api_key: str | None = None
+
+
+class UpstreamRequest(Struct, frozen=True):
+    """What goes to the target, always as POST: a path below its URL, headers with lower-case names, and the body."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Usage(Struct, frozen=True):
+    """Token counts as the upstream reported them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int | None = None
+
+
+class Reply(Struct, frozen=True):
+    """A whole answer, in the words the client expects."""
+
+    body: bytes
+    usage: Usage | None = None
+
+
+class Chunk(Struct, frozen=True):
+    """What one upstream event becomes: bytes for the client (none: swallowed) and what the gateway learns from it."""
+
+    data: bytes
+    tokens: int = 0
+    """An estimate: 1 for an event that carries output, as most servers send one token an event."""
+    usage: Usage | None = None
+    finished: bool = False
+    """A choice told why it ended."""
+    done: bool = False
+    """The stream's own terminator: nothing follows."""
+    comment: bool = False
+    """Only keeps the connection alive; before the first event it promises nothing and is held back."""
+
+
+class RequestRefused(Exception):
+    """The target cannot do what the call asks; `param` names the field. The caller's to change, so never retried."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.param = message, param
+
+
+class UpstreamFault(Exception):
+    """The upstream said, in an answer or in an event of a 200 stream, that it failed.
+
+    `status` is the HTTP status the fault deserves: below 500 it is the caller's fault and `message` may be shown to it.
+    """
+
+    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param = status, message, param
+
+
+class Adapter(Protocol):
+    """The wire language of one kind of server. Stateless, shared by all calls: no sockets, no time, no retries."""
+
+    def request(self, call: Call, target: Target) -> UpstreamRequest:
+        """Say `call` in the target's words; raises `RequestRefused` for what the target cannot do."""
+
+    def reply(self, call: Call, body: bytes) -> Reply:
+        """Read a whole 200 answer; raises `UpstreamFault` when it is none, `ValueError` when it is not understood."""
+
+    def chunk(self, call: Call, event: bytes) -> Iterable[Chunk]:
+        """Read one event of a stream, blank line included; raises as `reply` does."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """For languages whose events only make sense together: `open` gives what reads the events of one stream."""
+
+    def open(self, call: Call) -> StreamReader:
+        """A reader for one stream."""
+
+
+class StreamReader(Protocol):
+    """The `chunk` half of an adapter, remembering what went before in its stream."""
+
+    def chunk(self, call: Call, event: bytes) -> Iterable[Chunk]:
+        """Read one event, as `Adapter.chunk`."""
+
+
+@runtime_checkable
+class RefusesInItsOwnWords(Protocol):
+    """For servers whose 4xx bodies are already fit for the client, or can be made so."""
+
+    def refusal(self, call: Call, status: int, body: bytes) -> tuple[int, bytes] | None:
+        """The status and JSON body to pass on for a caller's fault; None: the gateway words it."""
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """For servers with a health route."""
+
+    probe_path: str
+    """Answers 200 to GET when the server can serve."""
+
+
+@runtime_checkable
+class Launchable(Protocol):
+    """For servers the gateway can start from `launch: {model: ...}`."""
+
+    launch_models: Sequence[str]
+    """The values of `model` that it understands."""
+
+    def launch(self, model: str, served_name: str, port: int) -> tuple[list[str], Mapping[str, str]]:
+        """The argv and extra environment of a child process that serves `model` on this loopback port."""
+
+
+AnyAdapter = Adapter | Any

@@ -1,0 +1,142 @@
+"""Adapter for any server that speaks OpenAI's language, and the base of those that nearly do."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw, Struct
+
+from backends import sse
+from backends.api import Call, Chunk, Reply, RequestRefused, Target, UpstreamFault, UpstreamRequest, Usage
+
+USAGE_WANTED = b'{"include_usage":true}'
+
+
+class _PromptDetails(Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _Answer(Struct):
+    usage: _Usage | None = None
+    error: Raw | None = None
+
+
+class _Choice(Struct):
+    finish_reason: str | None = None
+
+
+class _Event(_Answer):
+    choices: list[_Choice] | None = None
+
+
+class _Error(Struct):
+    message: str = ""
+    param: str | None = None
+    code: int | str | None = None
+    http_status_code: int | None = None
+
+
+_answer = msgspec.json.Decoder(_Answer)
+_event = msgspec.json.Decoder(_Event)
+
+_REQUIRED = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}
+
+
+class OpenAI:
+    """The client's bytes go on as they are, except for the model's name and the wish for a usage event."""
+
+    probe_path = "/v1/models"
+    path_prefix = "/v1/"
+
+    def request(self, call: Call, target: Target) -> UpstreamRequest:
+        self.check(call)
+        changes: dict[str, bytes] = {}
+        if target.model is not None and target.model != call.model:
+            changes["model"] = msgspec.json.encode(target.model)
+        if call.stream and not call.include_usage:
+            changes["stream_options"] = self._stream_options(call)
+        body = call.body.spliced(changes) if changes else call.body.raw
+        return UpstreamRequest(self.path_prefix + call.endpoint, self.headers(call, target), body)
+
+    def headers(self, call: Call, target: Target) -> dict[str, str]:
+        headers = {"content-type": call.content_type}
+        if target.api_key is not None:
+            headers["authorization"] = "Bearer " + target.api_key
+        return headers
+
+    def check(self, call: Call) -> None:
+        """Refuse what every server of this kind would, in words that name the field."""
+        name = _REQUIRED[call.endpoint]
+        if bytes(call.body.fields.get(name, b"null")) == b"null":
+            raise RequestRefused(f"the field {name!r} is required", param=name)
+        if name == "messages" and not bytes(call.body.fields[name]).startswith(b"["):
+            raise RequestRefused("'messages' must be a list", param=name)
+
+    def reply(self, call: Call, body: bytes) -> Reply:
+        answer = _answer.decode(body)
+        if answer.error is not None:
+            raise fault(answer.error)
+        return Reply(body, usage(answer.usage))
+
+    def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
+        data = sse.data(event)
+        if data.startswith(b"{"):
+            return (self._read(call, event, data),)
+        if data == b"[DONE]":
+            return (Chunk(event, done=True),)
+        if data:
+            raise ValueError("an event's data is not a JSON object")
+        return (Chunk(event, comment=True),)
+
+    def refusal(self, call: Call, status: int, body: bytes) -> tuple[int, bytes] | None:
+        """Pass on what the server said, if it said it in JSON."""
+        try:
+            msgspec.json.decode(body, type=dict[str, Raw])
+        except (ValueError, RecursionError):
+            return None
+        return status, body
+
+    def _read(self, call: Call, event: bytes, data: bytes) -> Chunk:
+        seen = _event.decode(data)
+        if seen.error is not None:
+            raise fault(seen.error)
+        if seen.usage is not None and not seen.choices and not call.include_usage:
+            return Chunk(b"", usage=usage(seen.usage))  # asked for by us, not by the client
+        finished = False
+        for choice in seen.choices or ():
+            if choice.finish_reason:
+                finished = True
+        counted = None if seen.usage is None else usage(seen.usage)
+        return Chunk(event, tokens=len(seen.choices or ()), usage=counted, finished=finished)
+
+    def _stream_options(self, call: Call) -> bytes:
+        given = call.body.fields.get("stream_options")
+        if given is None or bytes(given) == b"null":
+            return USAGE_WANTED
+        return msgspec.json.encode(msgspec.json.decode(given, type=dict[str, Raw]) | {"include_usage": True})
+
+
+def usage(seen: _Usage | None) -> Usage | None:
+    """The counts of a usage object; None when it is absent or holds none."""
+    if seen is None or seen.prompt_tokens is None:
+        return None
+    details = seen.prompt_tokens_details
+    return Usage(seen.prompt_tokens, seen.completion_tokens or 0, details.cached_tokens if details else None)
+
+
+def fault(raw: Raw) -> UpstreamFault:
+    """Read the `error` member of an answer or event, an object or a bare string."""
+    try:
+        error = msgspec.json.decode(raw, type=_Error | str)
+    except msgspec.ValidationError:
+        return UpstreamFault(500, "")
+    if isinstance(error, str):
+        return UpstreamFault(500, error)
+    code = error.http_status_code or error.code
+    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return UpstreamFault(status, error.message, param=error.param)

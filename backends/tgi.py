@@ -1,0 +1,2 @@
+from backends.openai import OpenAI
+class TGI(OpenAI): pass

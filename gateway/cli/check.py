@@ -1,0 +1,49 @@
+"""`trunkline check` and `trunkline schema`: the routing table, examined without starting anything."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from backends import registry
+from gateway.config import Mistake, Mistakes, load_table, table_schema
+
+
+@click.command()
+@click.argument("file", default="routing.yaml", type=click.Path(dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(file: str, as_json: bool) -> None:
+    """Say all that is wrong with the routing table FILE (default: routing.yaml), then run its tests."""
+    table, errors = None, []
+    try:
+        table, warnings = load_table(Path(file))
+    except Mistakes as found:
+        errors, warnings = found.found, []
+    if as_json:
+        click.echo(json.dumps({"ok": not errors, "mistakes": msgspec.to_builtins([*errors, *warnings])}))
+        sys.exit(bool(errors))
+    for mistake in (*errors, *warnings):
+        _show(mistake)
+    if table is None:
+        click.secho(f"{file}: {len(errors)} mistake{'s' * (len(errors) > 1)}", fg="red", err=True)
+        sys.exit(1)
+    targets = list(table.targets())
+    click.echo(f"{file}: ok ({len(table.routes)} routes, {len(targets)} targets, {len(table.tests)} tests passed)")
+    for name in sorted({target.backend for _, _, target in targets}):
+        point = registry.installed()[name]
+        origin = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
+        click.echo(f"  backend {name}: {point.value} from {origin}")
+
+
+@click.command()
+def schema() -> None:
+    """Print the routing table's JSON Schema, for editors that complete and check YAML."""
+    click.echo(json.dumps(table_schema(), indent=2))
+
+
+def _show(mistake: Mistake) -> None:
+    click.secho(str(mistake), fg="yellow" if mistake.warning else None, err=True)

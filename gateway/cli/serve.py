@@ -1,0 +1,102 @@
+"""`trunkline serve`: launch what the table launches, and serve with Granian until a signal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server import Server
+
+from backends import registry
+from gateway import __version__
+from gateway.config import Mistakes, Settings, load_table
+from gateway.launch import Launcher
+
+BACKLOG = 4096
+BACKPRESSURE = 16384
+"""Connections a worker holds; Granian counts idle keep-alive ones too, so its default stops accepting early."""
+HEADER_READ_MS = 10_000
+
+
+@click.command()
+@click.argument("routing", required=False, type=click.Path(dir_okay=False))
+@click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on. [default: 8080]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Serving processes; more than one needs Redis. [default: 1]")
+@click.option("--redis-url", help="Where keys and limits live, such as redis://localhost:6379/0.")
+@click.option("--state", type=click.Path(dir_okay=False), help="The key file of a gateway without Redis.")
+def serve(**options: Any) -> None:
+    """Serve the routing table ROUTING (default: routing.yaml)."""
+    try:
+        settings = Settings.read(**options)
+        settings.pepper_versions()
+        table, found = load_table(Path(settings.routing))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except Mistakes as error:
+        raise click.ClickException(f"{settings.routing} cannot be served:\n{error}") from None
+    if missing := [mistake for mistake in found if mistake.warning]:
+        raise click.ClickException("\n".join(map(str, missing)))
+    if settings.workers > 1 and settings.redis_url is None:
+        raise click.UsageError(
+            "--workers above 1 needs --redis-url: without Redis each worker would count limits for itself, "
+            "and a key could use every limit several times over."
+        )
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    with ExitStack() as stack:
+        if settings.workers > 1:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trunkline-metrics-"))
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        launcher = Launcher(table, registry.load)
+        stack.callback(launcher.stop)
+        os.environ.update(settings.environment())
+        os.environ["TRUNKLINE_LAUNCHED"] = json.dumps(launcher.urls)
+        launcher.start()
+        _greet(settings)
+        _server(settings).serve()
+
+
+def _greet(settings: Settings) -> None:
+    where = settings.redis_url.rpartition("@")[2] if settings.redis_url else f"in process, keys in {settings.state_path}"
+    click.echo(
+        f"trunkline {__version__}: {settings.routing} on http://{settings.host}:{settings.port}, "
+        f"{settings.workers} worker{'s' * (settings.workers > 1)}, store: {where}",
+        err=True,
+    )
+    if settings.redis_url is None:
+        click.echo("No Redis: limits hold for this one process. Give --redis-url to share them.", err=True)
+    if not settings.peppers:
+        click.echo("TRUNKLINE_PEPPERS is not set: keys are hashed without a pepper.", err=True)
+
+
+def _server(settings: Settings) -> Server:
+    return Server(
+        "gateway.app:from_environment",
+        factory=True,
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        workers=settings.workers,
+        loop=Loops.uvloop if sys.platform != "win32" else Loops.asyncio,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS),
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=BACKPRESSURE,
+        log_level=LogLevels.warning,
+        respawn_failed_workers=True,
+        respawn_interval=1.0,
+        workers_kill_timeout=round(settings.grace),
+    )

@@ -1,0 +1,31 @@
+"""The routing table and the settings: what an operator writes, decoded into frozen values before anything serves."""
+
+from gateway.config.settings import Settings
+from gateway.config.table import (
+    Launch,
+    Mistake,
+    Mistakes,
+    Retry,
+    RouteSpec,
+    Table,
+    TargetSpec,
+    Timeouts,
+    load_table,
+    parse_table,
+    table_schema,
+)
+
+__all__ = [
+    "Launch",
+    "Mistake",
+    "Mistakes",
+    "Retry",
+    "RouteSpec",
+    "Settings",
+    "Table",
+    "TargetSpec",
+    "Timeouts",
+    "load_table",
+    "parse_table",
+    "table_schema",
+]

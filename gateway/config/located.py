@@ -1,0 +1,215 @@
+"""Decodes a YAML document into Structs and finds every mistake on the way, each with its line and column."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import msgspec
+import yaml
+from msgspec import Struct
+
+from gateway.config import units
+
+_REFERENCE = re.compile(r"\$\{(?:(file):)?([^}:]+?)(?::-([^}]*))?\}")
+_MISSING: Any = object()
+
+
+class Mistake(Struct, frozen=True):
+    """One thing that is wrong, where it stands, and what would be right."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+    warning: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {'warning: ' if self.warning else ''}{self.message}"
+
+
+class Mistakes(Exception):
+    """The document cannot be used; `found` lists all that is wrong with it."""
+
+    def __init__(self, found: list[Mistake]) -> None:
+        super().__init__("\n".join(map(str, found)))
+        self.found = found
+
+
+class Document:
+    """One YAML text being decoded. After `decode`, `at` tells where each path of keys stands."""
+
+    def __init__(self, text: str, file: str, environment: Mapping[str, str] | None = None) -> None:
+        self.file = file
+        self.mistakes: list[Mistake] = []
+        self._environment = os.environ if environment is None else environment
+        self._marks: dict[tuple[str | int, ...], yaml.Mark] = {}
+        self._root: yaml.Node | None = None
+        try:
+            self._root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            what = " ".join(filter(None, (error.context, error.problem)))
+            self._add(mark, f"not valid YAML: {what}")
+        except yaml.YAMLError as error:
+            self._add(None, f"not valid YAML: {error}")
+
+    def decode(self, kind: type[Struct]) -> Any:
+        """The document as `kind`; whatever could not be decoded is missing from it and listed in `mistakes`."""
+        if self._root is None:
+            if not self.mistakes:
+                self._add(None, "the file is empty")
+            return _MISSING
+        return self._value(self._root, kind, ())
+
+    def report(self, path: tuple[str | int, ...], message: str, *, warning: bool = False) -> None:
+        """Add a mistake found by a later check, at the nearest place that the text has for `path`."""
+        while path and path not in self._marks:
+            path = path[:-1]
+        self._add(self._marks.get(path), message, warning=warning)
+
+    def raise_mistakes(self) -> None:
+        if found := [mistake for mistake in self.mistakes if not mistake.warning]:
+            raise Mistakes(sorted(found, key=lambda mistake: (mistake.line, mistake.column)))
+
+    def _add(self, mark: yaml.Mark | None, message: str, *, warning: bool = False) -> None:
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        self.mistakes.append(Mistake(self.file, line, column, message, warning))
+
+    def _value(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
+        self._marks.setdefault(path, node.start_mark)
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin in (typing.Union, types.UnionType):
+            if node.tag == "tag:yaml.org,2002:null":
+                return None
+            (kind,) = [argument for argument in arguments if argument is not type(None)]
+            return self._value(node, kind, path)
+        if isinstance(kind, type) and issubclass(kind, Struct):
+            return self._struct(node, kind, path)
+        if origin is dict:
+            return self._mapping(node, arguments[1], path)
+        if origin is tuple:
+            return self._sequence(node, arguments[0], path)
+        return self._leaf(node, kind, path)
+
+    def _pairs(self, node: yaml.Node, path: tuple[str | int, ...]) -> list[tuple[str, yaml.Node, yaml.Node]]:
+        if not isinstance(node, yaml.MappingNode):
+            self._add(node.start_mark, f"{_name(path)}: expected a mapping, got {_shown(node)}")
+            return []
+        seen: dict[str, int] = {}
+        pairs = []
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                self._add(key.start_mark, f"{name!r} is given twice (first in line {seen[name]})")
+                continue
+            seen[name] = key.start_mark.line + 1
+            pairs.append((name, key, value))
+        return pairs
+
+    def _struct(self, node: yaml.Node, kind: type[Struct], path: tuple[str | int, ...]) -> Any:
+        fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+        hints = typing.get_type_hints(kind, include_extras=True)
+        before, values = len(self.mistakes), {}
+        for name, key, value in self._pairs(node, path):
+            if (field := fields.get(name)) is None:
+                self._add(key.start_mark, f"unknown key {name!r} in {_name(path)}; {_known(name, fields)}")
+                continue
+            self._marks[(*path, name)] = key.start_mark
+            decoded = self._value(value, hints[field.name], (*path, name))
+            if decoded is not _MISSING:
+                values[field.name] = decoded
+        for field in fields.values():
+            if field.required and field.name not in values and len(self.mistakes) == before:
+                self._add(node.start_mark, f"{_name(path)}: the key {field.encode_name!r} is missing")
+        if any(field.required and field.name not in values for field in fields.values()):
+            return _MISSING
+        return kind(**values)
+
+    def _mapping(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
+        values = {}
+        for name, key, value in self._pairs(node, path):
+            self._marks[(*path, name)] = key.start_mark
+            decoded = self._value(value, kind, (*path, name))
+            if decoded is not _MISSING:
+                values[name] = decoded
+        return values
+
+    def _sequence(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
+        if not isinstance(node, yaml.SequenceNode):
+            self._add(node.start_mark, f"{_name(path)}: expected a list, got {_shown(node)}")
+            return _MISSING
+        values = [self._value(item, kind, (*path, index)) for index, item in enumerate(node.value)]
+        return tuple(value for value in values if value is not _MISSING)
+
+    def _leaf(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            self._add(node.start_mark, f"{_name(path)}: expected {_expected(kind)}, got {_shown(node)}")
+            return _MISSING
+        unit, secret = units.unit_of(kind), units.is_secret(kind)
+        try:
+            if secret and not _REFERENCE.fullmatch(node.value):
+                raise ValueError("a secret must not stand in the table; write ${NAME} or ${file:/path}")
+            value = yaml.SafeLoader("").construct_object(node)
+            if isinstance(value, str):
+                value = self._substituted(value, node)
+            if unit is not None:
+                return unit.parse(value)
+            return msgspec.convert(value, str if secret else kind, strict=True)
+        except msgspec.ValidationError:
+            self._add(node.start_mark, f"{_name(path)}: {_shown(node)} is not allowed; expected {_expected(kind)}")
+        except ValueError as error:
+            shown = "" if secret else f" {_shown(node)}:"
+            self._add(node.start_mark, f"{_name(path)}:{shown} {error}")
+        return _MISSING
+
+    def _substituted(self, text: str, node: yaml.Node) -> Any:
+        """Replace `${NAME}`, `${NAME:-default}` and `${file:PATH}`."""
+
+        def look_up(match: re.Match[str]) -> str:
+            source, name, default = match[1], match[2], match[3]
+            try:
+                if source == "file":
+                    return Path(name).read_text().strip()
+                return self._environment[name]
+            except (OSError, KeyError):
+                if default is not None:
+                    return default
+                what = f"the file {name}" if source else f"the environment variable {name}"
+                self._add(node.start_mark, f"{what} is not there; it is needed to serve", warning=True)
+                return ""
+
+        return _REFERENCE.sub(look_up, text)
+
+
+def _name(path: tuple[str | int, ...]) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.lstrip(".") or "the table"
+
+
+def _known(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"known keys: {', '.join(known)}" + (f" (did you mean {close[0]!r}?)" if close else "")
+
+
+def _shown(node: yaml.Node) -> str:
+    if isinstance(node, yaml.ScalarNode):
+        return repr(node.value[:80])
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is typing.Annotated:
+        base, meta = get_args(kind)
+        bounds = [f"at least {meta.ge}" if meta.ge is not None else "", f"above {meta.gt}" if meta.gt is not None else ""]
+        bounds.append(f"at most {meta.le}" if meta.le is not None else "")
+        return " and ".join(filter(None, [_expected(base), *bounds]))
+    return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))

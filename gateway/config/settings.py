@@ -1,0 +1,84 @@
+"""What is set outside the routing table: where to listen, where keys live, how keys are hashed."""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+PREFIX = "TRUNKLINE_"
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Each field is read from `TRUNKLINE_<FIELD>`; options of the command line go first."""
+
+    routing: str = "routing.yaml"
+    """The routing table's file."""
+    host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 for all."""
+    port: int = 8080
+    """The port to listen on."""
+    workers: int = 1
+    """Serving processes; more than one needs Redis."""
+    redis_url: str | None = None
+    """`redis://host:6379/0`, `rediss://` or `unix://`; without it keys live in the state file."""
+    redis_timeout: float = 0.25
+    """Seconds that a call waits for Redis at most."""
+    state: str = ""
+    """The state file of a gateway without Redis; empty: `trunkline/keys.json` in the user's state folder."""
+    peppers: str = ""
+    """`1:secret,2:newer`: peppers for hashing keys, by version; the highest is used for new keys."""
+    grace: float = 30.0
+    """Seconds that calls in flight may go on after SIGTERM."""
+    log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`, for the gateway's own messages; call records are always written."""
+    launched: str = ""
+    """Set by `trunkline serve` for its workers: the URLs of the targets it launched, as JSON."""
+
+    @property
+    def state_path(self) -> Path:
+        if self.state:
+            return Path(self.state)
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return Path(home) / "trunkline" / "keys.json"
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] | None = None, **options: object) -> Settings:
+        """Settings from the environment, overridden by the options that are not None.
+
+        Raises `ValueError` naming the variable that cannot be read.
+        """
+        environment = os.environ if environment is None else environment
+        hints = typing.get_type_hints(cls)
+        values: dict[str, object] = {}
+        for field in cls.__struct_fields__:
+            if options.get(field) is not None:
+                values[field] = options[field]
+            elif text := environment.get(PREFIX + field.upper()):
+                try:
+                    values[field] = msgspec.convert(text, hints[field], strict=False)
+                except msgspec.ValidationError as error:
+                    raise ValueError(f"{PREFIX}{field.upper()}={text!r}: {error}") from None
+        return cls(**values)  # type: ignore[arg-type]
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for the worker processes."""
+        return {
+            PREFIX + field.upper(): str(value)
+            for field in self.__struct_fields__
+            if (value := getattr(self, field)) not in (None, "")
+        }
+
+    def pepper_versions(self) -> dict[int, bytes]:
+        """The peppers by version; version 0 is always there, and empty."""
+        peppers = {0: b""}
+        for item in filter(None, self.peppers.split(",")):
+            version, separator, secret = item.partition(":")
+            if not separator or not version.strip().isdigit() or not secret:
+                raise ValueError(f"{PREFIX}PEPPERS: expected VERSION:SECRET, separated by commas")
+            peppers[int(version)] = secret.encode()
+        return peppers

@@ -1,0 +1,242 @@
+"""Every way a call can fail, each with its HTTP status, its OpenAI type and code, and whose fault it is.
+
+GatewayError
+  Refused                    the caller's fault, or our policy; the message is for the caller
+    BadRequest               400 the body cannot be routed, or asks what the target cannot do
+      Unsupported            400 a field this kind of backend cannot honour
+    Unauthenticated          401 key missing, malformed, unknown, expired or revoked: one answer for all
+    Forbidden                403 the key may not use this model or endpoint
+    NoRoute                  404 no route by that model name
+    NotFound                 404 no such path
+    MethodNotAllowed         405
+    BodyTimeout              408 the client stopped sending its body
+    BodyTooLarge             413
+    RateLimited              429 a limit of the key
+    Rejected                 the upstream's own 4xx, in its own words where they are fit to pass on
+  ClientGone                 499 the client left; nobody reads the answer, the record does
+  Unavailable                503 we cannot serve now
+    NoTarget                 every target of the route failed or is ejected
+    StoreUnavailable         Redis cannot be asked about a key we do not know
+    ShuttingDown             the gateway is draining
+  UpstreamError              a target failed; the text stays in our log
+    Unreachable              502 no connection
+    Disconnected             502 the connection ended before an answer
+    BadReply                 502 the answer is not what its dialect promises
+    UpstreamFailed           502 the upstream's own 5xx, or an error event in its stream
+    CredentialRefused        502 the target refused *our* credential
+    UpstreamTimeout          504 no answer, or no next event, in time
+    UpstreamBusy             503 the target sheds load (429 or 503)
+  Internal                   500 a bug of ours
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class GatewayError(Exception):
+    """A call that got no good answer. Class attributes say how it looks on the wire and in metrics."""
+
+    status: int = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    error_type: ClassVar[str] = "gateway_other"
+    """The closed vocabulary of metrics and logs; its first word says who is to blame."""
+    outcome: ClassVar[str] = "failed"
+    retryable: ClassVar[bool] = False
+    """Another target may do better."""
+    should_retry: ClassVar[bool | None] = None
+    """What `x-should-retry` tells the SDK; None leaves it to the status."""
+
+    def __init__(
+        self, message: str = "", *, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message, self.param, self.retry_after = message, param, retry_after
+        self.headers: Mapping[str, str] = {}
+
+
+class Refused(GatewayError):
+    """The caller's fault or our policy: the message is written for the caller."""
+
+    type = "invalid_request_error"
+    outcome = "refused"
+    should_retry = False
+
+
+class BadRequest(Refused):
+    status = 400
+    error_type = "caller_bad_request"
+
+
+class Unsupported(BadRequest):
+    code = "unsupported_value"
+    error_type = "caller_unsupported"
+
+
+class Unauthenticated(Refused):
+    """One text for every reason, so that an answer never tells which keys exist."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+    error_type = "caller_unauthenticated"
+
+    def __init__(self) -> None:
+        super().__init__("The API key is missing or not valid. Send a virtual key as 'Authorization: Bearer tl_...'.")
+
+
+class Forbidden(Refused):
+    status = 403
+    type = "permission_error"
+    code = "model_not_allowed"
+    error_type = "policy_forbidden"
+
+
+class NoRoute(Refused):
+    status = 404
+    type = "not_found_error"
+    code = "model_not_found"
+    error_type = "caller_unknown_model"
+
+
+class NotFound(Refused):
+    status = 404
+    type = "not_found_error"
+    code = "path_not_found"
+    error_type = "caller_unknown_path"
+
+
+class MethodNotAllowed(Refused):
+    status = 405
+    code = "method_not_allowed"
+    error_type = "caller_wrong_method"
+
+
+class BodyTimeout(Refused):
+    status = 408
+    code = "body_timeout"
+    error_type = "caller_body_timeout"
+
+
+class BodyTooLarge(Refused):
+    status = 413
+    code = "body_too_large"
+    error_type = "caller_body_too_large"
+
+
+class RateLimited(Refused):
+    """A limit said no; `dimension` names it."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    error_type = "policy_rate_limited"
+    outcome = "shed"
+    should_retry = True
+
+    def __init__(self, message: str, *, dimension: str, retry_after: float) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.dimension = dimension
+
+
+class Rejected(Refused):
+    """The upstream says the call is wrong. `body` is its own JSON where that is fit for the client."""
+
+    error_type = "caller_rejected_upstream"
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, body: bytes | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.status, self.body = status, body
+
+
+class ClientGone(GatewayError):
+    status = 499
+    code = "client_gone"
+    error_type = "caller_gone"
+    outcome = "gone"
+
+
+class Unavailable(GatewayError):
+    """We cannot serve this now; another gateway or a later try may."""
+
+    status = 503
+
+
+class NoTarget(Unavailable):
+    code = "no_target"
+    error_type = "gateway_no_target"
+
+
+class StoreUnavailable(Unavailable):
+    code = "store_unavailable"
+    error_type = "gateway_store_unavailable"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+    error_type = "gateway_shutting_down"
+    outcome = "shed"
+
+
+class UpstreamError(GatewayError):
+    """A target failed. The message tells the operator; clients get the class's own words."""
+
+    status = 502
+    retryable = True
+    public: ClassVar[str] = "The model server failed."
+
+
+class Unreachable(UpstreamError):
+    code = "upstream_unreachable"
+    error_type = "upstream_unreachable"
+    public = "The model server could not be reached."
+
+
+class Disconnected(UpstreamError):
+    code = "upstream_disconnected"
+    error_type = "upstream_disconnected"
+    public = "The model server closed the connection before its answer was complete."
+
+
+class BadReply(UpstreamError):
+    code = "upstream_bad_reply"
+    error_type = "upstream_bad_reply"
+    public = "The model server's answer was not understood."
+
+
+class UpstreamFailed(UpstreamError):
+    code = "upstream_failed"
+    error_type = "upstream_failed"
+    public = "The model server failed to answer."
+
+
+class CredentialRefused(UpstreamError):
+    code = "upstream_credential"
+    error_type = "upstream_credential"
+    public = "The gateway's credential was refused by the model server; tell the operator."
+
+
+class UpstreamTimeout(UpstreamError):
+    status = 504
+    code = "upstream_timeout"
+    error_type = "upstream_timeout"
+    public = "The model server did not answer in time."
+
+
+class UpstreamBusy(UpstreamError):
+    status = 503
+    code = "upstream_busy"
+    error_type = "upstream_busy"
+    public = "The model server is busy."
+
+
+class Internal(GatewayError):
+    """A bug of ours: whatever no other class describes."""
+
+    status = 500
+    code = "internal_error"
+    error_type = "gateway_other"

@@ -1,0 +1,121 @@
+"""The page: one call from authentication to metering, every step by name, in order.
+
+Whatever ends a call ends it here: an error raised by a step, or the cancellation with which the edge answers a client
+that leaves. Both unwind the exchange with the target, the lease and the record, in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import aclosing, closing
+from typing import Protocol
+
+from msgspec import Struct
+
+from backends.api import Call
+from gateway.core.errors import GatewayError, NoTarget, UpstreamBusy, UpstreamError
+from gateway.core.types import Limit
+from gateway.forward import Forwarder, Upstream
+from gateway.keys import Keyring, authorize, may_use
+from gateway.limits import Admission, Lease
+from gateway.meter import Meter, Record
+from gateway.routes import Routes, Target
+
+
+class Client(Protocol):
+    """The caller's side of the exchange, as the edge provides it."""
+
+    call_id: str
+    headers: Mapping[bytes, bytes]
+    trace: Mapping[str, str]
+    """Headers by which the target's logs can be matched with ours."""
+    started: bool
+    """Something of the answer has left: from here on nothing can be retried or become an error status."""
+
+    async def call(self) -> Call:
+        """Read the body; raises `Refused` when it cannot be a call."""
+
+    async def send(self, data: bytes, *, last: bool) -> None:
+        """Send a piece of the answer, the first one with the head of the response."""
+
+    def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Set the headers that the answer will start with."""
+
+
+class Parts(Struct, frozen=True):
+    """What serving a call takes, put together once by the app."""
+
+    keyring: Keyring
+    routes: Routes
+    admission: Admission
+    forwarder: Forwarder
+    meter: Meter
+    default_limit: Limit
+
+
+async def serve(parts: Parts, endpoint: str, client: Client) -> None:
+    """Answer one call, or raise the `GatewayError` that says why not."""
+    with parts.meter.observe(client.call_id, endpoint) as record:
+        key = await parts.keyring.authenticate(client.headers)  # 401, 503
+        record.authenticated(key)
+        call = await client.call()  # 400, 408, 413
+        route = parts.routes.find(call.model, lambda *names: may_use(key, *names))  # 404
+        record.routed(route.name, call)
+        authorize(key, call.model, route.name)  # 403
+        with await parts.admission.admit(call.id, key, parts.default_limit) as lease:  # 429
+            failed: GatewayError = NoTarget(f"No target of {route.name!r} can take the call now.", retry_after=1)
+            with closing(route.candidates(call)) as candidates:
+                for target in candidates:
+                    try:
+                        return await _attempt(parts, call, target, client, lease, record)
+                    except UpstreamError as error:
+                        failed = error
+                        if client.started or not error.retryable:
+                            break
+            raise failed  # 502, 503, 504
+
+
+async def _attempt(parts: Parts, call: Call, target: Target, client: Client, lease: Lease, record: Record) -> None:
+    """Try one target; tell its breaker, its load and the record how that went."""
+    record.attempt(target.name)
+    target.breaker.attempt()
+    share = target.take(call)
+    try:
+        record.waiting()
+        async with parts.forwarder.forward(
+            call, target.address, target.adapter, target.timeouts, client.trace
+        ) as upstream:
+            client.prepare(
+                [
+                    (b"content-type", upstream.content_type.encode("latin-1")),
+                    (b"x-trunkline-target", target.name.encode()),
+                    *lease.headers,
+                ]
+            )
+            await _relay(upstream, client, record, share.first_token)
+        target.breaker.succeeded()
+    except UpstreamError as error:
+        record.failed(error)
+        if not isinstance(error, UpstreamBusy):  # a target that sheds load is not broken
+            target.breaker.failed()
+        raise
+    except GatewayError as error:
+        record.failed(error)
+        target.breaker.succeeded()  # it answered: the call was wrong
+        raise
+    finally:
+        target.breaker.abandoned()
+        share.end()
+        record.attempted()
+
+
+async def _relay(upstream: Upstream, client: Client, record: Record, first_token: Callable[[], None]) -> None:
+    """Pass the answer on, piece by piece, as it comes."""
+    async with aclosing(upstream.chunks()) as chunks:  # type: ignore[type-var] # they are generators
+        async for chunk in chunks:
+            record.received(chunk.tokens, chunk.usage)
+            if chunk.tokens or chunk.done:
+                first_token()
+            if chunk.done or (chunk.data and (client.started or not chunk.comment)):
+                await client.send(chunk.data, last=chunk.done)
+                record.sent()

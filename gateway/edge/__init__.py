@@ -1,0 +1,1 @@
+"""HTTP in and out: what clients, operators and probes speak to."""

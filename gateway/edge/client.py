@@ -1,0 +1,144 @@
+"""The caller's side of one exchange: its body in, the answer out, and word when it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from backends.api import Call, Endpoint
+from backends.body import Body, Malformed
+from gateway.config.table import Bodies
+from gateway.core.errors import BadRequest, BodyTimeout, BodyTooLarge, GatewayError
+from gateway.edge.errors import render
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+_BOOT: Final = secrets.token_hex(6)
+_serial = itertools.count(1)
+_CONTENT_TYPE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,199}")
+_TRACE_VALUE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
+MAX_MODEL = 256
+
+
+class AsgiClient:
+    """A client of the data plane behind an ASGI server."""
+
+    def __init__(self, scope: Any, receive: Receive, send: Send, endpoint: Endpoint, bodies: Bodies) -> None:
+        self.call_id = f"tl-{_BOOT}-{next(_serial):x}"
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.trace = {"x-request-id": self.call_id}
+        for name in ("traceparent", "tracestate"):
+            if (value := self.headers.get(name.encode())) is not None and _TRACE_VALUE.fullmatch(value):
+                self.trace[name] = value.decode("ascii")
+        self.started = False
+        self.gone = False
+        self._receive, self._send = receive, send
+        self._endpoint, self._bodies = endpoint, bodies
+        self._stream = self._finished = False
+        self._prepared: list[tuple[bytes, bytes]] = []
+        self._watch: asyncio.Future[Any] | None = None
+
+    async def call(self) -> Call:
+        """Read the whole body, then begin to watch for the client's leaving."""
+        raw = await self._body()
+        task = asyncio.current_task()
+        assert task is not None
+        self._watch = asyncio.ensure_future(self._receive())
+        self._watch.add_done_callback(lambda _: self._left(task))
+        call = read(self.call_id, self._endpoint, raw, self.headers.get(b"content-type", b"application/json"))
+        self._stream = call.stream
+        return call
+
+    def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self._prepared = [(b"x-request-id", self.call_id.encode()), *headers]
+
+    async def send(self, data: bytes, *, last: bool) -> None:
+        if not self.started:
+            headers = self._prepared
+            if last:
+                headers.append((b"content-length", b"%d" % len(data)))
+            else:
+                headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            await self._start(200, headers)
+        self._finished = last
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+    async def fail(self, error: GatewayError) -> None:
+        """End the exchange with an error: as a response, or as the last event of a stream that has begun."""
+        if self._finished:
+            return
+        status, headers, body = render(error, self.call_id)
+        self._finished = True
+        if not self.started:
+            await self._start(status, headers)
+            await self._send({"type": "http.response.body", "body": body})
+        else:
+            await self._send({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._finished = True
+            self._watch.cancel()
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _body(self) -> bytes:
+        limit = self._bodies.request
+        announced = self.headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > limit:
+            raise _too_large(limit)
+        pieces, size = [], 0
+        try:
+            async with asyncio.timeout(self._bodies.timeout):
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        self.gone = True
+                        raise asyncio.CancelledError
+                    piece = message.get("body", b"")
+                    size += len(piece)
+                    if size > limit:
+                        raise _too_large(limit)
+                    pieces.append(piece)
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise BodyTimeout(f"The body did not arrive within {self._bodies.timeout:g} s.") from None
+        return b"".join(pieces)
+
+    def _left(self, task: asyncio.Task[Any]) -> None:
+        if self._watch is None or self._watch.cancelled() or self._finished:
+            return
+        self.gone = True
+        task.cancel()
+
+
+def read(call_id: str, endpoint: Endpoint, raw: bytes, content_type: bytes) -> Call:
+    """Decode a body as far as routing needs. Raises `BadRequest`, naming the field."""
+    if not _CONTENT_TYPE.fullmatch(content_type):
+        raise BadRequest("The content-type header holds characters that do not belong there.", param="content-type")
+    try:
+        body = Body(raw)
+        model = body.get("model", str, "")
+        stream = endpoint != "embeddings" and body.get("stream", bool, False)
+        options = body.get("stream_options", dict[str, Any], {}) if stream else {}
+    except Malformed as error:
+        raise BadRequest(f"{error}", param=error.param) from None
+    if not model:
+        raise BadRequest("The field 'model' is required: name the model to ask.", param="model")
+    if len(model) > MAX_MODEL or not model.isprintable():
+        raise BadRequest(f"'model' must be at most {MAX_MODEL} printable characters.", param="model")
+    wanted = options.get("include_usage") is True
+    return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than the limit of {limit} bytes.")

@@ -1,0 +1,115 @@
+"""The API's description: OpenAPI for all routes, the raw ones too, shown by pages that need no internet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import swagger_ui_bundle
+from litestar import Litestar, Router
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.openapi.spec import (
+    Components,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    Operation,
+    PathItem,
+    RequestBody,
+    Schema,
+    SecurityScheme,
+)
+from litestar.openapi.spec.enums import OpenAPIType
+from litestar.static_files import create_static_files_router
+
+from gateway import __version__
+
+ASSETS = "/docs/assets"
+_KEY = [{"virtual key": []}]
+_STRING, _OBJECT, _ARRAY = (Schema(type=kind) for kind in (OpenAPIType.STRING, OpenAPIType.OBJECT, OpenAPIType.ARRAY))
+_BOOLEAN = Schema(type=OpenAPIType.BOOLEAN)
+
+_TEXT = "The model's route name or alias. All other fields go to the model server as they are."
+_ENDPOINTS: dict[str, tuple[str, dict[str, Schema]]] = {
+    "chat/completions": ("Answer a chat", {"messages": _ARRAY, "stream": _BOOLEAN, "stream_options": _OBJECT}),
+    "completions": ("Continue a text", {"prompt": _STRING, "stream": _BOOLEAN, "stream_options": _OBJECT}),
+    "embeddings": ("Embed texts", {"input": _STRING}),
+}
+_ERRORS = {
+    "400": "The body cannot be routed, or asks what the target cannot do",
+    "401": "Key missing or not valid",
+    "403": "The key may not use this model",
+    "404": "No such model",
+    "413": "Body too large",
+    "429": "A limit of the key; see retry-after",
+    "502": "The model server failed",
+    "503": "No target can take the call",
+    "504": "The model server did not answer in time",
+}
+
+
+class OfflineSwagger(SwaggerRenderPlugin):
+    """Swagger UI from the installed bundle; Litestar's page asks a public host for its icon, this one does not."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            js_url=f"{ASSETS}/swagger-ui-bundle.js",
+            css_url=f"{ASSETS}/swagger-ui.css",
+            standalone_preset_js_url=f"{ASSETS}/swagger-ui-standalone-preset.js",
+            favicon=f'<link rel="icon" type="image/png" href="{ASSETS}/favicon-32x32.png">',
+            path="/",
+        )
+
+
+def config() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="trunkline",
+        version=__version__,
+        description="An LLM routing gateway. Send a virtual key as `Authorization: Bearer tl_...`.",
+        path="/docs",
+        render_plugins=[OfflineSwagger()],
+        components=Components(
+            security_schemes={"virtual key": SecurityScheme(type="http", scheme="bearer", bearer_format="tl_...")}
+        ),
+        use_handler_docstrings=True,
+    )
+
+
+def assets() -> Router:
+    """The scripts and styles of the pages, from the installed package."""
+    return create_static_files_router(
+        ASSETS, directories=[Path(swagger_ui_bundle.swagger_ui_path)], include_in_schema=False
+    )
+
+
+def describe_data_plane(app: Litestar) -> None:
+    """Add the raw handlers, which Litestar does not describe by itself."""
+    paths = app.openapi_schema.paths
+    assert paths is not None
+    for endpoint, (summary, properties) in _ENDPOINTS.items():
+        paths[f"/v1/{endpoint}"] = PathItem(post=_operation(endpoint, summary, properties))
+    for path, item in paths.items():
+        if path.startswith("/v1/models") and item.get is not None:
+            item.get.security = _KEY
+
+
+def _operation(endpoint: str, summary: str, properties: dict[str, Schema]) -> Operation:
+    model = Schema(type=OpenAPIType.STRING, description=_TEXT)
+    body = Schema(
+        type=OpenAPIType.OBJECT,
+        properties={"model": model, **properties},
+        required=["model", next(iter(properties))],
+    )
+    json: dict[str, Any] = {"application/json": OpenAPIMediaType(schema=_OBJECT)}
+    good = dict(json)
+    if "stream" in properties:
+        good["text/event-stream"] = OpenAPIMediaType(schema=_STRING)
+    return Operation(
+        operation_id=endpoint.replace("/", "_"),
+        tags=["inference"],
+        summary=summary,
+        security=_KEY,
+        request_body=RequestBody(content={"application/json": OpenAPIMediaType(schema=body)}, required=True),
+        responses={"200": OpenAPIResponse("The model server's answer, byte for byte", content=good)}
+        | {status: OpenAPIResponse(text, content=json) for status, text in _ERRORS.items()},
+    )

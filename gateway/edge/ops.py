@@ -1,0 +1,136 @@
+"""What operators, probes and SDKs ask besides inference: models, health, readiness, metrics."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from litestar import MediaType, Request, Response, Router, get, route
+from litestar.exceptions import HTTPException, MethodNotAllowedException
+from litestar.exceptions import NotFoundException as UnknownPath
+from litestar.params import Parameter
+from msgspec import Struct
+
+from gateway import __version__
+from gateway.core.errors import BadRequest, GatewayError, Internal, MethodNotAllowed, NotFound
+from gateway.dataplane import Parts
+from gateway.edge.errors import render
+from gateway.health import Prober
+from gateway.keys import may_use
+from gateway.meter import exposition
+from gateway.meter.metrics import CONTENT_TYPE
+from gateway.store import Store, StoreDown
+
+
+class Model(Struct):
+    """A model this key may use."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "trunkline"
+
+
+class ModelList(Struct):
+    """The models this key may use."""
+
+    data: list[Model]
+    object: str = "list"
+
+
+class Ready(Struct):
+    """Whether the gateway can take calls, and what its last probes said of the targets."""
+
+    ready: bool
+    store: str
+    targets: dict[str, str]
+
+
+class Readiness:
+    """Ready once the store has answered, and from then on: an outage of Redis is not ours to spread."""
+
+    def __init__(self, store: Store, prober: Prober) -> None:
+        self._store, self._prober = store, prober
+        self._seen = False
+
+    async def look(self) -> Ready:
+        """The state now."""
+        try:
+            await self._store.ping()
+            said = "ok"
+            self._seen = True
+        except StoreDown as error:
+            said = f"down: {error}"
+        words = {None: "unknown", True: "up", False: "down"}
+        return Ready(self._seen, said, {name: words[up] for name, up in self._prober.up.items()})
+
+
+def router(parts: Parts, readiness: Readiness) -> Router:
+    """The ordinary handlers, all described in OpenAPI."""
+
+    @get("/v1/models", tags=["models"], summary="List the models this key may use")
+    async def list_models(request: Request[Any, Any, Any]) -> ModelList:
+        return ModelList([Model(name) for name in await _visible(parts, request)])
+
+    @get("/v1/models/{model_id:path}", tags=["models"], summary="One model, if this key may use it")
+    async def get_model(
+        request: Request[Any, Any, Any], model_id: str = Parameter(description="May hold slashes and colons")
+    ) -> Model:
+        name = str(model_id).removeprefix("/")
+        key = await parts.keyring.authenticate(_headers(request), fresh=True)
+        found = parts.routes.find(name, lambda *names: may_use(key, *names))
+        if not may_use(key, name, found.name):
+            parts.routes.find("", lambda *names: may_use(key, *names))  # says the same as for an unknown model
+        return Model(name)
+
+    @route("/", http_method=["GET", "HEAD"], include_in_schema=False)
+    async def root() -> dict[str, str]:
+        return {"name": "trunkline", "version": __version__, "docs": "/docs"}
+
+    @route("/health", http_method=["GET", "HEAD"], tags=["operations"], summary="The process lives")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @get("/ready", tags=["operations"], summary="Calls can be taken; 503 until the store has answered once")
+    async def ready() -> Response[Ready]:
+        state = await readiness.look()
+        return Response(state, status_code=200 if state.ready else 503)
+
+    @get("/metrics", tags=["operations"], summary="Metrics in Prometheus' text format", media_type=MediaType.TEXT)
+    async def metrics() -> Response[bytes]:
+        return Response(exposition(parts.meter.metrics), headers={"content-type": CONTENT_TYPE})
+
+    return Router("/", route_handlers=[list_models, get_model, root, health, ready, metrics])
+
+
+def render_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Whatever an ordinary handler raised, in the same envelope as the data plane's errors."""
+    ours = _ours(request, error)
+    status, headers, body = render(ours, f"tl-{secrets.token_hex(8)}")
+    shown: Mapping[str, str] = {name.decode(): value.decode() for name, value in headers if name != b"content-length"}
+    return Response(body, status_code=status, headers=dict(shown), media_type=MediaType.JSON)
+
+
+def _ours(request: Request[Any, Any, Any], error: Exception) -> GatewayError:
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, UnknownPath):
+        return NotFound(f"There is nothing at {request.method} {request.url.path[:200]}.")
+    if isinstance(error, MethodNotAllowedException):
+        return MethodNotAllowed(f"{request.method} is not possible here.")
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return BadRequest(str(error.detail))
+    request.logger.exception("a bug of ours") if request.app.logger else None
+    return Internal()
+
+
+async def _visible(parts: Parts, request: Request[Any, Any, Any]) -> list[str]:
+    key = await parts.keyring.authenticate(_headers(request), fresh=True)
+    return parts.routes.models(lambda *names: may_use(key, *names))
+
+
+def _headers(request: Request[Any, Any, Any]) -> dict[bytes, bytes]:
+    return dict(request.scope["headers"])
+
+

@@ -1,0 +1,175 @@
+"""The record of one call: opened when it arrives, closed however it ends, written once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from backends.api import Call, Usage
+from gateway.core.clock import Clock
+from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamError
+from gateway.core.types import KeyRecord
+from gateway.meter.metrics import Metrics
+
+log = logging.getLogger("trunkline.meter")
+
+_encoder = msgspec.json.Encoder()
+
+
+class Meter:
+    """Opens records and turns closed ones into metrics and log lines."""
+
+    def __init__(self, metrics: Metrics, clock: Clock, write: Callable[[bytes], None]) -> None:
+        self.metrics, self._clock, self._write = metrics, clock, write
+        self._children: dict[tuple[Any, ...], Any] = {}
+
+    def observe(self, call_id: str, endpoint: str) -> Record:
+        return Record(self, self._clock, call_id, endpoint)
+
+    def child(self, metric: Any, *labels: str) -> Any:
+        """The metric with these labels, looked up in prometheus_client only once."""
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
+
+    def close(self, record: Record, ended: float) -> None:
+        metrics, child = self.metrics, self.child
+        total = ended - record.started
+        error_type = "" if record.error is None else record.error.error_type
+        child(metrics.requests, record.endpoint, record.route, record.outcome, error_type).inc()
+        child(metrics.duration, record.endpoint, record.route).observe(total)
+        own = max(0.0, total - record.upstream_seconds - record.client_seconds)
+        child(metrics.overhead, record.route).observe(own)
+        if record.usage is not None:
+            child(metrics.tokens, record.route, "in").inc(record.usage.prompt_tokens)
+            child(metrics.tokens, record.route, "out").inc(record.usage.completion_tokens)
+        self._write(_encoder.encode(record.line(total, own, self._clock.now())))
+
+
+class Record:
+    """One call's way through the gateway. A context manager: leaving it closes it with the outcome it was left with."""
+
+    def __init__(self, meter: Meter, clock: Clock, call_id: str, endpoint: str) -> None:
+        self._meter, self._clock = meter, clock
+        self.call_id, self.endpoint = call_id, endpoint
+        self.started = clock.monotonic()
+        self.route, self.target, self.model = "other", "", ""
+        self.key_id = self.tenant = ""
+        self.stream = False
+        self.attempts: list[dict[str, str]] = []
+        self.upstream_seconds = self.client_seconds = 0.0
+        self.ttft: float | None = None
+        self.chunks = self._counted = 0
+        self.usage: Usage | None = None
+        self.usage_source = ""
+        self.error: GatewayError | None = None
+        self.outcome = "answered"
+        self._last = self.started
+
+    def __enter__(self) -> Self:
+        self._meter.metrics.in_flight.inc()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._meter.metrics.in_flight.dec()
+        if error is not None:
+            self._fail(error)
+        if self.usage is None and self._counted:
+            self.usage, self.usage_source = Usage(0, self._counted), "counted"
+        self._meter.close(self, self._clock.monotonic())
+
+    def authenticated(self, key: KeyRecord) -> None:
+        self.key_id, self.tenant = key.id, key.tenant
+
+    def routed(self, route: str, call: Call) -> None:
+        self.route, self.stream = route, call.stream
+
+    def attempt(self, target: str) -> None:
+        self.target = target
+        self.attempts.append({"target": target, "outcome": "ok"})
+
+    def failed(self, error: GatewayError) -> None:
+        """The attempt at hand failed."""
+        self.attempts[-1]["outcome"] = error.error_type
+        if isinstance(error, UpstreamError):
+            log.warning("call %s: target %s: %s: %s", self.call_id, self.target, error.error_type, error.message)
+
+    def attempted(self) -> None:
+        """The attempt at hand is over."""
+        metrics = self._meter.metrics
+        self._meter.child(metrics.attempts, self.route, self.target, self.attempts[-1]["outcome"]).inc()
+
+    def received(self, tokens: int, usage: Usage | None) -> None:
+        """A chunk has come from the target."""
+        now = self._clock.monotonic()
+        self.upstream_seconds += now - self._last
+        self._last = now
+        self._counted += tokens
+        if usage is not None:
+            self.usage, self.usage_source = usage, "upstream"
+
+    def sent(self) -> None:
+        """A chunk has gone to the client."""
+        now = self._clock.monotonic()
+        self.client_seconds += now - self._last
+        metrics = self._meter.metrics
+        if self.ttft is None:
+            self.ttft = now - self.started
+            if self.stream:
+                self._meter.child(metrics.ttft, self.route, self.target).observe(self.ttft)
+        elif self.stream:
+            self._meter.child(metrics.itl, self.route, self.target).observe(now - self._sent_at)
+        self._sent_at = self._last = now
+        self.chunks += 1
+
+    def waiting(self) -> None:
+        """From here on we wait for the target."""
+        self._last = self._clock.monotonic()
+
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            error = ClientGone()
+        elif not isinstance(error, GatewayError):
+            log.error("call %s: a bug of ours", self.call_id, exc_info=error)
+            error = Internal()
+        self.error = error
+        self.outcome = "broke" if self.ttft is not None and error.outcome == "failed" else error.outcome
+
+    def line(self, total: float, own: float, now: float) -> dict[str, Any]:
+        """The log line. It holds ids, names of ours and numbers: nothing that a client typed."""
+        line: dict[str, Any] = {
+            "time": round(now, 3),
+            "event": "call",
+            "request_id": self.call_id,
+            "key_id": self.key_id,
+            "tenant": self.tenant,
+            "endpoint": self.endpoint,
+            "route": self.route,
+            "target": self.target,
+            "stream": self.stream,
+            "outcome": self.outcome,
+            "status": 200 if self.error is None else self.error.status,
+            "error_type": None if self.error is None else self.error.error_type,
+            "attempts": self.attempts,
+            "duration_s": round(total, 6),
+            "overhead_s": round(own, 6),
+            "ttft_s": None if self.ttft is None else round(self.ttft, 6),
+            "chunks": self.chunks,
+        }
+        if self.usage is not None:
+            line["usage"] = {
+                "prompt_tokens": self.usage.prompt_tokens,
+                "completion_tokens": self.usage.completion_tokens,
+                "cached_tokens": self.usage.cached_tokens,
+                "source": self.usage_source,
+            }
+        return line

@@ -1,0 +1,34 @@
+"""The generic cell rate algorithm in integer microseconds, as admit.lua computes it too.
+
+A bucket is one number, the theoretical arrival time (TAT): when the bucket will be whole again. An ask moves it
+forward by its share of the window and is granted if it stays within one window from now. Source: ITU-T I.371.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MICRO = 1_000_000
+
+
+class Step(NamedTuple):
+    """What an ask would do to a bucket."""
+
+    tat: int
+    """The arrival time to store if all is granted, in microseconds."""
+    over: int
+    """Microseconds until the same ask fits; 0 or less: it fits now."""
+
+
+def step(stored: int, now: int, limit: int, window: int, amount: int) -> Step:
+    """Move a bucket of `limit` units a `window` (microseconds) by `amount` units.
+
+    A stored time beyond one window is clamped: after a clock went back, a key must not be locked for hours.
+    """
+    tat = min(max(stored, now), now + window) + -(-window * amount // limit)
+    return Step(tat, tat - now - window)
+
+
+def remaining(tat: int, now: int, limit: int, window: int) -> int:
+    """Whole units left in the bucket."""
+    return max(0, (now + window - max(tat, now)) * limit // window)

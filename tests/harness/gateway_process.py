@@ -1,0 +1,95 @@
+"""A real gateway for tests: `trunkline serve` as a child process on a free loopback port."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.redis_server import free_port
+
+TRUNKLINE = [sys.executable, "-P", "-m", "gateway"]
+
+
+class GatewayProcess:
+    """A running gateway; `records()` are the call lines it logged so far."""
+
+    def __init__(self, table: str, folder: Path, *, redis_url: str | None, workers: int, env: dict[str, str]) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.routing = folder / "routing.yaml"
+        self.routing.write_text(table)
+        self._store = ["--redis-url", redis_url] if redis_url else ["--state", str(folder / "keys.json")]
+        self._out, self._err = folder / "stdout.log", folder / "stderr.log"
+        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
+        command = [*TRUNKLINE, "serve", str(self.routing), "--port", str(self.port), "--workers", str(workers)]
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen([*command, *self._store], stdout=out, stderr=err, env=self._env)
+
+    def wait_ready(self, seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                urllib.request.urlopen(self.url + "/ready", timeout=2).close()
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the gateway did not become ready:\n{self.stderr()}") from None
+                time.sleep(0.03)
+
+    def key(self, *options: str) -> dict[str, Any]:
+        """Create a key with `trunkline keys create`; its token is under "secret", its id under "id"."""
+        return self.keys("create", "--name", "test", *options)
+
+    def keys(self, *arguments: str) -> Any:
+        """What `trunkline keys ... --json` says."""
+        command = [*TRUNKLINE, "keys", *arguments, *self._store, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=20, check=True)
+        return json.loads(done.stdout)
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stdout().splitlines() if line.startswith("{")]
+
+    def stdout(self) -> str:
+        return self._out.read_text(errors="replace")
+
+    def stderr(self) -> str:
+        return self._err.read_text(errors="replace")
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(self.url + "/metrics", timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return self.process.wait()
+
+
+@contextmanager
+def gateway_process(
+    table: str, *, redis_url: str | None = None, workers: int = 1, env: dict[str, str] | None = None
+) -> Iterator[GatewayProcess]:
+    """A gateway serving `table`, ready, for as long as the block lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        gateway = GatewayProcess(table, Path(folder), redis_url=redis_url, workers=workers, env=env or {})
+        try:
+            gateway.wait_ready()
+            yield gateway
+        finally:
+            gateway.stop()
