@@ -128,7 +128,10 @@ class RefusesInItsOwnWords(Protocol):
     """For servers whose 4xx bodies are already fit for the client, or can be made so."""
 
     def refusal(self, call: Call, status: int, body: bytes) -> tuple[int, bytes] | None:
-        """The status and JSON body to pass on for a caller's fault; None: the gateway words it."""
+        """The status and JSON body to pass on for a caller's fault; None: the gateway words it.
+
+        Raises `UpstreamFault` for a 4xx that is the server's own fault.
+        """
 
 
 @runtime_checkable

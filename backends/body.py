@@ -51,7 +51,7 @@ class Body:
     """A request body as received, and its top-level fields as undecoded JSON.
 
     Raises `Malformed` for anything but one JSON object in UTF-8 without repeated top-level keys: two readers of
-    a repeated key may each believe another value, and so the gateway could allow one model and the target serve another.
+    a repeated key may each believe another value, so the gateway could allow one model and the target serve another.
     """
 
     __slots__ = ("_spans", "fields", "raw")
@@ -87,6 +87,8 @@ class Body:
             return {name: msgspec.json.decode(raw) for name, raw in self.fields.items()}
         except RecursionError:
             raise Malformed("the body is nested too deeply") from None
+        except msgspec.DecodeError as error:
+            raise Malformed(f"the body cannot be read: {error}") from None
 
     def spliced(self, changes: Mapping[str, bytes]) -> bytes:
         """The body with these fields set to the given JSON, every other byte as it was."""

@@ -1,2 +1,248 @@
-from backends.openai import OpenAI
-class TGI(OpenAI): pass
+"""Adapter for Hugging Face TGI: its OpenAI-like routes, whose differences are rewritten in both directions.
+
+What TGI cannot do is refused by name: a field dropped in silence would change an answer without anyone knowing.
+Facts are TGI's at version 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from backends import sse
+from backends.api import Call, Chunk, Reply, RequestRefused, StreamReader, Target, UpstreamFault, UpstreamRequest, Usage
+
+# Fields with the values that ask for nothing; any other value is refused.
+_CANNOT: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),  # TGI would take it for a repetition penalty of value + 2
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "use_beam_search": (False,),
+    "modalities": (["text"],),
+    "functions": ([],),
+    "function_call": ("none",),
+}
+_CANNOT_AT_ALL = (
+    "audio", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
+    "continue_final_message",
+)  # fmt: skip
+_FINISH = {"eos_token": "stop", "stop_sequence": "stop", "": None}
+_EMPTY_SCHEMA = {"type": "object", "properties": {}}
+
+
+class TGI:
+    """`model` of a target names a LoRA adapter; without it the server's own model answers."""
+
+    probe_path = "/health"
+
+    def request(self, call: Call, target: Target) -> UpstreamRequest:
+        if call.endpoint == "embeddings":
+            raise RequestRefused("this model is served by TGI, which has no embeddings", param="model")
+        try:
+            asked = call.body.decoded()
+        except ValueError as error:
+            raise RequestRefused(str(error)) from None
+        asked = {name: value for name, value in asked.items() if value is not None}  # TGI refuses many a null
+        _refuse(call, asked)
+        asked["model"] = target.model or "tgi"
+        _rewrite_sampling(asked)
+        if call.endpoint == "chat/completions":
+            _rewrite_chat(asked)
+        if call.stream:
+            asked["stream_options"] = {"include_usage": True}
+        else:
+            asked.pop("stream_options", None)
+        headers = {"content-type": "application/json"}
+        if target.api_key is not None:
+            headers["authorization"] = "Bearer " + target.api_key
+        return UpstreamRequest("/v1/" + call.endpoint, headers, msgspec.json.encode(asked))
+
+    def reply(self, call: Call, body: bytes) -> Reply:
+        answer = msgspec.json.decode(body, type=dict[str, Any])
+        if "error" in answer:
+            raise _fault(answer)
+        counted = _usage(answer)
+        _complete(call, answer)
+        answer.get("choices", []).sort(key=lambda choice: choice.get("index", 0))
+        for choice in answer.get("choices", ()):
+            _finish(choice, called=bool(_tool_calls(call, choice.get("message") or {})))
+        return Reply(msgspec.json.encode(answer), counted)
+
+    def open(self, call: Call) -> StreamReader:
+        return _Reader()
+
+    def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
+        return _Reader().chunk(call, event)
+
+    def refusal(self, call: Call, status: int, body: bytes) -> tuple[int, bytes] | None:
+        """TGI's `{"error", "error_type"}` and its plain texts in OpenAI's envelope. A 424 is an `UpstreamFault`."""
+        try:
+            said = msgspec.json.decode(body, type=dict[str, Any])
+        except (ValueError, RecursionError):
+            said = {"error": body.decode(errors="replace")[:500]}
+        if status == 424:
+            raise UpstreamFault(500, str(said.get("error", "")))
+        error = {"message": said.get("error", ""), "type": "invalid_request_error"}
+        envelope = {"error": {**error, "param": None, "code": said.get("error_type")}}
+        return 400 if status == 422 else status, msgspec.json.encode(envelope)
+
+
+class _Reader:
+    """One stream. TGI ends a tool call with `stop`, so the end must know what came before."""
+
+    def __init__(self) -> None:
+        self._called = False
+
+    def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
+        data = sse.data(event)
+        if not data:
+            return (Chunk(event, comment=True),)
+        if data == b"[DONE]":
+            return (Chunk(event, done=True),)
+        seen = msgspec.json.decode(data, type=dict[str, Any])
+        if "error" in seen:
+            raise _fault(seen)
+        counted = _usage(seen)
+        usage = seen.pop("usage", None)
+        _complete(call, seen)
+        choices, finished = seen.get("choices") or [], False
+        for choice in choices:
+            self._called |= bool(_tool_calls(call, choice.get("delta") or {}))
+            finished |= _finish(choice, called=self._called)
+        pieces = [_event(seen)] if choices else []
+        if usage is not None and call.include_usage:
+            pieces.append(_event({**seen, "choices": [], "usage": usage}))
+        return (Chunk(b"".join(pieces), tokens=len(choices), usage=counted, finished=finished),)
+
+
+def _refuse(call: Call, asked: Mapping[str, Any]) -> None:
+    wanted = "messages" if call.endpoint == "chat/completions" else "prompt"
+    if wanted not in asked:
+        raise RequestRefused(f"the field {wanted!r} is required", param=wanted)
+    for name, harmless in _CANNOT.items():
+        if name in asked and asked[name] not in harmless:
+            raise RequestRefused(f"this model is served by TGI, which cannot honour {name!r}", param=name)
+    for name in _CANNOT_AT_ALL:
+        if name in asked:
+            raise RequestRefused(f"this model is served by TGI, which cannot honour {name!r}", param=name)
+    if call.endpoint == "completions":
+        if asked.get("logprobs", False) is not False:
+            raise RequestRefused(
+                "this model is served by TGI, which has no 'logprobs' in completions", param="logprobs"
+            )
+        prompts = asked["prompt"] if isinstance(asked["prompt"], list) else [asked["prompt"]]
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise RequestRefused("this model is served by TGI, which takes prompts as text only", param="prompt")
+    if "tools" in asked and asked["tools"] and "response_format" in asked and _grammar(asked["response_format"]):
+        raise RequestRefused("TGI cannot have both 'tools' and 'response_format'", param="response_format")
+
+
+def _rewrite_sampling(asked: dict[str, Any]) -> None:
+    for name in _CANNOT:
+        asked.pop(name, None)
+    if isinstance(asked.get("stop"), str):
+        asked["stop"] = [asked["stop"]]
+    if isinstance(top_p := asked.get("top_p"), int | float) and top_p >= 1:
+        del asked["top_p"]  # 1 is "off", and TGI wants less than 1
+    if (limit := asked.pop("max_completion_tokens", None)) is not None:
+        asked["max_tokens"] = limit  # one field under two names: both at once are refused as a duplicate
+    if "response_format" in asked:
+        grammar = _grammar(asked.pop("response_format"))
+        if grammar is not None:
+            asked["response_format"] = grammar
+
+
+def _rewrite_chat(asked: dict[str, Any]) -> None:
+    asked.pop("parallel_tool_calls", None)  # a permission, and TGI makes one call at most
+    messages = asked.get("messages")
+    if not isinstance(messages, list):
+        raise RequestRefused("'messages' must be a list", param="messages")
+    asked["messages"] = [rewritten for message in messages for rewritten in _message(message)]
+    for tool in asked.get("tools") or ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict) and function.get("parameters") is None:
+            function["parameters"] = _EMPTY_SCHEMA
+
+
+def _message(message: Any) -> list[Any]:
+    """A message that has both text and tool calls would lose the calls, so it becomes two."""
+    if not isinstance(message, dict):
+        return [message]
+    message = {name: value for name, value in message.items() if value is not None}
+    if not message.get("tool_calls"):
+        message.pop("tool_calls", None)
+        return [{"content": "", **message}]
+    content = message.pop("content", None)
+    return [{"role": message.get("role"), "content": content}, message] if content else [message]
+
+
+def _grammar(wanted: Any) -> dict[str, Any] | None:
+    """OpenAI's `response_format` as TGI's grammar; None where there is nothing to enforce."""
+    if not isinstance(wanted, dict):
+        raise RequestRefused("'response_format' must be an object", param="response_format")
+    kind = wanted.get("type")
+    if kind == "text":
+        return None
+    if "value" in wanted:  # TGI's own form
+        return wanted
+    if kind == "json_object":
+        return {"type": "json_object", "value": _EMPTY_SCHEMA}
+    given = wanted.get("json_schema")
+    if kind != "json_schema" or not isinstance(given, dict) or "schema" not in given:
+        raise RequestRefused(f"TGI cannot honour a 'response_format' of type {kind!r}", param="response_format")
+    return {"type": "json_schema", "value": {"name": given.get("name", "schema"), "schema": given["schema"]}}
+
+
+def _complete(call: Call, answer: dict[str, Any]) -> None:
+    if not answer.get("id"):
+        answer["id"] = ("chatcmpl-" if call.endpoint == "chat/completions" else "cmpl-") + call.id
+
+
+def _tool_calls(call: Call, message: dict[str, Any]) -> list[dict[str, Any]]:
+    """The message's tool calls, their counters made into ids that stay unique in a conversation."""
+    calls: list[dict[str, Any]] = message.get("tool_calls") or []
+    for index, made in enumerate(calls):
+        made["id"] = f"call_{call.id}_{made.get('id') or index}"
+        function = made.get("function")
+        if isinstance(function, dict) and function.get("description", "") is None:
+            del function["description"]
+    return calls
+
+
+def _finish(choice: dict[str, Any], *, called: bool) -> bool:
+    """Put the finish reason into OpenAI's words; returns whether there is one."""
+    reason: str | None = choice.get("finish_reason")
+    if reason is not None:
+        reason = _FINISH.get(reason, reason)
+    choice["finish_reason"] = "tool_calls" if called and reason == "stop" else reason
+    return reason is not None
+
+
+def _usage(answer: Mapping[str, Any]) -> Usage | None:
+    given = answer.get("usage")
+    return Usage(given["prompt_tokens"], given["completion_tokens"]) if given else None
+
+
+def _fault(answer: Mapping[str, Any]) -> UpstreamFault:
+    """An error in a 200. TGI's status in it is always 422, so the message must tell what it is."""
+    error = answer["error"]
+    message = str(error.get("message", "") if isinstance(error, dict) else error)
+    if "overloaded" in message.lower():
+        return UpstreamFault(429, message)
+    if "validation error" in message.lower() or answer.get("error_type") in ("validation", "tool_error"):
+        return UpstreamFault(400, message)
+    return UpstreamFault(500, message)
+
+
+def _event(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"

@@ -55,9 +55,7 @@ def build(settings: Settings, table: Table) -> Litestar:
     lines = Lines(sys.stdout.fileno(), metrics.dropped.inc)
     store = open_store(settings.redis_url, settings.state_path, settings.redis_timeout)
     keyring = Keyring(store, peppers, clock)
-    table_routes = routes.build(
-        table, launched, cache(registry.load), lambda name: Breaker(name, clock.monotonic)
-    )
+    table_routes = routes.build(table, launched, cache(registry.load), lambda name: Breaker(name, clock.monotonic))
     forwarder = Forwarder(table.bodies.answer)
     default = table.limits.default
     parts = Parts(

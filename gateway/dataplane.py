@@ -25,12 +25,21 @@ from gateway.routes import Routes, Target
 class Client(Protocol):
     """The caller's side of the exchange, as the edge provides it."""
 
-    call_id: str
-    headers: Mapping[bytes, bytes]
-    trace: Mapping[str, str]
-    """Headers by which the target's logs can be matched with ours."""
-    started: bool
-    """Something of the answer has left: from here on nothing can be retried or become an error status."""
+    @property
+    def call_id(self) -> str:
+        """Unique for ever; what the client sees as its request id."""
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """The request's headers, names in lower case."""
+
+    @property
+    def trace(self) -> Mapping[str, str]:
+        """Headers by which the target's logs can be matched with ours."""
+
+    @property
+    def started(self) -> bool:
+        """Something of the answer has left: from here on nothing can be retried or become an error status."""
 
     async def call(self) -> Call:
         """Read the body; raises `Refused` when it cannot be a call."""

@@ -286,7 +286,10 @@ async def _refusal(call: Call, adapter: AnyAdapter, response: httpx.Response, up
     if status == 408 or not 400 <= status < 500:
         return UpstreamFailed(f"status {status}")
     body = await upstream._read(ERROR_BODY_LIMIT)
-    said = adapter.refusal(call, status, body) if isinstance(adapter, RefusesInItsOwnWords) else None
+    try:
+        said = adapter.refusal(call, status, body) if isinstance(adapter, RefusesInItsOwnWords) else None
+    except UpstreamFault as fault:
+        return _blame(fault)
     if said is None:
         return Rejected(status if status != 404 else 400, f"The model server refused the call with status {status}.")
     return Rejected(said[0], "", body=said[1])
@@ -313,5 +316,3 @@ def retry_after(header: str | None) -> float | None:
         except ValueError:
             return None
     return min(max(0.0, seconds), MAX_RETRY_AFTER) if seconds == seconds else None
-
-

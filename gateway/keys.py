@@ -161,7 +161,7 @@ class Registrar:
         *,
         tenant: str = "default",
         models: Sequence[str] = ("*",),
-        limit: Limit = Limit(),
+        limit: Limit | None = None,
         lifetime: float | None = None,
     ) -> tuple[KeyRecord, str]:
         """Make a key; returns its record and the token, which is not kept anywhere."""
@@ -172,7 +172,7 @@ class Registrar:
             name=name,
             tenant=tenant,
             models=tuple(models),
-            limit=limit,
+            limit=limit or Limit(),
             created=now,
             expires=None if lifetime is None else now + lifetime,
             secrets=(self._stored(presented),),

@@ -80,7 +80,7 @@ class Child:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is for the gateway, which then stops its children in order
-                    preexec_fn=_die_with_parent if _libc else None,  # noqa: PLW1509 - one system call
+                    preexec_fn=_die_with_parent if _libc else None,
                 )
         except OSError as error:
             return f"cannot be started: {error}"

@@ -33,7 +33,9 @@ class Lease:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._release(self._ask)
 
 
@@ -56,7 +58,7 @@ class Admission:
         self.degraded = False
 
     async def admit(self, call_id: str, key: KeyRecord, default: Limit) -> Lease:
-        """A lease, or `RateLimited` with when to come again. `Unauthenticated` if the key has been revoked meanwhile."""
+        """A lease. Raises `RateLimited` with when to come again, `Unauthenticated` if the key has ended meanwhile."""
         for _ in range(MAX_STALE):
             ask = _ask(call_id, key, key.limit.over(default))
             verdict, release = await self._decide(ask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
 from backends.api import AnyAdapter, Call
@@ -77,9 +77,7 @@ class Breaker(Protocol):
 class Target:
     """One target of a route, with all that a call needs to know to use it."""
 
-    def __init__(
-        self, spec: TargetSpec, url: str, adapter: AnyAdapter, timeouts: Timeouts, breaker: Breaker
-    ) -> None:
+    def __init__(self, spec: TargetSpec, url: str, adapter: AnyAdapter, timeouts: Timeouts, breaker: Breaker) -> None:
         self.name, self.weight = spec.name, spec.weight
         self.address = Address(spec.name, url.rstrip("/"), spec.model, spec.api_key)
         self.adapter, self.timeouts = adapter, timeouts
@@ -146,7 +144,7 @@ class Route:
         self.name, self.tiers, self._policy, self._attempts = name, tiers, policy, attempts
         self._budget = RetryBudget()
 
-    def candidates(self, call: Call) -> Iterator[Target]:
+    def candidates(self, call: Call) -> Generator[Target, None, None]:
         """Targets to try in turn, each at most once; each is picked only when the one before has failed."""
         tried: list[Target] = []
         self._budget.in_flight += 1
@@ -180,9 +178,7 @@ class Routes:
 
     def __init__(self, table: Table, routes: dict[str, Route]) -> None:
         self._routes, self._names = routes, table.names()
-        self.targets = {
-            target.name: target for route in routes.values() for tier in route.tiers for target in tier
-        }
+        self.targets = {target.name: target for route in routes.values() for tier in route.tiers for target in tier}
 
     def find(self, model: str, visible: Callable[..., bool]) -> Route:
         """The route that `model` means. Raises `NoRoute`, naming the models for which `visible` is true."""

@@ -81,7 +81,9 @@ def _registrar(store: Store, settings: Settings) -> Registrar:
 @keys.command()
 @click.option("--name", required=True, help="What the key is for; shown in lists.")
 @click.option("--tenant", default="default", show_default=True, help="Who uses it.")
-@click.option("--model", "models", multiple=True, help="A model it may use; * stands for any text. Repeatable. [default: *]")
+@click.option(
+    "--model", "models", multiple=True, help="A model it may use; * stands for any text. Repeatable. [default: *]"
+)
 @click.option("--rpm", type=Quantity(COUNT), help="Requests a minute. [default: the table's]")
 @click.option("--concurrency", type=Quantity(COUNT), help="Calls at the same time. [default: the table's]")
 @click.option("--expires", type=Quantity(DURATION), help="How long it is valid, such as 30d. [default: for ever]")

@@ -32,7 +32,9 @@ HEADER_READ_MS = 10_000
 @click.argument("routing", required=False, type=click.Path(dir_okay=False))
 @click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on. [default: 8080]")
-@click.option("--workers", type=click.IntRange(1, 256), help="Serving processes; more than one needs Redis. [default: 1]")
+@click.option(
+    "--workers", type=click.IntRange(1, 256), help="Serving processes; more than one needs Redis. [default: 1]"
+)
 @click.option("--redis-url", help="Where keys and limits live, such as redis://localhost:6379/0.")
 @click.option("--state", type=click.Path(dir_okay=False), help="The key file of a gateway without Redis.")
 def serve(**options: Any) -> None:
@@ -69,7 +71,9 @@ def serve(**options: Any) -> None:
 
 
 def _greet(settings: Settings) -> None:
-    where = settings.redis_url.rpartition("@")[2] if settings.redis_url else f"in process, keys in {settings.state_path}"
+    where = (
+        settings.redis_url.rpartition("@")[2] if settings.redis_url else f"in process, keys in {settings.state_path}"
+    )
     click.echo(
         f"trunkline {__version__}: {settings.routing} on http://{settings.host}:{settings.port}, "
         f"{settings.workers} worker{'s' * (settings.workers > 1)}, store: {where}",
@@ -81,7 +85,7 @@ def _greet(settings: Settings) -> None:
         click.echo("TRUNKLINE_PEPPERS is not set: keys are hashed without a pepper.", err=True)
 
 
-def _server(settings: Settings) -> Server:
+def _server(settings: Settings) -> Any:
     return Server(
         "gateway.app:from_environment",
         factory=True,

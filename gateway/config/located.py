@@ -209,7 +209,10 @@ def _expected(kind: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is typing.Annotated:
         base, meta = get_args(kind)
-        bounds = [f"at least {meta.ge}" if meta.ge is not None else "", f"above {meta.gt}" if meta.gt is not None else ""]
+        bounds = [
+            f"at least {meta.ge}" if meta.ge is not None else "",
+            f"above {meta.gt}" if meta.gt is not None else "",
+        ]
         bounds.append(f"at most {meta.le}" if meta.le is not None else "")
         return " and ".join(filter(None, [_expected(base), *bounds]))
     return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))

@@ -26,7 +26,7 @@ class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all parts of the table."""
 
 
-class Launch(_Strict):
+class Launch(_Strict, frozen=True, kw_only=True):
     """A child process that `trunkline serve` starts, waits for, restarts with back-off and stops."""
 
     model: str | None = None
@@ -37,7 +37,7 @@ class Launch(_Strict):
     """Added to the command's environment."""
 
 
-class TargetSpec(_Strict):
+class TargetSpec(_Strict, frozen=True, kw_only=True):
     """One server that serves the route's model: either at `url`, or launched."""
 
     name: str
@@ -56,7 +56,7 @@ class TargetSpec(_Strict):
     """Its share of the load, relative to the route's other targets."""
 
 
-class Timeouts(_Strict):
+class Timeouts(_Strict, frozen=True, kw_only=True):
     """How long a target may take; a stream has no total."""
 
     connect: Seconds = 2.0
@@ -67,14 +67,14 @@ class Timeouts(_Strict):
     """Between two pieces of an answer."""
 
 
-class Retry(_Strict):
+class Retry(_Strict, frozen=True, kw_only=True):
     """Tries on other targets, before the first byte has reached the client."""
 
     attempts: Annotated[int, Meta(ge=1, le=3)] = 2
     """Targets tried for one call, the first included."""
 
 
-class RouteSpec(_Strict):
+class RouteSpec(_Strict, frozen=True, kw_only=True):
     """A public model name and where it is served."""
 
     targets: tuple[TargetSpec, ...]
@@ -89,7 +89,7 @@ class RouteSpec(_Strict):
     retry: Retry = Retry()
 
 
-class LimitSpec(_Strict):
+class LimitSpec(_Strict, frozen=True, kw_only=True):
     """What a key may use unless the key says otherwise; absent is unlimited."""
 
     rpm: Count | None = None
@@ -98,14 +98,14 @@ class LimitSpec(_Strict):
     """Calls in flight at once."""
 
 
-class Limits(_Strict):
+class Limits(_Strict, frozen=True, kw_only=True):
     """Limits by whom they hold for."""
 
     default: LimitSpec = LimitSpec()
     """Every key."""
 
 
-class Bodies(_Strict):
+class Bodies(_Strict, frozen=True, kw_only=True):
     """How much the gateway takes into memory."""
 
     request: Size = 20 * 1024**2
@@ -116,27 +116,27 @@ class Bodies(_Strict):
     """How long a client may take to send its body."""
 
 
-class Ask(_Strict):
+class Ask(_Strict, frozen=True, kw_only=True):
     """A call that a test imagines."""
 
     model: str
 
 
-class Expect(_Strict):
+class Expect(_Strict, frozen=True, kw_only=True):
     """What should come of it."""
 
     route: str | None = None
     """The route that serves it; leave out to expect that none does."""
 
 
-class TableTest(_Strict):
+class TableTest(_Strict, frozen=True, kw_only=True):
     """A promise of the table, checked by `trunkline check` and before the table is used."""
 
     ask: Ask
     expect: Expect
 
 
-class Table(_Strict):
+class Table(_Strict, frozen=True, kw_only=True):
     """The whole routing table."""
 
     routes: dict[str, RouteSpec]
@@ -210,9 +210,9 @@ def field_texts(kind: type[Struct]) -> dict[str, str]:
     assert isinstance(node, ast.ClassDef)
     texts: dict[str, str] = {}
     for field, after in zip(node.body, node.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
-            if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-                texts[field.target.id] = " ".join(after.value.value.split())
+        match field, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[name] = " ".join(text.split())
     return texts
 
 
@@ -256,20 +256,24 @@ def _check_targets(document: Document, table: Table) -> None:
 def _check_place(document: Document, path: Path_, target: TargetSpec) -> None:
     if (target.url is None) == (target.launch is None):
         document.report(path, f"target {target.name!r} needs either 'url' or 'launch'")
-    if target.url is not None:
-        try:
-            parts = urlsplit(target.url)
-            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-            if parts.query or parts.fragment or parts.username or any(c <= " " for c in target.url):
-                good = False
-        except ValueError:
-            good = False
-        if not good:
-            document.report((*path, "url"), f"{target.url!r} is not a base URL such as 'http://vllm-a:8000'")
-        elif parts.path.rstrip("/").endswith("/v1"):
-            document.report((*path, "url"), f"{target.url!r}: leave out '/v1', the gateway adds it")
-    if (launch := target.launch) is None:
-        return
+    if target.url is not None and not _is_base_url(target.url):
+        document.report((*path, "url"), f"{target.url!r} is not a base URL such as 'http://vllm-a:8000'")
+    elif target.url is not None and target.url.rstrip("/").endswith("/v1"):
+        document.report((*path, "url"), f"{target.url!r}: leave out '/v1', the gateway adds it")
+    if target.launch is not None:
+        _check_launch(document, path, target, target.launch)
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        plain = not (parts.query or parts.fragment or parts.username) and all(" " < char < "\x7f" for char in url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and plain
+    except ValueError:
+        return False
+
+
+def _check_launch(document: Document, path: Path_, target: TargetSpec, launch: Launch) -> None:
     if (launch.model is None) == (launch.argv is None):
         document.report((*path, "launch"), "'launch' needs either 'model' or 'argv'")
     if launch.argv is not None and not any("{port}" in word for word in launch.argv):

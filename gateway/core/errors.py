@@ -49,9 +49,7 @@ class GatewayError(Exception):
     should_retry: ClassVar[bool | None] = None
     """What `x-should-retry` tells the SDK; None leaves it to the status."""
 
-    def __init__(
-        self, message: str = "", *, param: str | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str = "", *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.message, self.param, self.retry_after = message, param, retry_after
         self.headers: Mapping[str, str] = {}
@@ -146,9 +144,7 @@ class Rejected(Refused):
 
     error_type = "caller_rejected_upstream"
 
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, body: bytes | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, *, param: str | None = None, body: bytes | None = None) -> None:
         super().__init__(message, param=param)
         self.status, self.body = status, body
 

@@ -96,4 +96,4 @@ class KeyChanges(Struct, frozen=True, kw_only=True):
     """What an edit of a key may change; UNSET leaves a field as it is."""
 
     secrets: tuple[Secret, ...] | UnsetType = UNSET
-    revoked: float | None | UnsetType = UNSET
+    revoked: float | UnsetType | None = UNSET

@@ -15,6 +15,7 @@ from litestar.openapi.spec import (
     OpenAPIResponse,
     Operation,
     PathItem,
+    Reference,
     RequestBody,
     Schema,
     SecurityScheme,
@@ -25,7 +26,7 @@ from litestar.static_files import create_static_files_router
 from gateway import __version__
 
 ASSETS = "/docs/assets"
-_KEY = [{"virtual key": []}]
+_KEY: list[dict[str, list[str]]] = [{"virtual key": []}]
 _STRING, _OBJECT, _ARRAY = (Schema(type=kind) for kind in (OpenAPIType.STRING, OpenAPIType.OBJECT, OpenAPIType.ARRAY))
 _BOOLEAN = Schema(type=OpenAPIType.BOOLEAN)
 
@@ -104,12 +105,16 @@ def _operation(endpoint: str, summary: str, properties: dict[str, Schema]) -> Op
     good = dict(json)
     if "stream" in properties:
         good["text/event-stream"] = OpenAPIMediaType(schema=_STRING)
+    responses: dict[str, OpenAPIResponse | Reference] = {
+        "200": OpenAPIResponse("The model server's answer, byte for byte", content=good)
+    }
+    for status, text in _ERRORS.items():
+        responses[status] = OpenAPIResponse(text, content=json)
     return Operation(
         operation_id=endpoint.replace("/", "_"),
         tags=["inference"],
         summary=summary,
         security=_KEY,
         request_body=RequestBody(content={"application/json": OpenAPIMediaType(schema=body)}, required=True),
-        responses={"200": OpenAPIResponse("The model server's answer, byte for byte", content=good)}
-        | {status: OpenAPIResponse(text, content=json) for status, text in _ERRORS.items()},
+        responses=responses,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,8 @@ from gateway.keys import may_use
 from gateway.meter import exposition
 from gateway.meter.metrics import CONTENT_TYPE
 from gateway.store import Store, StoreDown
+
+log = logging.getLogger("trunkline.edge")
 
 
 class Model(Struct):
@@ -101,7 +104,7 @@ def router(parts: Parts, readiness: Readiness) -> Router:
     async def metrics() -> Response[bytes]:
         return Response(exposition(parts.meter.metrics), headers={"content-type": CONTENT_TYPE})
 
-    return Router("/", route_handlers=[list_models, get_model, root, health, ready, metrics])
+    return Router("/", route_handlers=[list_models, get_model, root, health, ready, metrics], after_request=_name)
 
 
 def render_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -121,8 +124,13 @@ def _ours(request: Request[Any, Any, Any], error: Exception) -> GatewayError:
         return MethodNotAllowed(f"{request.method} is not possible here.")
     if isinstance(error, HTTPException) and error.status_code < 500:
         return BadRequest(str(error.detail))
-    request.logger.exception("a bug of ours") if request.app.logger else None
+    log.error("%s %s: a bug of ours", request.method, request.url.path, exc_info=error)
     return Internal()
+
+
+def _name(response: Response[Any]) -> Response[Any]:
+    response.headers["x-request-id"] = f"tl-{secrets.token_hex(8)}"
+    return response
 
 
 async def _visible(parts: Parts, request: Request[Any, Any, Any]) -> list[str]:
@@ -132,5 +140,3 @@ async def _visible(parts: Parts, request: Request[Any, Any, Any]) -> list[str]:
 
 def _headers(request: Request[Any, Any, Any]) -> dict[bytes, bytes]:
     return dict(request.scope["headers"])
-
-

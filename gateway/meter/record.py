@@ -71,7 +71,7 @@ class Record:
         self.usage_source = ""
         self.error: GatewayError | None = None
         self.outcome = "answered"
-        self._last = self.started
+        self._last = self._sent_at = self.started
 
     def __enter__(self) -> Self:
         self._meter.metrics.in_flight.inc()

@@ -52,7 +52,7 @@ PUT_KEY = Script(_PUT_KEY)
 
 
 class RedisStore:
-    """Raises `StoreDown` within `timeout` seconds when Redis does not answer; never retries, as a retry charges twice."""
+    """Raises `StoreDown` when Redis does not answer within `timeout` seconds. A retry could charge twice: none."""
 
     shared = True
 
@@ -175,11 +175,9 @@ class Pipe:
 
     async def close(self) -> None:
         if self._task is not None:
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, StoreDown):
                 async with asyncio.timeout(self._timeout):
-                    while self._waiting and self._down is None:
-                        await asyncio.sleep(0)
-                    await self.call("PING") if self._down is None else None
+                    await self.call("PING")  # answered after all that was queued before it
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
@@ -220,7 +218,7 @@ class Pipe:
             pause = min(2 * pause, RECONNECT_SECONDS[1])
 
     async def _connect(self) -> None:
-        self._connection = self._pool.make_connection()
+        self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         async with asyncio.timeout(self._timeout):
             await self._connection.connect()
         if self._down is not None:

