@@ -11,7 +11,7 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help demo test check test-vllm test-tgi bench wheel lock clean
+.PHONY: help demo test check test-vllm test-tgi bench docs wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ test-tgi: $(VENV)/.dev ## the TGI suite: against TGI_URL, else against the stand
 
 bench: $(VENV)/.dev ## speed and size, measured and printed
 	$(BIN)/python tests/bench/bench.py $(ARGS)
+
+docs: $(VENV)/.dev ## write docs/reference.md from the code
+	$(BIN)/python docs/reference.py
 
 wheel: $(VENV)/.dev ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation

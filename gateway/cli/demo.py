@@ -45,7 +45,9 @@ limits:
 @click.command()
 @click.argument("routing", required=False, type=click.Path(dir_okay=False))
 @click.option("--once", is_flag=True, help="End after the answer instead of serving on.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="If taken, another is used.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="If taken, another is used."
+)
 def demo(routing: str | None, once: bool, port: int) -> None:
     """Start the embedded model and a gateway, ask one question, and keep serving.
 

@@ -150,7 +150,7 @@ class Document:
 
     def _leaf(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
         if not isinstance(node, yaml.ScalarNode):
-            self._add(node.start_mark, f"{_name(path)}: expected {_expected(kind)}, got {_shown(node)}")
+            self._add(node.start_mark, f"{_name(path)}: expected {expected(kind)}, got {_shown(node)}")
             return _MISSING
         unit, secret = units.unit_of(kind), units.is_secret(kind)
         try:
@@ -163,7 +163,7 @@ class Document:
                 return unit.parse(value)
             return msgspec.convert(value, str if secret else kind, strict=True)
         except msgspec.ValidationError:
-            self._add(node.start_mark, f"{_name(path)}: {_shown(node)} is not allowed; expected {_expected(kind)}")
+            self._add(node.start_mark, f"{_name(path)}: {_shown(node)} is not allowed; expected {expected(kind)}")
         except ValueError as error:
             shown = "" if secret else f" {_shown(node)}:"
             self._add(node.start_mark, f"{_name(path)}:{shown} {error}")
@@ -204,15 +204,11 @@ def _shown(node: yaml.Node) -> str:
     return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
 
 
-def _expected(kind: Any) -> str:
+def expected(kind: Any) -> str:
     if get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is typing.Annotated:
         base, meta = get_args(kind)
-        bounds = [
-            f"at least {meta.ge}" if meta.ge is not None else "",
-            f"above {meta.gt}" if meta.gt is not None else "",
-        ]
-        bounds.append(f"at most {meta.le}" if meta.le is not None else "")
-        return " and ".join(filter(None, [_expected(base), *bounds]))
+        bounds = {"at least": meta.ge, "above": meta.gt, "at most": meta.le}
+        return f"{expected(base)} " + " and ".join(f"{word} {n}" for word, n in bounds.items() if n is not None)
     return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))

@@ -86,7 +86,9 @@ class RouteSpec(_Strict, frozen=True, kw_only=True):
     policy: Policy = "least-tokens"
     """How a target is picked."""
     timeouts: Timeouts = Timeouts()
+    """How long its targets may take."""
     retry: Retry = Retry()
+    """When to try another target."""
 
 
 class LimitSpec(_Strict, frozen=True, kw_only=True):
@@ -120,6 +122,7 @@ class Ask(_Strict, frozen=True, kw_only=True):
     """A call that a test imagines."""
 
     model: str
+    """The model's name, as a client would send it."""
 
 
 class Expect(_Strict, frozen=True, kw_only=True):
@@ -133,7 +136,9 @@ class TableTest(_Strict, frozen=True, kw_only=True):
     """A promise of the table, checked by `trunkline check` and before the table is used."""
 
     ask: Ask
+    """The call."""
     expect: Expect
+    """Its outcome."""
 
 
 class Table(_Strict, frozen=True, kw_only=True):
@@ -142,8 +147,11 @@ class Table(_Strict, frozen=True, kw_only=True):
     routes: dict[str, RouteSpec]
     """By public model name."""
     limits: Limits = Limits()
+    """What callers may use."""
     bodies: Bodies = Bodies()
+    """How large requests and answers may be."""
     tests: tuple[TableTest, ...] = ()
+    """Promises of the table, checked before it is used."""
 
     def targets(self) -> Iterator[tuple[Path_, RouteSpec, TargetSpec]]:
         """Every target with its route and where it stands."""

@@ -8,16 +8,15 @@ GatewayError
     Forbidden                403 the key may not use this model or endpoint
     NoRoute                  404 no route by that model name
     NotFound                 404 no such path
-    MethodNotAllowed         405
+    MethodNotAllowed         405 the path answers to other methods
     BodyTimeout              408 the client stopped sending its body
-    BodyTooLarge             413
+    BodyTooLarge             413 the body is over the limit
     RateLimited              429 a limit of the key
     Rejected                 the upstream's own 4xx, in its own words where they are fit to pass on
   ClientGone                 499 the client left; nobody reads the answer, the record does
   Unavailable                503 we cannot serve now
     NoTarget                 every target of the route failed or is ejected
     StoreUnavailable         Redis cannot be asked about a key we do not know
-    ShuttingDown             the gateway is draining
   UpstreamError              a target failed; the text stays in our log
     Unreachable              502 no connection
     Disconnected             502 the connection ended before an answer
@@ -170,12 +169,6 @@ class NoTarget(Unavailable):
 class StoreUnavailable(Unavailable):
     code = "store_unavailable"
     error_type = "gateway_store_unavailable"
-
-
-class ShuttingDown(Unavailable):
-    code = "shutting_down"
-    error_type = "gateway_shutting_down"
-    outcome = "shed"
 
 
 class UpstreamError(GatewayError):
