@@ -6,6 +6,7 @@ that leaves. Both unwind the exchange with the target, the lease and the record,
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, closing
 from typing import Protocol
@@ -13,7 +14,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from backends.api import Call
-from gateway.core.errors import GatewayError, NoTarget, UpstreamBusy, UpstreamError
+from gateway.core.errors import ClientGone, GatewayError, NoTarget, Rejected, UpstreamBusy, UpstreamError
 from gateway.core.types import Limit
 from gateway.forward import Forwarder, Upstream
 from gateway.keys import Keyring, authorize, may_use
@@ -90,7 +91,6 @@ async def _attempt(parts: Parts, call: Call, target: Target, client: Client, lea
     target.breaker.attempt()
     share = target.take(call)
     try:
-        record.waiting()
         async with parts.forwarder.forward(
             call, target.address, target.adapter, target.timeouts, client.trace
         ) as upstream:
@@ -110,7 +110,11 @@ async def _attempt(parts: Parts, call: Call, target: Target, client: Client, lea
         raise
     except GatewayError as error:
         record.failed(error)
-        target.breaker.succeeded()  # it answered: the call was wrong
+        if isinstance(error, Rejected):
+            target.breaker.succeeded()  # it answered: the call was wrong
+        raise
+    except asyncio.CancelledError:
+        record.failed(ClientGone())
         raise
     finally:
         target.breaker.abandoned()

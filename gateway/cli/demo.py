@@ -176,9 +176,8 @@ def _ask(url: str, key: str, console: Console) -> None:
         raise click.ClickException(f"the call failed with status {error.code}: {error.read().decode()}") from None
     if not pieces:
         raise click.ClickException("the call ended without an answer")
-    console.print(
-        f"\n[dim]first token after {first:.2f} s, {pieces} events in {time.monotonic() - started:.1f} s, {request_id}[/]"
-    )
+    took = time.monotonic() - started
+    console.print(f"\n[dim]first token after {first:.2f} s, {pieces} events in {took:.1f} s; {request_id}[/]")
 
 
 def _text(line: bytes) -> str:

@@ -72,6 +72,7 @@ class Record:
         self.error: GatewayError | None = None
         self.outcome = "answered"
         self._last = self._sent_at = self.started
+        self._waits_for = ""
 
     def __enter__(self) -> Self:
         self._meter.metrics.in_flight.inc()
@@ -95,6 +96,7 @@ class Record:
 
     def attempt(self, target: str) -> None:
         self.target = target
+        self._wait_over("upstream")
         self.attempts.append({"target": target, "outcome": "ok"})
 
     def failed(self, error: GatewayError) -> None:
@@ -105,22 +107,20 @@ class Record:
 
     def attempted(self) -> None:
         """The attempt at hand is over."""
+        self._wait_over("")
         metrics = self._meter.metrics
         self._meter.child(metrics.attempts, self.route, self.target, self.attempts[-1]["outcome"]).inc()
 
     def received(self, tokens: int, usage: Usage | None) -> None:
-        """A chunk has come from the target."""
-        now = self._clock.monotonic()
-        self.upstream_seconds += now - self._last
-        self._last = now
+        """A chunk has come from the target; until it is sent, the client is what we wait for."""
+        self._wait_over("client")
         self._counted += tokens
         if usage is not None:
             self.usage, self.usage_source = usage, "upstream"
 
     def sent(self) -> None:
-        """A chunk has gone to the client."""
-        now = self._clock.monotonic()
-        self.client_seconds += now - self._last
+        """A chunk has gone to the client; until the next one comes, the target is what we wait for."""
+        now = self._wait_over("upstream")
         metrics = self._meter.metrics
         if self.ttft is None:
             self.ttft = now - self.started
@@ -128,12 +128,18 @@ class Record:
                 self._meter.child(metrics.ttft, self.route, self.target).observe(self.ttft)
         elif self.stream:
             self._meter.child(metrics.itl, self.route, self.target).observe(now - self._sent_at)
-        self._sent_at = self._last = now
+        self._sent_at = now
         self.chunks += 1
 
-    def waiting(self) -> None:
-        """From here on we wait for the target."""
-        self._last = self._clock.monotonic()
+    def _wait_over(self, then: str) -> float:
+        """Book the time since the last change on whom we waited for; `then` is whom we wait for now."""
+        now = self._clock.monotonic()
+        if self._waits_for == "upstream":
+            self.upstream_seconds += now - self._last
+        elif self._waits_for == "client":
+            self.client_seconds += now - self._last
+        self._last, self._waits_for = now, then
+        return now
 
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
