@@ -20,6 +20,7 @@ demo: $(VENV)/.demo ## a model, a gateway and one streamed answer (ARGS=--once: 
 	@$(BIN)/trunkline demo $(ARGS)
 
 test: $(VENV)/.dev ## the whole suite, with a real Redis and the embedded model (ARGS: options for pytest)
+	@$(BIN)/python tests/tgi/oracles.py
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy, import-linter, the documentation checks
@@ -34,6 +35,7 @@ test-vllm: $(VENV)/.dev ## the suite against a real vLLM on the CPU
 	$(BIN)/python -m pytest tests/vllm $(ARGS)
 
 test-tgi: $(VENV)/.dev ## the TGI suite: against TGI_URL, else against the stand-in
+	$(BIN)/python tests/tgi/oracles.py
 	$(BIN)/python -m pytest tests/tgi $(ARGS)
 
 bench: $(VENV)/.dev ## speed and size, measured and printed

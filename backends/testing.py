@@ -1,6 +1,6 @@
 """The conformance suite: what the gateway expects of every adapter, as cases that anyone can run on theirs.
 
-In a test file of your own, with any adapter class (nothing here needs pytest, but it names the cases well):
+In a test file of your own, with any adapter class:
 
     @pytest.mark.parametrize("case", conformance(Acme, samples=[...]), ids=str)
     def test_conformance(case):
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Final, get_args
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct, structs
@@ -25,46 +26,19 @@ from backends.api import (
     DONE,
     AnyAdapter,
     Call,
-    Endpoint,
     Launchable,
     Probed,
     RefusesInItsOwnWords,
-    Reply,
     RequestRefused,
     Stateful,
-    Target,
     UpstreamFault,
-    UpstreamRequest,
     Usage,
 )
 from backends.body import Body
+from backends.samples import NOT_ANSWERS, NOT_EVENTS, OPENAI, TARGET, Sample
 
-TARGET: Final = Target("target", "http://target.invalid:8000", "served/name", "the-upstream-credential")
 MAX_CUTS = 400
 """A stream is cut in two at so many places: at every byte of a short one, evenly spread over a longer one."""
-NOT_ANSWERS: Final = (b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"<html>busy</html>", b"[" * 100_000)
-NOT_EVENTS: Final = (b"data: nonsense\n\n", b"data: [1]\n\n", b'data: {"choices": 3\n\n', b'data: {"\xff": 1}\n\n')
-
-
-class Sample(Struct, frozen=True, kw_only=True):
-    """One answer of a server, whole or streamed, and what an adapter must make of it."""
-
-    name: str
-    asked: bytes
-    """The client's request body; its `stream` says which kind of answer this is."""
-    answered: bytes
-    """The server's body, byte for byte. A stream is one that was asked to tell its usage, if the server can."""
-    endpoint: Endpoint = "chat/completions"
-    usage: Usage | None = None
-    fault: int | None = None
-    """The answer tells of a failure, which deserves this status."""
-    unchanged: bool = True
-    """A client that asks for usage gets exactly these bytes."""
-
-    def call(self, *, include_usage: bool = False) -> Call:
-        body = Body(self.asked)
-        model, stream = body.get("model", str, "m"), body.get("stream", bool, False)
-        return Call("call-1", self.endpoint, model, body, "application/json", stream, include_usage)
 
 
 class Case:
@@ -113,8 +87,10 @@ def conformance(
         checks = [_requests, _no_io, *(_STREAM_CHECKS if streamed else [_whole])]
         if transparent:
             checks.append(_transparent)
-        for check in checks:
-            cases.append(Case(f"{sample.name}: {check.__name__.strip('_').replace('_', ' ')}", check, adapter, sample))
+        cases += [
+            Case(f"{sample.name}: {check.__name__.replace('_', ' ').strip()}", check, adapter, sample)
+            for check in checks
+        ]
     return cases
 
 
@@ -175,14 +151,14 @@ def _refusals(adapter: AnyAdapter) -> None:
 def _broken_answers(adapter: AnyAdapter) -> None:
     whole, stream = OPENAI[0].call(), structs.replace(OPENAI[0].call(), stream=True)
     for body in NOT_ANSWERS:
-        assert _fails(lambda body=body: adapter.reply(whole, body)), f"reply() took {body[:40]!r} for an answer"
+        assert _fails(adapter.reply, whole, body), f"reply() took {body[:40]!r} for an answer"
     for event in NOT_EVENTS:
-        assert _fails(lambda event=event: read(adapter, stream, [event])), f"chunk() took {event!r} for an event"
+        assert _fails(read, adapter, stream, [event]), f"chunk() took {event!r} for an event"
 
 
-def _fails(action: Callable[[], Any]) -> bool:
+def _fails(action: Callable[..., Any], *arguments: Any) -> bool:
     try:
-        result = action()
+        result = action(*arguments)
     except (ValueError, RecursionError, UpstreamFault):  # the gateway takes the first two for the same
         return True
     return isinstance(result, Seen) and result.fault is not None
@@ -204,18 +180,24 @@ def _coverage(samples: Sequence[Sample]) -> None:
 def _requests(adapter: AnyAdapter, sample: Sample) -> None:
     for include_usage in {False, sample.call().stream}:
         call = sample.call(include_usage=include_usage)
-        asked: UpstreamRequest = adapter.request(call, TARGET)
+        asked = adapter.request(call, TARGET)
         assert asked == adapter.request(call, TARGET), "the same call becomes the same request"
         assert asked.path.startswith("/") and "\n" not in asked.path
         assert isinstance(msgspec.json.decode(asked.body), dict)
         for name, value in asked.headers.items():
-            assert name == name.lower() and (name + value).isprintable(), f"header {name!r} is not a plain lower-case one"
+            assert name == name.lower() and (name + value).isprintable(), (
+                f"header {name!r} is not a plain lower-case one"
+            )
         assert "content-type" in asked.headers and "content-length" not in asked.headers
         bare = adapter.request(call, structs.replace(TARGET, api_key=None))
-        assert TARGET.api_key is not None and any(TARGET.api_key in value for value in asked.headers.values())
+        assert any(str(TARGET.api_key) in value for value in asked.headers.values()), "the credential is sent"
         assert "authorization" not in bare.headers, "there is no credential to send"
         assert bare.body == asked.body and call.body.raw == sample.asked
-    for broken in (b'{"model":"m"}', b'{"model":"m","messages":null,"prompt":null}', b'{"model":"m","messages":3,"prompt":{}}'):
+    for broken in (
+        b'{"model":"m"}',
+        b'{"model":"m","messages":null,"prompt":null}',
+        b'{"model":"m","messages":3,"prompt":{}}',
+    ):
         with suppress(RequestRefused):
             adapter.request(structs.replace(sample.call(), body=Body(broken)), TARGET)
 
@@ -245,7 +227,7 @@ def _whole(adapter: AnyAdapter, sample: Sample) -> None:
             assert fault.status == sample.fault
             return
         raise AssertionError(f"a failure was taken for an answer: {reply}")
-    found: Reply = adapter.reply(call, sample.answered)
+    found = adapter.reply(call, sample.answered)
     assert found.usage == sample.usage
     if sample.unchanged:
         assert found.body == sample.answered, "the answer was changed on its way"
@@ -324,41 +306,38 @@ _STREAM_CHECKS: list[Callable[[AnyAdapter, Sample], None]] = [
 
 
 def _no_io(adapter: AnyAdapter, sample: Sample) -> None:
-    for guarded in (False, True):  # the first time may import something
-        with _forbidden_io() if guarded else suppress():
-            call = sample.call()
+    call = sample.call()
+    for guard in (nullcontext, _forbidden_io):  # the first time may import something
+        with guard(), suppress(UpstreamFault):
             adapter.request(call, TARGET)
-            if call.stream:
-                read(adapter, call, [sample.answered])
-            else:
-                with suppress(UpstreamFault):
-                    adapter.reply(call, sample.answered)
+            _ = read(adapter, call, [sample.answered]) if call.stream else adapter.reply(call, sample.answered)
 
 
 _IO: Final = ("open", "socket.", "subprocess.", "os.", "shutil.", "time.sleep", "_thread.start_new_thread")
-_guards: list[list[str]] = []
-"""What has been seen of forbidden things, for each guard in force. Audit hooks cannot be taken away again."""
 
 
-def _watch(event: str, _: Any) -> None:
-    if _guards and event.startswith(_IO):
-        _guards[-1].append(event)
+@cache
+def _guards() -> list[list[str]]:
+    """The I/O seen under each guard in force. One hook for all: an audit hook cannot be taken away again."""
+    guards: list[list[str]] = []
+
+    def watch(event: str, _: object) -> None:
+        if guards and event.startswith(_IO):
+            guards[-1].append(event)
+
+    sys.addaudithook(watch)
+    return guards
 
 
 @contextmanager
 def _forbidden_io() -> Iterator[None]:
-    if _watch not in _installed:
-        _installed.append(_watch)
-        sys.addaudithook(_watch)
-    _guards.append([])
+    guards = _guards()
+    guards.append([])
     try:
         yield
     finally:
-        seen = _guards.pop()
+        seen = guards.pop()
     assert not seen, f"an adapter does no I/O, this one did: {', '.join(seen)}"
-
-
-_installed: list[Callable[[str, Any], None]] = []
 
 
 def _learned(seen: Seen) -> Seen:
@@ -371,7 +350,3 @@ def _objects(stream: bytes) -> list[dict[str, Any]]:
     found = [sse.data(event) for event in splitter.feed(stream)]
     assert not splitter.rest, "the client's stream ends within an event"
     return [msgspec.json.decode(data) for data in found if data and data != b"[DONE]"]
-
-
-def _stream(*events: str, done: bool = True) -> bytes:
-    return b"".join(b"data: " + event.encode() + b"\n\n" for event in events) + DONE * done

@@ -98,17 +98,17 @@ class TGI:
 
 
 class _Reader:
-    """One stream. TGI ends a tool call with `stop`, so the end must know what came before."""
+    """One stream. TGI ends a streamed tool call without telling why, so the end must know what came before."""
 
     def __init__(self) -> None:
-        self._called = False
+        self._unended_call: dict[str, Any] | None = None
 
     def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
         data = sse.data(event)
         if not data:
             return (Chunk(event, comment=True),)
         if data == b"[DONE]":
-            return (Chunk(event, done=True),)
+            return (*self._end_of_call(), Chunk(event, done=True))
         seen = msgspec.json.decode(data, type=dict[str, Any])
         if "error" in seen:
             raise _fault(seen)
@@ -117,12 +117,22 @@ class _Reader:
         _complete(call, seen)
         choices, finished = seen.get("choices") or [], False
         for choice in choices:
-            self._called |= bool(_tool_calls(call, choice.get("delta") or {}))
-            finished |= _finish(choice, called=self._called)
+            called = bool(_tool_calls(call, choice.get("delta") or {})) or self._unended_call is not None
+            finished |= _finish(choice, called=called)
+            self._unended_call = seen if called and not finished else None
+        chunks = [] if choices else [*self._end_of_call()]
         pieces = [_event(seen)] if choices else []
         if usage is not None and call.include_usage:
             pieces.append(_event({**seen, "choices": [], "usage": usage}))
-        return (Chunk(b"".join(pieces), tokens=len(choices), usage=counted, finished=finished),)
+        return (*chunks, Chunk(b"".join(pieces), tokens=len(choices), usage=counted, finished=finished))
+
+    def _end_of_call(self) -> tuple[Chunk, ...]:
+        """The event that tells an OpenAI client that a tool call is complete."""
+        if self._unended_call is None:
+            return ()
+        end = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"}
+        event, self._unended_call = _event({**self._unended_call, "choices": [end]}), None
+        return (Chunk(event, finished=True),)
 
 
 def _refuse(call: Call, asked: Mapping[str, Any]) -> None:

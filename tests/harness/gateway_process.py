@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,11 +15,24 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.redis_server import free_port
 
+from gateway.core.clock import SystemClock
+from gateway.core.types import KeyRecord
+from gateway.keys import Registrar
+from gateway.store.memory import MemoryStore
+from gateway.store.redis import RedisStore
+
 TRUNKLINE = [sys.executable, "-P", "-m", "gateway"]
+
+
+class Issued(NamedTuple):
+    """A new key, and the token that its client sends."""
+
+    record: KeyRecord
+    secret: str
 
 
 class GatewayProcess:
@@ -50,6 +64,20 @@ class GatewayProcess:
     def key(self, *options: str) -> dict[str, Any]:
         """Create a key with `trunkline keys create`; its token is under "secret", its id under "id"."""
         return self.keys("create", "--name", "test", *options)
+
+    def issue(self, **options: Any) -> Issued:
+        """Create a key as the command does, by the same classes, without paying for a process."""
+
+        async def create() -> Issued:
+            where = self._store[1]
+            store = RedisStore(where, timeout=5) if self._store[0] == "--redis-url" else MemoryStore(Path(where))
+            await store.open()
+            try:
+                return Issued(*await Registrar(store, {0: b""}, SystemClock()).create("test", **options))
+            finally:
+                await store.close()
+
+        return asyncio.run(create())
 
     def keys(self, *arguments: str) -> Any:
         """What `trunkline keys ... --json` says."""

@@ -13,8 +13,6 @@ from standin.tgi_errors import TgiError
 from standin.tgi_generation import End, Step
 
 compute_type = {"x-compute-type": "gpu+optimized"}
-
-
 Events = AsyncGenerator[str, None]
 
 

@@ -163,11 +163,7 @@ generate_fields = {
 
 
 generate = struct("GenerateRequest", generate_fields, Generate)
-
-
 compat_generate = struct("CompatGenerateRequest", {**generate_fields, "stream": flag()}, Generate)
-
-
 function = struct(
     "FunctionDefinition",
     {"description": optional(string), "name": Field(string), "arguments": Field(anything, aliases=("parameters",))},
@@ -175,11 +171,7 @@ function = struct(
 
 
 tool = struct("Tool", {"type": Field(string), "function": Field(function)})
-
-
 tool_call = struct("ToolCall", {"id": Field(string), "type": Field(string), "function": Field(function)})
-
-
 url = struct("Url", {"url": Field(string)})
 
 
@@ -267,6 +259,4 @@ completion = struct(
 
 
 invocation = untagged("SagemakerRequest", compat_generate, chat, completion)
-
-
 vertex = struct("VertexRequest", {"instances": Field(list_of(untagged("VertexInstance", generate, chat)))})

@@ -91,14 +91,8 @@ def integer(name: str, low: int, high: int) -> Check:
 
 
 i32 = integer("i32", -(2**31), 2**31 - 1)
-
-
 u32 = integer("u32", 0, 2**32 - 1)
-
-
 u64 = integer("u64", 0, 2**64 - 1)
-
-
 usize = integer("usize", 0, 2**64 - 1)
 
 

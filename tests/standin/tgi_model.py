@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 from standin.tgi_bodies import Grammar
-from standin.tgi_errors import GenerationFailed, Invalid
+from standin.tgi_errors import GenerationFailed, Invalid, TemplateFailed, TgiError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,14 @@ class Model:
         except aiohttp.ClientError:
             return False
 
-    async def _post(self, path: str, body: dict[str, Any]) -> Any:
-        async with self._session.post(f"{self._url}{path}", json=body) as response:
-            answer = await response.json()
+    async def _post(self, path: str, body: dict[str, Any], failure: type[TgiError] = GenerationFailed) -> Any:
+        try:
+            async with self._session.post(f"{self._url}{path}", json=body) as response:
+                answer = await response.json()
+        except aiohttp.ClientError as error:
+            raise failure(str(error)) from None
         if response.status != 200:
-            raise GenerationFailed(answer["error"]["message"])
+            raise failure(answer["error"]["message"])
         return answer
 
     async def pieces(self, text: str) -> list[tuple[int, bytes]]:
@@ -65,7 +68,7 @@ class Model:
         return self._texts[token]
 
     async def template(self, messages: list[dict[str, str]]) -> str:
-        answer = await self._post("/apply-template", {"messages": messages})
+        answer = await self._post("/apply-template", {"messages": messages}, TemplateFailed)
         return str(answer["prompt"])
 
     async def events(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -105,8 +108,6 @@ def closed(schema: Any) -> Any:
 
 
 classes = {"d": "[0-9]", "w": "[a-zA-Z0-9_]", "s": "[ \\t\\n]", "D": "[^0-9]", "W": "[^a-zA-Z0-9_]", "S": "[^ \\t\\n]"}
-
-
 piece = re.compile(r"\\(.)|(\[(?:\\.|[^\]\\])+\])|(\(\?:)|([()|*+?]|\{\d*,?\d*\})|([\^$])|(\.)|(.)", re.DOTALL)
 
 

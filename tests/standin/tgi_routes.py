@@ -30,11 +30,7 @@ from standin.tgi_metrics import Metrics
 from standin.tgi_model import offsets
 
 version = "3.3.6-dev0"
-
-
 fingerprint = f"{version}-native"
-
-
 faults = ("", "overload", "generation-error-mid-stream", "incomplete", "cut", "stall", "unhealthy")
 
 

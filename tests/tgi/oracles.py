@@ -44,6 +44,7 @@ def ask(name: str, url: str, home: Path, *, faults: bool) -> dict[str, Any]:
     done = subprocess.run(
         command,
         env={**clean, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"},
+        check=False,
         capture_output=True,
         text=True,
         timeout=55,

@@ -15,9 +15,20 @@ program = Path(tgi.__file__).resolve()
 
 
 async def gone(processes: list[psutil.Process]) -> None:
-    async with asyncio.timeout(20):
-        while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
-            await asyncio.sleep(0.05)
+    try:
+        async with asyncio.timeout(20):
+            while any(lives(process) for process in processes):
+                await asyncio.sleep(0.05)
+    finally:
+        for process in filter(lives, processes):
+            process.kill()
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def test_sigterm_ends_the_standin_and_its_model(client_of):
