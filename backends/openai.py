@@ -58,7 +58,7 @@ class OpenAI:
         changes: dict[str, bytes] = {}
         if target.model is not None and target.model != call.model:
             changes["model"] = msgspec.json.encode(target.model)
-        if call.stream and not call.include_usage:
+        if call.stream and not call.include_usage and _REQUIRED[call.endpoint] in call.body.fields:
             changes["stream_options"] = self._stream_options(call)
         body = call.body.spliced(changes) if changes else call.body.raw
         return UpstreamRequest(self.path_prefix + call.endpoint, self.headers(call, target), body)
@@ -118,7 +118,9 @@ class OpenAI:
         given = call.body.fields.get("stream_options")
         if given is None or bytes(given) == b"null":
             return USAGE_WANTED
-        return msgspec.json.encode(msgspec.json.decode(given, type=dict[str, Raw]) | {"include_usage": True})
+        options = msgspec.json.decode(given, type=dict[str, Raw])
+        options.pop("continuous_usage_stats", None)  # means nothing without include_usage, and much with it
+        return msgspec.json.encode({**options, "include_usage": True})
 
 
 def usage(seen: _Usage | None) -> Usage | None:

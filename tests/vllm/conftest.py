@@ -12,15 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from harness.gateway_process import gateway_process
+from harness.redis_server import free_port
 
 HERE = Path(__file__).parent
-START_LIMIT = 240.0
-MODEL = "smollm2-135m"
+START_LIMIT = 300.0
 
 Row = tuple[str, ...]
 TABLES = pytest.StashKey[dict[str, list[Row]]]()
@@ -68,53 +69,21 @@ def tell(pytestconfig: pytest.Config) -> Callable[[str], None]:
     return line
 
 
-@contextmanager
-def leashed(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command as a process group that ends with this block, or with this process."""
-    line = [sys.executable, str(HERE / "leash.py"), *command]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TRUNKLINE_", "PYTHON"))}
-    with (
-        log.open("wb") as sink,
-        subprocess.Popen(
-            line,
-            stdin=subprocess.PIPE,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env=clean,
-            cwd=log.parent,
-            start_new_session=True,  # Ctrl-C is pytest's business: it closes the pipe on its way out
-        ) as process,
-    ):
-        yield process
-
-
-def until_ready(
-    url: str, process: subprocess.Popen[bytes], log: Path, tell: Callable[[str], None], limit: float = START_LIMIT
-) -> None:
-    began = time.monotonic()
-    told = began
-    with httpx.Client(trust_env=False, timeout=5) as client:
+def until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, tell: Callable[[str], None]) -> None:
+    began = told = time.monotonic()
+    with client(url) as ours:
         while True:
             now = time.monotonic()
-            if process.poll() is not None or now - began > limit:
-                state = "ended" if process.poll() is not None else f"is not ready after {limit:.0f} s"
+            if process.poll() is not None or now - began > START_LIMIT:
                 end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-                pytest.fail(f"the server for {url} {state}; {log} ends in:\n{end}", pytrace=False)
-            try:
-                if client.get(url).status_code == 200:
-                    return tell(f"{url} answers after {now - began:.0f} s; log: {log}")
-            except httpx.TransportError:
-                pass
+                pytest.fail(f"vLLM did not start within {now - began:.0f} s; {log} ends in:\n{end}", pytrace=False)
+            with suppress(httpx.TransportError):
+                if ours.get("/health").status_code == 200:
+                    return tell(f"vLLM answers after {now - began:.0f} s; its log is {log}")
             if now - told > 15:
                 told = now
-                tell(f"waiting for {url}: {now - began:.0f} s")
+                tell(f"vLLM is starting: {now - began:.0f} s")
             time.sleep(0.25)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def client(url: str, **headers: str) -> httpx.Client:
@@ -130,37 +99,38 @@ def vllm(tmp_path_factory: pytest.TempPathFactory, tell: Callable[[str], None]) 
             yield ours
         return
     port, log = free_port(), tmp_path_factory.mktemp("vllm") / "vllm.log"
-    tell("starting vLLM: about a minute")
-    with leashed([sys.executable, str(HERE / "environment.py"), "serve", str(port)], log) as process:
-        until_ready(f"http://127.0.0.1:{port}/health", process, log, tell)
-        with client(f"http://127.0.0.1:{port}") as ours:
-            yield ours
+    tell("vLLM is starting: this takes a minute or two")
+    serve = [str(HERE / "environment.py"), "serve", str(port)]
+    with (
+        log.open("wb") as sink,
+        subprocess.Popen(
+            [sys.executable, str(HERE / "leash.py"), sys.executable, *serve],
+            stdin=subprocess.PIPE,  # held, not written to: vLLM ends when this closes, which leaving the block does
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            start_new_session=True,  # Ctrl-C is for pytest
+        ) as process,
+        client(f"http://127.0.0.1:{port}") as ours,
+    ):
+        until_healthy(f"http://127.0.0.1:{port}", process, log, tell)
+        yield ours
 
 
 @pytest.fixture(scope="session")
-def gateway(
-    vllm: httpx.Client, tmp_path_factory: pytest.TempPathFactory, tell: Callable[[str], None]
-) -> Iterator[httpx.Client]:
+def gateway(vllm: httpx.Client) -> Iterator[httpx.Client]:
     """The gateway in front of `vllm`, with a key in the client's headers."""
     through = os.environ.get("TEST_VLLM_THROUGH")
     if through:
         with client(str(vllm.base_url) if through == "direct" else through) as ours:
             yield ours
         return
-    folder = tmp_path_factory.mktemp("gateway")
-    routing, state, log = folder / "routing.yaml", folder / "state", folder / "gateway.log"
     target = {"name": "vllm-a", "backend": "vllm", "url": str(vllm.base_url)}
     limits = {"default": {"rpm": 100_000, "concurrency": 64}}
-    routing.write_text(json.dumps({"routes": {MODEL: {"targets": [target]}}, "limits": limits}))  # JSON is YAML
-    trunkline = str(Path(sys.executable).with_name("trunkline"))
-    create = [trunkline, "keys", "create", "--name", "vllm-test", "--state", str(state), "--json"]
-    made = subprocess.run(create, check=True, stdout=subprocess.PIPE, cwd=folder, timeout=60)
-    key = json.loads(made.stdout)["secret"]
-    port = free_port()
-    listen = ["--host", "127.0.0.1", "--port", str(port), "--state", str(state)]
-    with leashed([trunkline, "serve", str(routing), *listen], log) as process:
-        until_ready(f"http://127.0.0.1:{port}/ready", process, log, tell, limit=60)
-        with client(f"http://127.0.0.1:{port}", authorization=f"Bearer {key}") as ours:
+    table = json.dumps({"routes": {"smollm2-135m": {"targets": [target]}}, "limits": limits})  # JSON is YAML
+    with gateway_process(table) as started:
+        key = started.key()["secret"]
+        with client(started.url, authorization=f"Bearer {key}") as ours:
             yield ours
 
 

@@ -38,9 +38,10 @@ OPTIONS = (
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
     # The second of two equal calls must do exactly the work of the first.
     "--no-enable-prefix-caching",
-    # Few places and a short queue, so that a test can fill both: whoever comes while 20 prompt tokens wait gets a 503.
-    # (A limit on requests, --max-num-queued-reqs, would answer 503 to the n=100000 of an error case as well.)
-    *("--max-num-seqs", "2", "--max-num-queued-tokens", "20"),
+    # One place: with two, the choices of n=2 interleave in a stream as chance has it. And a short queue, so that a test
+    # can fill both: whoever comes while 20 prompt tokens wait gets a 503. (A limit on requests, --max-num-queued-reqs,
+    # would answer 503 to the n=100000 of an error case as well.)
+    *("--max-num-seqs", "1", "--max-num-queued-tokens", "20"),
     # Long prompts are read in many short steps: a call that leaves meanwhile is noticed between two of them.
     *("--max-num-batched-tokens", "64"),
 )

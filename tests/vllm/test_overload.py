@@ -2,14 +2,13 @@
 
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 import pytest
+from harness.captures import GOLDEN, read_capture
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.usefixtures("idle")]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400), pytest.mark.usefixtures("idle")]
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "vllm"
 CHAT, JSON = "/v1/chat/completions", {"content-type": "application/json"}
 Dial = Callable[[httpx.Client, dict[str, object]], socket.socket]
 Until = Callable[[int, int, float], float]
@@ -17,10 +16,10 @@ Until = Callable[[int, int, float], float]
 
 @pytest.fixture
 def full(vllm: httpx.Client, idle: None, dial: Dial, until: Until) -> None:
-    """Both places taken, and one call waiting whose prompt is all the queue allows."""
+    """The one place taken, and a call waiting whose prompt is all the queue allows."""
     messages = [{"role": "user", "content": "Tell me a story."}]
     endless = {"ignore_eos": True, "min_tokens": 600, "max_tokens": 600, "stream": True}
-    for running, waiting in ((1, 0), (2, 0), (2, 1)):
+    for running, waiting in ((1, 0), (1, 1)):
         dial(vllm, {"model": "smollm2-135m", "messages": messages, **endless})
         until(running, waiting, 10.0)
 
@@ -30,7 +29,7 @@ def full(vllm: httpx.Client, idle: None, dial: Dial, until: Until) -> None:
 def test_a_full_queue_is_a_503_of_the_gateway(
     vllm: httpx.Client, gateway: httpx.Client, record: Callable[..., None], name: str
 ) -> None:
-    sent = (GOLDEN / f"vllm-err-{name}.txt").read_bytes().split(b"\n>\n", 1)[1].split(b"\n", 1)[0]
+    sent = read_capture(GOLDEN / "vllm" / f"vllm-err-{name}.txt").request
     direct, answer = (towards.post(CHAT, content=sent, headers=JSON) for towards in (vllm, gateway))
     assert (direct.status_code, direct.json()["error"]["type"]) == (503, "Service Unavailable")
     record("transparency", f"err-{name}", answer.status_code, len(answer.content), "", "its own 503")
