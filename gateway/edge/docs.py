@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import swagger_ui_bundle
 from litestar import Litestar, Router
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import SwaggerRenderPlugin
@@ -19,6 +19,7 @@ from litestar.openapi.spec import (
     RequestBody,
     Schema,
     SecurityScheme,
+    Tag,
 )
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.static_files import create_static_files_router
@@ -72,15 +73,17 @@ def config() -> OpenAPIConfig:
         components=Components(
             security_schemes={"virtual key": SecurityScheme(type="http", scheme="bearer", bearer_format="tl_...")}
         ),
+        tags=[Tag(name=name) for name in ("inference", "models", "operations")],
         use_handler_docstrings=True,
     )
 
 
 def assets() -> Router:
-    """The scripts and styles of the pages, from the installed package."""
-    return create_static_files_router(
-        ASSETS, directories=[Path(swagger_ui_bundle.swagger_ui_path)], include_in_schema=False
-    )
+    """The scripts and styles of the pages, from the installed package; its code is not imported."""
+    spec = find_spec("swagger_ui")
+    assert spec is not None and spec.origin is not None
+    folder = Path(spec.origin).with_name("static")
+    return create_static_files_router(ASSETS, directories=[folder], include_in_schema=False)
 
 
 def describe_data_plane(app: Litestar) -> None:

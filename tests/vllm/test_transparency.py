@@ -243,7 +243,7 @@ def compare(
 
 
 def bare(expected: Answer) -> Answer:
-    """The one loss that is known: the fingerprint, in streams of several choices whose client did not ask for the usage.
+    """The one known loss: the fingerprint, in streams of several choices whose client did not ask for the usage.
 
     vLLM puts it beside each finish_reason, unless a chunk with the usage will follow: then there. The gateway, which
     meters, has that chunk follow in every stream and takes it out again; it puts the fingerprint back where there is
