@@ -67,6 +67,7 @@ def build(settings: Settings, table: Table) -> Litestar:
             gateways=settings.workers,
             seconds=metrics.redis.observe,
             denied=lambda dimension: metrics.denials.labels(dimension).inc(),
+            degraded=metrics.degraded.set,
             clock=clock.monotonic,
         ),
         forwarder=forwarder,
@@ -77,6 +78,7 @@ def build(settings: Settings, table: Table) -> Litestar:
     async def probe(name: str) -> bool:
         target = table_routes.targets[name]
         target.up = await forwarder.probe(target.address, target.adapter, target.timeouts)
+        metrics.target_up.labels(name).set(target.up)
         return target.up
 
     prober = Prober(list(table_routes.targets), probe)

@@ -69,8 +69,9 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         key = await parts.keyring.authenticate(client.headers)  # 401, 503
         record.authenticated(key)
         call = await client.call()  # 400, 408, 413
+        record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(key, *names))  # 404
-        record.routed(route.name, call)
+        record.routed(route.name)
         authorize(key, call.model, route.name)  # 403
         with await parts.admission.admit(call.id, key, parts.default_limit) as lease:  # 429
             failed: GatewayError = NoTarget(f"No target of {route.name!r} can take the call now.", retry_after=1)

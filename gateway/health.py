@@ -37,8 +37,8 @@ class Breaker:
         return not self._ejections or (self._clock() >= self._until and not self._trying)
 
     def attempt(self) -> None:
-        """A call goes there."""
-        if self._ejections:
+        """A call goes there. While ejected it is a last resort, and its failure tells nothing new."""
+        if self._ejections and self._clock() >= self._until:
             self._trying = True
 
     def succeeded(self) -> None:

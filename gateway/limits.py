@@ -50,10 +50,12 @@ class Admission:
         gateways: int = 1,
         seconds: Callable[[float], None] = lambda _: None,
         denied: Callable[[str], None] = lambda _: None,
+        degraded: Callable[[bool], None] = lambda _: None,
         clock: Callable[[], float],
     ) -> None:
         self._store, self._refresh, self._gateways = store, refresh, gateways
         self._seconds, self._denied, self._clock = seconds, denied, clock
+        self._tell_degraded = degraded
         self._own = MemoryStore(Path("/dev/null"))
         self.degraded = False
 
@@ -89,12 +91,14 @@ class Admission:
             self._seconds(self._clock() - started)
         if self.degraded:
             self.degraded = False
+            self._tell_degraded(False)
             log.warning("limits are shared again")
         return verdict, self._store.release
 
     def _degrade(self, error: StoreDown) -> None:
         if not self.degraded:
             self.degraded = True
+            self._tell_degraded(True)
             log.warning("limits are counted in this gateway only: %s", error)
 
     def _denial(self, ask: Ask, verdict: Verdict, headers: list[tuple[bytes, bytes]]) -> RateLimited:

@@ -8,6 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -161,7 +162,9 @@ class Document:
                 value = self._substituted(value, node)
             if unit is not None:
                 return unit.parse(value)
-            return msgspec.convert(value, str if secret else kind, strict=True)
+            if secret:
+                return value or None  # an optional credential whose variable is empty is none
+            return msgspec.convert(value, kind, strict=True)
         except msgspec.ValidationError:
             self._add(node.start_mark, f"{_name(path)}: {_shown(node)} is not allowed; expected {expected(kind)}")
         except ValueError as error:
@@ -174,16 +177,13 @@ class Document:
 
         def look_up(match: re.Match[str]) -> str:
             source, name, default = match[1], match[2], match[3]
-            try:
-                if source == "file":
-                    return Path(name).read_text().strip()
-                return self._environment[name]
-            except (OSError, KeyError):
-                if default is not None:
-                    return default
+            found = ""
+            with suppress(OSError, UnicodeDecodeError):
+                found = Path(name).read_text().strip() if source else self._environment.get(name, "")
+            if not found and default is None:
                 what = f"the file {name}" if source else f"the environment variable {name}"
-                self._add(node.start_mark, f"{what} is not there; it is needed to serve", warning=True)
-                return ""
+                self._add(node.start_mark, f"{what} is missing or empty; it is needed to serve", warning=True)
+            return found or default or ""
 
         return _REFERENCE.sub(look_up, text)
 

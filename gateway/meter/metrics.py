@@ -83,6 +83,19 @@ class Metrics:
         )
         self.denials = counter("limit_denials_total", "Calls denied by a limit, by its dimension.", "dimension")
         self.redis = histogram("redis_seconds", "Waiting for the store to decide an admission.", SHORT)
+        self.degraded = Gauge(
+            "trunkline_limits_degraded",
+            "1 while the store does not answer and limits are counted in each gateway on its own.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.target_up = Gauge(
+            "trunkline_target_up",
+            "Whether the target's health route answered its last probe.",
+            ["target"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self.dropped = counter("log_lines_dropped_total", "Call records that could not be written to the log.")
         self.build = Gauge(
             "trunkline_build_info",

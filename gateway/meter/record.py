@@ -89,10 +89,16 @@ class Record:
         self._meter.close(self, self._clock.monotonic())
 
     def authenticated(self, key: KeyRecord) -> None:
+        """From here on we wait for the client's body."""
         self.key_id, self.tenant = key.id, key.tenant
+        self._wait_over("client")
 
-    def routed(self, route: str, call: Call) -> None:
-        self.route, self.stream = route, call.stream
+    def received_body(self, call: Call) -> None:
+        self.stream = call.stream
+        self._wait_over("")
+
+    def routed(self, route: str) -> None:
+        self.route = route
 
     def attempt(self, target: str) -> None:
         self.target = target
