@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
+from functools import cache
 from time import time
 from typing import Any, Final
 
@@ -188,6 +189,20 @@ def merged(call: Call, reader: Any, events: Iterable[bytes]) -> Iterator[Chunk]:
         raise trouble
 
 
+class _Post(httpx.Request):
+    """A request whose parts need no more work: httpx would look at each again, at a fifth of what a call costs us.
+
+    `Host` and `Content-Length` are the transport's to add.
+    """
+
+    def __init__(self, url: httpx.URL, headers: list[tuple[bytes, bytes]], body: bytes, connect: float) -> None:
+        self.method, self.url = "POST", url
+        self.headers = httpx.Headers([*headers, (b"accept-encoding", b"identity")])
+        self.extensions = {"timeout": {"connect": connect}}
+        self.stream = httpx.ByteStream(body)
+        self._content = body
+
+
 class Deadline:
     """The time limit of an attempt: first for the first byte, then for each piece that follows."""
 
@@ -212,6 +227,7 @@ class Forwarder:
     def __init__(self, answer_limit: int) -> None:
         self._answer_limit = answer_limit
         self._transport = AiohttpTransport(client=self._session)
+        self._url = cache(httpx.URL)  # parsing one takes longer than all else about a request
 
     @staticmethod
     def _session() -> aiohttp.ClientSession:
@@ -235,13 +251,8 @@ class Forwarder:
             asked = adapter.request(call, address)
         except RequestRefused as refused:
             raise Unsupported(refused.message, param=refused.param) from refused
-        request = httpx.Request(
-            "POST",
-            address.url + asked.path,
-            headers={**asked.headers, **trace, "accept-encoding": "identity"},
-            content=asked.body,
-            extensions={"timeout": {"connect": timeouts.connect}},
-        )
+        headers = [(name.encode(), value.encode()) for name, value in (*asked.headers.items(), *trace.items())]
+        request = _Post(self._url(address.url + asked.path), headers, asked.body, timeouts.connect)
         response: httpx.Response | None = None
         try:
             async with asyncio.timeout(timeouts.first_byte) as limit:

