@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ MAX_KEYS = 16_384
 _KEY = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*')
 _NEXT = re.compile(rb"[ \t\r\n]*([,}])")
 _OPEN = re.compile(rb"[ \t\r\n]*\{")
+_scanner = json.JSONDecoder()  # tells where a value ends, which msgspec does not
 _fields = msgspec.json.Decoder(dict[str, Raw])
 
 
@@ -93,19 +95,16 @@ class Body:
     def spliced(self, changes: Mapping[str, bytes]) -> bytes:
         """The body with these fields set to the given JSON, every other byte as it was."""
         pieces, copied = [], 0
-        added = {name: value for name, value in changes.items() if name not in self.fields}
         for name, (start, end) in zip(self.fields, self._spans, strict=True):
             if name in changes:
                 pieces += [self.raw[copied:start], changes[name]]
                 copied = end
-        if added:
-            close = self.raw.rindex(b"}")
-            pieces.append(self.raw[copied:close].rstrip())
-            separator = b"," if self.fields else b""
-            for name, value in added.items():
-                pieces += [separator, msgspec.json.encode(name), b":", value]
-                separator = b","
-            copied = close
+        if added := [(name, value) for name, value in changes.items() if name not in self.fields]:
+            last = self._spans[-1][1] if self._spans else self.raw.index(b"{") + 1
+            pieces.append(self.raw[copied:last])
+            text = b",".join(msgspec.json.encode(name) + b":" + value for name, value in added)
+            pieces.append(b"," + text if self._spans else text)
+            copied = last
         pieces.append(self.raw[copied:])
         return b"".join(pieces)
 
@@ -135,9 +134,21 @@ class Body:
 
 
 def _refuse_key_flood(raw: bytes) -> None:
+    """Refuse a body with too many top-level keys before each of them is allocated."""
     bulk = _bulk.decode(raw)
     large = [value for name in bulk.__struct_fields__ if (value := bytes(getattr(bulk, name)))]
     if len(raw) - sum(map(len, large)) <= SMALL:
         return
-    if raw.count(b'":') - sum(value.count(b'":') for value in large) > MAX_KEYS:
-        raise Malformed(f"the body has more than {MAX_KEYS} keys")
+    if raw.count(b":") - sum(value.count(b":") for value in large) <= MAX_KEYS:
+        return
+    # Many keys, or one unknown field with many of its own: only reading on from key to key tells.
+    text, position, separator, keys = raw.decode("latin-1"), raw.index(b"{") + 1, b",", 0
+    while separator == b"," and (key := _KEY.match(raw, position)) is not None:
+        keys += 1
+        if keys > MAX_KEYS:
+            raise Malformed(f"the body has more than {MAX_KEYS} keys")
+        _, end = _scanner.raw_decode(text, key.end())
+        after = _NEXT.match(raw, end)
+        if after is None:
+            return
+        position, separator = after.end(), after[1]

@@ -23,7 +23,7 @@ class _Usage(Struct):
 
 class _Answer(Struct):
     usage: _Usage | None = None
-    error: Raw | None = None
+    error: Raw = Raw()
 
 
 class _Choice(Struct):
@@ -41,6 +41,7 @@ class _Error(Struct):
     http_status_code: int | None = None
 
 
+_NULL = Raw(b"null")
 _answer = msgspec.json.Decoder(_Answer)
 _event = msgspec.json.Decoder(_Event)
 
@@ -79,7 +80,7 @@ class OpenAI:
 
     def reply(self, call: Call, body: bytes) -> Reply:
         answer = _answer.decode(body)
-        if answer.error is not None:
+        if answer.error and answer.error != _NULL:
             raise fault(answer.error)
         return Reply(body, usage(answer.usage))
 
@@ -103,7 +104,7 @@ class OpenAI:
 
     def _read(self, call: Call, event: bytes, data: bytes) -> Chunk:
         seen = _event.decode(data)
-        if seen.error is not None:
+        if seen.error and seen.error != _NULL:
             raise fault(seen.error)
         if seen.usage is not None and not seen.choices and not call.include_usage:
             return Chunk(b"", usage=usage(seen.usage))  # asked for by us, not by the client

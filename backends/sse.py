@@ -28,9 +28,16 @@ class Splitter:
         text = self._rest + block if self._rest else block
         events = _split_lf(text) if b"\r" not in text else _split_any(text)
         self._rest = events.pop()
-        if len(self._rest) > MAX_EVENT:
+        if len(text) > MAX_EVENT and max(map(len, (*events, self._rest))) > MAX_EVENT:
             raise EventTooLarge(f"an event is longer than {MAX_EVENT} bytes")
         return events
+
+    def close(self) -> list[bytes]:
+        """The last event, if only the end of the stream told that its closing line was complete."""
+        if not self._rest.endswith(b"\r") or not _BLANK.search(self._rest):
+            return []
+        last, self._rest = self._rest, b""
+        return [last]
 
     @property
     def rest(self) -> bytes:
@@ -55,7 +62,7 @@ def _split_any(text: bytes) -> list[bytes]:
 
 def data(event: bytes) -> bytes:
     """The event's data, its lines joined; empty for comments and other fields alone."""
-    if event.startswith(b"data:") and event.endswith(b"\n\n") and event.count(b"\n") == 2:
-        return event[5:-2].strip()
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2:
+        return event[6:-2].strip()
     lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines).strip()

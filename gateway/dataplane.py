@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from backends.api import Call
 from gateway.core.errors import ClientGone, GatewayError, NoTarget, Rejected, UpstreamBusy, UpstreamError
-from gateway.core.types import Limit
+from gateway.core.types import KeyRecord, Limit
 from gateway.forward import Forwarder, Upstream
 from gateway.keys import Keyring, authorize, may_use
 from gateway.limits import Admission, Lease
@@ -73,7 +73,13 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         route = parts.routes.find(call.model, lambda *names: may_use(key, *names))  # 404
         record.routed(route.name)
         authorize(key, call.model, route.name)  # 403
-        with await parts.admission.admit(call.id, key, parts.default_limit) as lease:  # 429
+
+        async def refresh() -> KeyRecord:
+            key = await parts.keyring.authenticate(client.headers, fresh=True)
+            authorize(key, call.model, route.name)
+            return key
+
+        with await parts.admission.admit(call.id, key, parts.default_limit, refresh) as lease:  # 429
             failed: GatewayError = NoTarget(f"No target of {route.name!r} can take the call now.", retry_after=1)
             with closing(route.candidates(call)) as candidates:
                 for target in candidates:
@@ -125,11 +131,14 @@ async def _attempt(parts: Parts, call: Call, target: Target, client: Client, lea
 
 async def _relay(upstream: Upstream, client: Client, record: Record, first_token: Callable[[], None]) -> None:
     """Pass the answer on, piece by piece, as it comes."""
+    held = b""
     async with aclosing(upstream.chunks()) as chunks:  # type: ignore[type-var] # they are generators
         async for chunk in chunks:
             record.received(chunk.tokens, chunk.usage)
             if chunk.tokens or chunk.done:
                 first_token()
-            if chunk.done or (chunk.data and (client.started or not chunk.comment)):
-                await client.send(chunk.data, last=chunk.done)
+            held += chunk.data
+            if chunk.done or (held and not chunk.comment) or client.started:
+                await client.send(held, last=chunk.done)
                 record.sent()
+                held = b""

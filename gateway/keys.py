@@ -81,22 +81,18 @@ class Keyring:
     async def authenticate(self, headers: Mapping[bytes, bytes], *, fresh: bool = False) -> KeyRecord:
         """The key that a call came with. Raises `Unauthenticated`, or `StoreUnavailable` for a key not in memory.
 
-        `fresh` is for calls that pass no admission, where nothing else would notice a change of the key.
+        `fresh` asks the store in any case: for calls that pass no admission, where nothing else would notice a change
+        of the key, and for those whose admission has noticed one.
         """
         key_id, secret = _presented(headers)
+        remembered = key_id in self._cache
         record = await self._record(key_id, fresh=fresh)
         now = self._clock.now()
-        if not self._holds(record, secret, now) or record is None:
+        if not self._holds(record, secret, now) and remembered and not fresh:
+            record = await self._record(key_id, fresh=True)  # the key may have been given another secret
+        if record is None or not self._holds(record, secret, now):
             raise Unauthenticated
         return self._valid(record, now)
-
-    async def refresh(self, record: KeyRecord) -> KeyRecord:
-        """The record as the store has it now, after admission found another version."""
-        self._cache.pop(record.id, None)
-        latest = await self._record(record.id, fresh=True)
-        if latest is None:
-            raise Unauthenticated
-        return self._valid(latest, self._clock.now())
 
     async def _record(self, key_id: str, *, fresh: bool) -> KeyRecord | None:
         now = self._clock.monotonic()

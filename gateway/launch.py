@@ -55,7 +55,8 @@ class Child:
                 log.warning("target %s does not stop; killing it", self.name)
         if process is not None:
             _signal_group(process, signal.SIGKILL)  # what it may have started itself
-        self._thread.join(STOP_SECONDS)
+        if self._thread.ident is not None:
+            self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         pause = BACKOFF_SECONDS[0]
@@ -86,7 +87,9 @@ class Child:
             return f"cannot be started: {error}"
         if self._stopping.is_set():  # stop() came between the check and the start
             _signal_group(self._process, signal.SIGKILL)
-        return f"ended with code {self._process.wait()}"
+        code = self._process.wait()
+        _signal_group(self._process, signal.SIGKILL)  # what it left behind holds the port and memory of its successor
+        return f"ended with code {code}"
 
     def _tail(self) -> str:
         with suppress(OSError):

@@ -45,7 +45,6 @@ class Admission:
     def __init__(
         self,
         store: Store,
-        refresh: Callable[[KeyRecord], Awaitable[KeyRecord]],
         *,
         gateways: int = 1,
         seconds: Callable[[float], None] = lambda _: None,
@@ -53,20 +52,25 @@ class Admission:
         degraded: Callable[[bool], None] = lambda _: None,
         clock: Callable[[], float],
     ) -> None:
-        self._store, self._refresh, self._gateways = store, refresh, gateways
+        self._store, self._gateways = store, gateways
         self._seconds, self._denied, self._clock = seconds, denied, clock
         self._tell_degraded = degraded
         self._own = MemoryStore(Path("/dev/null"))
         self.degraded = False
 
-    async def admit(self, call_id: str, key: KeyRecord, default: Limit) -> Lease:
-        """A lease. Raises `RateLimited` with when to come again, `Unauthenticated` if the key has ended meanwhile."""
+    async def admit(
+        self, call_id: str, key: KeyRecord, default: Limit, refresh: Callable[[], Awaitable[KeyRecord]]
+    ) -> Lease:
+        """A lease. Raises `RateLimited` with when to come again, and what `refresh` raises.
+
+        `refresh` looks at the caller's key again, after it was found to have changed.
+        """
         for _ in range(MAX_STALE):
             ask = _ask(call_id, key, key.limit.over(default))
             verdict, release = await self._decide(ask)
             if not verdict.stale:
                 break
-            key = await self._refresh(key)
+            key = await refresh()
         else:
             raise RateLimited("The key is being changed; try again.", dimension="key", retry_after=1)
         headers = _headers(ask, verdict)
@@ -141,8 +145,8 @@ def _headers(ask: Ask, verdict: Verdict) -> list[tuple[bytes, bytes]]:
 
 def duration(seconds: float) -> str:
     """A duration as OpenAI writes it: `17ms`, `1s`, `6m0s`."""
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
+    if (milliseconds := math.ceil(seconds * 1000)) < 1000:
+        return f"{milliseconds}ms"
     whole = math.ceil(seconds)
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)

@@ -152,13 +152,14 @@ class Route:
             while len(tried) < self._attempts and (left := self._usable(tried)):
                 if tried and not self._budget.allows():
                     return
-                self._budget.retrying += bool(tried)
+                target = self._policy.pick(call, left)
+                retry = bool(tried)
+                tried.append(target)
+                self._budget.retrying += retry
                 try:
-                    target = self._policy.pick(call, left)
-                    tried.append(target)
                     yield target
                 finally:
-                    self._budget.retrying -= len(tried) > 1
+                    self._budget.retrying -= retry
         finally:
             self._budget.in_flight -= 1
 

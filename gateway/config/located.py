@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -20,6 +21,9 @@ from gateway.config import units
 
 _REFERENCE = re.compile(r"\$\{(?:(file):)?([^}:]+?)(?::-([^}]*))?\}")
 _MISSING: Any = object()
+_SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
+MAX_VALUES = 100_000
+"""Of one table; thousands of routes stay far below."""
 
 
 class Mistake(Struct, frozen=True):
@@ -52,6 +56,7 @@ class Document:
         self._environment = os.environ if environment is None else environment
         self._marks: dict[tuple[str | int, ...], yaml.Mark] = {}
         self._root: yaml.Node | None = None
+        self._values = 0
         try:
             self._root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
@@ -59,7 +64,9 @@ class Document:
             what = " ".join(filter(None, (error.context, error.problem)))
             self._add(mark, f"not valid YAML: {what}")
         except yaml.YAMLError as error:
-            self._add(None, f"not valid YAML: {error}")
+            self._add(None, f"not valid YAML: {' '.join(str(error).split())}")
+        except RecursionError:
+            self._add(None, "nested too deeply")
 
     def decode(self, kind: type[Struct]) -> Any:
         """The document as `kind`; whatever could not be decoded is missing from it and listed in `mistakes`."""
@@ -67,7 +74,11 @@ class Document:
             if not self.mistakes:
                 self._add(None, "the file is empty")
             return _MISSING
-        return self._value(self._root, kind, ())
+        try:
+            return self._value(self._root, kind, ())
+        except RecursionError:
+            self._add(None, "nested too deeply")
+            return _MISSING
 
     def report(self, path: tuple[str | int, ...], message: str, *, warning: bool = False) -> None:
         """Add a mistake found by a later check, at the nearest place that the text has for `path`."""
@@ -84,6 +95,11 @@ class Document:
         self.mistakes.append(Mistake(self.file, line, column, message, warning))
 
     def _value(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
+        self._values += 1
+        if self._values > MAX_VALUES:  # aliases of aliases make a small text a huge table
+            if self._values == MAX_VALUES + 1:
+                self._add(node.start_mark, f"the table has more than {MAX_VALUES} values")
+            return _MISSING
         self._marks.setdefault(path, node.start_mark)
         origin, arguments = get_origin(kind), get_args(kind)
         if origin in (typing.Union, types.UnionType):
@@ -115,8 +131,7 @@ class Document:
         return pairs
 
     def _struct(self, node: yaml.Node, kind: type[Struct], path: tuple[str | int, ...]) -> Any:
-        fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-        hints = typing.get_type_hints(kind, include_extras=True)
+        fields, hints = _fields(kind)
         before, values = len(self.mistakes), {}
         for name, key, value in self._pairs(node, path):
             if (field := fields.get(name)) is None:
@@ -157,11 +172,13 @@ class Document:
         try:
             if secret and not _REFERENCE.fullmatch(node.value):
                 raise ValueError("a secret must not stand in the table; write ${NAME} or ${file:/path}")
-            value = yaml.SafeLoader("").construct_object(node)
+            value = _constructed(node)
             if isinstance(value, str):
                 value = self._substituted(value, node)
             if unit is not None:
-                return unit.parse(value)
+                if (number := unit.parse(value)) <= 0:
+                    raise ValueError("must be above 0")
+                return number
             if secret:
                 return value or None  # an optional credential whose variable is empty is none
             return msgspec.convert(value, kind, strict=True)
@@ -186,6 +203,20 @@ class Document:
             return found or default or ""
 
         return _REFERENCE.sub(look_up, text)
+
+
+@cache
+def _fields(kind: type[Struct]) -> tuple[dict[str, Any], dict[str, Any]]:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    return fields, typing.get_type_hints(kind, include_extras=True)
+
+
+def _constructed(node: yaml.ScalarNode) -> Any:
+    """The scalar's value; text with a tag of another kind stays text, and is then told what is expected."""
+    try:
+        return yaml.SafeLoader("").construct_object(node) if node.tag in _SCALARS else node.value
+    except Exception:  # PyYAML has a different one for each kind of nonsense
+        return node.value
 
 
 def _name(path: tuple[str | int, ...]) -> str:

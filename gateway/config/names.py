@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 
 
 def matches(glob: str, name: str) -> bool:
@@ -27,16 +26,21 @@ def specificity(glob: str) -> int:
     return len(glob) - glob.count("*")
 
 
-@lru_cache(maxsize=1024)
 def overlap(one: str, other: str) -> bool:
     """Whether some name matches both globs."""
-    if not one or not other:
-        return not one.strip("*") and not other.strip("*")
-    if one[0] == "*":
-        return overlap(one[1:], other) or overlap(one, other[1:])
-    if other[0] == "*":
-        return overlap(one, other[1:]) or overlap(one[1:], other)
-    return one[0] == other[0] and overlap(one[1:], other[1:])
+    # meets[j]: the part of `one` seen so far and other[:j] have a name in common. A star may take any character,
+    # so it keeps what it has reached on its own side (from the row above) and on the other (from the left).
+    meets = [True]
+    for char in other:
+        meets.append(meets[-1] and char == "*")
+    for mine in one:
+        above, meets = meets, [meets[0] and mine == "*"]
+        for j, theirs in enumerate(other):
+            if mine == "*" or theirs == "*":
+                meets.append(above[j + 1] or meets[j])
+            else:
+                meets.append(above[j] and mine == theirs)
+    return meets[-1]
 
 
 class NameIndex:

@@ -200,8 +200,11 @@ def table_schema() -> dict[str, Any]:
         for field in msgspec.structs.fields(part):
             shown = schema["$defs"][part.__name__]["properties"][field.encode_name]
             shown["description"] = texts.get(field.name, "")
+            if isinstance(shown.get("default"), dict):
+                shown["default"] = {}  # its own fields state theirs
             if (unit := units.unit_of(field.type)) is not None:
                 shown["pattern"] = unit.pattern
+                shown["type"] = ["integer", "string"] if unit.bare else "string"
                 if "default" in shown and shown["default"] is not None:
                     shown["default"] = unit.shown(shown["default"])
     schema["$defs"]["TargetSpec"]["properties"]["backend"]["examples"] = list(registry.installed())
@@ -252,7 +255,7 @@ def _check_targets(document: Document, table: Table) -> None:
         names.setdefault(target.name, path)
         _check_place(document, path, target)
         if target.url is not None:
-            place = (str(path[1]), target.url, target.model)
+            place = (str(path[1]), target.url.rstrip("/"), target.model)
             if place in places:
                 document.report(
                     (*path, "url"),

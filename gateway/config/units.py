@@ -10,6 +10,9 @@ from msgspec import Meta, Struct
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
+MAX = 1e12
+
+
 class Unit(Struct, frozen=True):
     """How one kind of quantity is written."""
 
@@ -32,6 +35,8 @@ class Unit(Struct, frozen=True):
         if match is None or (match[2] not in self.factors if match[2] else not self.bare):
             raise ValueError(f"expected {allowed} (units: {', '.join(self.factors)})")
         number = float(match[1]) * self.factors.get(match[2], 1)
+        if number > MAX:
+            raise ValueError(f"expected {allowed}, at most {MAX:g}")
         if self.whole and number != int(number):
             raise ValueError(f"expected a whole number: {allowed}")
         return int(number) if self.whole else number
@@ -40,7 +45,7 @@ class Unit(Struct, frozen=True):
         """The shortest way to write `value`."""
         for name, factor in sorted(self.factors.items(), key=lambda pair: -pair[1]):
             if value and value % factor == 0:
-                return f"{value / factor:g}{name}"
+                return f"{value / factor:.0f}{name}"
         return value
 
 

@@ -11,6 +11,7 @@ GatewayError
     MethodNotAllowed         405 the path answers to other methods
     BodyTimeout              408 the client stopped sending its body
     BodyTooLarge             413 the body is over the limit
+    HeadersTooLarge          431 the headers together are over 32 KiB
     RateLimited              429 a limit of the key
     Rejected                 the upstream's own 4xx, in its own words where they are fit to pass on
   ClientGone                 499 the client left; nobody reads the answer, the record does
@@ -64,6 +65,7 @@ class Refused(GatewayError):
 
 class BadRequest(Refused):
     status = 400
+    code = "bad_request"
     error_type = "caller_bad_request"
 
 
@@ -121,6 +123,12 @@ class BodyTooLarge(Refused):
     status = 413
     code = "body_too_large"
     error_type = "caller_body_too_large"
+
+
+class HeadersTooLarge(Refused):
+    status = 431
+    code = "headers_too_large"
+    error_type = "caller_headers_too_large"
 
 
 class RateLimited(Refused):

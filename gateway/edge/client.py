@@ -9,10 +9,12 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
+from msgspec import Raw
+
 from backends.api import Call, Endpoint
 from backends.body import Body, Malformed
 from gateway.config.table import Bodies
-from gateway.core.errors import BadRequest, BodyTimeout, BodyTooLarge, GatewayError
+from gateway.core.errors import BadRequest, BodyTimeout, BodyTooLarge, GatewayError, HeadersTooLarge
 from gateway.edge.errors import render
 
 Message = MutableMapping[str, Any]
@@ -24,6 +26,8 @@ _serial = itertools.count(1)
 _CONTENT_TYPE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,199}")
 _TRACE_VALUE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
 MAX_MODEL = 256
+MAX_HEADERS = 32 * 1024
+"""Bytes, names and values together; vLLM and TGI would refuse more."""
 
 
 class AsgiClient:
@@ -46,6 +50,8 @@ class AsgiClient:
 
     async def call(self) -> Call:
         """Read the whole body, then begin to watch for the client's leaving."""
+        if sum(map(len, self.headers)) + sum(map(len, self.headers.values())) > MAX_HEADERS:
+            raise HeadersTooLarge(f"The headers are larger than {MAX_HEADERS} bytes.")
         raw = await self._body()
         task = asyncio.current_task()
         assert task is not None
@@ -82,9 +88,10 @@ class AsgiClient:
             await self._send({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
 
     def close(self) -> None:
-        if self._watch is not None:
-            self._finished = True
-            self._watch.cancel()
+        # Granian's future keeps its callbacks, and they keep us: without letting go, every call would stay in memory.
+        self._finished, watch, self._watch = True, self._watch, None
+        if watch is not None:
+            watch.cancel()
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
@@ -129,14 +136,14 @@ def read(call_id: str, endpoint: Endpoint, raw: bytes, content_type: bytes) -> C
         body = Body(raw)
         model = body.get("model", str, "")
         stream = endpoint != "embeddings" and body.get("stream", bool, False)
-        options = body.get("stream_options", dict[str, Any], {}) if stream else {}
+        options = body.get("stream_options", dict[str, Raw], {}) if stream else {}
     except Malformed as error:
         raise BadRequest(f"{error}", param=error.param) from None
     if not model:
         raise BadRequest("The field 'model' is required: name the model to ask.", param="model")
     if len(model) > MAX_MODEL or not model.isprintable():
         raise BadRequest(f"'model' must be at most {MAX_MODEL} printable characters.", param="model")
-    wanted = options.get("include_usage") is True
+    wanted = bytes(options.get("include_usage", b"")) == b"true"
     return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted)
 
 

@@ -104,13 +104,16 @@ def router(parts: Parts, readiness: Readiness) -> Router:
     async def metrics() -> Response[bytes]:
         return Response(exposition(parts.meter.metrics), headers={"content-type": CONTENT_TYPE})
 
-    return Router("/", route_handlers=[list_models, get_model, root, health, ready, metrics], after_request=_name)
+    return Router("/", route_handlers=[list_models, get_model, root, health, ready, metrics])
 
 
 def render_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Whatever an ordinary handler raised, in the same envelope as the data plane's errors."""
-    ours = _ours(request, error)
-    status, headers, body = render(ours, f"tl-{secrets.token_hex(8)}")
+    return _response(_ours(request, error))
+
+
+def _response(error: GatewayError) -> Response[bytes]:
+    status, headers, body = render(error, f"tl-{secrets.token_hex(8)}")
     shown: Mapping[str, str] = {name.decode(): value.decode() for name, value in headers if name != b"content-length"}
     return Response(body, status_code=status, headers=dict(shown), media_type=MediaType.JSON)
 
@@ -128,8 +131,11 @@ def _ours(request: Request[Any, Any, Any], error: Exception) -> GatewayError:
     return Internal()
 
 
-def _name(response: Response[Any]) -> Response[Any]:
-    response.headers["x-request-id"] = f"tl-{secrets.token_hex(8)}"
+def name_request(response: Response[Any]) -> Response[Any]:
+    """Give the answer of an ordinary handler a request id; the 404 of Litestar's own pages is put into our envelope."""
+    if response.status_code == 404 and response.media_type == MediaType.HTML:
+        response = _response(NotFound("There is nothing here."))
+    response.headers.setdefault("x-request-id", f"tl-{secrets.token_hex(8)}")
     return response
 
 

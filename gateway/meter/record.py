@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -151,7 +152,9 @@ class Record:
         if isinstance(error, asyncio.CancelledError):
             error = ClientGone()
         elif not isinstance(error, GatewayError):
-            log.error("call %s: a bug of ours", self.call_id, exc_info=error)
+            # Where it happened and its type, but not its text: that may hold what a client typed.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            log.error("call %s: a bug of ours: %s\n%s", self.call_id, type(error).__qualname__, frames)
             error = Internal()
         self.error = error
         self.outcome = "broke" if self.ttft is not None and error.outcome == "failed" else error.outcome

@@ -17,14 +17,16 @@ local answer, charge = {0, 0, 0}, {}
 local denied, wait = 0, 0
 
 local function rate(key, limit, window, amount)
+  local cost = math.ceil(window / limit)
+  local whole = cost * limit
   local tat = tonumber(redis.call('GET', key) or 0)
-  tat = math.min(math.max(tat, now), now + window)
-  local after = tat + math.ceil(window * amount / limit)
-  local over = after - now - window
+  tat = math.min(math.max(tat, now), now + whole)
+  local after = tat + cost * amount
+  local over = after - now - whole
   if over > 0 then
-    return over, math.floor((now + window - tat) * limit / window), tat - now
+    return over, math.floor((now + whole - tat) / cost), tat - now
   end
-  return 0, math.floor((now + window - after) * limit / window), after - now, function()
+  return 0, math.floor((now + whole - after) / cost), after - now, function()
     redis.call('SET', key, string.format('%.0f', after), 'PX', math.ceil((after - now) / 1000) + 1000)
   end
 end

@@ -1,7 +1,8 @@
 """The generic cell rate algorithm in integer microseconds, as admit.lua computes it too.
 
-A bucket is one number, the theoretical arrival time (TAT): when the bucket will be whole again. An ask moves it
-forward by its share of the window and is granted if it stays within one window from now. Source: ITU-T I.371.
+A bucket is one number, the theoretical arrival time (TAT): when the bucket will be whole again. A unit costs its share
+of the window, rounded up to a microsecond so that the rate is never above the limit; a whole bucket holds exactly
+`limit` of them. Source: ITU-T I.371.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ class Step(NamedTuple):
 def step(stored: int, now: int, limit: int, window: int, amount: int) -> Step:
     """Move a bucket of `limit` units a `window` (microseconds) by `amount` units.
 
-    A stored time beyond one window is clamped: after a clock went back, a key must not be locked for hours.
+    A stored time beyond a whole bucket is clamped: after a clock went back, a key must not be locked for hours.
     """
-    tat = min(max(stored, now), now + window) + -(-window * amount // limit)
-    return Step(tat, tat - now - window)
+    cost = -(-window // limit)
+    whole = cost * limit
+    tat = min(max(stored, now), now + whole) + cost * amount
+    return Step(tat, tat - now - whole)
 
 
 def remaining(tat: int, now: int, limit: int, window: int) -> int:
     """Whole units left in the bucket."""
-    return max(0, (now + window - max(tat, now)) * limit // window)
+    cost = -(-window // limit)
+    return max(0, (cost * limit - max(tat - now, 0)) // cost)

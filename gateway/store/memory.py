@@ -101,7 +101,7 @@ class MemoryStore:
         window = int(dimension.window * gcra.MICRO)
         stored = self._tats.get(dimension.key, 0)
         moved = gcra.step(stored, now, dimension.limit, window, dimension.amount)
-        shown = min(max(stored, now), now + window) if moved.over > 0 else moved.tat
+        shown = max(stored, now) if moved.over > 0 else moved.tat
         left = gcra.remaining(shown, now, dimension.limit, window)
         return Standing(left, (shown - now) / gcra.MICRO), max(0, moved.over) / gcra.MICRO, moved.tat
 

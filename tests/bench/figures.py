@@ -24,6 +24,8 @@ KINDS = {
     "cpu_paced": Kind("CPU per stream, trickled", "us"),
     "added_p50": Kind("added latency, p50", "ms", 1),
     "added_p99": Kind("added latency, p99", "ms", 4),
+    "relay_p50": Kind("added by a bare relay, p50", "ms"),
+    "relay_p99": Kind("added by a bare relay, p99", "ms"),
     "other_work": Kind("other work on its core", "%"),
     "rss_idle": Kind("RSS idle", "MiB", 100),
     "pss_idle": Kind("PSS idle", "MiB"),

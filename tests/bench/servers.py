@@ -70,8 +70,8 @@ class Bed:
         self._environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.lower().endswith("_proxy") and not name.startswith("TRUNKLINE_")
-        }
+            if not name.lower().endswith("_proxy") and not name.startswith(("TRUNKLINE_", "PYTHON"))
+        } | {"PYTHONPYCACHEPREFIX": str(folder / "compiled")}
         self.redis_port = free_port()
         self.burst_port = free_port()
         self.paced_port = free_port()
@@ -86,14 +86,25 @@ class Bed:
         self.redis.close()
         self._servers.close()
 
+    def relay(self) -> Subject:
+        """Start a relay to the stub where a gateway would be."""
+        port = free_port()
+        command: list[object] = [sys.executable, HERE / "relay.py", "--port", port, "--to", self.burst_port]
+        server = self._start("relay", command, self._gateway_core)
+        self._wait(server, "relay", lambda: get(port, "/health") is not None, READY_SECONDS)
+        return Subject("relay", server, port, "")
+
     def trunkline(self, command: Path) -> Subject:
-        """Start the gateway with a fresh key."""
+        """Start the gateway with a fresh key; the first of two starts compiles what an install brings compiled."""
         port, routes = free_port(), self._write("routing.yaml", ROUTES)
         redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
-        serve = [command, "serve", routes, "--host", "127.0.0.1", "--port", port, "--workers", 1]
-        server = self._start("trunkline", [*serve, "--redis-url", redis_url], self._gateway_core)
-        self._wait(server, "trunkline", lambda: get(port, "/ready") is not None, READY_SECONDS)
         secret = self._create_key(command, redis_url)
+        serve = [command, "serve", routes, "--host", "127.0.0.1", "--port", port, "--workers", 1]
+        for start in ("compiling", "serving"):
+            server = self._start(f"trunkline-{start}", [*serve, "--redis-url", redis_url], self._gateway_core)
+            self._wait(server, "trunkline", lambda: get(port, "/ready") is not None, READY_SECONDS)
+            if start == "compiling":
+                server.stop()
         return Subject("trunkline", server, port, secret)
 
     def peer(self, command: Path) -> Subject:
@@ -108,9 +119,6 @@ class Bed:
         server = self._start("litellm", [*serve, "--telemetry", "False"], self._gateway_core)
         self._wait(server, "litellm", lambda: get(port, "/health/readiness") is not None, PEER_READY_SECONDS)
         return Subject("litellm", server, port, PEER_KEY)
-
-    def stop(self, subject: Subject) -> None:
-        subject.server.stop()
 
     def redis_scripts(self) -> int:
         """How many scripts Redis has run since it was started."""

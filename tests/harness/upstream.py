@@ -128,6 +128,8 @@ class Target:
     def restore(self) -> None:
         """Forget the calls and answer well again: whole and streamed calls each as they ask."""
         self.healthy = True
+        self.lone = False
+        """A connection is good for one request: the next one finds it closed, as if that had crossed its way."""
         self.script: Script | None = None
         self.scripts: list[Script] = []
         self.calls: list[Received] = []
@@ -206,11 +208,13 @@ class Upstream:
         self._thread.join(5)
         self._loop.close()
 
-    def route(self, received: Received) -> Script:
+    def route(self, received: Received, *, again: bool) -> Script:
         name, _, path = received.path.removeprefix("/").partition("/")
         received.path = "/" + path
         found = self._targets.get(name)
-        return whole({"error": "no such target"}, 599) if found is None else found.answers(received)
+        if found is None:
+            return whole({"error": "no such target"}, 599)
+        return [Act.CUT] if found.lone and again else found.answers(received)
 
 
 class _Connection(asyncio.Protocol):
@@ -222,6 +226,7 @@ class _Connection(asyncio.Protocol):
         self._arrived = asyncio.Event()
         self._lost = asyncio.Event()
         self._current: Received | None = None
+        self._served = False
         self._task: asyncio.Task[None] | None = None
         self.transport: asyncio.Transport
 
@@ -250,8 +255,9 @@ class _Connection(asyncio.Protocol):
                 received = await self._request()
                 received.peer = self.transport.get_extra_info("peername")
                 self._current = received
-                for step in self._upstream.route(received):
+                for step in self._upstream.route(received, again=self._served):
                     await self._do(step)
+                self._served = True
                 self._current = None
 
     async def _do(self, step: Step) -> None:

@@ -1,0 +1,106 @@
+"""What can go wrong with a target, in our words: the HTTP client's exceptions, statuses, errors inside answers."""
+
+from __future__ import annotations
+
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Final
+
+import httpx
+
+from backends.api import AnyAdapter, Call, RefusesInItsOwnWords, UpstreamFault
+from gateway.core.errors import (
+    BadReply,
+    CredentialRefused,
+    Disconnected,
+    GatewayError,
+    Rejected,
+    Unreachable,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
+
+MAX_RETRY_AFTER = 120.0
+
+# What a caught httpx exception means. The most specific class in the exception's MRO decides.
+FAILURES: Final[dict[type[Exception], type[UpstreamError]]] = {
+    httpx.HTTPError: Unreachable,
+    httpx.RequestError: Unreachable,
+    httpx.HTTPStatusError: BadReply,
+    httpx.TransportError: Unreachable,
+    httpx.TimeoutException: UpstreamTimeout,
+    httpx.ConnectTimeout: Unreachable,
+    httpx.PoolTimeout: Unreachable,
+    httpx.ReadTimeout: UpstreamTimeout,
+    httpx.WriteTimeout: UpstreamTimeout,
+    httpx.NetworkError: Disconnected,
+    httpx.ConnectError: Unreachable,
+    httpx.ReadError: Disconnected,
+    httpx.WriteError: Disconnected,
+    httpx.CloseError: Disconnected,
+    httpx.ProxyError: Unreachable,
+    httpx.UnsupportedProtocol: Unreachable,
+    httpx.ProtocolError: BadReply,
+    httpx.LocalProtocolError: BadReply,
+    httpx.RemoteProtocolError: BadReply,
+    httpx.DecodingError: BadReply,
+    httpx.TooManyRedirects: BadReply,
+    httpx.InvalidURL: Unreachable,
+    httpx.CookieConflict: BadReply,
+    httpx.StreamError: Disconnected,
+}
+
+
+def failure(error: Exception) -> UpstreamError:
+    """The error of ours for one of the HTTP client's."""
+    for kind in type(error).__mro__:
+        if kind in FAILURES:
+            return FAILURES[kind](str(error))
+    return BadReply(type(error).__name__)
+
+
+def status_refusal(status: int, retry_header: str | None) -> GatewayError | None:
+    """What an answer that is no 200 means; None: the call is at fault, and the body tells why."""
+    if status in (401, 403):
+        return CredentialRefused(f"status {status}")
+    if status in (429, 503):
+        return UpstreamBusy(f"status {status}", retry_after=retry_after(retry_header))
+    if status == 408 or not 400 <= status < 500:
+        return UpstreamFailed(f"status {status}")
+    return None
+
+
+def worded_refusal(call: Call, adapter: AnyAdapter, status: int, body: bytes) -> GatewayError:
+    """The target's refusal of the call, in its own words where its adapter finds them fit for the client."""
+    try:
+        said = adapter.refusal(call, status, body) if isinstance(adapter, RefusesInItsOwnWords) else None
+    except UpstreamFault as fault:
+        return blame(fault)
+    if said is None:
+        return Rejected(status if status != 404 else 400, f"The model server refused the call with status {status}.")
+    return Rejected(said[0], "", body=said[1])
+
+
+def blame(fault: UpstreamFault) -> GatewayError:
+    """An error that came inside an answer or stream of status 200."""
+    if fault.status in (429, 503):
+        return UpstreamBusy(f"it said so in an answer of status 200 ({fault.status})")
+    if 400 <= fault.status < 500 and fault.status not in (401, 403, 408):
+        return Rejected(fault.status, fault.message, param=fault.param)
+    return UpstreamFailed(f"an error in an answer of status 200 ({fault.status})")  # its text may hold the prompt
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds from a `Retry-After` header in either form, at most 120; None if there is none that can be read."""
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - time()
+        except ValueError:
+            return None
+    return min(max(0.0, seconds), MAX_RETRY_AFTER) if seconds == seconds else None

@@ -1,0 +1,116 @@
+"""The gateways and the upstream that the integration tests share, as starting a gateway takes seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from harness.gateway_process import GatewayProcess, gateway_process
+from harness.redis_server import RedisServer, free_port
+from harness.upstream import Target, Upstream, scripted_upstream
+from integration.cases import FAILURES
+from integration.client import eventually, get
+
+UPSTREAM_KEY = "canary-upstream-credential"
+HASTY = {"connect": "1s", "first_byte": "700ms", "idle": "700ms"}
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[Upstream]:
+    with scripted_upstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
+    """One worker without Redis; its table has a route for every kind of test."""
+
+    def target(name: str, backend: str = "openai", **fields: Any) -> dict[str, Any]:
+        return {"name": name, "backend": backend, "url": upstream.target(name).url, **fields}
+
+    dead = f"http://127.0.0.1:{free_port()}"
+    routes: dict[str, Any] = {
+        "solo": {"aliases": ["solo-alias", "team/solo:8b"], "targets": [target("solo")]},
+        "vllm": {"targets": [target("vllm", "vllm", model="Served/Name", api_key="${UPSTREAM_KEY}")]},
+        "hasty": {"targets": [target("hasty")], "timeouts": HASTY},
+        "good": {"targets": [target("good")]},
+        "dead": {"targets": [{"name": "dead", "backend": "openai", "url": dead}]},
+        "tiers": {
+            "targets": [target("tier-down"), {"name": "tier-dead", "backend": "vllm", "url": dead}],
+            "fallback": [target("tier-fallback", "vllm")],
+            "retry": {"attempts": 3},
+        },
+    }
+    for case in FAILURES:
+        pair = [target(f"{case}-a"), target(f"{case}-b")]
+        routes[f"pair-{case}"] = {"targets": pair, "timeouts": HASTY, "policy": "round-robin"}
+    table = {"routes": routes, "bodies": {"timeout": "3s"}}
+    with gateway_process(json.dumps(table), env={"UPSTREAM_KEY": UPSTREAM_KEY}) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def key(gateway: GatewayProcess) -> str:
+    """A key without limits for `gateway`."""
+    return gateway.issue().secret
+
+
+@pytest.fixture
+def solo(upstream: Upstream) -> Target:
+    """The target of the route "solo", as new."""
+    return _renewed(upstream, "solo")
+
+
+@pytest.fixture
+def vllm(upstream: Upstream) -> Target:
+    """The target of the route "vllm", which renames the model and has a credential."""
+    return _renewed(upstream, "vllm")
+
+
+@pytest.fixture
+def hasty(upstream: Upstream) -> Target:
+    """The target of the route "hasty", whose timeouts are short."""
+    return _renewed(upstream, "hasty")
+
+
+@pytest.fixture(scope="session")
+def fleet(upstream: Upstream, redis: RedisServer) -> Iterator[list[GatewayProcess]]:
+    """Two gateways of two workers each on one Redis."""
+    targets = [{"name": "fleet", "backend": "openai", "url": upstream.target("fleet").url}]
+    table = json.dumps({"routes": {"fleet": {"targets": targets}}})
+    pair = [gateway_process(table, redis_url=redis.url, workers=2) for _ in range(2)]
+    with ExitStack() as stack, ThreadPoolExecutor(2) as starters:
+        started = list(starters.map(lambda each: each.__enter__(), pair))
+        for each in pair:
+            stack.push(each)
+        yield started
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[GatewayProcess]:
+    """A gateway that serves the embedded model, whose server it has started itself."""
+    targets = [{"name": "local", "backend": "llamacpp", "launch": {"model": "embedded"}}]
+    table = {"routes": {"smollm2-135m": {"aliases": ["demo/smollm2:135m"], "targets": targets}}}
+    with gateway_process(json.dumps(table)) as started:
+
+        def up() -> bool | None:
+            return get(started, "/ready").json()["targets"]["local"] == "up" or None
+
+        eventually(up, "the model is loaded", 40)
+        yield started
+
+
+@pytest.fixture
+def shared_target(upstream: Upstream) -> Target:
+    """The target of the fleet's one route, as new."""
+    return _renewed(upstream, "fleet")
+
+
+def _renewed(upstream: Upstream, name: str) -> Target:
+    target = upstream.target(name)
+    target.restore()
+    return target

@@ -1,0 +1,197 @@
+"""Limits of a key: exact over all workers and gateways, told in OpenAI's headers, charged only when granted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from harness.gateway_process import GatewayProcess, Issued
+from harness.redis_server import RedisServer
+from harness.upstream import Act, Gate, Target, answer, head, stream, whole
+from integration.client import Reply, Wire, ask, chat, eventually, record, request
+from redis import Redis
+
+from gateway.core.types import Limit
+
+DURATION = re.compile(r"(?:\d+h)?(?:\d+m)?(?:\d+s)?|\d+ms")
+
+
+def flood(gateways: Sequence[GatewayProcess], calls: int, issued: Issued, model: str) -> list[Reply]:
+    """So many calls at once, spread over the gateways; a new connection each, so over their workers too."""
+    with ThreadPoolExecutor(20) as threads:
+        return list(threads.map(lambda i: ask(gateways[i % len(gateways)], chat(model), issued.secret), range(calls)))
+
+
+def statuses(replies: list[Reply]) -> Counter[int]:
+    return Counter(reply.status for reply in replies)
+
+
+def test_rpm_is_exact_over_gateways_and_workers(fleet: list[GatewayProcess], shared_target: Target) -> None:
+    issued = fleet[0].issue(limit=Limit(rpm=20))
+
+    replies = flood(fleet, 100, issued, "fleet")
+
+    granted = statuses(replies)[200]
+    assert set(statuses(replies)) == {200, 429}
+    assert 20 <= granted <= 22  # one more comes in for every 3 s that the flood takes
+    assert len(shared_target.calls) == granted
+    remaining = [int(reply.header("x-ratelimit-remaining-requests") or -1) for reply in replies if reply.status == 200]
+    assert sorted(remaining)[:1] == [0]
+    assert len(remaining) - len(set(remaining)) <= 2
+
+
+def test_concurrency_is_exact_over_gateways_and_workers(fleet: list[GatewayProcess], shared_target: Target) -> None:
+    issued = fleet[1].issue(limit=Limit(concurrency=7))
+    gate = Gate()
+    body = b'{"choices":[]}'
+    shared_target.script = [head(content_type="application/json", content_length=len(body)), gate, body]
+
+    with ThreadPoolExecutor(60) as threads:
+        waiting = [threads.submit(ask, fleet[i % 2], chat("fleet"), issued.secret) for i in range(60)]
+
+        def refused() -> bool | None:
+            return sum(call.done() for call in waiting) == 53 or None
+
+        eventually(refused, "53 refusals", 15)
+        assert len(shared_target.calls) == 7
+        gate.open()
+        assert statuses([call.result() for call in waiting]) == {200: 7, 429: 53}
+
+    shared_target.restore()
+
+    def all_free() -> bool | None:
+        shared_target.script = whole(answer())
+        return statuses(flood(fleet, 7, issued, "fleet")) == {200: 7} or None
+
+    eventually(all_free, "seven slots", 3)
+
+
+def test_both_limits_are_charged_together_or_not_at_all(gateway: GatewayProcess, solo: Target) -> None:
+    """Calls refused for their concurrency use nothing of the rate."""
+    issued = gateway.issue(limit=Limit(rpm=3, concurrency=1))
+    gate = Gate()
+    solo.scripts = [[gate, whole(answer())[0]]]
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(ask, gateway, chat("solo"), issued.secret)
+        solo.wait_for_calls()
+        for _ in range(10):
+            assert ask(gateway, chat("solo"), issued.secret).status == 429
+        gate.open()
+        assert first.result().status == 200
+
+    def granted() -> bool | None:
+        return ask(gateway, chat("solo"), issued.secret).status == 200 or None
+
+    eventually(granted, "the second of three")
+    eventually(granted, "the third of three")
+    assert ask(gateway, chat("solo"), issued.secret).status == 429
+
+
+@pytest.mark.parametrize(
+    "body", [b"nonsense", chat("no-such"), chat("vllm")], ids=["malformed", "unknown", "forbidden"]
+)
+def test_refused_calls_charge_nothing(gateway: GatewayProcess, solo: Target, body: bytes | dict[str, object]) -> None:
+    issued = gateway.issue(limit=Limit(rpm=1), models=("solo",))
+    for _ in range(3):
+        assert ask(gateway, body, issued.secret).status in (400, 403, 404)
+    assert ask(gateway, chat("solo"), issued.secret).status == 200
+
+
+def test_headers_tell_how_the_key_stands(gateway: GatewayProcess, solo: Target) -> None:
+    issued = gateway.issue(limit=Limit(rpm=3))
+    for left in (2, 1, 0):
+        granted = ask(gateway, chat("solo", **({"stream": True} if left == 1 else {})), issued.secret)
+        assert granted.status == 200
+        assert granted.header("x-ratelimit-limit-requests") == "3"
+        assert granted.header("x-ratelimit-remaining-requests") == str(left)
+        assert DURATION.fullmatch(granted.header("x-ratelimit-reset-requests") or "")
+        assert granted.header("retry-after") is None
+
+    denied = ask(gateway, chat("solo"), issued.secret)
+
+    assert denied.status == 429
+    assert denied.error["type"] == "rate_limit_error"
+    assert denied.error["code"] == "rate_limit_exceeded"
+    assert denied.header("x-ratelimit-limit-requests") == "3"
+    assert denied.header("x-ratelimit-remaining-requests") == "0"
+    assert denied.header("x-ratelimit-reset-requests") in ("59s", "1m0s")
+    wait = int(denied.header("retry-after-ms") or 0)
+    assert 15_000 < wait <= 20_000  # one of three a minute
+    assert int(denied.header("retry-after") or 0) == -(-wait // 1000)
+    assert denied.header("x-should-retry") == "true"
+    assert record(gateway, denied.header("x-request-id"))["outcome"] == "shed"
+
+
+def test_a_call_that_waits_as_told_is_granted(gateway: GatewayProcess, solo: Target) -> None:
+    issued = gateway.issue(limit=Limit(rpm=120))
+    assert statuses(flood([gateway], 120, issued, "solo"))[200] == 120
+
+    def denied() -> Reply | None:
+        found = ask(gateway, chat("solo"), issued.secret)
+        return found if found.status == 429 else None
+
+    waits = [int(eventually(denied, "a denial").header("retry-after-ms") or 0)]
+    assert 0 < waits[0] <= 500
+
+    def granted() -> bool | None:
+        return ask(gateway, chat("solo"), issued.secret).status == 200 or None
+
+    eventually(granted, "a grant after the wait", waits[0] / 1000 + 0.5)
+
+
+def test_a_key_without_limits_has_no_limit_headers(gateway: GatewayProcess, key: str, solo: Target) -> None:
+    granted = ask(gateway, chat("solo"), key)
+    assert granted.status == 200
+    assert "ratelimit" not in repr(granted.headers)
+
+
+def test_keys_do_not_share_their_limits(fleet: list[GatewayProcess], shared_target: Target) -> None:
+    one, other = (fleet[0].issue(limit=Limit(rpm=1)) for _ in range(2))
+    assert ask(fleet[0], chat("fleet"), one.secret).status == 200
+    assert ask(fleet[1], chat("fleet"), one.secret).status == 429
+    assert ask(fleet[1], chat("fleet"), other.secret).status == 200
+
+
+def test_slots_come_back_over_redis_however_a_call_ends(fleet: list[GatewayProcess], shared_target: Target) -> None:
+    issued = fleet[0].issue(limit=Limit(concurrency=1))
+
+    def free() -> bool | None:
+        return ask(fleet[1], chat("fleet"), issued.secret).status == 200 or None
+
+    for script in (stream(Act.STALL), [Act.STALL], stream(b": wait\n\n", Act.STALL)):
+        shared_target.scripts = [script]
+        seen = len(shared_target.calls)
+        connection = Wire(fleet[0].port)
+        connection.send(request(chat("fleet", stream=True), issued.secret))
+        received = shared_target.wait_for_calls(seen + 1)
+        assert ask(fleet[1], chat("fleet"), issued.secret).status == 429
+        connection.leave()
+        assert received.closed.wait(1)
+        eventually(free, "a free slot", 1.5)
+    for script in ([Act.CUT], [Act.RESET], whole({}, 500), whole({}, 400)):
+        shared_target.scripts = [script]
+        # 200 where it was sent again because the connection might have been a stale one.
+        assert ask(fleet[0], chat("fleet"), issued.secret).status in (200, 400, 502)
+        eventually(free, "a free slot", 1.5)
+
+
+def test_a_long_call_keeps_its_slot(fleet: list[GatewayProcess], shared_target: Target, redis: RedisServer) -> None:
+    """Its lease is renewed long before it ends, as Redis itself shows."""
+    issued = fleet[0].issue(limit=Limit(concurrency=1))
+    shared_target.scripts = [[Act.STALL]]
+    connection = Wire(fleet[0].port)
+    connection.send(request(chat("fleet"), issued.secret))
+    shared_target.wait_for_calls()
+    with Redis.from_url(redis.url) as client:
+
+        def deadline() -> float:
+            ((_, score),) = client.zrange(f"{{tl}}:lease:key:{issued.record.id}", 0, -1, withscores=True)
+            return float(score)
+
+        first = deadline()
+        eventually(lambda: deadline() > first + 1e6 or None, "a renewal", 8)
+    assert ask(fleet[1], chat("fleet"), issued.secret).status == 429
+    connection.leave()

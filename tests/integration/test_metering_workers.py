@@ -1,0 +1,97 @@
+"""Several workers answer one scrape: sums are whole, and never fall, also when a worker dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from harness.gateway_process import GatewayProcess
+from harness.upstream import Act, Target, stream, usage_event, whole
+from integration.client import Wire, ask, chat, eventually, get, request, samples, total
+
+
+def flood(gateway: GatewayProcess, key: str, calls: int, **fields: object) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        replies = list(threads.map(lambda _: ask(gateway, chat("fleet", **fields), key), range(calls)))
+    assert {reply.status for reply in replies} == {200}
+
+
+def workers(gateway: GatewayProcess) -> list[int]:
+    """The pids of the processes that serve: children of the supervisor that hold the port."""
+    children = Path(f"/proc/{gateway.process.pid}/task").glob("*/children")
+    pids = [int(pid) for file in children for pid in file.read_text().split()]
+    return [pid for pid in pids if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_sums_are_those_of_all_workers(fleet: list[GatewayProcess], shared_target: Target) -> None:
+    gateway, key = fleet[0], fleet[0].issue().secret
+    before = samples(gateway)
+    flood(gateway, key, 60)
+
+    def counted() -> float | None:
+        after = samples(gateway)
+        grown = total(after, "requests_total", route="fleet") - total(before, "requests_total", route="fleet")
+        return grown if grown >= 60 else None
+
+    assert eventually(counted, "60 calls are counted") == 60
+    after = samples(gateway)
+    for name in ("tokens_total", "upstream_attempts_total", "request_duration_seconds_count", "redis_seconds_count"):
+        growth = total(after, name) - total(before, name)
+        assert growth == (60 * 7 if name == "tokens_total" else 60), name
+    assert "pid=" not in gateway.metrics()
+
+
+def test_every_worker_tells_the_same(fleet: list[GatewayProcess]) -> None:
+    """Each scrape is a new connection, so it may meet either worker."""
+    found = {total(samples(fleet[0]), "requests_total") for _ in range(20)}
+    assert len(found) == 1
+
+
+def test_sums_never_fall_when_a_worker_dies(fleet: list[GatewayProcess], shared_target: Target) -> None:
+    gateway, key = fleet[1], fleet[1].issue().secret
+    flood(gateway, key, 40)
+    before = samples(gateway)
+    shared_target.scripts = [stream(usage_event(), Act.STALL) for _ in range(8)]
+    hanging = [Wire(gateway.port) for _ in range(8)]
+    for connection in hanging:
+        connection.send(request(chat("fleet", stream=True), key))
+    eventually(lambda: total(samples(gateway), "in_flight") == 8 or None, "eight calls in flight")
+    victim, *others = workers(gateway)
+    assert len(others) == 1
+
+    os.kill(victim, signal.SIGKILL)
+
+    def respawned() -> list[int] | None:
+        now = workers(gateway)
+        return now if len(now) == 2 and victim not in now else None
+
+    eventually(respawned, "a new worker", 15)
+    for connection in hanging:
+        connection.leave()
+    eventually(lambda: total(samples(gateway), "in_flight") == 0 or None, "the dead worker's calls are forgotten")
+    for _ in range(10):
+        after = samples(gateway)
+        fallen = [
+            name
+            for name, value in before.items()
+            if name[0].endswith(("_total", "_count", "_sum", "_bucket")) and after.get(name, 0) < value
+        ]
+        assert fallen == []
+    shared_target.restore()
+    flood(gateway, key, 40)
+    assert total(samples(gateway), "requests_total") >= total(before, "requests_total") + 40
+    assert get(gateway, "/health").status == 200
+
+
+def test_attempts_tell_what_came_of_them(fleet: list[GatewayProcess], shared_target: Target) -> None:
+    gateway, key = fleet[0], fleet[0].issue().secret
+    before = samples(gateway)
+    shared_target.script = whole({}, 500)
+    for _ in range(3):
+        assert ask(gateway, chat("fleet"), key).status == 502
+    labels = {"target": "fleet", "outcome": "upstream_failed"}
+    after = samples(gateway)
+    name = "upstream_attempts_total"
+    assert total(after, name, **labels) - total(before, name, **labels) == 3

@@ -1,0 +1,138 @@
+"""The shape of the code: floors, names, docstrings, public surface, one version, nothing done at import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import gateway
+import gateway.config
+import gateway.meter
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted(file for package in ("gateway", "backends") for file in (ROOT / package).rglob("*.py"))
+PUBLIC = {
+    "gateway.config": [
+        "Launch",
+        "Mistake",
+        "Mistakes",
+        "Retry",
+        "RouteSpec",
+        "Settings",
+        "Table",
+        "TargetSpec",
+        "Timeouts",
+        "load_table",
+        "parse_table",
+        "table_schema",
+    ],
+    "gateway.meter": ["Lines", "Meter", "Metrics", "Record", "exposition"],
+}
+NO_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "service", "base"}
+
+
+def by_module(modules: list[Path] = MODULES) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("file", modules, ids=lambda file: str(file.relative_to(ROOT)))
+
+
+def dotted(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_a_module_imports_lower_floors_only() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_the_public_names_of_packages_are_pinned(name: str) -> None:
+    module = sys.modules[name]
+    assert sorted(module.__all__) == PUBLIC[name]
+    assert all(hasattr(module, exported) for exported in module.__all__)
+
+
+@by_module()
+def test_modules_are_named_after_what_they_are(file: Path) -> None:
+    assert not NO_NAMES & set(file.relative_to(ROOT).with_suffix("").parts)
+
+
+@by_module()
+def test_every_module_says_what_it_is_for(file: Path) -> None:
+    text = ast.get_docstring(ast.parse(file.read_text()))
+    assert text and text.splitlines()[0].endswith((".", ":")), "a module begins with a sentence about its purpose"
+
+
+@by_module()
+def test_packages_are_typed(file: Path) -> None:
+    assert (ROOT / file.relative_to(ROOT).parts[0] / "py.typed").exists()
+
+
+WATCH = """
+import importlib, sys
+WORK = ("socket.", "subprocess.", "os.system", "os.fork", "os.putenv", "os.mkdir", "_thread.start_new_thread")
+seen = []
+def watch(event, arguments):
+    if event == "open":
+        path = str(arguments[0])
+        if not path.startswith({inside!r}) and not path.endswith((".py", ".pyc", ".so")):
+            seen.append(path)
+    elif event.startswith(WORK):
+        seen.append(event)
+for name in {others!r}:
+    importlib.import_module(name)
+sys.addaudithook(watch)
+for name in {modules!r}:
+    importlib.import_module(name)
+print(seen)
+"""
+
+
+def foreign() -> list[str]:
+    """What our modules import of other packages: how those behave at import is not ours."""
+    found: set[str] = set()
+    for file in MODULES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            found |= {name for name in names if name.partition(".")[0] not in ("gateway", "backends", "xllamacpp")}
+    return sorted(found)
+
+
+def test_importing_does_no_work() -> None:
+    """No file, socket, thread or process; a script that lies beside its module is part of the code."""
+    modules = [dotted(file) for file in MODULES if file.name != "__main__.py"]
+    program = WATCH.format(inside=str(ROOT / "gateway"), others=foreign(), modules=modules)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert version("trunkline") == gateway.__version__
+    holders = [
+        file
+        for file in [*MODULES, ROOT / "pyproject.toml"]
+        if f'"{gateway.__version__}"' in file.read_text() and "version" in file.read_text()
+    ]
+    assert [str(file.relative_to(ROOT)) for file in holders] == ["gateway/__init__.py"]
+
+
+def test_our_adapters_are_declared_as_any_other() -> None:
+    ours = {point.name: point.value for point in entry_points(group="trunkline.backends") if point.dist is not None}
+    assert {"openai", "vllm", "tgi", "llamacpp"} <= ours.keys()
+    for value in ours.values():
+        module, _, name = value.partition(":")
+        tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+        assert any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body)
+
+
+def test_tests_are_no_package() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))

@@ -1,0 +1,8 @@
+"""How hard hypothesis tries here."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("unit", max_examples=40, deadline=None)
+settings.load_profile("unit")

@@ -1,0 +1,49 @@
+"""Settings: options before the environment before defaults, and errors that name the variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Settings
+
+
+def test_options_go_before_the_environment_before_defaults() -> None:
+    environment = {"TRUNKLINE_PORT": "9000", "TRUNKLINE_HOST": "0.0.0.0", "TRUNKLINE_WORKERS": ""}
+    settings = Settings.read(environment, port=9001, host=None)
+    assert (settings.port, settings.host, settings.workers) == (9001, "0.0.0.0", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("PORT", "many"), ("REDIS_TIMEOUT", "soon"), ("WORKERS", "1.5"), ("GRACE", "30s")]
+)
+def test_what_cannot_be_read_is_named(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"TRUNKLINE_{name}='{text}'"):
+        Settings.read({f"TRUNKLINE_{name}": text})
+
+
+def test_the_environment_carries_all_settings_to_the_workers() -> None:
+    settings = Settings.read(
+        {}, port=1234, redis_url="redis://h:1/0", peppers="1:a,2:b", grace=2.5, launched='{"a": "b"}'
+    )
+    assert Settings.read(settings.environment()) == settings
+    assert Settings.read(Settings().environment()) == Settings()
+
+
+def test_peppers_have_versions_and_zero_is_none() -> None:
+    assert Settings(peppers="").pepper_versions() == {0: b""}
+    assert Settings(peppers="1:one,2:t:w:o").pepper_versions() == {0: b"", 1: b"one", 2: b"t:w:o"}
+
+
+@pytest.mark.parametrize("text", ["secret", "x:secret", "1:", ":secret", "-1:s", "1"])
+def test_peppers_that_cannot_be_read_are_refused_without_showing_them(text: str) -> None:
+    with pytest.raises(ValueError, match="PEPPERS") as caught:
+        Settings(peppers=text).pepper_versions()
+    assert "secret" not in str(caught.value).replace("VERSION:SECRET", "")
+
+
+def test_the_state_file_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
+    assert Settings().state_path == Path("/somewhere/trunkline/keys.json")
+    assert Settings(state="here.json").state_path == Path("here.json")
