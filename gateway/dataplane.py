@@ -137,8 +137,8 @@ async def _relay(upstream: Upstream, client: Client, record: Record, first_token
             record.received(chunk.tokens, chunk.usage)
             if chunk.tokens or chunk.done:
                 first_token()
-            held += chunk.data
-            if chunk.done or (held and not chunk.comment) or client.started:
+            held += chunk.data  # comments before the first event wait: they must not promise a 200
+            if chunk.done or (held and (client.started or not chunk.comment)):
                 await client.send(held, last=chunk.done)
                 record.sent()
                 held = b""

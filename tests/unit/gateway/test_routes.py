@@ -187,12 +187,16 @@ def test_round_robin_is_smooth_and_in_proportion(weights: list[float]) -> None:
             assert abs(counts[each.name] - number * each.weight / total) <= len(weights)
 
 
-@given(st.lists(st.sampled_from([1.0, 2.0, 3.0, 5.0]), min_size=2, max_size=4))
-def test_least_tokens_keeps_running_calls_in_proportion(weights: list[float]) -> None:
+@pytest.mark.parametrize("reading", [True, False])
+@given(weights=st.lists(st.sampled_from([1.0, 2.0, 3.0, 5.0]), min_size=2, max_size=4))
+def test_least_tokens_keeps_running_calls_in_proportion(weights: list[float], reading: bool) -> None:
+    """Whether the targets still read their prompts or have begun to answer."""
     targets = [target(f"t{n}", weight) for n, weight in enumerate(weights)]
     policy, total = LeastTokens(), sum(weights)
     for _ in range(120):
-        policy.pick(CALL, targets).take(CALL)
+        share = policy.pick(CALL, targets).take(CALL)
+        if not reading:
+            share.first_token()
     for each in targets:
         assert each.load.running == pytest.approx(120 * each.weight / total, abs=len(weights))
 
