@@ -95,7 +95,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
 async def _attempt(parts: Parts, call: Call, target: Target, client: Client, lease: Lease, record: Record) -> None:
     """Try one target; tell its breaker, its load and the record how that went."""
     record.attempt(target.name)
-    target.breaker.attempt()
+    trial = target.breaker.attempt()
     share = target.take(call)
     try:
         async with parts.forwarder.forward(
@@ -124,7 +124,7 @@ async def _attempt(parts: Parts, call: Call, target: Target, client: Client, lea
         record.failed(ClientGone())
         raise
     finally:
-        target.breaker.abandoned()
+        target.breaker.ended(trial)
         share.end()
         record.attempted()
 

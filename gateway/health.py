@@ -36,10 +36,14 @@ class Breaker:
         """Calls may go there; False while ejected, and while one call is trying it."""
         return not self._ejections or (self._clock() >= self._until and not self._trying)
 
-    def attempt(self) -> None:
-        """A call goes there. While ejected it is a last resort, and its failure tells nothing new."""
-        if self._ejections and self._clock() >= self._until:
-            self._trying = True
+    def attempt(self) -> bool:
+        """A call goes there; whether it is the one that tries an ejected target.
+
+        Before its time is over, a call to an ejected target is a last resort, and its failure tells nothing new.
+        """
+        trial = bool(self._ejections) and self._clock() >= self._until and not self._trying
+        self._trying |= trial
+        return trial
 
     def succeeded(self) -> None:
         self._streak = 0
@@ -62,9 +66,10 @@ class Breaker:
             self._ejections, self._until, self._trying = self._ejections + 1, now + pause, False
             log.warning("target %s is ejected for %.0f s", self.name, pause)
 
-    def abandoned(self) -> None:
-        """The call ended without telling anything about the target, as when its client left."""
-        self._trying = False
+    def ended(self, trial: bool) -> None:
+        """The call is over, whatever it told: if it was the trial, another may be."""
+        if trial:
+            self._trying = False
 
 
 class Prober:

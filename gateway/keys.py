@@ -88,9 +88,11 @@ class Keyring:
         remembered = key_id in self._cache
         record = await self._record(key_id, fresh=fresh)
         now = self._clock.now()
-        if not self._holds(record, secret, now) and remembered and not fresh:
+        held = self._holds(record, secret, now)
+        if not held and remembered and not fresh:
             record = await self._record(key_id, fresh=True)  # the key may have been given another secret
-        if record is None or not self._holds(record, secret, now):
+            held = self._holds(record, secret, now)
+        if record is None or not held:
             raise Unauthenticated
         return self._valid(record, now)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
@@ -61,8 +60,8 @@ class Breaker(Protocol):
     def closed(self) -> bool:
         """Calls may go there."""
 
-    def attempt(self) -> None:
-        """A call goes there."""
+    def attempt(self) -> bool:
+        """A call goes there; whether it is the one that tries an ejected target."""
 
     def succeeded(self) -> None:
         """It was answered."""
@@ -70,8 +69,8 @@ class Breaker(Protocol):
     def failed(self) -> None:
         """It failed, and the target is to blame."""
 
-    def abandoned(self) -> None:
-        """It ended without telling anything about the target."""
+    def ended(self, trial: bool) -> None:
+        """It is over, whatever it told."""
 
 
 class Target:
@@ -97,18 +96,6 @@ class Policy(Protocol):
         """One of `candidates`, of which there is at least one."""
 
 
-class LeastTokens:
-    """The target with the fewest prompt tokens still to be read, then the fewest running calls, for its weight."""
-
-    def __init__(self) -> None:
-        self._turn = itertools.count()
-
-    def pick(self, call: Call, candidates: Sequence[Target]) -> Target:
-        start = next(self._turn) % len(candidates)  # equals take turns
-        order = (*candidates[start:], *candidates[:start])
-        return min(order, key=lambda target: (target.load.prefill / target.weight, target.load.running / target.weight))
-
-
 class RoundRobin:
     """Each target in turn, smoothly in proportion to its weight (as nginx's weighted round-robin)."""
 
@@ -121,6 +108,21 @@ class RoundRobin:
         chosen = max(candidates, key=lambda target: self._credit[target.name])
         self._credit[chosen.name] -= sum(target.weight for target in candidates)
         return chosen
+
+
+class LeastTokens:
+    """The target with the fewest prompt tokens still to be read, then the fewest running calls, for its weight.
+
+    Equals, as when all are idle, take turns in proportion to their weights.
+    """
+
+    def __init__(self) -> None:
+        self._turns = RoundRobin()
+
+    def pick(self, call: Call, candidates: Sequence[Target]) -> Target:
+        loads = [(each.load.prefill / each.weight, each.load.running / each.weight) for each in candidates]
+        least = min(loads)
+        return self._turns.pick(call, [each for each, load in zip(candidates, loads, strict=True) if load == least])
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {"least-tokens": LeastTokens, "round-robin": RoundRobin}

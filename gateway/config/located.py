@@ -170,7 +170,8 @@ class Document:
             return _MISSING
         unit, secret = units.unit_of(kind), units.is_secret(kind)
         try:
-            if secret and not _REFERENCE.fullmatch(node.value):
+            reference = _REFERENCE.fullmatch(node.value)
+            if secret and (reference is None or reference[3]):
                 raise ValueError("a secret must not stand in the table; write ${NAME} or ${file:/path}")
             value = _constructed(node)
             if isinstance(value, str):
@@ -200,6 +201,7 @@ class Document:
             if not found and default is None:
                 what = f"the file {name}" if source else f"the environment variable {name}"
                 self._add(node.start_mark, f"{what} is missing or empty; it is needed to serve", warning=True)
+                return match[0]
             return found or default or ""
 
         return _REFERENCE.sub(look_up, text)

@@ -180,9 +180,7 @@ def test_embeddings_are_refused(sdk: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_tgis_validation_is_the_callers_fault_with_a_status_also_for_streams(
-    sdk: openai.OpenAI, stream: bool
-) -> None:
+def test_tgis_validation_is_the_callers_fault_with_a_status_also_for_streams(sdk: openai.OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError, match="temperature"):
         list(chat(sdk, temperature=-1, stream=stream))
 

@@ -126,8 +126,8 @@ def test_after_it_worked_the_next_ejection_is_short_again(breaker: Breaker, cloc
 def test_a_try_whose_client_left_tells_nothing(breaker: Breaker, clock: FixedClock) -> None:
     fail(breaker)
     clock.advance(10.1)
-    breaker.attempt()
-    breaker.abandoned()
+    assert breaker.attempt()
+    breaker.ended(trial=True)
     assert breaker.closed, "another call may try"
     breaker.attempt()
     breaker.failed()
@@ -137,9 +137,17 @@ def test_a_try_whose_client_left_tells_nothing(breaker: Breaker, clock: FixedClo
 
 def test_clients_that_leave_are_no_failures(breaker: Breaker) -> None:
     for _ in range(100):
-        breaker.attempt()
-        breaker.abandoned()
+        breaker.ended(breaker.attempt())
     assert breaker.closed
+
+
+def test_a_call_begun_before_the_ejection_does_not_end_the_trial(breaker: Breaker, clock: FixedClock) -> None:
+    before = breaker.attempt()
+    fail(breaker)
+    clock.advance(10.1)
+    assert breaker.attempt()
+    breaker.ended(before)
+    assert not breaker.closed, "one call tries, no other"
 
 
 def test_failures_of_calls_begun_before_do_not_lengthen_an_ejection(breaker: Breaker, clock: FixedClock) -> None:

@@ -55,13 +55,18 @@ def test_secrets_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from-file\n")
     for reference, secret in (
         ("${KEY}", "from-environment"),
-        ("${ABSENT:-default}", "default"),
-        ("${KEY:-default}", "from-environment"),
+        ("${ABSENT:-}", None),
+        ("${KEY:-}", "from-environment"),
         (f"${{file:{tmp_path}/key}}", "from-file"),
-        (f"${{file:{tmp_path}/absent:-default}}", "default"),
+        (f"${{file:{tmp_path}/absent:-}}", None),
     ):
         read = table(one(key=reference), {"KEY": "from-environment"})
         assert read.routes["one"].targets[0].api_key == secret
+
+
+def test_a_default_would_be_a_secret_in_clear() -> None:
+    (mistake,) = mistakes(one(key="${ABSENT:-sk-123}"))
+    assert "secret" in mistake.message and "sk-123" not in mistake.message
 
 
 def test_references_may_be_part_of_other_texts() -> None:
