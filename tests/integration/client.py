@@ -134,6 +134,10 @@ class Wire:
     def leave(self) -> None:
         self.socket.close()
 
+    def __del__(self) -> None:
+        """A test that fails half-way leaves its connection to us; its failure is news enough."""
+        self.socket.close()
+
     def reset(self) -> None:
         """Leave as a crashing client does."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
