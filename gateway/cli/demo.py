@@ -18,8 +18,6 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.panel import Panel
-from rich.syntax import Syntax
 
 from gateway.config import Mistakes, Settings, load_table
 from gateway.core.clock import SystemClock
@@ -204,9 +202,8 @@ def _show_next(url: str, key: str, console: Console) -> None:
         "for chunk in stream:\n"
         '    print(chunk.choices[0].delta.content or "", end="", flush=True)'
     )
-    for title, code, language in (("curl", curl, "bash"), ("openai SDK", python, "python")):
-        if console.is_terminal:
-            console.print(Panel(Syntax(code, language, background_color="default"), title=title, title_align="left"))
-        else:
-            console.print(f"\n# {title}\n{code}", soft_wrap=True, markup=False)
-    console.print(f"API: {url}/docs   metrics: {url}/metrics")
+    for title, code in (("curl", curl), ("openai SDK", python)):
+        # No frame around it and no wrapping: it is there to be copied.
+        console.print(f"\n# {title}", style="dim", markup=False)
+        console.print(code, soft_wrap=True, markup=False)
+    console.print(f"\nAPI: {url}/docs   metrics: {url}/metrics")
