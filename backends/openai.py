@@ -42,6 +42,7 @@ class _Error(Struct):
 
 
 _NULL = Raw(b"null")
+_NOTHING = _Event()
 _answer = msgspec.json.Decoder(_Answer)
 _event = msgspec.json.Decoder(_Event)
 
@@ -85,6 +86,14 @@ class OpenAI:
         return Reply(body, usage(answer.usage))
 
     def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
+        if event.startswith(b"data: {"):  # nearly all events are the next piece of one choice: this is their short way
+            try:
+                seen = _event.decode(event[6:])
+            except (msgspec.DecodeError, RecursionError):
+                seen = _NOTHING  # perhaps of several lines; the long way tells
+            choices, special = seen.choices, seen.error or seen.usage is not None
+            if choices and len(choices) == 1 and choices[0].finish_reason is None and not special:
+                return (Chunk(event, 1),)
         data = sse.data(event)
         if data.startswith(b"{"):
             return (self._read(call, event, data),)
