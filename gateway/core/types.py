@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
 
 
 class Limit(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -90,10 +90,3 @@ class Verdict(Struct, frozen=True):
     """Seconds; after exactly this long the same ask would be granted if nobody else asked."""
     stale: bool = False
     """The key's version is not the one asked with: load the record again."""
-
-
-class KeyChanges(Struct, frozen=True, kw_only=True):
-    """What an edit of a key may change; UNSET leaves a field as it is."""
-
-    secrets: tuple[Secret, ...] | UnsetType = UNSET
-    revoked: float | UnsetType | None = UNSET

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from msgspec import Raw
@@ -17,7 +17,6 @@ from gateway.config.table import Bodies
 from gateway.core.errors import BadRequest, BodyTimeout, BodyTooLarge, GatewayError, HeadersTooLarge
 from gateway.edge.errors import render
 
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
@@ -44,7 +43,7 @@ class AsgiClient:
         self.gone = False
         self._receive, self._send = receive, send
         self._endpoint, self._bodies = endpoint, bodies
-        self._stream = self._finished = False
+        self._finished = False
         self._prepared: list[tuple[bytes, bytes]] = []
         self._watch: asyncio.Future[Any] | None = None
 
@@ -57,9 +56,7 @@ class AsgiClient:
         assert task is not None
         self._watch = asyncio.ensure_future(self._receive())
         self._watch.add_done_callback(lambda _: self._left(task))
-        call = read(self.call_id, self._endpoint, raw, self.headers.get(b"content-type", b"application/json"))
-        self._stream = call.stream
-        return call
+        return read(self.call_id, self._endpoint, raw, self.headers.get(b"content-type", b"application/json"))
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         self._prepared = [(b"x-request-id", self.call_id.encode()), *headers]

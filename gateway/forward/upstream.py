@@ -141,17 +141,3 @@ def merged(call: Call, reader: Any, events: Iterable[bytes]) -> Iterator[Chunk]:
         yield Chunk(b"".join(data), tokens, usage, finished, done, comment)
     if trouble is not None:
         raise trouble
-
-
-class _Post(httpx.Request):
-    """A request whose parts need no more work: httpx would look at each again, at a fifth of what a call costs us.
-
-    `Host` and `Content-Length` are the transport's to add.
-    """
-
-    def __init__(self, url: httpx.URL, headers: list[tuple[bytes, bytes]], body: bytes, connect: float) -> None:
-        self.method, self.url = "POST", url
-        self.headers = httpx.Headers([*headers, (b"accept-encoding", b"identity")])
-        self.extensions = {"timeout": {"connect": connect}}
-        self.stream = httpx.ByteStream(body)
-        self._content = body

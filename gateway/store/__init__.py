@@ -23,9 +23,6 @@ class KeyConflict(Exception):
 class Store(Protocol):
     """Key records and limit counters. Every method raises `StoreDown` when the store cannot be asked."""
 
-    shared: bool
-    """Other gateways see the same counters."""
-
     async def open(self) -> None:
         """Start background work; does not wait for the store to be up."""
 

@@ -28,8 +28,6 @@ class _State(Struct, frozen=True):
 class MemoryStore:
     """In-process counters; the state file is read again whenever another process has replaced it."""
 
-    shared = False
-
     def __init__(self, state: Path, now: Callable[[], float] = time.time) -> None:
         self._path, self._now = state, now
         self._stamp: tuple[int, int, int] | None = None

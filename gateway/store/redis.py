@@ -55,8 +55,6 @@ PUT_KEY = Script(_PUT_KEY)
 class RedisStore:
     """Raises `StoreDown` when Redis does not answer within `timeout` seconds. A retry could charge twice: none."""
 
-    shared = True
-
     def __init__(self, url: str, *, timeout: float = 0.25) -> None:
         self._pipe = Pipe(url, timeout)
         self._held: dict[str, Ask] = {}
