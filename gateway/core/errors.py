@@ -3,21 +3,29 @@
 GatewayError
   Refused                    the caller's fault, or our policy; the message is for the caller
     BadRequest               400 the body cannot be routed, or asks what the target cannot do
+      NeverFits              400 the call alone is larger than a whole limit
       Unsupported            400 a field this kind of backend cannot honour
     Unauthenticated          401 key missing, malformed, unknown, expired or revoked: one answer for all
-    Forbidden                403 the key may not use this model or endpoint
+    Forbidden                403 the key may not use this model
+      EndpointNotAllowed     403 the key may not use this endpoint
+      SourceNotAllowed       403 the key may not be used from this address
     NoRoute                  404 no route by that model name
     NotFound                 404 no such path
     MethodNotAllowed         405 the path answers to other methods
     BodyTimeout              408 the client stopped sending its body
+    Conflicting              409 the record was changed since the caller read it
     BodyTooLarge             413 the body is over the limit
     HeadersTooLarge          431 the headers together are over 32 KiB
-    RateLimited              429 a limit of the key
+    LimitReached             429 a limit of the key, its tenant or the model
+      RateLimited            a rate or the number of calls at once: wait, and come again
+      OutOfBudget            a budget is spent
+    Throttled                429 too many wrong keys came from this address; known keys still pass
     Rejected                 the upstream's own 4xx, in its own words where they are fit to pass on
   ClientGone                 499 the client left; nobody reads the answer, the record does
   Unavailable                503 we cannot serve now
     NoTarget                 every target of the route failed or is ejected
     StoreUnavailable         Redis cannot be asked about a key we do not know
+    LimitsUnavailable        Redis cannot be asked, and a limit of the call is closed then
   UpstreamError              a target failed; the text stays in our log
     Unreachable              502 no connection
     Disconnected             502 the connection ended before an answer
@@ -46,7 +54,7 @@ class GatewayError(Exception):
     outcome: ClassVar[str] = "failed"
     retryable: ClassVar[bool] = False
     """Another target may do better."""
-    should_retry: ClassVar[bool | None] = None
+    should_retry: bool | None = None
     """What `x-should-retry` tells the SDK; None leaves it to the status."""
 
     def __init__(self, message: str = "", *, param: str | None = None, retry_after: float | None = None) -> None:
@@ -69,6 +77,13 @@ class BadRequest(Refused):
     error_type = "caller_bad_request"
 
 
+class NeverFits(BadRequest):
+    """Waiting does not help: the call alone is larger than a whole limit."""
+
+    code = "exceeds_limit"
+    error_type = "policy_exceeds_limit"
+
+
 class Unsupported(BadRequest):
     code = "unsupported_value"
     error_type = "caller_unsupported"
@@ -82,8 +97,8 @@ class Unauthenticated(Refused):
     code = "invalid_api_key"
     error_type = "caller_unauthenticated"
 
-    def __init__(self) -> None:
-        super().__init__("The API key is missing or not valid. Send a virtual key as 'Authorization: Bearer tl_...'.")
+    def __init__(self, wanted: str = "a virtual key as 'Authorization: Bearer tl_...'") -> None:
+        super().__init__(f"The API key is missing or not valid. Send {wanted}.")
 
 
 class Forbidden(Refused):
@@ -91,6 +106,16 @@ class Forbidden(Refused):
     type = "permission_error"
     code = "model_not_allowed"
     error_type = "policy_forbidden"
+
+
+class EndpointNotAllowed(Forbidden):
+    code = "endpoint_not_allowed"
+    error_type = "policy_endpoint_forbidden"
+
+
+class SourceNotAllowed(Forbidden):
+    code = "source_not_allowed"
+    error_type = "policy_source_forbidden"
 
 
 class NoRoute(Refused):
@@ -119,6 +144,12 @@ class BodyTimeout(Refused):
     error_type = "caller_body_timeout"
 
 
+class Conflicting(Refused):
+    status = 409
+    code = "version_conflict"
+    error_type = "caller_version_conflict"
+
+
 class BodyTooLarge(Refused):
     status = 413
     code = "body_too_large"
@@ -131,19 +162,41 @@ class HeadersTooLarge(Refused):
     error_type = "caller_headers_too_large"
 
 
-class RateLimited(Refused):
-    """A limit said no; `dimension` names it."""
+class LimitReached(Refused):
+    """A limit said no; `scope` and `dimension` name it."""
 
     status = 429
     type = "rate_limit_error"
+    outcome = "shed"
+    dimension = ""
+    scope = "key"
+
+
+class RateLimited(LimitReached):
     code = "rate_limit_exceeded"
     error_type = "policy_rate_limited"
-    outcome = "shed"
     should_retry = True
 
-    def __init__(self, message: str, *, dimension: str, retry_after: float) -> None:
+
+class OutOfBudget(LimitReached):
+    """Spent until the period ends, unless the rest is only `reserved` by calls under way."""
+
+    code = "insufficient_quota"
+    error_type = "policy_out_of_budget"
+
+    def __init__(self, message: str, *, retry_after: float, reserved: bool) -> None:
         super().__init__(message, retry_after=retry_after)
-        self.dimension = dimension
+        self.should_retry = reserved
+
+
+class Throttled(Refused):
+    """Says nothing about the key that was sent: it was not looked at."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_failures"
+    error_type = "policy_auth_throttled"
+    should_retry = True
 
 
 class Rejected(Refused):
@@ -177,6 +230,13 @@ class NoTarget(Unavailable):
 class StoreUnavailable(Unavailable):
     code = "store_unavailable"
     error_type = "gateway_store_unavailable"
+
+
+class LimitsUnavailable(Unavailable):
+    """The store is down, and a limit that must not be passed unchecked says so."""
+
+    code = "limits_unavailable"
+    error_type = "gateway_limits_unavailable"
 
 
 class UpstreamError(GatewayError):

@@ -1,28 +1,83 @@
-"""The values that travel between floors: keys, limits, verdicts of admission."""
+"""The values that travel between floors: keys, tenants, limits, verdicts of admission, entries of the ledger."""
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from msgspec import Struct
+
+Outage = Literal["share", "closed", "open"]
+"""What a limit does while the store is down: each gateway enforces its share, nothing passes, everything passes."""
+Period = Literal["day", "week", "month"]
+"""A calendar window in UTC; weeks begin on Monday."""
+Priority = Literal["high", "normal", "low"]
+
+
+class Allowance(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What may be spent in one period; None is unlimited."""
+
+    tokens: int | None = None
+    """Prompt and completion tokens together."""
+    cost_micros: int | None = None
+    """Money in millionths of the table's currency, by the prices of the routes."""
+
+    def over(self, base: Allowance) -> Allowance:
+        """This allowance where it says something, `base` elsewhere."""
+        return _over(self, base)
+
+
+class Budget(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Spending by calendar period."""
+
+    day: Allowance = Allowance()
+    week: Allowance = Allowance()
+    month: Allowance = Allowance()
+
+    def over(self, base: Budget) -> Budget:
+        """This budget where it says something, `base` elsewhere."""
+        return Budget(day=self.day.over(base.day), week=self.week.over(base.week), month=self.month.over(base.month))
 
 
 class Limit(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What one key may use; None is unlimited."""
+    """What one key, tenant or model may use; None is unlimited."""
 
     rpm: int | None = None
     """Requests a minute; as many may come at once after a quiet minute."""
+    tpm: int | None = None
+    """Tokens a minute, prompt and completion together."""
+    itpm: int | None = None
+    """Prompt tokens a minute."""
+    otpm: int | None = None
+    """Completion tokens a minute."""
     concurrency: int | None = None
     """Calls in flight at the same time."""
+    budget: Budget = Budget()
+    outage: dict[str, Outage] = {}
+    """By dimension (`rpm`, `tpm`, `itpm`, `otpm`, `concurrency`, `budget`); budgets are closed by default, all
+    else is shared."""
 
     def over(self, base: Limit) -> Limit:
         """This limit where it says something, `base` elsewhere."""
         return Limit(
             rpm=base.rpm if self.rpm is None else self.rpm,
+            tpm=base.tpm if self.tpm is None else self.tpm,
+            itpm=base.itpm if self.itpm is None else self.itpm,
+            otpm=base.otpm if self.otpm is None else self.otpm,
             concurrency=base.concurrency if self.concurrency is None else self.concurrency,
+            budget=self.budget.over(base.budget),
+            outage={**base.outage, **self.outage},
         )
 
 
+def _over(one: Allowance, base: Allowance) -> Allowance:
+    return Allowance(
+        tokens=base.tokens if one.tokens is None else one.tokens,
+        cost_micros=base.cost_micros if one.cost_micros is None else one.cost_micros,
+    )
+
+
 class Secret(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The stored half of a virtual key's secret."""
+    """The stored half of a key's secret."""
 
     digest: str
     """HMAC-SHA256 of the secret under pepper number `pepper`, hexadecimal."""
@@ -42,35 +97,90 @@ class KeyRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     tenant: str = "default"
     models: tuple[str, ...] = ("*",)
     """Globs over route names and aliases."""
+    endpoints: tuple[str, ...] = ("*",)
+    """Globs over endpoints such as `chat/completions`."""
     limit: Limit = Limit()
+    model_limits: dict[str, Limit] = {}
+    """Further limits of this key on one route each, by route name."""
+    priority: Priority = "normal"
+    labels: dict[str, str] = {}
+    """For the operator: shown, filtered by, never interpreted."""
+    sources: tuple[str, ...] = ()
+    """Networks the key may be used from, such as `10.0.0.0/8`; none: anywhere."""
     expires: float | None = None
     revoked: float | None = None
     """Seconds since the epoch."""
 
 
+class Tenant(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A group of keys with limits of its own above theirs. A tenant without a record has the table's defaults."""
+
+    id: str
+    """The name that keys give as their `tenant`."""
+    created: float
+    version: int = 1
+    limit: Limit = Limit()
+    labels: dict[str, str] = {}
+
+
+class AdminKey(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A key of the admin interface. It cannot infer, as virtual keys cannot administer."""
+
+    id: str
+    name: str
+    secrets: tuple[Secret, ...]
+    created: float
+    version: int = 1
+    once: bool = False
+    """The bootstrap token: good for making the first admin key, revoked by that."""
+    expires: float | None = None
+    revoked: float | None = None
+
+
+class Audit(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One change, as the append-only audit log keeps it: who, what, before and after, without secrets."""
+
+    time: float
+    actor: str
+    """`admin:<key id>`, `cli:<user>`, `bootstrap`."""
+    action: str
+    """`key.create`, `key.update`, `key.rotate`, `key.revoke`, `tenant.set`, `admin.create`, ..."""
+    subject: str
+    """What was changed: `key:<id>`, `tenant:<id>`, `admin:<id>`."""
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+
+
 class Dimension(Struct, frozen=True):
     """One thing an admission checks, such as a key's requests per minute.
 
-    `kind` is "rate" (a GCRA over `window` seconds) or "lease" (slots held until released or `window` seconds
-    after the last renewal).
+    `kind` is "rate" (a GCRA over `window` seconds), "lease" (slots held until settled, or until `window` seconds
+    after the last renewal) or "budget" (spending in the calendar `period`).
     """
 
     name: str
-    """What a denial is labelled with: `rpm`, `concurrency`."""
+    """What a denial is labelled with: `rpm`, `tpm`, `itpm`, `otpm`, `concurrency`, `budget`."""
     kind: str
     key: str
     """Where the store keeps it; the same string in every gateway."""
     limit: int
-    window: float
+    window: float = 60.0
     amount: int = 1
+    """Units reserved."""
+    scope: str = "key"
+    """Whose limit it is: `key`, `tenant`, `model`, `key_model`."""
+    unit: str = "requests"
+    """What is counted: `requests`, `tokens`, `input`, `output`, `calls`, `cost`."""
+    period: Period | None = None
+    outage: Outage = "share"
 
 
 class Ask(Struct, frozen=True):
     """One admission: all dimensions are granted, or none is charged."""
 
     call_id: str
-    key_id: str
-    key_version: int
+    records: tuple[tuple[str, int], ...]
+    """The records decided on, with their versions: `("key:<id>", 3)`, `("tenant:<id>", 0)`; 0: there is none."""
     dimensions: tuple[Dimension, ...]
 
 
@@ -89,4 +199,52 @@ class Verdict(Struct, frozen=True):
     retry_after: float = 0.0
     """Seconds; after exactly this long the same ask would be granted if nobody else asked."""
     stale: bool = False
-    """The key's version is not the one asked with: load the record again."""
+    """A record's version is not the one asked with: load it again."""
+    at: int = 0
+    """The store's time of the decision, in microseconds since the epoch."""
+
+
+class Spent(Struct, frozen=True):
+    """What a call really used, in the units of dimensions."""
+
+    input: int = 0
+    cached: int = 0
+    """Of `input`, the prompt tokens that the target had in its cache."""
+    output: int = 0
+    cost: int = 0
+    """Micro-units of the table's currency."""
+
+
+class Entry(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One ended call in the usage ledger."""
+
+    call_id: str
+    time: float
+    """Seconds since the epoch when the call was admitted: it counts to the day, week and month of its admission."""
+    key_id: str
+    tenant: str
+    route: str
+    target: str = ""
+    endpoint: str = ""
+    outcome: str = "answered"
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    cost_micros: int = 0
+    source: str = ""
+    """Where the token counts come from: `upstream`, `counted`, `estimated`; empty: no target was asked."""
+
+
+class Sum(Struct, frozen=True, kw_only=True):
+    """What one key used of one route in one UTC day."""
+
+    day: str
+    """`2026-11-22`."""
+    key_id: str
+    tenant: str
+    route: str
+    calls: int = 0
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    cost_micros: int = 0

@@ -1,122 +1,150 @@
-"""The store of a gateway that runs alone: counters in this process, key records in a file."""
+"""The store of a gateway that runs alone: counters in this process, records and ledger in files."""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from gateway.core.types import Ask, Dimension, KeyRecord, Standing, Verdict
-from gateway.store import KeyConflict, StoreDown, gcra
+from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, Tenant, Verdict
+from gateway.store import KINDS, Conflict, StoreDown, periods
+from gateway.store.counters import Counters
+from gateway.store.ledger import FileLedger
+from gateway.store.rebuild import budgets_of
 
-MAX_BUCKETS = 100_000
-"""Rate buckets kept before those that are whole again are dropped."""
+LOOK_SECONDS = 0.2
+"""How often the file is looked at for changes by others; an admission looks for itself."""
+
+R = TypeVar("R", KeyRecord, Tenant, AdminKey)
 
 
 class _State(Struct, frozen=True):
     """The file's content."""
 
     keys: dict[str, KeyRecord] = {}
+    tenants: dict[str, Tenant] = {}
+    admins: dict[str, AdminKey] = {}
+
+    def of(self, kind: type[Any]) -> dict[str, Any]:
+        """The records of one kind, by id."""
+        found: dict[str, Any] = getattr(self, KINDS[kind] + "s")
+        return found
 
 
 class MemoryStore:
-    """In-process counters; the state file is read again whenever another process has replaced it."""
+    """In-process counters; the state file is read again whenever another process has replaced it.
+
+    Beside the state file are the audit log (`NAME.audit.jsonl`) and the ledger's folder (`NAME.ledger/`).
+    """
+
+    gateways = 1
+    hears = True
+    unsettled = 0
 
     def __init__(self, state: Path, now: Callable[[], float] = time.time) -> None:
         self._path, self._now = state, now
+        self._log = state.with_name(state.name + ".audit.jsonl")
         self._stamp: tuple[int, int, int] | None = None
-        self._keys: dict[str, KeyRecord] = {}
-        self._tats: dict[str, int] = {}
-        self._leases: dict[str, set[str]] = {}
+        self._state = _State()
+        self._watching: Callable[[str | None], None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._counters = Counters(now)
+        self._ledger = FileLedger(state.with_name(state.name + ".ledger"))
 
     async def open(self) -> None:
+        now = self._now()
+        first = min(periods.first_day("week", now), periods.first_day("month", now))
+        self._counters.restore(budgets_of(await self._ledger.sums(first, periods.day(now)), now))
         await self.ping()
+        self._looking = asyncio.create_task(self._look(), name="state file")
 
     async def close(self) -> None:
-        pass
+        if self._looking is not None:
+            self._looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._looking
 
     async def ping(self) -> None:
         self._refresh()
 
     async def admit(self, ask: Ask) -> Verdict:
         self._refresh()
-        record = self._keys.get(ask.key_id)
-        if record is None or record.version != ask.key_version:
-            return Verdict(stale=True)
-        return self.charge(ask)
+        for name, version in ask.records:
+            kind, _, id = name.partition(":")
+            record = getattr(self._state, kind + "s").get(id)
+            if (0 if record is None else record.version) != version:
+                return Verdict(stale=True, at=int(self._now() * 1e6))
+        return self._counters.charge(ask)
 
-    def charge(self, ask: Ask) -> Verdict:
-        """The admission itself, without the look at the key's version."""
-        now = int(self._now() * gcra.MICRO)
-        standings, tats, waits = [], [], []
-        for dimension in ask.dimensions:
-            if dimension.kind == "rate":
-                standing, wait, tat = self._rate(dimension, now)
-                tats.append(tat)
-            else:
-                standing, wait = self._lease(dimension)
-                tats.append(0)
-            standings.append(standing)
-            waits.append(wait)
-        longest = max(waits, default=0.0)
-        if longest > 0:
-            return Verdict(tuple(standings), denied=waits.index(longest), retry_after=longest)
-        self._commit(ask, tats, now)
-        return Verdict(tuple(standings))
+    def settle(self, ask: Ask, at: int, used: Sequence[int]) -> None:
+        self._counters.settle(ask, at, used)
 
-    def release(self, ask: Ask) -> None:
-        for dimension in ask.dimensions:
-            if dimension.kind == "lease" and (held := self._leases.get(dimension.key)):
-                held.discard(ask.call_id)
-                if not held:
-                    del self._leases[dimension.key]
+    def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
+        """Nothing: this store is never cut off from its counters."""
 
-    async def key(self, key_id: str) -> KeyRecord | None:
+    def held(self) -> list[Ask]:
+        """None, for the same reason."""
+        return []
+
+    async def get(self, kind: type[R], id: str) -> R | None:
         self._refresh()
-        return self._keys.get(key_id)
+        return self._state.of(kind).get(id)
 
-    async def keys(self) -> list[KeyRecord]:
+    async def all(self, kind: type[R]) -> list[R]:
         self._refresh()
-        return sorted(self._keys.values(), key=lambda record: record.created)
+        return sorted(self._state.of(kind).values(), key=lambda record: record.created)
 
-    async def put_key(self, record: KeyRecord) -> None:
+    async def put(self, record: KeyRecord | Tenant | AdminKey, audit: Audit | None = None) -> None:
         with self._locked():
             self._stamp = None
             self._refresh()
-            stored = self._keys.get(record.id)
+            records = self._state.of(type(record))
+            stored = records.get(record.id)
             if record.version != (stored.version if stored else 0) + 1:
-                raise KeyConflict(record.id)
-            self._write(_State({**self._keys, record.id: record}))
+                raise Conflict(f"{KINDS[type(record)]}:{record.id}")
+            field = KINDS[type(record)] + "s"
+            changed = msgspec.structs.replace(self._state, **{field: {**records, record.id: record}})
+            try:
+                with self._logged(audit):
+                    self._write(changed)
+            except OSError as error:
+                raise StoreDown(f"the state file {self._path} cannot be written: {error}") from error
             self._stamp = None
 
-    def _rate(self, dimension: Dimension, now: int) -> tuple[Standing, float, int]:
-        window = int(dimension.window * gcra.MICRO)
-        stored = self._tats.get(dimension.key, 0)
-        moved = gcra.step(stored, now, dimension.limit, window, dimension.amount)
-        shown = max(stored, now) if moved.over > 0 else moved.tat
-        left = gcra.remaining(shown, now, dimension.limit, window)
-        return Standing(left, (shown - now) / gcra.MICRO), max(0, moved.over) / gcra.MICRO, moved.tat
+    async def audit(self, count: int = 100) -> list[Audit]:
+        try:
+            lines = self._log.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreDown(f"the audit log {self._log} cannot be read: {error}") from error
+        entries = []
+        for line in reversed(lines):
+            with suppress(msgspec.DecodeError):  # half a line: the process died while writing it
+                entries.append(msgspec.json.decode(line, type=Audit))
+            if len(entries) == count:
+                break
+        return entries
 
-    def _lease(self, dimension: Dimension) -> tuple[Standing, float]:
-        held = len(self._leases.get(dimension.key, ()))
-        if held >= dimension.limit:
-            return Standing(0, 0.0), 1.0
-        return Standing(dimension.limit - held - 1, 0.0), 0.0
+    def watch(self, changed: Callable[[str | None], None]) -> None:
+        self._watching = changed
 
-    def _commit(self, ask: Ask, tats: list[int], now: int) -> None:
-        for dimension, tat in zip(ask.dimensions, tats, strict=True):
-            if dimension.kind == "rate":
-                self._tats[dimension.key] = tat
-            else:
-                self._leases.setdefault(dimension.key, set()).add(ask.call_id)
-        if len(self._tats) > MAX_BUCKETS:
-            self._tats = {key: tat for key, tat in self._tats.items() if tat > now}
+    async def append(self, batch: str, entries: Sequence[Entry]) -> None:
+        await self._ledger.append(batch, entries)
+
+    async def sums(self, first: str, last: str) -> list[Sum]:
+        return await self._ledger.sums(first, last)
+
+    async def by_target(self) -> dict[str, tuple[int, int]]:
+        return await self._ledger.by_target()
 
     def _refresh(self) -> None:
         try:
@@ -124,12 +152,22 @@ class MemoryStore:
             stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
             if stamp == self._stamp:
                 return
-            self._keys = msgspec.json.decode(self._path.read_bytes(), type=_State).keys
+            self._state = msgspec.json.decode(self._path.read_bytes(), type=_State)
             self._stamp = stamp
         except FileNotFoundError:
-            self._keys, self._stamp = {}, None
+            if self._stamp is None:
+                return
+            self._state, self._stamp = _State(), None
         except (OSError, msgspec.DecodeError) as error:
             raise StoreDown(f"the state file {self._path} cannot be read: {error}") from error
+        if self._watching is not None:
+            self._watching(None)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            with suppress(StoreDown):
+                self._refresh()
 
     def _write(self, state: _State) -> None:
         """Replace the file in one step, so that a crash leaves the old one or the new one, never half of one."""
@@ -141,9 +179,30 @@ class MemoryStore:
         os.replace(scratch, self._path)
 
     @contextmanager
+    def _logged(self, audit: Audit | None) -> Iterator[None]:
+        """Write the audit entry before the change, and take it back if the change cannot be written."""
+        if audit is None:
+            yield
+            return
+        with open(os.open(self._log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+b") as file:
+            before = file.seek(0, os.SEEK_END)
+            torn = before > 0 and os.pread(file.fileno(), 1, before - 1) != b"\n"
+            file.write(b"\n" * torn + msgspec.json.encode(audit) + b"\n")
+            file.flush()
+            try:
+                yield
+            except BaseException:
+                file.truncate(before)
+                raise
+
+    @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other writers out, in this process and in others."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path.with_name(self._path.name + ".lock"), "w") as lock:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(self._path.with_name(self._path.name + ".lock"), "w")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise StoreDown(f"the state folder {self._path.parent} cannot be written: {error}") from error
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
