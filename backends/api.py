@@ -143,6 +143,20 @@ class Probed(Protocol):
 
 
 @runtime_checkable
+class Counted(Protocol):
+    """For servers that count the tokens they serve, so that the gateway's own sums can be compared with theirs."""
+
+    counters_path: str
+    """Answers to GET with the counters, as text."""
+
+    def counters(self, text: str) -> tuple[int, int] | None:
+        """Prompt and completion tokens served since the server started; None when the text does not tell.
+
+        Prompt tokens count whether they came from a cache or not, as in `Usage`.
+        """
+
+
+@runtime_checkable
 class Launchable(Protocol):
     """For servers the gateway can start from `launch: {model: ...}`."""
 

@@ -25,6 +25,7 @@ from backends.api import (
     DONE,
     AnyAdapter,
     Call,
+    Counted,
     Launchable,
     Probed,
     RefusesInItsOwnWords,
@@ -123,6 +124,10 @@ def _required_methods(adapter: AnyAdapter) -> None:
 def _capabilities(adapter: AnyAdapter) -> None:
     if isinstance(adapter, Probed):
         assert adapter.probe_path.startswith("/"), "probe_path is a path below the target's URL"
+    if isinstance(adapter, Counted):
+        assert adapter.counters_path.startswith("/"), "counters_path is a path below the target's URL"
+        for text in ("", "nonsense", "<html></html>", "other_total 1.0\n"):
+            assert adapter.counters(text) is None, f"counters() found some in {text!r}"
     if isinstance(adapter, Launchable):
         assert adapter.launch_models, "launch_models names what can be launched"
         for model in adapter.launch_models:

@@ -13,6 +13,7 @@ import msgspec
 
 from backends import sse
 from backends.api import Call, Chunk, Reply, RequestRefused, StreamReader, Target, UpstreamFault, UpstreamRequest, Usage
+from backends.counters import counted
 
 # Fields with the values that ask for nothing; any other value is refused.
 _CANNOT: dict[str, tuple[Any, ...]] = {
@@ -44,6 +45,13 @@ class TGI:
     """`model` of a target names a LoRA adapter; without it the server's own model answers."""
 
     probe_path = "/health"
+    counters_path = "/metrics"
+
+    def counters(self, text: str) -> tuple[int, int] | None:
+        """The sums of two histograms, which are not there before the first call."""
+        read, made = "tgi_request_input_length_sum", "tgi_request_generated_tokens_sum"
+        found = counted(text, read, made)
+        return (found.get(read, 0), found.get(made, 0)) if found or "tgi_" in text else None
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         if call.endpoint == "embeddings":

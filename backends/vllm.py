@@ -7,6 +7,7 @@ from msgspec import Raw, Struct
 
 from backends import sse
 from backends.api import Call, Chunk, StreamReader
+from backends.counters import counted
 from backends.openai import OpenAI
 
 
@@ -14,6 +15,12 @@ class VLLM(OpenAI):
     """vLLM validates calls well and says what is wrong, so nothing is refused on its behalf."""
 
     probe_path = "/health"
+    counters_path = "/metrics"
+
+    def counters(self, text: str) -> tuple[int, int] | None:
+        """Summed over engines and models; cached prompt tokens are in the first of them."""
+        found = counted(text, "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
+        return (found["vllm:prompt_tokens_total"], found["vllm:generation_tokens_total"]) if len(found) == 2 else None
 
     def check(self, call: Call) -> None:
         pass

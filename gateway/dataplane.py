@@ -15,9 +15,8 @@ from msgspec import Struct
 
 from backends.api import Call
 from gateway.core.errors import ClientGone, GatewayError, NoTarget, Rejected, UpstreamBusy, UpstreamError
-from gateway.core.types import KeyRecord, Limit
 from gateway.forward import Forwarder, Upstream
-from gateway.keys import Keyring, authorize, may_use
+from gateway.keys import Caller, Keyring, authorize, may_use
 from gateway.limits import Admission, Lease
 from gateway.meter import Meter, Record
 from gateway.routes import Routes, Target
@@ -33,6 +32,10 @@ class Client(Protocol):
     @property
     def headers(self) -> Mapping[bytes, bytes]:
         """The request's headers, names in lower case."""
+
+    @property
+    def source(self) -> str | None:
+        """The address it comes from, as far as that is known."""
 
     @property
     def trace(self) -> Mapping[str, str]:
@@ -60,26 +63,27 @@ class Parts(Struct, frozen=True):
     admission: Admission
     forwarder: Forwarder
     meter: Meter
-    default_limit: Limit
 
 
 async def serve(parts: Parts, endpoint: str, client: Client) -> None:
     """Answer one call, or raise the `GatewayError` that says why not."""
     with parts.meter.observe(client.call_id, endpoint) as record:
-        key = await parts.keyring.authenticate(client.headers)  # 401, 503
-        record.authenticated(key)
+        caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
+        record.authenticated(caller.key)
         call = await client.call()  # 400, 408, 413
         record.received_body(call)
-        route = parts.routes.find(call.model, lambda *names: may_use(key, *names))  # 404
-        record.routed(route.name)
-        authorize(key, call.model, route.name)  # 403
+        route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
+        record.routed(route.name, route.price)
+        authorize(caller.key, endpoint, call.model, route.name)  # 403
 
-        async def refresh() -> KeyRecord:
-            key = await parts.keyring.authenticate(client.headers, fresh=True)
-            authorize(key, call.model, route.name)
-            return key
+        async def refresh() -> Caller:
+            caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
+            authorize(caller.key, endpoint, call.model, route.name)
+            return caller
 
-        with await parts.admission.admit(call.id, key, parts.default_limit, refresh) as lease:  # 429
+        admitting = parts.admission.admit(call, caller, route.name, record.spend, refresh)
+        async with await admitting as lease:  # 400, 429, 503
+            record.admitted(lease.at, lease.input)
             failed: GatewayError = NoTarget(f"No target of {route.name!r} can take the call now.", retry_after=1)
             with closing(route.candidates(call)) as candidates:
                 for target in candidates:
@@ -108,7 +112,7 @@ async def _attempt(parts: Parts, call: Call, target: Target, client: Client, lea
                     *lease.headers,
                 ]
             )
-            await _relay(upstream, client, record, share.first_token)
+            await _relay(upstream, client, lease, record, share.first_token)
         target.breaker.succeeded()
     except UpstreamError as error:
         record.failed(error)
@@ -129,16 +133,20 @@ async def _attempt(parts: Parts, call: Call, target: Target, client: Client, lea
         record.attempted()
 
 
-async def _relay(upstream: Upstream, client: Client, record: Record, first_token: Callable[[], None]) -> None:
+async def _relay(
+    upstream: Upstream, client: Client, lease: Lease, record: Record, first_token: Callable[[], None]
+) -> None:
     """Pass the answer on, piece by piece, as it comes."""
     held = b""
     async with aclosing(upstream.chunks()) as chunks:  # type: ignore[type-var] # they are generators
         async for chunk in chunks:
-            record.received(chunk.tokens, chunk.usage)
+            record.received(len(chunk.data), chunk.tokens, chunk.usage)
             if chunk.tokens or chunk.done:
                 first_token()
             held += chunk.data  # comments before the first event wait: they must not promise a 200
             if chunk.done or (held and (client.started or not chunk.comment)):
+                if chunk.done:
+                    await lease.end()  # a client that has its answer must find its slot free
                 await client.send(held, last=chunk.done)
                 record.sent()
                 held = b""

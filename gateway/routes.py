@@ -8,6 +8,7 @@ from typing import Protocol
 from backends.api import AnyAdapter, Call
 from backends.api import Target as Address
 from gateway.config import Table, TargetSpec, Timeouts
+from gateway.config.limits import Price
 from gateway.core.errors import NoRoute
 
 BYTES_PER_TOKEN = 4.0
@@ -142,8 +143,16 @@ class RetryBudget:
 class Route:
     """A model name's targets in tiers, and the policy among them."""
 
-    def __init__(self, name: str, tiers: Sequence[Sequence[Target]], policy: Policy, attempts: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        tiers: Sequence[Sequence[Target]],
+        policy: Policy,
+        attempts: int,
+        price: Price | None = None,
+    ) -> None:
         self.name, self.tiers, self._policy, self._attempts = name, tiers, policy, attempts
+        self.price = price
         self._budget = RetryBudget()
 
     def candidates(self, call: Call) -> Generator[Target, None, None]:
@@ -217,5 +226,5 @@ def build(
     routes = {}
     for name, spec in table.routes.items():
         tiers = [[target(each, spec.timeouts) for each in tier] for tier in (spec.targets, spec.fallback)]
-        routes[name] = Route(name, tiers, POLICIES[spec.policy](), spec.retry.attempts)
+        routes[name] = Route(name, tiers, POLICIES[spec.policy](), spec.retry.attempts, spec.price)
     return Routes(table, routes)

@@ -15,6 +15,9 @@ COMMANDS = {
     "check": "gateway.cli.check:check",
     "schema": "gateway.cli.check:schema",
     "keys": "gateway.cli.keys:keys",
+    "usage": "gateway.cli.usage:usage",
+    "tenants": "gateway.cli.tenants:tenants_",
+    "admin": "gateway.cli.admin:admin",
 }
 
 

@@ -147,7 +147,7 @@ def _ready(url: str) -> dict[str, dict[str, str]] | None:
 
 
 async def _make_key(state: Path) -> str:
-    registrar = Registrar(MemoryStore(state), Settings().pepper_versions(), SystemClock())
+    registrar = Registrar(MemoryStore(state), Settings().pepper_versions(), SystemClock(), "demo")
     _, secret = await registrar.create("demo")
     return secret
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -19,13 +20,15 @@ from granian.server import Server
 
 from backends import registry
 from gateway import __version__
-from gateway.config import Mistakes, Settings, load_table
+from gateway.cli.companion import COMMAND, Companion, environment
+from gateway.config import Mistakes, Settings, Table, load_table
 from gateway.launch import Launcher
 
 BACKLOG = 4096
 BACKPRESSURE = 16384
 """Connections a worker holds; Granian counts idle keep-alive ones too, so its default stops accepting early."""
 HEADER_READ_MS = 10_000
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @click.command()
@@ -37,26 +40,15 @@ HEADER_READ_MS = 10_000
 )
 @click.option("--redis-url", help="Where keys and limits live, such as redis://localhost:6379/0.")
 @click.option("--state", type=click.Path(dir_okay=False), help="The key file of a gateway without Redis.")
+@click.option("--admin-port", type=click.IntRange(1, 65535), help="Serve the admin interface too. [default: it is off]")
 def serve(**options: Any) -> None:
     """Serve the routing table ROUTING (default: routing.yaml)."""
-    try:
-        settings = Settings.read(**options)
-        settings.pepper_versions()
-        table, found = load_table(Path(settings.routing))
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    except Mistakes as error:
-        raise click.ClickException(f"{settings.routing} cannot be served:\n{error}") from None
-    if missing := [mistake for mistake in found if mistake.warning]:
-        raise click.ClickException("\n".join(map(str, missing)))
+    settings, table = _read(options)
     if settings.workers > 1 and settings.redis_url is None:
         raise click.UsageError(
             "--workers above 1 needs --redis-url: without Redis each worker would count limits for itself, "
             "and a key could use every limit several times over."
         )
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
     with ExitStack() as stack:
         if settings.workers > 1:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trunkline-metrics-"))
@@ -67,7 +59,44 @@ def serve(**options: Any) -> None:
         os.environ["TRUNKLINE_LAUNCHED"] = json.dumps(launcher.urls)
         launcher.start()
         _greet(settings)
+        if settings.admin_port:
+            companion = Companion(COMMAND, environment(settings.environment()))
+            stack.callback(companion.stop)
+            companion.start()
         _server(settings).serve()
+
+
+def serve_admin(**options: Any) -> None:
+    """Serve the admin interface in this process until a signal."""
+    settings, _ = _read(options)
+    if not settings.admin_port:
+        raise click.UsageError("say where: --port PORT or TRUNKLINE_ADMIN_PORT")
+    os.environ.update(settings.environment())
+    click.echo(f"trunkline {__version__}: admin interface on {settings.admin_address}, described at /docs", err=True)
+    if settings.admin_host not in LOOPBACK:
+        click.echo(
+            "The admin interface can be reached from elsewhere and speaks plain HTTP: put TLS before it.", err=True
+        )
+    _admin_server(settings).serve()
+
+
+def _read(options: dict[str, Any]) -> tuple[Settings, Table]:
+    """The settings and the table, or what is wrong with them in a sentence; the log is set up."""
+    try:
+        settings = Settings.read(**options)
+        settings.pepper_versions()
+        settings.admin_digest()
+        table, found = load_table(Path(settings.routing))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except Mistakes as error:
+        raise click.ClickException(f"{settings.routing} cannot be served:\n{error}") from None
+    if missing := [mistake for mistake in found if mistake.needed]:
+        raise click.ClickException("\n".join(map(str, missing)))
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    return settings, table
 
 
 def _greet(settings: Settings) -> None:
@@ -86,13 +115,24 @@ def _greet(settings: Settings) -> None:
 
 
 def _server(settings: Settings) -> Any:
+    return _granian("gateway.app:from_environment", settings, settings.host, settings.port, settings.workers)
+
+
+def _admin_server(settings: Settings) -> Any:
+    return _granian("gateway.app.admin:from_environment", settings, settings.admin_host, settings.admin_port, 1)
+
+
+def _granian(app: str, settings: Settings, host: str, port: int, workers: int) -> Any:
+    # Before the fork: workers start at once, and share what was imported. A signal that comes while a worker imports
+    # would be lost to it.
+    importlib.import_module(app.partition(":")[0])
     return Server(
-        "gateway.app:from_environment",
+        app,
         factory=True,
-        address=settings.host,
-        port=settings.port,
+        address=host,
+        port=port,
         interface=Interfaces.ASGI,
-        workers=settings.workers,
+        workers=workers,
         loop=Loops.uvloop if sys.platform != "win32" else Loops.asyncio,
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS),

@@ -34,6 +34,8 @@ class Mistake(Struct, frozen=True):
     column: int
     message: str
     warning: bool = False
+    needed: bool = False
+    """A warning to a check, but serving needs it."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}: {'warning: ' if self.warning else ''}{self.message}"
@@ -90,9 +92,9 @@ class Document:
         if found := [mistake for mistake in self.mistakes if not mistake.warning]:
             raise Mistakes(sorted(found, key=lambda mistake: (mistake.line, mistake.column)))
 
-    def _add(self, mark: yaml.Mark | None, message: str, *, warning: bool = False) -> None:
+    def _add(self, mark: yaml.Mark | None, message: str, *, warning: bool = False, needed: bool = False) -> None:
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        self.mistakes.append(Mistake(self.file, line, column, message, warning))
+        self.mistakes.append(Mistake(self.file, line, column, message, warning or needed, needed))
 
     def _value(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
         self._values += 1
@@ -177,7 +179,7 @@ class Document:
             if isinstance(value, str):
                 value = self._substituted(value, node)
             if unit is not None:
-                if (number := unit.parse(value)) <= 0:
+                if (number := unit.parse(value)) <= 0 and not unit.zero:
                     raise ValueError("must be above 0")
                 return number
             if secret:
@@ -200,7 +202,7 @@ class Document:
                 found = Path(name).read_text().strip() if source else self._environment.get(name, "")
             if not found and default is None:
                 what = f"the file {name}" if source else f"the environment variable {name}"
-                self._add(node.start_mark, f"{what} is missing or empty; it is needed to serve", warning=True)
+                self._add(node.start_mark, f"{what} is missing or empty; it is needed to serve", needed=True)
                 return match[0]
             return found or default or ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 PREFIX = "TRUNKLINE_"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -26,12 +28,24 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Serving processes; more than one needs Redis."""
     redis_url: str | None = None
     """`redis://host:6379/0`, `rediss://` or `unix://`; without it keys live in the state file."""
+    records_url: str | None = None
+    """A Redis of their own for keys, tenants, admin keys and the audit log; without it they live where limits do."""
     redis_timeout: float = 0.25
     """Seconds that a call waits for Redis at most."""
     state: str = ""
     """The state file of a gateway without Redis; empty: `trunkline/keys.json` in the user's state folder."""
     peppers: str = ""
     """`1:secret,2:newer`: peppers for hashing keys, by version; the highest is used for new keys."""
+    trusted_proxies: str = ""
+    """`10.0.0.0/8,fd00::/8`: networks of proxies whose `X-Forwarded-For` is believed."""
+    admin_host: str = "127.0.0.1"
+    """The address of the admin listener."""
+    admin_port: int = 0
+    """The port of the admin listener, which is a process of its own; 0: there is none."""
+    admin_hash: str = ""
+    """SHA-256, hexadecimal, of an admin key that is always valid; `trunkline admin hash` makes both."""
+    admin_url: str = ""
+    """Where operators reach the admin listener, for what it prints; empty: its host and port."""
     grace: float = 30.0
     """Seconds that calls in flight may go on after SIGTERM."""
     log_level: str = "info"
@@ -45,6 +59,19 @@ class Settings(Struct, frozen=True, kw_only=True):
             return Path(self.state)
         home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         return Path(home) / "trunkline" / "keys.json"
+
+    @property
+    def admin_address(self) -> str:
+        """The URL of the admin listener, without a slash at its end."""
+        host = f"[{self.admin_host}]" if ":" in self.admin_host else self.admin_host
+        return self.admin_url.rstrip("/") or f"http://{host}:{self.admin_port}"
+
+    def admin_digest(self) -> str:
+        """The bootstrap hash in lower case, or nothing; `ValueError` for what is no hash."""
+        digest = self.admin_hash.strip().lower()
+        if digest and not _SHA256.fullmatch(digest):
+            raise ValueError(f"{PREFIX}ADMIN_HASH: expected 64 hexadecimal digits; `trunkline admin hash` prints them")
+        return digest
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None, **options: object) -> Settings:

@@ -16,29 +16,41 @@ from backends.body import Body, Malformed
 from gateway.config.table import Bodies
 from gateway.core.errors import BadRequest, BodyTimeout, BodyTooLarge, GatewayError, HeadersTooLarge
 from gateway.edge.errors import render
+from gateway.keys.sources import Network, address
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
-_BOOT: Final = secrets.token_hex(6)
+BOOT: Final = secrets.token_hex(6)
+"""Names this worker: the first part of the ids of its calls."""
 _serial = itertools.count(1)
 _CONTENT_TYPE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,199}")
 _TRACE_VALUE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
+_PORT = re.compile(r"^(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]+)?$")
 MAX_MODEL = 256
 MAX_HEADERS = 32 * 1024
 """Bytes, names and values together; vLLM and TGI would refuse more."""
 
 
 class AsgiClient:
-    """A client of the data plane behind an ASGI server."""
+    """A client of the data plane behind an ASGI server; `proxies` are the networks of trusted ones in between."""
 
-    def __init__(self, scope: Any, receive: Receive, send: Send, endpoint: Endpoint, bodies: Bodies) -> None:
-        self.call_id = f"tl-{_BOOT}-{next(_serial):x}"
+    def __init__(
+        self,
+        scope: Any,
+        receive: Receive,
+        send: Send,
+        endpoint: Endpoint,
+        bodies: Bodies,
+        proxies: tuple[Network, ...] = (),
+    ) -> None:
+        self.call_id = f"tl-{BOOT}-{next(_serial):x}"
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.trace = {"x-request-id": self.call_id}
         for name in ("traceparent", "tracestate"):
             if (value := self.headers.get(name.encode())) is not None and _TRACE_VALUE.fullmatch(value):
                 self.trace[name] = value.decode("ascii")
+        self.source = source_of(scope, proxies)
         self.started = False
         self.gone = False
         self._receive, self._send = receive, send
@@ -123,6 +135,26 @@ class AsgiClient:
             return
         self.gone = True
         task.cancel()
+
+
+def source_of(scope: Any, proxies: tuple[Network, ...] = ()) -> str | None:
+    """The address a call came from; None if the server does not know, as behind a Unix socket.
+
+    When that is a trusted proxy, it is the right-most address of X-Forwarded-For that is none: what stands to the left
+    of it is whatever a client liked to send.
+    """
+    peer = scope.get("client")
+    source: str | None = (peer[0] or None) if peer else None
+    if source is None or not proxies:
+        return source
+    hops = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").split(b",")
+    while (found := address(source)) is not None and any(found in network for network in proxies):
+        source = str(found)
+        hop = _PORT.sub(r"\1\2", hops.pop().strip().decode("latin-1")) if hops else ""
+        if address(hop) is None:  # a proxy that says nothing, or nonsense, is as far as we can see
+            return source
+        source = hop
+    return source if found is None else str(found)
 
 
 def read(call_id: str, endpoint: Endpoint, raw: bytes, content_type: bytes) -> Call:

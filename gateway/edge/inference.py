@@ -10,6 +10,7 @@ from gateway.config.table import Bodies
 from gateway.core.errors import GatewayError, Internal, MethodNotAllowed
 from gateway.dataplane import Parts, serve
 from gateway.edge.client import AsgiClient
+from gateway.keys import Network
 
 PATHS: Final[dict[str, Endpoint]] = {f"/v1/{endpoint}": endpoint for endpoint in get_args(Endpoint)}
 
@@ -21,15 +22,15 @@ class DataPlane:
     call costs.
     """
 
-    def __init__(self, parts: Parts, bodies: Bodies, others: Any) -> None:
-        self._parts, self._bodies, self._others = parts, bodies, others
+    def __init__(self, parts: Parts, bodies: Bodies, others: Any, proxies: tuple[Network, ...] = ()) -> None:
+        self._parts, self._bodies, self._others, self._proxies = parts, bodies, others, proxies
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         endpoint = PATHS.get(scope["path"]) if scope["type"] == "http" else None
         if endpoint is None:
             await self._others(scope, receive, send)
             return
-        client = AsgiClient(scope, receive, send, endpoint, self._bodies)
+        client = AsgiClient(scope, receive, send, endpoint, self._bodies, self._proxies)
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{scope['method']} is not possible here; use POST.")

@@ -15,10 +15,12 @@ from msgspec import Struct
 
 from gateway import __version__
 from gateway.core.errors import BadRequest, GatewayError, Internal, MethodNotAllowed, NotFound
+from gateway.core.types import KeyRecord
 from gateway.dataplane import Parts
+from gateway.edge.client import source_of
 from gateway.edge.errors import render
 from gateway.health import Prober
-from gateway.keys import may_use
+from gateway.keys import Network, may_use
 from gateway.meter import exposition
 from gateway.meter.metrics import CONTENT_TYPE
 from gateway.store import Store, StoreDown
@@ -69,19 +71,20 @@ class Readiness:
         return Ready(self._seen, said, {name: words[up] for name, up in self._prober.up.items()})
 
 
-def router(parts: Parts, readiness: Readiness) -> Router:
+def router(parts: Parts, readiness: Readiness, proxies: tuple[Network, ...] = ()) -> Router:
     """The ordinary handlers, all described in OpenAPI."""
 
     @get("/v1/models", tags=["models"], summary="List the models this key may use")
     async def list_models(request: Request[Any, Any, Any]) -> ModelList:
-        return ModelList([Model(name) for name in await _visible(parts, request)])
+        key = await _key(parts, request, proxies)
+        return ModelList([Model(name) for name in parts.routes.models(lambda *names: may_use(key, *names))])
 
     @get("/v1/models/{model_id:path}", tags=["models"], summary="One model, if this key may use it")
     async def get_model(
         request: Request[Any, Any, Any], model_id: str = Parameter(description="May hold slashes and colons")
     ) -> Model:
         name = str(model_id).removeprefix("/")
-        key = await parts.keyring.authenticate(_headers(request), fresh=True)
+        key = await _key(parts, request, proxies)
         found = parts.routes.find(name, lambda *names: may_use(key, *names))
         if not may_use(key, name, found.name):
             parts.routes.find("", lambda *names: may_use(key, *names))  # says the same as for an unknown model
@@ -139,10 +142,8 @@ def name_request(response: Response[Any]) -> Response[Any]:
     return response
 
 
-async def _visible(parts: Parts, request: Request[Any, Any, Any]) -> list[str]:
-    key = await parts.keyring.authenticate(_headers(request), fresh=True)
-    return parts.routes.models(lambda *names: may_use(key, *names))
-
-
-def _headers(request: Request[Any, Any, Any]) -> dict[bytes, bytes]:
-    return dict(request.scope["headers"])
+async def _key(parts: Parts, request: Request[Any, Any, Any], proxies: tuple[Network, ...]) -> KeyRecord:
+    """Whose list it is; asked of the store, as no admission would notice a change of the key."""
+    headers = dict(request.scope["headers"])
+    caller = await parts.keyring.authenticate(headers, source_of(request.scope, proxies), fresh=True)
+    return caller.key

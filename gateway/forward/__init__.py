@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from backends.api import AnyAdapter, Call, Probed, RequestRefused
+from backends.api import AnyAdapter, Call, Counted, Probed, RequestRefused
 from backends.api import Target as Address
 from gateway.config import Timeouts
 from gateway.core.errors import Unsupported, UpstreamTimeout
@@ -20,6 +20,8 @@ from gateway.forward.upstream import ERROR_BODY_LIMIT, Upstream, merged
 __all__ = ["FAILURES", "Deadline", "Forwarder", "Upstream", "failure", "merged", "retry_after"]
 
 PROBE_SECONDS = 3.0
+SCRAPE_LIMIT = 4 * 1024**2
+"""Bytes of a target's counters; an engine's are some hundred thousand."""
 
 
 class Forwarder:
@@ -70,13 +72,40 @@ class Forwarder:
         """Whether the target's health route answers 200; True for a kind of server that has none."""
         if not isinstance(adapter, Probed):
             return True
-        headers = {} if address.api_key is None else {"authorization": f"Bearer {address.api_key}"}
-        request = httpx.Request("GET", address.url + adapter.probe_path, headers=headers)
-        request.extensions = {"timeout": {"connect": timeouts.connect}}
         try:
-            async with asyncio.timeout(timeouts.connect + PROBE_SECONDS):
-                response = await self._transport.handle_async_request(request)
-                await response.stream.aclose()  # type: ignore[union-attr]
+            async with self._get(address, adapter.probe_path, timeouts) as response:
                 return response.status_code == 200
         except (httpx.TransportError, httpx.InvalidURL, TimeoutError):
             return False
+
+    async def scrape(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str | None:
+        """The text in which the target tells its counters; None if it has none, or does not tell them now."""
+        if not isinstance(adapter, Counted):
+            return None
+        text = bytearray()
+        try:
+            async with self._get(address, adapter.counters_path, timeouts) as response:
+                if response.status_code != 200:
+                    return None
+                async for block in response.stream:  # type: ignore[union-attr] # it is an AsyncByteStream
+                    text += block
+                    if len(text) > SCRAPE_LIMIT:
+                        return None
+        except (httpx.TransportError, httpx.InvalidURL, TimeoutError):
+            return None
+        return text.decode(errors="replace")
+
+    @asynccontextmanager
+    async def _get(self, address: Address, path: str, timeouts: Timeouts) -> AsyncIterator[httpx.Response]:
+        """A short question beside the calls, and its answer for a few seconds."""
+        headers = {"accept-encoding": "identity"}
+        if address.api_key is not None:
+            headers["authorization"] = f"Bearer {address.api_key}"
+        request = httpx.Request("GET", address.url + path, headers=headers)
+        request.extensions = {"timeout": {"connect": timeouts.connect}}
+        async with asyncio.timeout(timeouts.connect + PROBE_SECONDS):
+            response = await self._transport.handle_async_request(request)
+            try:
+                yield response
+            finally:
+                await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream

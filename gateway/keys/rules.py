@@ -62,8 +62,11 @@ def sources(values: object) -> tuple[str, ...]:
     """Networks, written in the one way that they all are; none is anywhere."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(f"sources {values!r}: expected a list of networks such as 10.0.0.0/8")
-    texts = [value if isinstance(value, str) and value.strip() else repr(value) for value in values]
-    return tuple(map(str, networks(texts)))
+    found = tuple(values)
+    for value in found:
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"sources: {value!r} is not a network; expected one such as 10.0.0.0/8")
+    return tuple(map(str, networks(found)))
 
 
 def priority(value: object) -> str:

@@ -1,153 +1,230 @@
-"""Admission: whether a call may come in under its key's limits, and the lease it holds while it runs."""
+"""Asking the store for a lease on a call, and settling it when the call has ended, however it ended."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import math
+import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Protocol, Self
 
 from msgspec import structs
 
-from gateway.core.errors import RateLimited
-from gateway.core.types import Ask, Dimension, KeyRecord, Limit, Verdict
-from gateway.store import LEASE_SECONDS, Store, StoreDown
-from gateway.store.memory import MemoryStore
+from backends.api import Call
+from gateway.core.errors import LimitsUnavailable, RateLimited
+from gateway.core.types import Ask, Dimension, KeyRecord, Spent, Tenant, Verdict
+from gateway.limits.estimate import Estimator
+from gateway.limits.headers import Headers, denial, never_fits, rate_headers
+from gateway.limits.plan import Planner, Rules, charged, units
+from gateway.store import Store, StoreDown
+from gateway.store.counters import Counters
 
 log = logging.getLogger("trunkline.limits")
 
-MAX_STALE = 3
-"""Times a key may change under one call before it is told to come again."""
+MAX_STALE: Final = 3
+"""Times records may change under one call before it is told to come again."""
+
+
+class Caller(Protocol):
+    """Whom the call is charged to."""
+
+    @property
+    def key(self) -> KeyRecord:
+        """The key it came with."""
+
+    @property
+    def tenant(self) -> Tenant | None:
+        """The key's tenant, if it has a record."""
+
+
+class Pricing(Protocol):
+    """What tokens cost."""
+
+    @property
+    def free(self) -> bool:
+        """Nothing, ever."""
+
+    def cost(self, input: int, cached: int, output: int) -> int:
+        """Micro-units of money; `cached` is a part of `input`."""
 
 
 class Lease:
-    """What admission grants; leaving the `with` gives the slot back, exactly once, however the call ended."""
+    """What admission grants. Its end settles it, exactly once, however the call ended."""
 
-    __slots__ = ("_ask", "_release", "headers")
+    __slots__ = ("_ask", "_local", "_owner", "_spent", "_verdict", "headers", "input")
 
-    def __init__(self, ask: Ask, release: Callable[[Ask], None], headers: list[tuple[bytes, bytes]]) -> None:
-        self._ask, self._release, self.headers = ask, release, headers
+    def __init__(
+        self,
+        owner: Admission,
+        ask: Ask,
+        verdict: Verdict,
+        spent: Callable[[], Spent],
+        headers: Headers,
+        input: Callable[[], int],
+        local: bool,
+    ) -> None:
+        self._owner, self._ask, self._verdict, self._spent, self._local = owner, ask, verdict, spent, local
+        self.headers, self.input = headers, input
 
-    def __enter__(self) -> Self:
+    @property
+    def at(self) -> float:
+        """When the call was admitted, in seconds since the epoch."""
+        return self._verdict.at / 1e6
+
+    async def end(self) -> None:
+        """Settle, and where a slot is given back wait until the store knows, if it answers.
+
+        A client that has the end of its answer may come again at once, to any gateway, and must find its slot free.
+        """
+        leased = any(dimension.kind == "lease" for dimension in self._ask.dimensions)
+        told = self._end()
+        if told is not None and leased:
+            await asyncio.wait((told,))
+
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release(self._ask)
+        if isinstance(error, asyncio.CancelledError):
+            self._end()  # nobody waits for the answer
+        else:
+            await self.end()
+
+    def _end(self) -> asyncio.Future[object] | None:
+        ask, self._ask = self._ask, _NOTHING
+        return None if ask is _NOTHING else self._owner.settle(ask, self._verdict.at, self._spent(), self._local)
+
+
+_NOTHING: Final = Ask("", (), ())
 
 
 class Admission:
-    """Asks the store; while the store is down, grants each gateway its share of the limit from its own counters."""
+    """Asks the store; while it is down, does for each limit what the limit says: share, closed or open."""
 
     def __init__(
         self,
         store: Store,
+        rules: Rules | None = None,
         *,
+        prices: Callable[[str], Pricing | None] = lambda _: None,
         gateways: int = 1,
         seconds: Callable[[float], None] = lambda _: None,
-        denied: Callable[[str], None] = lambda _: None,
+        denied: Callable[[str, str], None] = lambda scope, name: None,
         degraded: Callable[[bool], None] = lambda _: None,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._gateways = store, gateways
-        self._seconds, self._denied, self._clock = seconds, denied, clock
-        self._tell_degraded = degraded
-        self._own = MemoryStore(Path("/dev/null"))
+        self._store, self._rules, self._prices = store, rules or Rules(), prices
+        self._workers, self._seconds, self._denied = gateways, seconds, denied
+        self._tell_degraded, self._clock, self._now = degraded, clock, now
+        self._planner = Planner(self._rules)
+        self._own = Counters(now)
+        self.estimator = Estimator()
         self.degraded = False
 
     async def admit(
-        self, call_id: str, key: KeyRecord, default: Limit, refresh: Callable[[], Awaitable[KeyRecord]]
+        self,
+        call: Call,
+        caller: Caller,
+        route: str,
+        spent: Callable[[], Spent],
+        refresh: Callable[[], Awaitable[Caller]],
     ) -> Lease:
-        """A lease. Raises `RateLimited` with when to come again, and what `refresh` raises.
+        """A lease. Raises `RateLimited`, `OutOfBudget`, `NeverFits`, `LimitsUnavailable`, and what `refresh` raises.
 
-        `refresh` looks at the caller's key again, after it was found to have changed.
+        `spent` will be asked, at the end, what the call really took. `refresh` looks at the caller again, after its
+        records were found to have changed. A caller without limits is granted without asking the store.
         """
+        estimator = self.estimator
         for _ in range(MAX_STALE):
-            ask = _ask(call_id, key, key.limit.over(default))
-            verdict, release = await self._decide(ask)
+            price = self._prices(route)
+            plan = self._planner.plan(caller.key, caller.tenant, route, priced=price is not None and not price.free)
+            if not plan:
+                verdict = Verdict(at=int(self._now() * 1e6))
+                return Lease(self, _NOTHING, verdict, spent, [], lambda: estimator.input(call, route), False)
+            ask, input = self._ask(call, caller, route, plan, price)
+            ask, verdict, local = await self._decide(ask)
             if not verdict.stale:
                 break
-            key = await refresh()
+            caller = await refresh()
         else:
-            raise RateLimited("The key is being changed; try again.", dimension="key", retry_after=1)
-        headers = _headers(ask, verdict)
-        if self.degraded:
+            raise RateLimited("The key is being changed; try again.", retry_after=1)
+        headers = rate_headers(ask.dimensions, verdict, self._rules.ietf_headers)
+        if local:
             headers.append((b"x-trunkline-degraded", b"limits-local"))
         if verdict.denied is not None:
-            raise self._denial(ask, verdict, headers)
-        return Lease(ask, release, headers)
+            error = denial(ask.dimensions, verdict, headers)
+            self._denied(error.scope, error.dimension)
+            raise error
+        return Lease(self, ask, verdict, spent, headers, lambda: input, local)
 
-    async def _decide(self, ask: Ask) -> tuple[Verdict, Callable[[Ask], None]]:
+    def settle(self, ask: Ask, at: int, spent: Spent, local: bool) -> asyncio.Future[object] | None:
+        """Turn what was reserved into what was spent; the future, if any, ends when the store knows."""
+        used = [units(dimension, spent) for dimension in ask.dimensions]
+        if not local:
+            self._own.let_go(ask)
+            return self._store.settle(ask, at, used)
+        self._own.settle(ask, at, used)  # does nothing if a new outage has begun since
+        owed = [(structs.replace(d, amount=0), u) for d, u in zip(ask.dimensions, used, strict=True) if u]
+        if budgets := [pair for pair in owed if pair[0].kind == "budget"]:
+            dimensions, used = tuple(d for d, _ in budgets), [u for _, u in budgets]
+            self._store.owe(structs.replace(ask, dimensions=dimensions), at, used)
+        return None
+
+    def _ask(
+        self, call: Call, caller: Caller, route: str, plan: tuple[Dimension, ...], price: Pricing | None
+    ) -> tuple[Ask, int]:
+        key, tenant = caller.key, caller.tenant
+        records = ((f"key:{key.id}", key.version), (f"tenant:{key.tenant}", tenant.version if tenant else 0))
+        estimate = self.estimator.estimate(call, key.id, route)
+        cost = 0 if price is None else price.cost(estimate.input, 0, estimate.output)
+        input, output = estimate.least
+        least = Spent(input, 0, output, 0 if price is None else price.cost(input, input, output))
+        for dimension in plan:
+            if units(dimension, least) > dimension.limit:
+                raise never_fits(dimension)
+        return Ask(call.id, records, charged(plan, Spent(estimate.input, 0, estimate.output, cost))), estimate.input
+
+    async def _decide(self, ask: Ask) -> tuple[Ask, Verdict, bool]:
+        """What was asked, the verdict, and whether this gateway reached it on its own."""
         started = self._clock()
         try:
             verdict = await self._store.admit(ask)
         except StoreDown as error:
             self._degrade(error)
-            shares = tuple(
-                structs.replace(dimension, limit=max(1, dimension.limit // self._gateways))
-                for dimension in ask.dimensions
-            )
-            return self._own.charge(structs.replace(ask, dimensions=shares)), self._own.release
+            alone = self._alone(ask)
+            return alone, self._own.charge(alone), True
         finally:
             self._seconds(self._clock() - started)
         if self.degraded:
             self.degraded = False
             self._tell_degraded(False)
             log.warning("limits are shared again")
-        return verdict, self._store.release
+        return ask, verdict, False
+
+    def _alone(self, ask: Ask) -> Ask:
+        """The same under what each limit says for an outage. A share is never less than one, or nobody could call."""
+        gateways = max(self._workers, self._store.gateways)
+        shares = []
+        for dimension in ask.dimensions:
+            if dimension.outage == "closed":
+                what = f"{dimension.scope} {dimension.name}"
+                raise LimitsUnavailable(f"The limit {what} cannot be checked at the moment; try again.", retry_after=1)
+            if dimension.outage == "share":
+                limit = max(1, dimension.limit // gateways)
+                shares.append(structs.replace(dimension, limit=limit, amount=min(dimension.amount, limit)))
+            else:
+                shares.append(structs.replace(dimension, limit=1 << 52))
+        return structs.replace(ask, dimensions=tuple(shares))
 
     def _degrade(self, error: StoreDown) -> None:
         if not self.degraded:
             self.degraded = True
             self._tell_degraded(True)
             log.warning("limits are counted in this gateway only: %s", error)
-
-    def _denial(self, ask: Ask, verdict: Verdict, headers: list[tuple[bytes, bytes]]) -> RateLimited:
-        assert verdict.denied is not None
-        dimension = ask.dimensions[verdict.denied]
-        self._denied(dimension.name)
-        what = (
-            f"{dimension.limit} requests per minute"
-            if dimension.name == "rpm"
-            else f"{dimension.limit} calls at the same time"
-        )
-        wait = verdict.retry_after
-        error = RateLimited(
-            f"This key is limited to {what}. Try again in {duration(wait)}.", dimension=dimension.name, retry_after=wait
-        )
-        error.headers = {name.decode(): value.decode() for name, value in headers}
-        return error
-
-
-def _ask(call_id: str, key: KeyRecord, limit: Limit) -> Ask:
-    dimensions = []
-    if limit.rpm is not None:
-        dimensions.append(Dimension("rpm", "rate", f"rate:key:{key.id}:rpm", limit.rpm, 60.0))
-    if limit.concurrency is not None:
-        dimensions.append(Dimension("concurrency", "lease", f"lease:key:{key.id}", limit.concurrency, LEASE_SECONDS))
-    return Ask(call_id, key.id, key.version, tuple(dimensions))
-
-
-def _headers(ask: Ask, verdict: Verdict) -> list[tuple[bytes, bytes]]:
-    """OpenAI's rate-limit headers for the requests dimension."""
-    for dimension, standing in zip(ask.dimensions, verdict.standings, strict=False):
-        if dimension.name == "rpm":
-            return [
-                (b"x-ratelimit-limit-requests", b"%d" % dimension.limit),
-                (b"x-ratelimit-remaining-requests", b"%d" % standing.remaining),
-                (b"x-ratelimit-reset-requests", duration(standing.reset).encode()),
-            ]
-    return []
-
-
-def duration(seconds: float) -> str:
-    """A duration as OpenAI writes it: `17ms`, `1s`, `6m0s`."""
-    if (milliseconds := math.ceil(seconds * 1000)) < 1000:
-        return f"{milliseconds}ms"
-    whole = math.ceil(seconds)
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s" if minutes else f"{rest}s"
+            self._own = Counters(self._now)
+            for ask in self._store.held():
+                self._own.hold(ask)

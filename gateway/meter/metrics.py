@@ -81,13 +81,62 @@ class Metrics:
             "target",
             "outcome",
         )
-        self.denials = counter("limit_denials_total", "Calls denied by a limit, by its dimension.", "dimension")
+        self.usage_source = counter(
+            "usage_source_total",
+            "Calls that reached a target, by where their token counts come from: upstream, counted or estimated.",
+            "route",
+            "source",
+        )
+        self.cost = counter(
+            "cost_micros_total",
+            "What calls cost by the routes' prices, in millionths of the table's currency.",
+            "route",
+        )
+        self.denials = counter(
+            "limit_denials_total",
+            "Calls denied by a limit, by whose it is (key, tenant, model, key_model) and its dimension.",
+            "scope",
+            "dimension",
+        )
+        self.throttled = counter(
+            "auth_throttled_total", "Authentications refused unseen: too many had failed from the same source."
+        )
         self.redis = histogram("redis_seconds", "Waiting for the store to decide an admission.", SHORT)
         self.degraded = Gauge(
             "trunkline_limits_degraded",
             "1 while the store does not answer and limits are counted in each gateway on its own.",
             registry=registry,
             multiprocess_mode="livemax",
+        )
+        self.settle_pending = Gauge(
+            "trunkline_settle_pending",
+            "Ended calls whose real usage the store has not been told yet, because it does not answer.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.gateways = Gauge(
+            "trunkline_gateways",
+            "Living gateway workers that share the store; while it does not answer, as last heard.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.ledger_dropped = counter(
+            "ledger_entries_dropped_total",
+            "Ended calls that are missing in the usage ledger: it was down for too long.",
+        )
+        self.drift_tokens = Gauge(
+            "trunkline_reconcile_drift_tokens",
+            "Tokens the target's engine has counted more than the usage ledger (below 0: less), direction in or out.",
+            ["target", "direction"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self.drift_ratio = Gauge(
+            "trunkline_reconcile_drift_ratio",
+            "The drift as a part of the larger of both counts, from -1 to 1, direction in or out.",
+            ["target", "direction"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
         )
         self.target_up = Gauge(
             "trunkline_target_up",

@@ -7,14 +7,14 @@ import logging
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
 from backends.api import Call, Usage
 from gateway.core.clock import Clock
 from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamError
-from gateway.core.types import KeyRecord
+from gateway.core.types import Entry, KeyRecord, Spent
 from gateway.meter.metrics import Metrics
 
 log = logging.getLogger("trunkline.meter")
@@ -22,11 +22,31 @@ log = logging.getLogger("trunkline.meter")
 _encoder = msgspec.json.Encoder()
 
 
-class Meter:
-    """Opens records and turns closed ones into metrics and log lines."""
+BYTES_PER_TOKEN = 4.0
+"""Of an answer that nobody counted."""
 
-    def __init__(self, metrics: Metrics, clock: Clock, write: Callable[[bytes], None]) -> None:
+
+class Pricing(Protocol):
+    """What tokens cost."""
+
+    def cost(self, input: int, cached: int, output: int) -> int:
+        """Micro-units of money; `cached` is a part of `input`."""
+
+
+class Meter:
+    """Opens records and turns closed ones into metrics, log lines and entries of the ledger."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        clock: Clock,
+        write: Callable[[bytes], None],
+        *,
+        enter: Callable[[Entry], None] = lambda _: None,
+        learn: Callable[[Call, str, str, int, int], None] = lambda *_: None,
+    ) -> None:
         self.metrics, self._clock, self._write = metrics, clock, write
+        self._enter, self.learn = enter, learn
         self._children: dict[tuple[Any, ...], Any] = {}
 
     def observe(self, call_id: str, endpoint: str) -> Record:
@@ -48,9 +68,15 @@ class Meter:
         child(metrics.duration, record.endpoint, record.route).observe(total)
         own = max(0.0, total - record.upstream_seconds - record.client_seconds)
         child(metrics.overhead, record.route).observe(own)
-        if record.usage is not None:
-            child(metrics.tokens, record.route, "in").inc(record.usage.prompt_tokens)
-            child(metrics.tokens, record.route, "out").inc(record.usage.completion_tokens)
+        spent = record.spend()
+        if record.usage_source:
+            child(metrics.tokens, record.route, "in").inc(spent.input)
+            child(metrics.tokens, record.route, "out").inc(spent.output)
+            child(metrics.usage_source, record.route, record.usage_source).inc()
+            if spent.cost:
+                child(metrics.cost, record.route).inc(spent.cost)
+        if record.admitted_at:
+            self._enter(record.entry())
         self._write(_encoder.encode(record.line(total, own, self._clock.now())))
 
 
@@ -70,6 +96,12 @@ class Record:
         self.chunks = self._counted = 0
         self.usage: Usage | None = None
         self.usage_source = ""
+        self.admitted_at = 0.0
+        self._call: Call | None = None
+        self._price: Pricing | None = None
+        self._prompt: Callable[[], int] = lambda: 0
+        self._size, self._left = 0, False
+        self._spent: Spent | None = None
         self.error: GatewayError | None = None
         self.outcome = "answered"
         self._last = self._sent_at = self.started
@@ -85,8 +117,6 @@ class Record:
         self._meter.metrics.in_flight.dec()
         if error is not None:
             self._fail(error)
-        if self.usage is None and self._counted:
-            self.usage, self.usage_source = Usage(0, self._counted), "counted"
         self._meter.close(self, self._clock.monotonic())
 
     def authenticated(self, key: KeyRecord) -> None:
@@ -95,11 +125,15 @@ class Record:
         self._wait_over("client")
 
     def received_body(self, call: Call) -> None:
-        self.stream = call.stream
+        self.stream, self._call = call.stream, call
         self._wait_over("")
 
-    def routed(self, route: str) -> None:
-        self.route = route
+    def routed(self, route: str, price: Pricing | None = None) -> None:
+        self.route, self._price = route, price
+
+    def admitted(self, at: float, prompt: Callable[[], int]) -> None:
+        """The call may go on; `at` is when, in seconds since the epoch, `prompt` estimates its prompt's tokens."""
+        self.admitted_at, self._prompt = at, prompt
 
     def attempt(self, target: str) -> None:
         self.target = target
@@ -108,6 +142,7 @@ class Record:
 
     def failed(self, error: GatewayError) -> None:
         """The attempt at hand failed."""
+        self._left = isinstance(error, ClientGone)
         self.attempts[-1]["outcome"] = error.error_type
         if isinstance(error, UpstreamError):
             log.warning("call %s: target %s: %s: %s", self.call_id, self.target, error.error_type, error.message)
@@ -118,12 +153,55 @@ class Record:
         metrics = self._meter.metrics
         self._meter.child(metrics.attempts, self.route, self.target, self.attempts[-1]["outcome"]).inc()
 
-    def received(self, tokens: int, usage: Usage | None) -> None:
-        """A chunk has come from the target; until it is sent, the client is what we wait for."""
+    def received(self, size: int, tokens: int, usage: Usage | None) -> None:
+        """A chunk of so many bytes has come from the target; until it is sent, we wait for the client."""
         self._wait_over("client")
         self._counted += tokens
+        self._size += size
         if usage is not None:
-            self.usage, self.usage_source = usage, "upstream"
+            self.usage = usage
+
+    def spend(self) -> Spent:
+        """What the call took. Fixed when it is first asked for: what is charged is what is written."""
+        if self._spent is None:
+            input, cached, output, self.usage_source = self._counts()
+            cost = 0 if self._price is None else self._price.cost(input, cached, output)
+            self._spent = Spent(input, cached, output, cost)
+            if self.usage_source == "upstream" and self._call is not None:
+                self._meter.learn(self._call, self.key_id, self.route, input, output)
+        return self._spent
+
+    def _counts(self) -> tuple[int, int, int, str]:
+        """Prompt, cached and completion tokens, and where they come from: "" if no target has worked for the call."""
+        if self.usage is not None:
+            return self.usage.prompt_tokens, self.usage.cached_tokens or 0, self.usage.completion_tokens, "upstream"
+        if self._counted:
+            return self._prompt(), 0, self._counted, "counted"
+        if self._size and not self.stream:
+            embeds = self.endpoint == "embeddings"
+            return self._prompt(), 0, 0 if embeds else max(1, int(self._size / BYTES_PER_TOKEN)), "estimated"
+        if self._left:
+            return self._prompt(), 0, 0, "estimated"  # the target has read the prompt, or was about to
+        return 0, 0, 0, ""
+
+    def entry(self) -> Entry:
+        """The call as the ledger keeps it."""
+        spent = self.spend()
+        return Entry(
+            call_id=self.call_id,
+            time=self.admitted_at,
+            key_id=self.key_id,
+            tenant=self.tenant,
+            route=self.route,
+            target=self.target,
+            endpoint=self.endpoint,
+            outcome=self.outcome,
+            input=spent.input,
+            cached=spent.cached,
+            output=spent.output,
+            cost_micros=spent.cost,
+            source=self.usage_source,
+        )
 
     def sent(self) -> None:
         """A chunk has gone to the client; until the next one comes, the target is what we wait for."""
@@ -180,11 +258,13 @@ class Record:
             "ttft_s": None if self.ttft is None else round(self.ttft, 6),
             "chunks": self.chunks,
         }
-        if self.usage is not None:
+        if self.usage_source:
+            spent = self.spend()
             line["usage"] = {
-                "prompt_tokens": self.usage.prompt_tokens,
-                "completion_tokens": self.usage.completion_tokens,
-                "cached_tokens": self.usage.cached_tokens,
+                "prompt_tokens": spent.input,
+                "completion_tokens": spent.output,
+                "cached_tokens": spent.cached,
                 "source": self.usage_source,
             }
+            line["cost_micros"] = spent.cost
         return line

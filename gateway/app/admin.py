@@ -1,0 +1,64 @@
+"""The composition root of the admin interface, which is a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from litestar import Litestar
+
+from gateway.config import Settings, Table, load_table
+from gateway.core.clock import SystemClock
+from gateway.edge.admin.access import offer_token
+from gateway.edge.admin.app import build_app
+from gateway.edge.admin.desk import Desk
+from gateway.keys import AdminKeys, Registrar, networks
+from gateway.store import open_store
+
+ADMIN_TIMEOUT = 2.0
+"""Seconds that the admin interface waits for Redis; nobody streams through it."""
+
+
+def from_environment() -> Litestar:
+    """The admin interface that `TRUNKLINE_...` describes; what the admin listener's server is pointed at."""
+    settings = Settings.read()
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    table, _ = load_table(Path(settings.routing))
+    return build(settings, table)
+
+
+def build(settings: Settings, table: Table) -> Litestar:
+    """Put the parts of the admin interface together. Raises `ValueError` for settings that cannot work."""
+    clock = SystemClock()
+    peppers, digest = settings.pepper_versions(), settings.admin_digest()
+    store = open_store(settings.redis_url, settings.state_path, ADMIN_TIMEOUT, records_url=settings.records_url)
+    desk = Desk(store, peppers, clock, table.routes, networks(settings.trusted_proxies.split(",")))
+    admin_keys = AdminKeys(store, peppers, clock, bootstrap=digest)
+    first = Registrar(store, peppers, clock, "bootstrap")
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        await store.open()
+        await admin_keys.open()
+        offer = None if digest else asyncio.create_task(offer_token(first, store, settings.admin_address, _say))
+        try:
+            yield
+        finally:
+            if offer is not None:
+                offer.cancel()
+                await asyncio.wait([offer])
+            await admin_keys.close()
+            await store.close()
+
+    return build_app(desk, admin_keys, lifespan)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()

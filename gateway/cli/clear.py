@@ -1,0 +1,42 @@
+"""What `--clear` takes away: the name of an option, and after a colon which of its values."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from gateway.cli.options import DIMENSIONS, RATES, SPENT
+from gateway.core.types import Period
+
+FIELDS = (*RATES, "budget", "outage", "model-limit", "label", "source", "expires")
+_WHERE = {"model-limit": "model_limits", "label": "labels", "source": "sources", "expires": "expires"}
+
+
+def cleared(text: str) -> dict[str, Any]:
+    """`rpm`, `budget:day:tokens`, `label:team`, ...: the change, with null where something goes."""
+    name, _, part = text.partition(":")
+    if name not in FIELDS or (part and name in (*RATES, "source", "expires")):
+        raise ValueError(
+            f"{text!r}: expected one of {', '.join(FIELDS)}, or a part such as budget:day, budget:day:tokens, "
+            "outage:rpm, model-limit:ROUTE, label:NAME"
+        )
+    if name == "budget":
+        return {"limit": {"budget": _budget(text, part)}}
+    if name == "outage":
+        if part and part not in DIMENSIONS:
+            raise ValueError(f"{text!r}: expected outage:DIM, DIM one of {', '.join(DIMENSIONS)}")
+        return {"limit": {"outage": {part: None} if part else None}}
+    if name in _WHERE:
+        return {_WHERE[name]: {part: None} if part else None}
+    return {"limit": {name: None}}
+
+
+def _budget(text: str, part: str) -> Any:
+    if not part:
+        return None
+    period, _, spent = part.partition(":")
+    if period not in get_args(Period) or (spent and spent not in SPENT):
+        raise ValueError(
+            f"{text!r}: expected budget:PERIOD or budget:PERIOD:tokens or budget:PERIOD:money, "
+            f"PERIOD one of {', '.join(get_args(Period))}"
+        )
+    return {period: {SPENT[spent][0]: None} if spent else None}

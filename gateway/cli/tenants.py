@@ -1,0 +1,89 @@
+"""`trunkline tenants`: the limits and budgets above those of keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from gateway.cli.clear import cleared
+from gateway.cli.options import Parsed, collected, combined, label, limit_change, limit_options
+from gateway.cli.session import command, registrar
+from gateway.cli.tables import fields, limits, rows
+from gateway.config import Settings
+from gateway.edge.admin.bodies import TenantChange
+from gateway.edge.admin.changes import change_tenant
+from gateway.edge.admin.views import tenant, tenants
+from gateway.store import Store
+
+
+@click.group(name="tenants")
+def tenants_() -> None:
+    """Set, list and show tenants: limits and budgets above those of keys."""
+
+
+@tenants_.command(name="set")
+@click.argument("tenant_id")
+@limit_options
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    type=Parsed("NAME=VALUE", label),
+    help="For your own use, such as owner=search. Repeatable.",
+)
+@click.option(
+    "--clear",
+    "clears",
+    multiple=True,
+    type=Parsed("FIELD", cleared),
+    help="Remove a limit or a label: rpm, budget, budget:day, budget:day:tokens, outage:rpm, label:NAME, ... "
+    "Repeatable.",
+)
+@command
+async def set_tenant(store: Store, settings: Settings, as_json: bool, tenant_id: str, **options: Any) -> None:
+    """Change a tenant, for the very next call: what is given is set, the rest stays."""
+    change = combined(collected(options["clears"]), _change(options))
+    if wrong := change.keys() - {"limit", "labels"}:
+        raise ValueError(f"--clear: a tenant has no {', '.join(sorted(wrong))}")
+    body = msgspec.convert(change, TenantChange)
+    await change_tenant(store, registrar(store, settings), tenant_id, body)
+    await _show(store, as_json, tenant_id)
+
+
+@tenants_.command(name="list")
+@command
+async def list_tenants(store: Store, settings: Settings, as_json: bool) -> None:
+    """List tenants by name: those that were set, and those that keys name."""
+    found = await tenants(store)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    lines: list[tuple[object, ...]] = [(each.id, each.keys, limits(each.limit) or "-") for each in found]
+    rows(("tenant", "keys", "limits"), lines, "No tenants yet; `trunkline tenants set NAME --rpm 600` makes one.")
+
+
+@tenants_.command()
+@click.argument("tenant_id")
+@command
+async def show(store: Store, settings: Settings, as_json: bool, tenant_id: str) -> None:
+    """Show one tenant."""
+    await _show(store, as_json, tenant_id)
+
+
+async def _show(store: Store, as_json: bool, tenant_id: str) -> None:
+    found = await tenant(store, tenant_id)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    fields({name: getattr(found, name) for name in found.__struct_fields__})
+
+
+def _change(options: dict[str, Any]) -> dict[str, Any]:
+    change: dict[str, Any] = {}
+    if limit := limit_change(options):
+        change["limit"] = limit
+    if options["labels"]:
+        change["labels"] = collected(options["labels"])
+    return change

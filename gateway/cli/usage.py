@@ -1,0 +1,107 @@
+"""`trunkline usage`: what keys, tenants and models have used, summed from the ledger."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from gateway.cli.options import Parsed
+from gateway.cli.session import command, console
+from gateway.config import Settings
+from gateway.config.units import MONEY
+from gateway.core.types import KeyRecord
+from gateway.meter.ledger import COLUMNS, COUNTED, grouped
+from gateway.store import Store
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r}: expected a day such as 2026-11-22") from None
+
+
+def _columns(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in COLUMNS:
+            raise ValueError(f"{name!r}: expected some of {', '.join(COLUMNS)}, separated by commas")
+    return names
+
+
+@click.command()
+@click.option(
+    "--by",
+    type=Parsed("COLUMN,...", _columns),
+    default="tenant,model",
+    show_default=True,
+    help="What to sum by: some of day, key, tenant, model, in the order of the columns.",
+)
+@click.option("--from", "first", type=Parsed("DAY", _day), help="The first UTC day. [default: the first of the month]")
+@click.option("--to", "last", type=Parsed("DAY", _day), help="The last UTC day. [default: today]")
+@click.option("--key", "key_id", help="Only what this key used, by its id.")
+@click.option("--tenant", help="Only what this tenant used.")
+@click.option("--model", help="Only what was used of this model, by its route's name.")
+@command
+async def usage(store: Store, settings: Settings, as_json: bool, by: tuple[str, ...], **options: Any) -> None:
+    """Show calls, tokens and costs, summed by tenant and model, or as --by says. Days are in UTC."""
+    last = options["last"] or datetime.now(UTC).date()
+    first = options["first"] or last.replace(day=1)
+    if first > last:
+        raise ValueError(f"--from {first} is after --to {last}")
+    wanted = {"key_id": options["key_id"], "tenant": options["tenant"], "route": options["model"]}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    sums = [
+        found
+        for found in await store.sums(first.isoformat(), last.isoformat())
+        if all(getattr(found, name) == value for name, value in wanted.items())
+    ]
+    rows = grouped(sums, by)
+    (total,) = grouped(sums, ()) or [dict.fromkeys(COUNTED, 0)]
+    if "key" in by:
+        names = {record.id: record.name for record in await store.all(KeyRecord)}
+        rows = [_named(row, names) for row in rows]
+    if as_json:
+        span = {"from": first.isoformat(), "to": last.isoformat(), "by": by}
+        click.echo(json.dumps({**span, "rows": [_whole(row) for row in rows], "total": _whole(total)}))
+    elif rows:
+        _show(rows, total)
+    else:
+        click.echo(f"Nothing was used from {first} to {last}.")
+
+
+def _named(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """The row with the key's name behind its id; None: there is no such key any more."""
+    shown: dict[str, Any] = {}
+    for name, value in row.items():
+        shown[name] = value
+        if name == "key":
+            shown["name"] = names.get(value)
+    return shown
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with input and output together."""
+    return {**row, "tokens": row["input"] + row["output"]}
+
+
+def _show(rows: list[dict[str, Any]], total: dict[str, Any]) -> None:
+    labels = [name for name in rows[0] if name not in COUNTED]
+    table = Table(box=None, pad_edge=False, show_footer=len(rows) > 1)
+    for index, name in enumerate(labels):
+        table.add_column(name, footer="" if index else "total")
+    for name, footer in zip(("calls", "input", "cached", "output", "tokens", "cost"), _numbers(total), strict=True):
+        table.add_column(name, footer=footer, justify="right")
+    for row in rows:
+        table.add_row(*(Text(row[name] or "") for name in labels), *_numbers(row))
+    console().print(table)
+
+
+def _numbers(row: dict[str, Any]) -> list[str]:
+    counts = (row["calls"], row["input"], row["cached"], row["output"], row["input"] + row["output"])
+    return [*(f"{count:,}" for count in counts), MONEY.shown(row["cost_micros"])]

@@ -1,0 +1,136 @@
+"""What no type of the routing table can say: references between its parts, places, names, budgets, its own tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from backends import registry
+from gateway.config.located import Document
+from gateway.config.names import overlap, specificity
+
+if TYPE_CHECKING:
+    from gateway.config.limits import LimitSpec
+    from gateway.config.table import Launch, Place, Table, TargetSpec
+
+
+def check(document: Document, table: Table) -> None:
+    """Report every mistake; the table's tests are run only if there is none."""
+    _check_targets(document, table)
+    _check_names(document, table)
+    _check_money(document, table)
+    if not any(not mistake.warning for mistake in document.mistakes):
+        _run_tests(document, table)
+
+
+def _check_targets(document: Document, table: Table) -> None:
+    backends = registry.installed()
+    names: dict[str, Place] = {}
+    places: dict[tuple[str, str | None, str | None], str] = {}
+    for name, route in table.routes.items():
+        if not route.targets:
+            document.report(("routes", name, "targets"), f"route {name!r} has no targets")
+    for path, _, target in table.targets():
+        if target.backend not in backends:
+            known = ", ".join(backends)
+            document.report((*path, "backend"), f"unknown backend {target.backend!r}; known backends: {known}")
+        if target.name in names:
+            document.report((*path, "name"), f"target name {target.name!r} is used twice")
+        names.setdefault(target.name, path)
+        _check_place(document, path, target)
+        if target.url is not None:
+            place = (str(path[1]), target.url.rstrip("/"), target.model)
+            if place in places:
+                document.report(
+                    (*path, "url"),
+                    f"no call can reach target {target.name!r}: it is the same server and model as {places[place]!r}",
+                )
+            places.setdefault(place, target.name)
+
+
+def _check_place(document: Document, path: Place, target: TargetSpec) -> None:
+    if (target.url is None) == (target.launch is None):
+        document.report(path, f"target {target.name!r} needs either 'url' or 'launch'")
+    if target.url is not None and "${" in target.url:
+        pass  # a variable that is not set here, which has been told
+    elif target.url is not None and not _is_base_url(target.url):
+        document.report((*path, "url"), f"{target.url!r} is not a base URL such as 'http://vllm-a:8000'")
+    elif target.url is not None and target.url.rstrip("/").endswith("/v1"):
+        document.report((*path, "url"), f"{target.url!r}: leave out '/v1', the gateway adds it")
+    if target.launch is not None:
+        _check_launch(document, path, target, target.launch)
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        plain = not (parts.query or parts.fragment or parts.username) and all(" " < char < "\x7f" for char in url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and plain
+    except ValueError:
+        return False
+
+
+def _check_launch(document: Document, path: Place, target: TargetSpec, launch: Launch) -> None:
+    if (launch.model is None) == (launch.argv is None):
+        document.report((*path, "launch"), "'launch' needs either 'model' or 'argv'")
+    if launch.argv is not None and not any("{port}" in word for word in launch.argv):
+        document.report((*path, "launch", "argv"), "'argv' must hold '{port}': the gateway chooses the port")
+    if launch.model is not None and target.backend in registry.installed():
+        known = getattr(registry.load(target.backend), "launch_models", ())
+        if launch.model not in known:
+            what = f"known models: {', '.join(known)}" if known else f"backend {target.backend!r} has none; use 'argv'"
+            document.report((*path, "launch", "model"), f"cannot launch model {launch.model!r}; {what}")
+
+
+def _check_names(document: Document, table: Table) -> None:
+    seen: dict[str, str] = {name: name for name in table.routes}
+    globs: list[tuple[str, str]] = []
+    for name, route in table.routes.items():
+        if not name or "*" in name:
+            document.report(("routes", name), f"route name {name!r} must not be empty or hold '*'; use an alias")
+        for index, alias in enumerate(route.aliases):
+            path = ("routes", name, "aliases", index)
+            if not alias:
+                document.report(path, "an alias must not be empty")
+            elif alias in seen:
+                document.report(path, f"alias {alias!r} already means route {seen[alias]!r}")
+            seen.setdefault(alias, name)
+            for other, owner in globs if "*" in alias else ():
+                if owner != name and specificity(other) == specificity(alias) and overlap(other, alias):
+                    document.report(path, f"aliases {alias!r} and {other!r} (route {owner!r}) match the same names")
+            if "*" in alias:
+                globs.append((alias, name))
+
+
+def _check_money(document: Document, table: Table) -> None:
+    for name, route in table.routes.items():
+        price = route.price
+        if price is not None and price.cached is not None and price.cached > price.input:
+            told = f"route {name!r}: cached prompt tokens cost more than others"
+            document.report(("routes", name, "price", "cached"), told, warning=True)
+    charged = {name for name, route in table.routes.items() if route.price is not None and not route.price.free}
+    for path, limits in _limits(table):
+        free = path[1] not in charged if path[0] == "routes" else not charged
+        for place in limits.money() if free else ():
+            whose = f"route {path[1]!r} has no" if path[0] == "routes" else "no route has a"
+            document.report((*path, *place), f"no call is ever charged to this budget: {whose} price above 0")
+
+
+def _limits(table: Table) -> Iterator[tuple[tuple[str, ...], LimitSpec]]:
+    for field in ("default", "tenant"):
+        yield ("limits", field), getattr(table.limits, field)
+    for name, route in table.routes.items():
+        yield ("routes", name, "limits"), route.limits
+        yield ("routes", name, "key_limits"), route.key_limits
+
+
+def _run_tests(document: Document, table: Table) -> None:
+    index = table.names()
+    for position, test in enumerate(table.tests):
+        if test.expect.route is not None and test.expect.route not in table.routes:
+            known = ", ".join(table.routes)
+            document.report(("tests", position, "expect", "route"), f"no route {test.expect.route!r}; routes: {known}")
+        elif (found := index.find(test.ask.model)) != test.expect.route:
+            expected, got = (f"route {name!r}" if name else "no route" for name in (test.expect.route, found))
+            document.report(("tests", position), f"test failed: model {test.ask.model!r} meets {got}, not {expected}")

@@ -1,0 +1,232 @@
+"""What the admin interface reads and answers, as it stands in JSON and in the API's description."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from gateway.core.types import Audit, Limit, Outage, Priority
+
+T = TypeVar("T")
+Change: TypeAlias = T | UnsetType | None
+"""A field that a change leaves alone (absent), clears (null) or sets."""
+
+Count = Annotated[int, Meta(ge=1)]
+Spending = Annotated[int, Meta(ge=0)]
+Text = Annotated[str, Meta(min_length=1)]
+Status = Literal["active", "expired", "revoked"]
+Epoch = Annotated[float, Meta(description="Seconds since the epoch")]
+Version = Annotated[int, Meta(ge=0, description="Change only this version; 409 when there is a newer one")]
+
+
+class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all that is read: a field nobody knows is a mistake, not to be passed over."""
+
+
+class AllowanceBody(_Strict, frozen=True):
+    """What may be spent in one calendar period, in UTC."""
+
+    tokens: Annotated[Change[Spending], Meta(description="Prompt and completion tokens")] = UNSET
+    cost_micros: Annotated[Change[Count], Meta(description="Money, in millionths of the currency of the prices")] = (
+        UNSET
+    )
+
+
+class BudgetBody(_Strict, frozen=True):
+    """Spending by calendar period; weeks begin on Monday."""
+
+    day: Change[AllowanceBody] = UNSET
+    week: Change[AllowanceBody] = UNSET
+    month: Change[AllowanceBody] = UNSET
+
+
+class OutageBody(_Strict, frozen=True):
+    """What each limit does while Redis is down: share (default; budgets: closed), closed or open."""
+
+    rpm: Change[Outage] = UNSET
+    tpm: Change[Outage] = UNSET
+    itpm: Change[Outage] = UNSET
+    otpm: Change[Outage] = UNSET
+    concurrency: Change[Outage] = UNSET
+    budget: Change[Outage] = UNSET
+
+
+class LimitBody(_Strict, frozen=True):
+    """Limits. In a change, what is absent stays as it is and null removes a limit."""
+
+    rpm: Annotated[Change[Count], Meta(description="Requests a minute")] = UNSET
+    tpm: Annotated[Change[Count], Meta(description="Tokens a minute, prompt and completion together")] = UNSET
+    itpm: Annotated[Change[Count], Meta(description="Prompt tokens a minute")] = UNSET
+    otpm: Annotated[Change[Count], Meta(description="Completion tokens a minute")] = UNSET
+    concurrency: Annotated[Change[Count], Meta(description="Calls at the same time")] = UNSET
+    budget: Change[BudgetBody] = UNSET
+    outage: Change[OutageBody] = UNSET
+
+
+class NewKey(_Strict, frozen=True):
+    """A key to be made."""
+
+    name: Annotated[Text, Meta(description="What the key is for")]
+    tenant: Annotated[Text, Meta(description="Who uses it")] = "default"
+    models: Annotated[
+        tuple[Text, ...], Meta(min_length=1, description="Globs over route names and aliases; * is any text")
+    ] = ("*",)
+    endpoints: Annotated[
+        tuple[Text, ...], Meta(min_length=1, description="Globs over endpoints such as chat/completions")
+    ] = ("*",)
+    limit: LimitBody = LimitBody()
+    model_limits: Annotated[
+        dict[str, LimitBody], Meta(description="Further limits on one route each, by its name")
+    ] = {}
+    priority: Priority = "normal"
+    labels: Annotated[dict[Text, str], Meta(description="For the operator; never interpreted")] = {}
+    sources: Annotated[
+        tuple[str, ...], Meta(description="Networks it may be used from, such as 10.0.0.0/8; none: anywhere")
+    ] = ()
+    expires: Annotated[Epoch | None, Meta(description="Seconds since the epoch; null: never")] = None
+
+
+class KeyChange(_Strict, frozen=True):
+    """What is to change of a key: absent stays, null clears, lists are replaced whole."""
+
+    name: Text | UnsetType = UNSET
+    tenant: Text | UnsetType = UNSET
+    models: Annotated[tuple[Text, ...], Meta(min_length=1)] | UnsetType = UNSET
+    endpoints: Annotated[tuple[Text, ...], Meta(min_length=1)] | UnsetType = UNSET
+    limit: Change[LimitBody] = UNSET
+    model_limits: Change[dict[str, LimitBody | None]] = UNSET
+    priority: Priority | UnsetType = UNSET
+    labels: Change[dict[Text, str | None]] = UNSET
+    sources: Change[tuple[str, ...]] = UNSET
+    expires: Change[Epoch] = UNSET
+    version: Version | UnsetType = UNSET
+
+
+class Rotation(_Strict, frozen=True):
+    """How a key gets a new secret."""
+
+    overlap_seconds: Annotated[float, Meta(ge=0, le=366 * 86400, description="How long the old secret stays valid")] = (
+        86400.0
+    )
+
+
+class TenantBody(_Strict, frozen=True):
+    """A tenant, whole: what is absent is not limited."""
+
+    limit: LimitBody = LimitBody()
+    labels: dict[Text, str] = {}
+    version: Version | UnsetType = UNSET
+
+
+class TenantChange(_Strict, frozen=True):
+    """What is to change of a tenant: absent stays, null clears."""
+
+    limit: Change[LimitBody] = UNSET
+    labels: Change[dict[Text, str | None]] = UNSET
+    version: Version | UnsetType = UNSET
+
+
+class NewAdminKey(_Strict, frozen=True):
+    """An admin key to be made."""
+
+    name: Text
+    expires: Annotated[Epoch | None, Meta(description="Seconds since the epoch; null: never")] = None
+
+
+class SecretShown(Struct, frozen=True, kw_only=True):
+    """What may be told of a stored secret."""
+
+    pepper: int = 0
+    not_after: float | None = None
+
+
+class Key(Struct, frozen=True, kw_only=True):
+    """A virtual key, without its secrets."""
+
+    id: str
+    name: str
+    status: Status
+    tenant: str
+    models: tuple[str, ...]
+    endpoints: tuple[str, ...]
+    limit: Limit
+    model_limits: dict[str, Limit]
+    priority: Priority
+    labels: dict[str, str]
+    sources: tuple[str, ...]
+    created: float
+    expires: float | None
+    revoked: float | None
+    version: int
+    secrets: tuple[SecretShown, ...]
+
+
+class IssuedKey(Key, frozen=True, kw_only=True):
+    """A key with its new secret, which is shown this once."""
+
+    secret: str
+
+
+class KeyList(Struct, frozen=True):
+    """A page of keys, the oldest first."""
+
+    data: list[Key]
+    next: Annotated[str | None, Meta(description="`after` of the next page; null: this was the last")]
+
+
+class TenantShown(Struct, frozen=True, kw_only=True):
+    """A tenant; one without a record (version 0) has the table's defaults."""
+
+    id: str
+    limit: Limit
+    labels: dict[str, str]
+    created: float | None
+    version: int
+    keys: Annotated[int, Meta(description="Its keys that are neither revoked nor expired")]
+
+
+class TenantList(Struct, frozen=True):
+    """All tenants, by name."""
+
+    data: list[TenantShown]
+
+
+class AdminKeyShown(Struct, frozen=True, kw_only=True):
+    """An admin key, without its secret."""
+
+    id: str
+    name: str
+    status: Status
+    created: float
+    expires: float | None
+    revoked: float | None
+    once: Annotated[bool, Meta(description="A one-time token for the first admin key")]
+    version: int
+
+
+class IssuedAdminKey(AdminKeyShown, frozen=True, kw_only=True):
+    """An admin key with its secret, which is shown this once."""
+
+    secret: str
+
+
+class AdminKeyList(Struct, frozen=True):
+    """All admin keys, the oldest first."""
+
+    data: list[AdminKeyShown]
+
+
+class AuditList(Struct, frozen=True):
+    """Changes, the newest first."""
+
+    data: list[Audit]
+
+
+class Usage(Struct, frozen=True, rename={"first": "from", "last": "to"}):
+    """What was used, summed."""
+
+    first: str
+    last: str
+    by: list[str]
+    data: list[dict[str, Any]]
