@@ -1,8 +1,45 @@
-"""How hard hypothesis tries here."""
+"""The stores under test, and how hard hypothesis tries here."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from contract.subject import Subject, in_memory, in_redis
+from harness.redis_server import RedisServer
 from hypothesis import settings
+
+from gateway.store.redis import RedisStore
 
 settings.register_profile("contract", max_examples=25, deadline=None)
 settings.load_profile("contract")
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+    """Each store as it is used: the one in memory on the test's clock, Redis in real time."""
+    if request.param == "memory":
+        async with in_memory(tmp_path) as made:
+            yield made
+        return
+    server: RedisServer = request.getfixturevalue("redis")
+    made = Subject(RedisStore(server.url, timeout=2.0), None)
+    await made.store.open()
+    yield made
+    await made.store.close()
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def clocked(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+    """Each store on the test's clock."""
+    where = in_memory(tmp_path) if request.param == "memory" else in_redis(request.getfixturevalue("redis"))
+    async with where as made:
+        yield made
+
+
+@pytest.fixture
+async def lost(redis: RedisServer) -> AsyncIterator[Subject]:
+    """Redis on the test's clock, with a worker that never renews: what one process counts dies with it."""
+    async with in_redis(redis) as made:
+        yield made

@@ -1,74 +1,32 @@
-"""One suite for every store: what admission and keys promise, whoever keeps the counters."""
+"""One suite for every store: what admission promises, whoever keeps the counters."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
-from collections.abc import AsyncIterator
-from pathlib import Path
+from itertools import product
 
 import pytest
-from harness.clock import FixedClock
-from harness.redis_server import RedisServer
+from contract.subject import Subject
 
-from gateway.core.types import Ask, Dimension, KeyRecord, Limit, Secret
-from gateway.store import KeyConflict, Store
-from gateway.store.memory import MemoryStore
-from gateway.store.redis import RedisStore
+from gateway.core.types import Dimension
+from gateway.store import LEASE_SECONDS
 
-
-class Subject:
-    """A store under test, with time that passes: a clock's, or real time."""
-
-    def __init__(self, store: Store, clock: FixedClock | None) -> None:
-        self.store, self._clock = store, clock
-        self.name = uuid.uuid4().hex[:12]
-
-    async def sleep(self, seconds: float) -> None:
-        if self._clock is None:
-            await asyncio.sleep(max(0.0, seconds))
-        else:
-            self._clock.advance(seconds)
-
-    def time(self) -> float:
-        return time.monotonic() if self._clock is None else self._clock.time
-
-    async def key(self, version: int = 1) -> KeyRecord:
-        record = KeyRecord(
-            id=self.name, name="test", created=time.time(), version=version, secrets=(Secret(digest="00"),)
-        )
-        await self.store.put_key(record)
-        return record
-
-    def rate(self, limit: int, window: float = 60.0, name: str = "rpm", amount: int = 1) -> Dimension:
-        return Dimension(name, "rate", f"rate:{self.name}:{name}", limit, window, amount)
-
-    def lease(self, limit: int, window: float = 15.0, name: str = "concurrency") -> Dimension:
-        return Dimension(name, "lease", f"lease:{self.name}:{name}", limit, window)
-
-    def ask(self, *dimensions: Dimension, version: int = 1, call: str | None = None) -> Ask:
-        return Ask(call or uuid.uuid4().hex, self.name, version, dimensions)
-
-    async def grants(self, *dimensions: Dimension, times: int) -> int:
-        """How many of so many asks, one after the other, are granted."""
-        verdicts = [await self.store.admit(self.ask(*dimensions)) for _ in range(times)]
-        return sum(verdict.denied is None and not verdict.stale for verdict in verdicts)
+SCOPES = ("key", "tenant", "model", "key_model")
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
-    clock: FixedClock | None = None
-    store: Store
-    if request.param == "memory":
-        clock = FixedClock()
-        store = MemoryStore(tmp_path / "keys.json", clock.now)
-    else:
-        server: RedisServer = request.getfixturevalue("redis")
-        store = RedisStore(server.url, timeout=2.0)
-    await store.open()
-    yield Subject(store, clock)
-    await store.close()
+def whole(subject: Subject, full: tuple[str, str] | None = None) -> list[Dimension]:
+    """A dimension of every kind in every scope; the one named (scope, kind) has room for one call only."""
+    found = []
+    for scope in SCOPES:
+        for kind, limit in (("rpm", 50), ("tpm", 500), ("lease", 50), ("budget", 500)):
+            limited = limit if full != (scope, kind) else (10 if kind in ("tpm", "budget") else 1)
+            if kind == "lease":
+                found.append(subject.lease(limited, scope=scope))
+            elif kind == "budget":
+                found.append(subject.budget(limited, 10, "month", scope=scope))
+            else:
+                found.append(subject.rate(limited, 600.0, kind, 1 if kind == "rpm" else 10, scope))
+    return found
 
 
 async def test_a_rate_grants_as_many_as_its_limit_at_once(subject: Subject) -> None:
@@ -83,16 +41,30 @@ async def test_slots_are_granted_up_to_the_limit(subject: Subject) -> None:
 
 async def test_a_grant_tells_what_is_left(subject: Subject) -> None:
     await subject.key()
-    left = [
-        (await subject.store.admit(subject.ask(subject.rate(4, window=400.0), subject.lease(10)))).standings
-        for _ in range(4)
+    dimensions = (subject.rate(4, 400.0), subject.lease(10), subject.budget(100, 20))
+    left = [(await subject.admit(*dimensions)).standings for _ in range(4)]
+    assert [tuple(standing.remaining for standing in each) for each in left] == [
+        (3, 9, 80),
+        (2, 8, 60),
+        (1, 7, 40),
+        (0, 6, 20),
     ]
-    assert [(rate.remaining, lease.remaining) for rate, lease in left] == [(3, 9), (2, 8), (1, 7), (0, 6)]
     assert left[-1][0].reset == pytest.approx(400, abs=1)
-    denied = await subject.store.admit(subject.ask(subject.rate(4, window=400.0), subject.lease(10)))
+    assert 0 < left[-1][2].reset <= 86_400
+    denied = await subject.admit(*dimensions)
     assert denied.denied == 0
     assert denied.standings[0].remaining == 0
     assert denied.retry_after == pytest.approx(100, abs=1)
+
+
+async def test_a_denial_tells_what_is_left_without_the_call_that_was_not_let_in(subject: Subject) -> None:
+    await subject.key()
+    full, free = subject.rate(1, 600.0, "rpm"), subject.tokens(100, 30, 600.0)
+    slots, purse = subject.lease(5), subject.budget(100, 30)
+    await subject.granted(full, free, slots, purse)
+    denied = await subject.admit(full, free, slots, purse)
+    assert denied.denied == 0
+    assert [standing.remaining for standing in denied.standings] == [0, 70, 4, 70]
 
 
 async def test_an_ask_without_limits_is_granted(subject: Subject) -> None:
@@ -100,28 +72,56 @@ async def test_an_ask_without_limits_is_granted(subject: Subject) -> None:
     assert await subject.grants(times=3) == 3
 
 
+async def test_a_grant_tells_the_stores_time(clocked: Subject) -> None:
+    await clocked.key()
+    await clocked.sleep(0.25)
+    assert clocked.clock is not None
+    _, verdict = await clocked.granted(clocked.rate(2))
+    assert verdict.at == int(clocked.clock.time * 1_000_000)
+
+
 @pytest.mark.parametrize("full_first", [True, False])
 async def test_one_denied_dimension_charges_none(subject: Subject, full_first: bool) -> None:
     await subject.key()
-    rate, lease = subject.rate(5), subject.lease(1, name="full")
+    rate, lease = subject.rate(5), subject.lease(1, "full")
     assert await subject.grants(lease, times=1) == 1
     both = (lease, rate) if full_first else (rate, lease)
     for _ in range(10):
-        verdict = await subject.store.admit(subject.ask(*both))
+        verdict = await subject.admit(*both)
         assert verdict.denied == both.index(lease)
         assert verdict.retry_after > 0
     assert await subject.grants(rate, times=10) == 5
-    denied = await subject.store.admit(subject.ask(rate, subject.lease(1, name="free")))
+    denied = await subject.admit(rate, subject.lease(1, "free"))
     assert denied.denied == 0
-    assert await subject.grants(subject.lease(1, name="free"), times=1) == 1
+    assert await subject.grants(subject.lease(1, "free"), times=1) == 1
+
+
+@pytest.mark.parametrize("full", list(product(SCOPES, ("rpm", "tpm", "lease", "budget"))), ids="-".join)
+async def test_any_of_sixteen_dimensions_says_no_for_all(subject: Subject, full: tuple[str, str]) -> None:
+    """Every kind in every scope in one ask: the one without room is named, and nothing else is charged."""
+    await subject.key()
+    dimensions = whole(subject, full)
+    full_at = SCOPES.index(full[0]) * 4 + ("rpm", "tpm", "lease", "budget").index(full[1])
+    await subject.granted(*dimensions)
+    before = [await subject.left(dimension) for dimension in dimensions]
+    for _ in range(3):
+        assert (await subject.admit(*dimensions)).denied == full_at
+    assert [await subject.left(dimension) for dimension in dimensions] == before
+    rest = [dimension for dimension in dimensions if dimension is not dimensions[full_at]]
+    _, verdict = await subject.granted(*rest)
+    assert [standing.remaining for standing in verdict.standings] == [
+        left - dimension.amount
+        for left, dimension in zip(before, dimensions, strict=True)
+        if dimension is not dimensions[full_at]
+    ]
 
 
 async def test_the_longest_wait_is_told(subject: Subject) -> None:
     await subject.key()
-    short, long = subject.rate(1, window=10.0, name="short"), subject.rate(1, window=100.0, name="long")
+    short, long = subject.rate(1, 10.0, "short"), subject.rate(1, 100.0, "long")
     assert await subject.grants(short, long, times=1) == 1
     for order in ((short, long), (long, short)):
-        verdict = await subject.store.admit(subject.ask(*order))
+        verdict = await subject.admit(*order)
         assert verdict.denied == order.index(long)
         assert verdict.retry_after == pytest.approx(100, abs=1)
 
@@ -138,65 +138,61 @@ async def test_retry_after_is_honest(subject: Subject, limit: int) -> None:
     window = 1.0 * limit
     await subject.key()
     for attempt in range(5):
-        rate = subject.rate(limit, window=window, name=f"rpm{attempt}")
+        rate = subject.rate(limit, window, f"rpm{attempt}")
         assert await subject.grants(rate, times=limit) == limit
         before = subject.time()
-        verdict = await subject.store.admit(subject.ask(rate))
-        told = verdict.retry_after
+        told = (await subject.admit(rate)).retry_after
         assert 0 < told <= window / limit
         await subject.sleep(before + 0.9 * told - subject.time())
-        early = await subject.store.admit(subject.ask(rate))
+        early = await subject.admit(rate)
         if subject.time() - before >= told:
             continue  # this machine was too busy to ask in time
         assert early.denied == 0
         asked = subject.time()
         await subject.sleep(early.retry_after)
         await subject.sleep(asked + early.retry_after - subject.time())
-        assert (await subject.store.admit(subject.ask(rate))).denied is None
-        assert (await subject.store.admit(subject.ask(rate))).denied == 0
+        assert (await subject.admit(rate)).denied is None
+        assert (await subject.admit(rate)).denied == 0
         return
     pytest.fail("this machine is too busy to measure tenths of a second")
 
 
 async def test_a_bucket_is_whole_again_after_its_window(subject: Subject) -> None:
     await subject.key()
-    rate = subject.rate(4, window=0.4)
+    rate = subject.rate(4, 0.4)
     assert await subject.grants(rate, times=4) == 4
     await subject.sleep(0.45)
-    assert await subject.grants(subject.rate(4, window=4000.0), times=8) == 4
+    assert await subject.grants(subject.rate(4, 4000.0), times=8) == 4
 
 
-async def test_a_released_slot_is_free_at_once(subject: Subject) -> None:
+async def test_a_settled_slot_is_free_at_once(subject: Subject) -> None:
     await subject.key()
     lease = subject.lease(2)
-    asks = [subject.ask(lease), subject.ask(lease)]
-    for ask in asks:
-        assert (await subject.store.admit(ask)).denied is None
-    assert (await subject.store.admit(subject.ask(lease))).denied == 0
-    subject.store.release(asks[0])
+    first, _ = await subject.granted(lease), await subject.granted(lease)
+    assert (await subject.admit(lease)).denied == 0
+    subject.store.settle(first[0], first[1].at, (0,))  # freed for the very next ask: no round trip in between
     assert await subject.grants(lease, times=3) == 1
 
 
-async def test_releasing_twice_frees_one_slot(subject: Subject) -> None:
+async def test_settling_twice_frees_one_slot(subject: Subject) -> None:
     await subject.key()
     lease = subject.lease(2)
-    asks = [subject.ask(lease), subject.ask(lease)]
-    for ask in asks:
-        await subject.store.admit(ask)
+    first, _ = await subject.granted(lease), await subject.granted(lease)
     for _ in range(3):
-        subject.store.release(asks[0])
+        await subject.settle(first, 1)
     assert await subject.grants(lease, times=3) == 1
-    subject.store.release(asks[0])
+    await subject.settle(first, 1)
     assert await subject.grants(lease, times=1) == 0
 
 
-async def test_releasing_what_was_denied_frees_nothing(subject: Subject) -> None:
+async def test_settling_what_was_denied_frees_no_slot(subject: Subject) -> None:
     await subject.key()
     lease = subject.lease(1)
     assert await subject.grants(lease, times=1) == 1
     denied = subject.ask(lease)
-    assert (await subject.store.admit(denied)).denied == 0
-    subject.store.release(denied)
+    verdict = await subject.store.admit(denied)
+    assert verdict.denied == 0
+    await subject.settle((denied, verdict), 1)
     assert await subject.grants(lease, times=1) == 0
 
 
@@ -204,78 +200,63 @@ async def test_releasing_what_was_denied_frees_nothing(subject: Subject) -> None
 async def test_another_version_of_the_key_is_stale_and_charges_nothing(subject: Subject, version: int) -> None:
     await subject.key()
     await subject.key(version=2)
-    rate, lease = subject.rate(1), subject.lease(1)
+    dimensions = whole(subject)
     for _ in range(3):
-        verdict = await subject.store.admit(subject.ask(rate, lease, version=version))
+        verdict = await subject.store.admit(subject.ask(*dimensions, version=version))
         assert verdict.stale
-    assert (await subject.store.admit(subject.ask(rate, lease, version=2))).denied is None
+    _, verdict = await subject.granted_with(2, *dimensions)
+    assert [each.remaining for each in verdict.standings] == [each.limit - each.amount for each in dimensions]
 
 
 async def test_an_unknown_key_is_stale(subject: Subject) -> None:
-    assert (await subject.store.admit(subject.ask(subject.rate(1)))).stale
-    assert await subject.store.key(subject.name) is None
+    assert (await subject.admit(subject.rate(1))).stale
 
 
-async def test_a_record_comes_back_as_it_was_put(subject: Subject) -> None:
-    record = KeyRecord(
-        id=subject.name,
-        name="Zoë's \u2028 key",
-        secrets=(Secret(digest="ab", pepper=2, not_after=17.25), Secret(digest="cd")),
-        created=time.time(),
-        tenant="tenant",
-        models=("a*", "b"),
-        limit=Limit(rpm=3, concurrency=4),
-        expires=1e12,
-        revoked=12.5,
-    )
-    await subject.store.put_key(record)
-    assert await subject.store.key(subject.name) == record
-    assert record in await subject.store.keys()
-
-
-@pytest.mark.parametrize("version", [0, 2, 7])
-async def test_a_new_key_begins_with_version_one(subject: Subject, version: int) -> None:
-    with pytest.raises(KeyConflict):
-        await subject.key(version=version)
-    assert await subject.store.key(subject.name) is None
-
-
-async def test_a_change_must_be_one_version_above(subject: Subject) -> None:
+@pytest.mark.parametrize("key", [0, 1, 2, 3])
+@pytest.mark.parametrize("tenant", [0, 1, 2])
+async def test_every_record_decided_on_is_compared(subject: Subject, key: int, tenant: int) -> None:
+    """The key stands at version 2, the tenant at 1: only an ask decided on both is let in."""
     await subject.key()
-    for version in (0, 1, 3):
-        with pytest.raises(KeyConflict):
-            await subject.key(version=version)
-    second = await subject.key(version=2)
-    assert await subject.store.key(subject.name) == second
+    await subject.key(version=2)
+    await subject.tenant()
+    records = [(f"key:{subject.name}", key), (f"tenant:{subject.name}", tenant)]
+    for order in (records, records[::-1]):
+        rate = subject.rate(5, name=str(order[0]))
+        verdict = await subject.store.admit(subject.ask(rate, records=order))
+        assert verdict.stale is ((key, tenant) != (2, 1))
+        _, after = await subject.granted_with(2, rate)
+        assert after.standings[0].remaining == (4 if verdict.stale else 3)
 
 
-async def test_of_many_changes_at_once_one_is_taken(subject: Subject) -> None:
+async def test_a_tenant_without_a_record_is_version_zero_until_it_has_one(subject: Subject) -> None:
     await subject.key()
-    results = await asyncio.gather(*(subject.key(version=2) for _ in range(20)), return_exceptions=True)
-    assert sum(isinstance(result, KeyRecord) for result in results) == 1
-    assert sum(isinstance(result, KeyConflict) for result in results) == 19
-
-
-async def test_keys_are_listed_oldest_first(subject: Subject) -> None:
-    created = {f"{subject.name[:9]}{n:03}": 1000.0 + (n * 7) % 10 for n in range(10)}
-    for key_id, at in created.items():
-        await subject.store.put_key(KeyRecord(id=key_id, name=key_id, created=at, secrets=(Secret(digest="0"),)))
-    listed = [record.id for record in await subject.store.keys() if record.id in created]
-    assert listed == sorted(created, key=created.__getitem__)
+    records = [(f"key:{subject.name}", 1), (f"tenant:{subject.name}", 0)]
+    rate = subject.rate(9)
+    assert not (await subject.store.admit(subject.ask(rate, records=records))).stale
+    await subject.tenant()
+    assert (await subject.store.admit(subject.ask(rate, records=records))).stale
+    records[1] = (f"tenant:{subject.name}", 1)
+    verdict = await subject.store.admit(subject.ask(rate, records=records))
+    assert not verdict.stale and verdict.standings[0].remaining == 7
 
 
 async def test_a_hundred_asks_at_once_get_exactly_the_limit(subject: Subject) -> None:
     await subject.key()
-    for dimension, limit in ((subject.rate(37, window=3600.0), 37), (subject.lease(23), 23)):
-        verdicts = await asyncio.gather(*(subject.store.admit(subject.ask(dimension)) for _ in range(100)))
+    for dimension, limit in (
+        (subject.rate(37, 3600.0), 37),
+        (subject.lease(23), 23),
+        (subject.tokens(100, 7, 3600.0), 14),
+        (subject.budget(100, 9, "month"), 11),
+    ):
+        verdicts = await asyncio.gather(*(subject.admit(dimension) for _ in range(100)))
         assert sum(verdict.denied is None for verdict in verdicts) == limit
 
 
 @pytest.mark.parametrize("ticks", range(6))
-async def test_a_cancelled_ask_leaks_no_slot(subject: Subject, ticks: int) -> None:
+async def test_a_cancelled_ask_leaks_neither_slot_nor_budget(subject: Subject, ticks: int) -> None:
     await subject.key()
-    lease = subject.lease(5, window=60.0)
-    tasks = [asyncio.create_task(subject.store.admit(subject.ask(lease))) for _ in range(5)]
+    lease, budget = subject.lease(5), subject.budget(500, 100, "month")
+    tasks = [asyncio.create_task(subject.admit(lease, budget)) for _ in range(5)]
     for _ in range(ticks):
         await asyncio.sleep(0.0002 * ticks)
     cancelled = [task for task in tasks if not task.done() and task.cancel()]
@@ -284,10 +265,37 @@ async def test_a_cancelled_ask_leaks_no_slot(subject: Subject, ticks: int) -> No
     assert held == 5 - len(cancelled)
     for _ in range(3):
         await subject.store.ping()  # late answers have come by now, and what they granted has gone back
+    assert await subject.left(budget) == 100 * (5 - held)
     assert await subject.grants(lease, times=9) == 5 - held
 
 
-async def test_counters_of_keys_are_their_own(subject: Subject) -> None:
+async def test_counters_are_their_own_by_name_scope_and_unit(subject: Subject) -> None:
     await subject.key()
     assert await subject.grants(subject.rate(1, name="one"), times=2) == 1
     assert await subject.grants(subject.rate(1, name="other"), times=2) == 1
+    for scope in SCOPES:
+        assert await subject.grants(subject.lease(1, scope=scope), times=2) == 1
+        for unit in ("tokens", "cost"):
+            assert await subject.grants(subject.budget(1, unit=unit, scope=scope, period="month"), times=2) == 1
+
+
+async def test_a_lowered_limit_holds_for_the_next_ask_and_a_raised_one_too(subject: Subject) -> None:
+    await subject.key()
+    for make in (subject.lease, lambda limit: subject.budget(limit, 1, "month")):
+        assert await subject.grants(make(10), times=6) == 6
+        assert await subject.grants(make(4), times=2) == 0
+        assert (await subject.admit(make(4))).standings[0].remaining == 0
+        assert await subject.grants(make(8), times=4) == 2
+
+
+async def test_a_slot_is_held_until_the_call_ends_however_long_it_takes(clocked: Subject) -> None:
+    """Thirty minutes of one stream, whose worker tells every few seconds that it lives."""
+    await clocked.key()
+    lease = clocked.lease(1)
+    held = await clocked.granted(lease)
+    for _ in range(int(1800 / (LEASE_SECONDS / 3))):
+        await clocked.sleep(LEASE_SECONDS / 3)
+        await clocked.renew()
+        assert (await clocked.admit(lease)).denied == 0
+    await clocked.settle(held, 0)
+    assert (await clocked.admit(lease)).denied is None

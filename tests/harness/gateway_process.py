@@ -38,23 +38,34 @@ class Issued(NamedTuple):
 class GatewayProcess:
     """A running gateway; `records()` are the call lines it logged so far."""
 
-    def __init__(self, table: str, folder: Path, *, redis_url: str | None, workers: int, env: dict[str, str]) -> None:
+    def __init__(
+        self, table: str, folder: Path, *, redis_url: str | None, workers: int, env: dict[str, str], admin: bool = False
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.admin_port = free_port() if admin else 0
         self.routing = folder / "routing.yaml"
         self.routing.write_text(table)
         self._store = ["--redis-url", redis_url] if redis_url else ["--state", str(folder / "keys.json")]
         self._out, self._err = folder / "stdout.log", folder / "stderr.log"
         self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
         command = [*TRUNKLINE, "serve", str(self.routing), "--port", str(self.port), "--workers", str(workers)]
+        if admin:
+            command += ["--admin-port", str(self.admin_port)]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen([*command, *self._store], stdout=out, stderr=err, env=self._env)
 
     def wait_ready(self, seconds: float = 20) -> None:
+        """Until the gateway is ready, and its admin listener answers if it has one."""
+        self._wait(self.url + "/ready", seconds)
+        if self.admin_port:
+            self._wait(f"http://127.0.0.1:{self.admin_port}/health", seconds)
+
+    def _wait(self, url: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                urllib.request.urlopen(self.url + "/ready", timeout=2).close()
+                urllib.request.urlopen(url, timeout=2).close()
                 return
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
@@ -73,7 +84,7 @@ class GatewayProcess:
             store = RedisStore(where, timeout=5) if self._store[0] == "--redis-url" else MemoryStore(Path(where))
             await store.open()
             try:
-                return Issued(*await Registrar(store, {0: b""}, SystemClock()).create("test", **options))
+                return Issued(*await Registrar(store, {0: b""}, SystemClock(), "test").create("test", **options))
             finally:
                 await store.close()
 
@@ -81,7 +92,11 @@ class GatewayProcess:
 
     def keys(self, *arguments: str) -> Any:
         """What `trunkline keys ... --json` says."""
-        command = [*TRUNKLINE, "keys", *arguments, *self._store, "--json"]
+        return self.said("keys", *arguments)
+
+    def said(self, *arguments: str) -> Any:
+        """What a command on the store says in JSON."""
+        command = [*TRUNKLINE, *arguments, *self._store, "--json"]
         done = subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=20, check=True)
         return json.loads(done.stdout)
 
@@ -111,11 +126,16 @@ class GatewayProcess:
 
 @contextmanager
 def gateway_process(
-    table: str, *, redis_url: str | None = None, workers: int = 1, env: dict[str, str] | None = None
+    table: str,
+    *,
+    redis_url: str | None = None,
+    workers: int = 1,
+    env: dict[str, str] | None = None,
+    admin: bool = False,
 ) -> Iterator[GatewayProcess]:
-    """A gateway serving `table`, ready, for as long as the block lasts."""
+    """A gateway serving `table`, ready, for as long as the block lasts; with `admin` its admin listener too."""
     with tempfile.TemporaryDirectory() as folder:
-        gateway = GatewayProcess(table, Path(folder), redis_url=redis_url, workers=workers, env=env or {})
+        gateway = GatewayProcess(table, Path(folder), redis_url=redis_url, workers=workers, env=env or {}, admin=admin)
         try:
             gateway.wait_ready()
             yield gateway

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import secrets
 import socket
 import struct
 import time
@@ -82,6 +83,11 @@ def ask(
 
 def get(gateway: GatewayProcess, path: str, key: str | None = None, **options: Any) -> Reply:
     return ask(gateway, None, key, path, method="GET", **options)
+
+
+def elsewhere() -> dict[str, str]:
+    """Headers of a caller whose address nobody else has: wrong keys are counted by address."""
+    return {"x-forwarded-for": f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"}
 
 
 def request(

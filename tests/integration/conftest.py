@@ -16,6 +16,8 @@ from integration.cases import FAILURES
 from integration.client import eventually, get
 
 UPSTREAM_KEY = "canary-upstream-credential"
+BEHIND_PROXY = {"TRUNKLINE_TRUSTED_PROXIES": "127.0.0.1/32"}
+"""Lets a test choose the address that it calls from."""
 HASTY = {"connect": "1s", "first_byte": "700ms", "idle": "700ms"}
 
 
@@ -49,7 +51,7 @@ def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
         pair = [target(f"{case}-a"), target(f"{case}-b")]
         routes[f"pair-{case}"] = {"targets": pair, "timeouts": HASTY, "policy": "round-robin"}
     table = {"routes": routes, "bodies": {"timeout": "3s"}}
-    with gateway_process(json.dumps(table), env={"UPSTREAM_KEY": UPSTREAM_KEY}) as started:
+    with gateway_process(json.dumps(table), env={"UPSTREAM_KEY": UPSTREAM_KEY, **BEHIND_PROXY}) as started:
         yield started
 
 
@@ -82,7 +84,7 @@ def fleet(upstream: Upstream, redis: RedisServer) -> Iterator[list[GatewayProces
     """Two gateways of two workers each on one Redis."""
     targets = [{"name": "fleet", "backend": "openai", "url": upstream.target("fleet").url}]
     table = json.dumps({"routes": {"fleet": {"targets": targets}}})
-    pair = [gateway_process(table, redis_url=redis.url, workers=2) for _ in range(2)]
+    pair = [gateway_process(table, redis_url=redis.url, workers=2, env=BEHIND_PROXY) for _ in range(2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as starters:
         started = list(starters.map(lambda each: each.__enter__(), pair))
         for each in pair:

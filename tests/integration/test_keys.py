@@ -10,8 +10,9 @@ from contextlib import ExitStack
 import pytest
 from harness.gateway_process import GatewayProcess
 from harness.upstream import Act, Target, event, stream
-from integration.client import Wire, ask, chat, eventually, get, request, wire
+from integration.client import Wire, ask, chat, elsewhere, eventually, get, request, wire
 
+from gateway.core.types import Limit
 from gateway.keys import token
 
 NOBODY = token("A" * 12, "b" * 43)
@@ -46,12 +47,13 @@ def every_worker(fleet: list[GatewayProcess]) -> Iterator[list[Wire]]:
 
 def test_every_bad_key_gets_the_same_answer(gateway: GatewayProcess, solo: Target) -> None:
     issued = gateway.issue()
-    expired = gateway.issue(lifetime=-1.0)
+    expired = gateway.issue(lifetime=1.0)
     revoked = gateway.issue()
     gateway.keys("revoke", revoked.record.id)
     keys = {**bad_keys(issued.secret), "expired": expired.secret, "revoked": revoked.secret}
 
-    answers = {name: ask(gateway, chat("solo"), presented) for name, presented in keys.items()}
+    time.sleep(1.1)
+    answers = {name: ask(gateway, chat("solo"), presented, headers=elsewhere()) for name, presented in keys.items()}
 
     assert {name: answer.status for name, answer in answers.items()} == dict.fromkeys(keys, 401)
     assert len({answer.body for answer in answers.values()}) == 1
@@ -68,14 +70,16 @@ def test_the_models_say_the_same_to_bad_keys(gateway: GatewayProcess, path: str)
     revoked = gateway.issue()
     assert get(gateway, path, revoked.secret).status == 200
     gateway.keys("revoke", revoked.record.id)
-    answers = [get(gateway, path, key) for key in (None, NOBODY, revoked.secret)]
+    answers = [
+        ask(gateway, None, key, path, method="GET", headers=elsewhere()) for key in (None, NOBODY, revoked.secret)
+    ]
     assert [answer.status for answer in answers] == [401] * 3
     assert len({answer.body for answer in answers}) == 1
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "Token", "Bearerx", "tl_"])
 def test_other_schemes_are_no_key(gateway: GatewayProcess, key: str, scheme: str) -> None:
-    assert ask(gateway, chat("solo"), headers={"authorization": f"{scheme} {key}"}).status == 401
+    assert ask(gateway, chat("solo"), headers={"authorization": f"{scheme} {key}", **elsewhere()}).status == 401
 
 
 def test_an_unknown_key_is_told_as_fast_as_a_wrong_one(fleet: list[GatewayProcess]) -> None:
@@ -87,7 +91,8 @@ def test_an_unknown_key_is_told_as_fast_as_a_wrong_one(fleet: list[GatewayProces
         for _ in range(60):
             for name, presented in keys.items():
                 started = time.perf_counter()
-                connection.send(request(chat("fleet"), presented))
+                (address,) = elsewhere().items()
+                connection.send(request(chat("fleet"), presented, more=f"{': '.join(address)}\r\n".encode()))
                 assert connection.answer().status == 401
                 times[name].append(time.perf_counter() - started)
     unknown, wrong = (statistics.median(taken) for taken in times.values())
@@ -99,10 +104,29 @@ def test_a_bad_key_is_refused_before_the_body_is_read(gateway: GatewayProcess) -
         assert connection.answer().status == 401
 
 
+def test_revoking_a_key_without_limits_is_heard_of_everywhere(
+    fleet: list[GatewayProcess], shared_target: Target, every_worker: list[Wire]
+) -> None:
+    """Its calls ask Redis nothing, so they only know what they are told."""
+    issued = fleet[0].issue()
+    for connection in every_worker:
+        connection.send(request(chat("fleet"), issued.secret))
+        assert connection.answer().status == 200
+
+    fleet[0].keys("revoke", issued.record.id)
+
+    def refused() -> bool | None:
+        for connection in every_worker:
+            connection.send(request(chat("fleet"), issued.secret))
+        return {connection.answer().status for connection in every_worker} == {401} or None
+
+    eventually(refused, "the revocation everywhere", 1)
+
+
 def test_revoking_holds_for_the_very_next_call_everywhere(
     fleet: list[GatewayProcess], shared_target: Target, every_worker: list[Wire]
 ) -> None:
-    issued = fleet[0].issue()
+    issued = fleet[0].issue(limit=Limit(rpm=100_000))
     for connection in every_worker:
         connection.send(request(chat("fleet"), issued.secret))
         assert connection.answer().status == 200
@@ -134,7 +158,7 @@ def test_revoking_does_not_end_calls_that_are_under_way(gateway: GatewayProcess,
 def test_after_a_rotation_both_secrets_hold_for_the_overlap(
     fleet: list[GatewayProcess], shared_target: Target, every_worker: list[Wire]
 ) -> None:
-    issued = fleet[0].issue()
+    issued = fleet[0].issue(limit=Limit(rpm=100_000))
     for connection in every_worker:
         connection.send(request(chat("fleet"), issued.secret))
         assert connection.answer().status == 200

@@ -137,6 +137,19 @@ VARIANTS: list[tuple[str, Any]] = [
     ("missing", {"targets": [{"name": "a", "url": "http://a"}]}),
     ("null", {"targets": [{**TARGET, "model": None}]}),
     ("aliases", {"aliases": "x"}),
+    ("limits", {"limits": {"tpm": "200k", "concurrency": 3}, "key_limits": {"rpm": 1}}),
+    ("limits", {"limits": {"rps": 3}}),
+    ("outage", {"limits": {"outage": {"tpm": "open", "budget": "share"}}}),
+    ("outage", {"limits": {"outage": {"tpm": "opened"}}}),
+    ("outage", {"limits": {"outage": {"tmp": "open"}}}),
+    ("budget", {"limits": {"budget": {"week": {"tokens": "2M"}}}}),
+    ("budget", {"limits": {"budget": {"year": {"tokens": "2M"}}}}),
+    ("money", {"price": {"input": 0.1, "output": 1}, "limits": {"budget": {"day": {"money": 12.5}}}}),
+    ("money", {"price": {"input": "0.1", "output": "1"}, "limits": {"budget": {"day": {"money": "12.50"}}}}),
+    ("money", {"price": {"input": 0.1, "output": 1}, "limits": {"budget": {"day": {"money": [12.5]}}}}),
+    ("price", {"price": {"input": 0, "output": 0, "cached": None}}),
+    ("price", {"price": {"input": 1}}),
+    ("price", {"price": {"input": "1 EUR", "output": 1}}),
 ]
 
 

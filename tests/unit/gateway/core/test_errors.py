@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core import errors
-from gateway.core.errors import GatewayError, RateLimited, Rejected, Unauthenticated, UpstreamError
+from gateway.core.errors import GatewayError, OutOfBudget, RateLimited, Rejected, Unauthenticated, UpstreamError
 
 TYPES = {
     "authentication_error",
@@ -20,7 +20,7 @@ TYPES = {
     "server_error",
 }
 OUTCOMES = {"refused", "shed", "failed", "gone"}
-GROUPS = {"Refused", "Unavailable", "UpstreamError"}
+GROUPS = {"Refused", "LimitReached", "Unavailable", "UpstreamError"}
 """Never raised themselves."""
 
 
@@ -107,9 +107,25 @@ def test_every_class_has_a_use(kind: type[GatewayError]) -> None:
 
 
 def test_what_particular_errors_carry() -> None:
-    limited = RateLimited("slow", dimension="rpm", retry_after=2.5)
-    assert (limited.dimension, limited.retry_after, limited.status) == ("rpm", 2.5, 429)
+    limited = RateLimited("slow", retry_after=2.5)
+    assert (limited.retry_after, limited.status, limited.should_retry) == (2.5, 429, True)
+    assert (limited.scope, limited.dimension) == ("key", "")
     rejected = Rejected(422, "no", body=b"{}")
     assert (rejected.status, rejected.body, rejected.retryable) == (422, b"{}", False)
     assert str(Unauthenticated()) == str(Unauthenticated())
     assert GatewayError("m", param="p").headers == {}
+
+
+@pytest.mark.parametrize("reserved", [True, False])
+def test_a_budget_is_worth_another_try_only_while_others_have_reserved_it(reserved: bool) -> None:
+    spent = OutOfBudget("spent", retry_after=9.0, reserved=reserved)
+    assert (spent.status, spent.code, spent.retry_after) == (429, "insufficient_quota", 9.0)
+    assert spent.should_retry is reserved
+
+
+def test_only_what_time_heals_is_to_be_tried_again() -> None:
+    """What clients are told to try again must be a matter of time."""
+    for kind in RAISED:
+        if kind.should_retry:
+            assert kind.status == 429
+    assert errors.NeverFits.should_retry is False and errors.NeverFits.status == 400

@@ -11,7 +11,15 @@ import openai
 import pytest
 
 from gateway.core import errors
-from gateway.core.errors import GatewayError, Internal, RateLimited, Rejected, Unauthenticated, UpstreamError
+from gateway.core.errors import (
+    GatewayError,
+    Internal,
+    OutOfBudget,
+    RateLimited,
+    Rejected,
+    Unauthenticated,
+    UpstreamError,
+)
 from gateway.edge.errors import render
 
 SECRET = "connect to 10.1.2.3:8000 failed"
@@ -26,7 +34,8 @@ def tree(kind: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]
 
 def make(kind: type[GatewayError]) -> GatewayError:
     special: dict[type, Any] = {
-        RateLimited: lambda: RateLimited("slow down", dimension="rpm", retry_after=2.0),
+        RateLimited: lambda: RateLimited("slow down", retry_after=2.0),
+        OutOfBudget: lambda: OutOfBudget("spent", retry_after=2.0, reserved=False),
         Rejected: lambda: Rejected(422, "no", param="tools"),
         Unauthenticated: Unauthenticated,
     }
@@ -76,6 +85,7 @@ TYPED = {
     401: openai.AuthenticationError,
     403: openai.PermissionDeniedError,
     404: openai.NotFoundError,
+    409: openai.ConflictError,
     422: openai.UnprocessableEntityError,
     429: openai.RateLimitError,
     500: openai.InternalServerError,
@@ -112,8 +122,12 @@ def test_the_openai_sdk_raises_its_typed_error(error: GatewayError) -> None:
         (errors.BadRequest("x"), False),
         (errors.Forbidden("x"), False),
         (errors.BodyTimeout("x"), False),
-        (RateLimited("x", dimension="rpm", retry_after=0.01), True),
+        (RateLimited("x", retry_after=0.01), True),
         (errors.NoTarget("x", retry_after=0.01), True),
+        (errors.LimitsUnavailable("x", retry_after=0.01), True),
+        (errors.NeverFits("x"), False),
+        (OutOfBudget("x", retry_after=0.01, reserved=False), False),
+        (OutOfBudget("x", retry_after=0.01, reserved=True), True),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -138,7 +152,7 @@ def test_the_openai_sdk_retries_only_what_may_help(error: GatewayError, retried:
     [(0.0, b"1", b"0"), (0.017, b"1", b"17"), (1.0, b"1", b"1000"), (1.2, b"2", b"1200"), (7200.0, b"120", b"120000")],
 )
 def test_retry_after_is_rounded_up_and_at_most_two_minutes(seconds: float, whole: bytes, milliseconds: bytes) -> None:
-    headers = dict(render(RateLimited("x", dimension="rpm", retry_after=seconds), "r")[1])
+    headers = dict(render(RateLimited("x", retry_after=seconds), "r")[1])
     assert headers[b"retry-after"] == whole
     assert headers[b"retry-after-ms"] == milliseconds
 
@@ -152,7 +166,7 @@ def test_the_upstreams_own_words_go_on_as_they_are() -> None:
 
 
 def test_headers_of_the_error_are_sent() -> None:
-    error = RateLimited("x", dimension="rpm", retry_after=1)
+    error = RateLimited("x", retry_after=1)
     error.headers = {"x-ratelimit-remaining-requests": "0"}
     assert (b"x-ratelimit-remaining-requests", b"0") in render(error, "r")[1]
 

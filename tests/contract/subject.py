@@ -1,0 +1,157 @@
+"""A store under test, with time that passes: a clock's that the test moves, or real time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from contract.timed import RedisClock, TimedStore, time_scripts
+from harness.clock import FixedClock
+from harness.redis_server import RedisServer
+from redis import Redis
+
+from gateway.core.types import Ask, Dimension, KeyRecord, Period, Secret, Tenant, Verdict
+from gateway.store import LEASE_SECONDS, Store
+from gateway.store.memory import MemoryStore
+
+MICRO = 1_000_000
+
+
+class Subject:
+    """Makes keys, dimensions and asks of names that no other test uses."""
+
+    def __init__(self, store: Store, clock: FixedClock | None) -> None:
+        self.store, self.clock = store, clock
+        self.name = uuid.uuid4().hex[:12]
+
+    async def renew(self) -> None:
+        """What a living worker's store does every few seconds for its calls."""
+        if isinstance(self.store, TimedStore):
+            await self.store.renew()
+
+    async def sleep(self, seconds: float) -> None:
+        if self.clock is None:
+            await asyncio.sleep(max(0.0, seconds))
+        else:
+            self.clock.advance(seconds)
+
+    def time(self) -> float:
+        return time.monotonic() if self.clock is None else self.clock.time
+
+    async def key(self, version: int = 1, name: str | None = None) -> KeyRecord:
+        record = KeyRecord(
+            id=name or self.name, name="test", created=time.time(), version=version, secrets=(Secret(digest="00"),)
+        )
+        await self.store.put(record)
+        return record
+
+    async def tenant(self, version: int = 1) -> Tenant:
+        record = Tenant(id=self.name, created=time.time(), version=version)
+        await self.store.put(record)
+        return record
+
+    def rate(
+        self, limit: int, window: float = 60.0, name: str = "rpm", amount: int = 1, scope: str = "key"
+    ) -> Dimension:
+        unit = {"rpm": "requests", "itpm": "input", "otpm": "output"}.get(name, "tokens")
+        return Dimension(name, "rate", f"rate:{scope}:{self.name}:{name}", limit, window, amount, scope, unit)
+
+    def tokens(self, limit: int, amount: int, window: float = 60.0, name: str = "tpm", scope: str = "key") -> Dimension:
+        return self.rate(limit, window, name, amount, scope)
+
+    def lease(self, limit: int, name: str = "", scope: str = "key") -> Dimension:
+        key = f"lease:{scope}:{self.name}{name}"
+        return Dimension("concurrency", "lease", key, limit, LEASE_SECONDS, 1, scope, "calls")
+
+    def budget(
+        self, limit: int, amount: int = 1, period: Period = "day", unit: str = "tokens", scope: str = "key"
+    ) -> Dimension:
+        key = f"budget:{scope}:{self.name}:{period}:{unit}"
+        return Dimension("budget", "budget", key, limit, 60.0, amount, scope, unit, period, "closed")
+
+    def ask(
+        self,
+        *dimensions: Dimension,
+        version: int = 1,
+        call: str | None = None,
+        records: Sequence[tuple[str, int]] | None = None,
+    ) -> Ask:
+        decided = ((f"key:{self.name}", version),) if records is None else tuple(records)
+        return Ask(call or uuid.uuid4().hex, decided, dimensions)
+
+    async def admit(self, *dimensions: Dimension) -> Verdict:
+        """The verdict on a new call."""
+        return await self.store.admit(self.ask(*dimensions))
+
+    async def granted(self, *dimensions: Dimension) -> tuple[Ask, Verdict]:
+        """A new call, which must be let in."""
+        return await self.granted_with(1, *dimensions)
+
+    async def granted_with(self, version: int, *dimensions: Dimension) -> tuple[Ask, Verdict]:
+        """As `granted`, decided on another version of the key."""
+        ask = self.ask(*dimensions, version=version)
+        verdict = await self.store.admit(ask)
+        assert verdict.denied is None and not verdict.stale, verdict
+        return ask, verdict
+
+    async def settle(self, granted: tuple[Ask, Verdict], *used: int) -> None:
+        """End a call; what follows finds it ended."""
+        ask, verdict = granted
+        self.store.settle(ask, verdict.at, used)
+        await self.store.ping()
+
+    async def grants(self, *dimensions: Dimension, times: int) -> int:
+        """How many of so many asks, one after the other, are granted."""
+        verdicts = [await self.admit(*dimensions) for _ in range(times)]
+        return sum(verdict.denied is None and not verdict.stale for verdict in verdicts)
+
+    async def left(self, dimension: Dimension) -> int:
+        """Units that a dimension has left, found without using any."""
+        if dimension.kind == "lease":
+            taken = self.ask(dimension)
+            verdict = await self.store.admit(taken)
+            if verdict.denied is not None:
+                return 0
+            await self.settle((taken, verdict), 0)
+            return verdict.standings[0].remaining + 1
+        probe = Dimension(
+            dimension.name, dimension.kind, dimension.key, dimension.limit, dimension.window, 0, dimension.scope,
+            dimension.unit, dimension.period,
+        )  # fmt: skip
+        if dimension.kind == "budget":
+            taken = self.ask(probe)
+            verdict = await self.store.admit(taken)
+            await self.settle((taken, verdict), 0)
+            return verdict.standings[0].remaining
+        return (await self.admit(probe)).standings[0].remaining
+
+
+@asynccontextmanager
+async def in_memory(folder: Path) -> AsyncIterator[Subject]:
+    """The store of one process, on the test's clock."""
+    clock = FixedClock()
+    made = Subject(MemoryStore(folder / "keys.json", clock.now), clock)
+    await made.store.open()
+    try:
+        yield made
+    finally:
+        await made.store.close()
+
+
+@asynccontextmanager
+async def in_redis(server: RedisServer) -> AsyncIterator[Subject]:
+    """The shared store, on the test's clock."""
+    with pytest.MonkeyPatch.context() as patch, Redis.from_url(server.url) as client:
+        time_scripts(patch)
+        clock = RedisClock(client)
+        made = Subject(TimedStore(server.url, clock), clock)
+        await made.store.open()
+        try:
+            yield made
+        finally:
+            await made.store.close()

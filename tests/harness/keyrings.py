@@ -1,0 +1,101 @@
+"""A gateway's keyring on a store that can be stopped, and a registrar in another process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.clock import FixedClock
+
+from gateway.core.errors import Throttled, Unauthenticated
+from gateway.keys import AdminKeys, Caller, Keyring, Registrar, Throttle
+from gateway.store import KINDS, StoreDown
+from gateway.store.memory import MemoryStore
+
+PEPPERS = {0: b"", 1: b"first", 2: b"second"}
+HERE = "192.0.2.1"
+
+
+class Store(MemoryStore):
+    """The real store, but it can be down, deaf, or stopped in the middle of a look-up, and it counts look-ups."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.down = False
+        self.asked: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.tell: Callable[[str | None], None] = lambda _: None
+        self.hears = True
+
+    async def get(self, kind: Any, id: str) -> Any:
+        self.asked.append(f"{KINDS[kind]}:{id}")
+        if self.down:
+            raise StoreDown("down")
+        found = await super().get(kind, id)
+        await self.gate.wait()
+        if self.down:
+            raise StoreDown("down")
+        return found
+
+    def watch(self, changed: Callable[[str | None], None]) -> None:
+        self.tell = changed  # the test tells, when and what it likes
+
+    async def put(self, record: Any, audit: Any = None) -> None:
+        if self.down:
+            raise StoreDown("down")
+        await super().put(record, audit)
+
+
+class Parts:
+    """One gateway, and a registrar beside it whose changes it hears of only when the test tells it."""
+
+    def __init__(self, folder: Path, peppers: Mapping[int, bytes] = PEPPERS) -> None:
+        self.clock, self.store = FixedClock(), Store(folder / "keys.json")
+        self.refused = 0
+        self.throttle = Throttle(self.clock, refused=self._refused)
+        self.keyring = Keyring(self.store, peppers, self.clock, self.throttle)
+        self.admins = AdminKeys(self.store, peppers, self.clock)
+        self.elsewhere = MemoryStore(folder / "keys.json")
+        self.registrar = Registrar(self.elsewhere, peppers, self.clock, "cli:test")
+
+    async def authenticate(self, token: str, source: str | None = HERE, **options: Any) -> Caller:
+        return await self.keyring.authenticate({b"x-api-key": token.encode()}, source, **options)
+
+    async def enters(self, token: str, source: str | None = HERE, **options: Any) -> bool:
+        try:
+            await self.authenticate(token, source, **options)
+        except Unauthenticated:
+            return False
+        return True
+
+    async def says(self, token: str, source: str | None = HERE) -> int:
+        """The status that a call with this key would get."""
+        try:
+            await self.authenticate(token, source)
+        except (Unauthenticated, Throttled) as error:
+            return error.status
+        return 200
+
+    async def close(self) -> None:
+        self.store.gate.set()
+        await self.keyring.close()
+        await self.admins.close()
+
+    def _refused(self) -> None:
+        self.refused += 1
+
+
+async def turns(count: int = 20) -> None:
+    """Let everything that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(met: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for something that a background task does."""
+    async with asyncio.timeout(5):
+        while not await met():
+            await asyncio.sleep(0.001)
