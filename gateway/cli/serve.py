@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from gateway import __version__
 from gateway.cli.companion import COMMAND, Companion, environment
 from gateway.config import Mistakes, Settings, Table, load_table
 from gateway.launch import Launcher
+from gateway.store import examine, shown
 
 BACKLOG = 4096
 BACKPRESSURE = 16384
@@ -86,6 +86,8 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Table]:
         settings = Settings.read(**options)
         settings.pepper_versions()
         settings.admin_digest()
+        for url in filter(None, (settings.redis_url, settings.records_url)):
+            examine(url)
         table, found = load_table(Path(settings.routing))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -100,9 +102,7 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Table]:
 
 
 def _greet(settings: Settings) -> None:
-    where = (
-        settings.redis_url.rpartition("@")[2] if settings.redis_url else f"in process, keys in {settings.state_path}"
-    )
+    where = shown(settings.redis_url) if settings.redis_url else f"in process, keys in {settings.state_path}"
     click.echo(
         f"trunkline {__version__}: {settings.routing} on http://{settings.host}:{settings.port}, "
         f"{settings.workers} worker{'s' * (settings.workers > 1)}, store: {where}",
@@ -123,9 +123,6 @@ def _admin_server(settings: Settings) -> Any:
 
 
 def _granian(app: str, settings: Settings, host: str, port: int, workers: int) -> Any:
-    # Before the fork: workers start at once, and share what was imported. A signal that comes while a worker imports
-    # would be lost to it.
-    importlib.import_module(app.partition(":")[0])
     return Server(
         app,
         factory=True,

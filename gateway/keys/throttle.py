@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from ipaddress import IPv6Address
 from itertools import islice
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Final
 
 from gateway.core.clock import Clock
 from gateway.core.errors import Throttled
-from gateway.keys.sources import address
 from gateway.store.gcra import MICRO, step
 
 FAILURES: Final = 20
@@ -19,6 +18,8 @@ FAILURES: Final = 20
 WINDOW_SECONDS: Final = 60
 MAX_SOURCES: Final = 10_000
 _WINDOW: Final = WINDOW_SECONDS * MICRO
+_IPV4: Final = bytes(10) + b"\xff\xff"
+"""How an IPv6 address begins that is an IPv4 one."""
 
 
 class Throttle:
@@ -134,7 +135,8 @@ def _bucket(source: str) -> str:
     """An IPv4 address, or the /64 that one holder of IPv6 addresses has at least."""
     if ":" not in source:
         return source
-    found = address(source)
-    if isinstance(found, IPv6Address):
-        return f"{int(found) >> 64:x}::/64"
-    return source if found is None else str(found)
+    try:
+        packed = inet_pton(AF_INET6, source)
+    except OSError:
+        return source
+    return inet_ntop(AF_INET, packed[12:]) if packed.startswith(_IPV4) else packed[:8].hex()

@@ -24,6 +24,8 @@ log = logging.getLogger("trunkline.limits")
 
 MAX_STALE: Final = 3
 """Times records may change under one call before it is told to come again."""
+TOLD_SECONDS: Final = 0.25
+"""How long the end of a call waits at most for the store to know that its slot is free."""
 
 
 class Caller(Protocol):
@@ -80,7 +82,7 @@ class Lease:
         leased = any(dimension.kind == "lease" for dimension in self._ask.dimensions)
         told = self._end()
         if told is not None and leased:
-            await asyncio.wait((told,))
+            await asyncio.wait((told,), timeout=TOLD_SECONDS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,6 +101,22 @@ class Lease:
 
 
 _NOTHING: Final = Ask("", (), ())
+
+
+def _smaller(ask: Ask, verdict: Verdict, least: Spent) -> Ask | None:
+    """The ask with what is left of the budget that denied it, if the call may well need no more than that.
+
+    A call that does not bound its answer reserves what such answers took before. Were it refused for that, the rest of
+    a budget could never be spent.
+    """
+    if verdict.denied is None:
+        return None
+    dimension, left = ask.dimensions[verdict.denied], verdict.standings[verdict.denied].remaining
+    if dimension.kind != "budget" or not max(1, units(dimension, least)) <= left < dimension.amount:
+        return None
+    dimensions = list(ask.dimensions)
+    dimensions[verdict.denied] = structs.replace(dimension, amount=left)
+    return structs.replace(ask, dimensions=tuple(dimensions))
 
 
 class Admission:
@@ -141,18 +159,21 @@ class Admission:
         estimator = self.estimator
         for _ in range(MAX_STALE):
             price = self._prices(route)
-            plan = self._planner.plan(caller.key, caller.tenant, route, priced=price is not None and not price.free)
+            priced = price is not None and not price.free
+            plan = self._planner.plan(caller.key, caller.tenant, route, priced=priced)
             if not plan:
                 verdict = Verdict(at=int(self._now() * 1e6))
                 return Lease(self, _NOTHING, verdict, spent, [], lambda: estimator.input(call, route), False)
-            ask, input = self._ask(call, caller, route, plan, price)
+            ask, input, least = self._ask(call, caller, route, plan, price)
             ask, verdict, local = await self._decide(ask)
+            while (smaller := _smaller(ask, verdict, least)) is not None:
+                ask, verdict, local = await self._decide(smaller)
             if not verdict.stale:
                 break
             caller = await refresh()
         else:
             raise RateLimited("The key is being changed; try again.", retry_after=1)
-        headers = rate_headers(ask.dimensions, verdict, self._rules.ietf_headers)
+        headers = rate_headers(ask.dimensions, verdict.standings, self._rules.ietf_headers, verdict.denied)
         if local:
             headers.append((b"x-trunkline-degraded", b"limits-local"))
         if verdict.denied is not None:
@@ -176,7 +197,8 @@ class Admission:
 
     def _ask(
         self, call: Call, caller: Caller, route: str, plan: tuple[Dimension, ...], price: Pricing | None
-    ) -> tuple[Ask, int]:
+    ) -> tuple[Ask, int, Spent]:
+        """What to ask for, the prompt's estimated tokens, and what the call takes at the very least."""
         key, tenant = caller.key, caller.tenant
         records = ((f"key:{key.id}", key.version), (f"tenant:{key.tenant}", tenant.version if tenant else 0))
         estimate = self.estimator.estimate(call, key.id, route)
@@ -186,7 +208,8 @@ class Admission:
         for dimension in plan:
             if units(dimension, least) > dimension.limit:
                 raise never_fits(dimension)
-        return Ask(call.id, records, charged(plan, Spent(estimate.input, 0, estimate.output, cost))), estimate.input
+        ask = Ask(call.id, records, charged(plan, Spent(estimate.input, 0, estimate.output, cost)))
+        return ask, estimate.input, least
 
     async def _decide(self, ask: Ask) -> tuple[Ask, Verdict, bool]:
         """What was asked, the verdict, and whether this gateway reached it on its own."""

@@ -28,7 +28,7 @@ STEP: Final = 0.1
 MEDIA_TOKENS: Final = 1000
 """Tokens assumed of an image or a recording within the body: its base64 text says nothing about them."""
 MAX_KEYS: Final = 10_000
-HUGE: Final = 1 << 40
+HUGE: Final = 1 << 52
 
 MOST_BYTES_PER_TOKEN: Final = 8
 """No text has more of them for long: what a prompt takes at the very least is told by this, whatever was learned."""
@@ -106,12 +106,15 @@ def _choices(call: Call) -> int:
 
 
 def _number(call: Call, name: str) -> int:
-    """A number in the body as engines read it, `100`, `1e2` and `"100"` alike; 0 for what is none: theirs to refuse."""
+    """A whole number as engines read it, `100`, `1e2` and `"100"` alike; 0 for what is none: theirs to refuse."""
     raw = call.body.fields.get(name)
     if raw is None:
         return 0
+    text = bytes(raw).strip(b'"')
     try:
-        number = float(bytes(raw).strip(b'"'))
+        number = float(text) if text[:1].isdigit() else 0.0
     except ValueError:
         return 0
-    return int(min(number, HUGE)) if number >= 1 else 0
+    if number >= HUGE:
+        return HUGE
+    return int(number) if number >= 1 and number % 1 == 0 else 0

@@ -20,16 +20,18 @@ _WHAT = {
 }
 
 
-def rate_headers(dimensions: Sequence[Dimension], verdict: Verdict, ietf: bool) -> Headers:
+def rate_headers(
+    dimensions: Sequence[Dimension], standings: Sequence[Standing], ietf: bool, denied: int | None = None
+) -> Headers:
     """OpenAI's headers for requests and for tokens: of what denied the call, else of what has the least left."""
     tightest: dict[str, tuple[Dimension, Standing]] = {}
-    denied = None if verdict.denied is None else dimensions[verdict.denied]
-    for dimension, standing in zip(dimensions, verdict.standings, strict=False):
+    decisive = None if denied is None else dimensions[denied]
+    for dimension, standing in zip(dimensions, standings, strict=False):
         if dimension.kind == "rate":
             group = "requests" if dimension.unit == "requests" else "tokens"
             known = tightest.get(group)
-            tighter = known is None or (known[0] is not denied and standing.remaining < known[1].remaining)
-            if tighter or dimension is denied:
+            tighter = known is None or (known[0] is not decisive and standing.remaining < known[1].remaining)
+            if tighter or dimension is decisive:
                 tightest[group] = dimension, standing
     headers: Headers = []
     for group, (dimension, standing) in tightest.items():

@@ -40,7 +40,7 @@ class Planner:
         self._rules = rules
         self._plans: OrderedDict[tuple[str, int, int, str, bool], tuple[Dimension, ...]] = OrderedDict()
 
-    def plan(self, key: KeyRecord, tenant: Tenant | None, route: str, *, priced: bool) -> tuple[Dimension, ...]:
+    def plan(self, key: KeyRecord, tenant: Tenant | None, route: str, *, priced: bool = True) -> tuple[Dimension, ...]:
         """The dimensions, with amounts of 1 that `charged` replaces; money only limits what is `priced`."""
         name = (key.id, key.version, tenant.version if tenant else 0, route, priced)
         plan = self._plans.get(name)

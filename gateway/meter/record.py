@@ -24,6 +24,8 @@ _encoder = msgspec.json.Encoder()
 
 BYTES_PER_TOKEN = 4.0
 """Of an answer that nobody counted."""
+MOST_TOKENS = 1 << 32
+"""That a target is believed to have read or written for one call."""
 
 
 class Pricing(Protocol):
@@ -137,6 +139,7 @@ class Record:
 
     def attempt(self, target: str) -> None:
         self.target = target
+        self.usage, self._counted, self._size = None, 0, 0  # what another target said before it failed
         self._wait_over("upstream")
         self.attempts.append({"target": target, "outcome": "ok"})
 
@@ -167,14 +170,19 @@ class Record:
             input, cached, output, self.usage_source = self._counts()
             cost = 0 if self._price is None else self._price.cost(input, cached, output)
             self._spent = Spent(input, cached, output, cost)
-            if self.usage_source == "upstream" and self._call is not None:
+            whole = self.attempts and self.attempts[-1]["outcome"] == "ok"  # half an answer says nothing of its length
+            if whole and self.usage_source == "upstream" and self._call is not None:
                 self._meter.learn(self._call, self.key_id, self.route, input, output)
         return self._spent
 
     def _counts(self) -> tuple[int, int, int, str]:
         """Prompt, cached and completion tokens, and where they come from: "" if no target has worked for the call."""
         if self.usage is not None:
-            return self.usage.prompt_tokens, self.usage.cached_tokens or 0, self.usage.completion_tokens, "upstream"
+            told = self.usage
+            input, output = (
+                max(0, min(number, MOST_TOKENS)) for number in (told.prompt_tokens, told.completion_tokens)
+            )
+            return input, max(0, min(told.cached_tokens or 0, input)), output, "upstream"
         if self._counted:
             return self._prompt(), 0, self._counted, "counted"
         if self._size and not self.stream:

@@ -125,3 +125,16 @@ def open_store(
     from gateway.store.redis import RedisStore
 
     return RedisStore(redis_url, timeout=timeout, records_url=records_url, boot=boot)
+
+
+def examine(url: str) -> None:
+    """Raise `ValueError`, without any part of the URL, if it cannot name a Redis."""
+    from gateway.store.connect import Connector
+
+    Connector(url, 1.0)
+
+
+def shown(url: str) -> str:
+    """A Redis URL without what may be secret in it, for messages."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"

@@ -20,6 +20,7 @@ class Connector:
     """Makes connections to the server that takes our writes, wherever it has moved to."""
 
     def __init__(self, url: str, timeout: float) -> None:
+        """Raises `ValueError`, without any part of the URL, for what is none."""
         self._url, self._timeout = url, timeout
         scheme, _, rest = url.partition("://")
         self._connect: Callable[[], Awaitable[Connection]] = self._plain
@@ -28,8 +29,16 @@ class Connector:
         if scheme not in SCHEMES:
             allowed = ", ".join(f"{known}://" for known in SCHEMES)
             raise ValueError(f"the Redis URL must begin with one of {allowed}")
-        if scheme in (SENTINEL, CLUSTER):
-            self._many(scheme, rest)
+        try:
+            if scheme in (SENTINEL, CLUSTER):
+                self._many(scheme, rest)
+            else:
+                _ = urlsplit(url).port
+                ConnectionPool.from_url(url)
+        except ValueError as error:
+            # What the parser says may hold the password.
+            said = str(error) if isinstance(error, _Unusable) else "expected one such as redis://host:6379/0"
+            raise ValueError(f"the Redis URL cannot be read: {said}") from None
 
     async def connect(self) -> Connection:
         """A connection with its handshake done. Raises what redis-py raises when there is none."""
@@ -47,15 +56,15 @@ class Connector:
         self._login: dict[str, Any] = {"username": unquote(user) or None, "password": unquote(password) or None}
         default = 26379 if scheme == SENTINEL else 6379
         self._seeds = [_address(host, default) for host in hosts.split(",") if host]
-        if not self._seeds:
-            raise ValueError(f"{scheme}:// needs at least one host")
+        if not self._seeds or "?" in rest or ":" in path:
+            raise _Unusable(f"expected {scheme}://[user:password@]host:port,host:port/...")
         if scheme == CLUSTER:
             self._connect = self._cluster
             return
         self._service, _, database = path.partition("/")
         self._database = int(database or 0)
         if not self._service:
-            raise ValueError(f"{SENTINEL}://host:port/NAME needs the name that the sentinels know the master by")
+            raise _Unusable(f"{SENTINEL}://host:port/NAME needs the name that the sentinels know the master by")
         self._connect = self._sentinel
 
     async def _plain(self) -> Connection:
@@ -109,7 +118,5 @@ def _address(text: str, default: int) -> Address:
     return parts.hostname or "127.0.0.1", parts.port or default
 
 
-def shown(url: str) -> str:
-    """The URL without its password, for messages."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+class _Unusable(ValueError):
+    """Says what is wrong in words of ours."""

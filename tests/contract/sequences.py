@@ -82,13 +82,11 @@ def steps(most_used: int) -> st.SearchStrategy[list[Step]]:
     part = st.sampled_from([0, 20, 50, 100]) | st.integers(0, 100)
     parts = st.lists(part, min_size=5, max_size=5).map(tuple)
     used = st.sampled_from([0, 50, 100, most_used]) | st.integers(0, most_used)
-    call = st.builds(Call, picks, parts)
-    which = st.integers(0, 9)
-    step = st.one_of(
-        st.builds(Wait, grains), call, call, st.builds(End, which, used), st.builds(End, which, used),
-        st.builds(Again, which, used), st.just(Lose()),
-    )  # fmt: skip
-    return st.lists(step, min_size=1, max_size=30)
+    wait, call = st.builds(Wait, grains), st.builds(Call, picks, parts)
+    which = st.integers(0, 5)
+    end, again = st.builds(End, which, used), st.builds(Again, which, used)
+    step = st.sampled_from([wait] * 6 + [call] * 8 + [end] * 6 + [again, st.just(Lose())]).flatmap(lambda kind: kind)
+    return st.lists(step, min_size=20, max_size=40)
 
 
 class Life(NamedTuple):
@@ -123,7 +121,6 @@ class Run:
         return round(self.subject.time() * MICRO)
 
     async def do(self, done: Sequence[Step]) -> None:
-        await self.subject.key()
         for step in done:
             if isinstance(step, Wait):
                 await self._wait(step.grains)
@@ -151,7 +148,7 @@ class Run:
 
     async def _call(self, call: Call) -> None:
         chosen = tuple(self._sized(self.dimensions[pick], call.parts[pick]) for pick in call.picks)
-        ask = self.subject.ask(*chosen)
+        ask = self.subject.ask(*chosen, records=())
         verdict = await self.subject.store.admit(ask)
         assert not verdict.stale and verdict.at == self.now
         self.verdicts.append(verdict)
@@ -162,7 +159,7 @@ class Run:
             held = sum(any(each.kind == "lease" for each in life.ask.dimensions) for life in self.alive)
             assert held <= self.world.slots
             return
-        again = await self.subject.store.admit(self.subject.ask(*chosen))
+        again = await self.subject.store.admit(self.subject.ask(*chosen, records=()))
         assert again == verdict  # a denial changed nothing
 
     async def _end(self, life: Life, part: int) -> None:

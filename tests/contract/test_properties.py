@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from gateway.core.types import Ask, Dimension
 
 ANY = (1, 2, 3, 7, 11, 13, 59, 61, 97, 600, 9_999)
-MANY = {"memory": settings(max_examples=300, deadline=None), "redis": settings(max_examples=60, deadline=None)}
+MANY = {"memory": settings(max_examples=200, deadline=None), "redis": settings(max_examples=60, deadline=None)}
 
 
 def opened(name: str, server: RedisServer, folder: Path) -> AbstractAsyncContextManager[Subject]:
@@ -70,7 +70,7 @@ def test_no_limit_is_ever_passed_by_calls_that_use_what_they_reserved_or_less(na
     holds()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(world=worlds(), done=steps(300), part=st.integers(0, 300))
 def test_settling_everything_twice_is_settling_it_once(world: World, done: list[Step], part: int) -> None:
     """The same life with every settlement repeated at once, with other numbers, ends in the same state."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from faults.fleet import Fleet, fleet, route
 from faults.report import Report
-from faults.volley import CALL, Exchange, chat, eventually, leave, volley
+from faults.volley import Exchange, chat, eventually, leave, volley
 from faults.ways import HASTY, any_of, live, prepare, target_names
 from harness.redis_server import RedisServer, redis_server
 from harness.upstream import Act, Upstream, event, stream
@@ -55,7 +56,7 @@ async def test_nothing_is_left_of_calls_that_ended_in_every_way(
     usable = await all_slots(two, upstream, ample.secret)
     assert usable == CLIENTS
     report.add(
-        "leaks: slots, reservations, gates, sockets",
+        "leaks: slots, reservations, gates, calls at targets",
         CALLS,
         "0, 0, 0, 0",
         "0, 0, 0, 0",
@@ -92,11 +93,11 @@ async def leftovers(two: Fleet, redis: RedisServer, upstream: Upstream) -> dict[
             reservations=sum(redis.ask("ZCARD", name) for name in opened),
             reserved=sum(int(redis.ask("HGET", name.removesuffix(":open"), "o")) for name in opened),
             gates=len(redis.keys("{tl}:settled:*")),
-            sockets=len(upstream._connections),
+            upstream=sum(1 for one in list(upstream._connections) if one._current and one._current.method == "POST"),
         )
         return not any(left.values())
 
-    for _ in range(100):  # gates are forgotten every 5 s, idle connections closed after 4
+    for _ in range(100):  # gates are forgotten every 5 s
         if look():
             break
         await asyncio.sleep(0.1)
@@ -105,21 +106,16 @@ async def leftovers(two: Fleet, redis: RedisServer, upstream: Upstream) -> dict[
 
 async def ledgers_agree(redis: RedisServer, ids: list[str]) -> None:
     """What the budgets say was spent is what the ledger says was used."""
+
+    def used(id: str) -> int:
+        entries = [json.loads(fields["entry"]) for _, fields in redis.ask("XRANGE", "{tl}:ledger", "-", "+")]
+        return sum(entry.get("input", 0) + entry.get("output", 0) for entry in entries if entry["key_id"] == id)
+
+    def spent(id: str) -> int:
+        return int(redis.ask("HGET", redis.keys(f"{{tl}}:budget:key:{id}:*:tokens")[0], "s"))
+
     for id in ids:
-        budget = redis.keys(f"{{tl}}:budget:key:{id}:*:tokens")[0]
-
-        def used(id: str = id) -> int:
-            entries = redis.ask("XRANGE", redis.keys("{tl}:ledger")[0], "-", "+")
-            return sum_of(entries, id)
-
-        await eventually(lambda: used() == int(redis.ask("HGET", budget, "s")), f"ledger {used()} of {budget}", 5)
-
-
-def sum_of(entries: list[tuple[str, dict[str, str]]], id: str) -> int:
-    import json
-
-    found = [json.loads(fields["entry"]) for _, fields in entries]
-    return sum(entry.get("input", 0) + entry.get("output", 0) for entry in found if entry["key_id"] == id)
+        await eventually(lambda id=id: used(id) == spent(id), f"ledger {used(id)}, budget {spent(id)}", 5)  # type: ignore[misc]
 
 
 async def all_slots(two: Fleet, upstream: Upstream, secret: str) -> int:

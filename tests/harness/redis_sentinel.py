@@ -42,6 +42,11 @@ class Guarded:
         port = max(named, key=named.count)
         return next(server for server in self.servers if server.port == port)
 
+    def step_down(self) -> None:
+        """Have the sentinels make the replica the master, though nothing is wrong with the present one."""
+        with redis_py.Redis(port=self.sentinels[0], decode_responses=True, socket_timeout=5) as client:
+            client.execute_command("SENTINEL", "FAILOVER", MASTER)
+
     def fail_over(self, how: Callable[[RedisServer], None], seconds: float = 20) -> float:
         """Do this to the master and wait for another one; how many seconds that took."""
         began, old = time.monotonic(), self.master

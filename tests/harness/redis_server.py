@@ -77,6 +77,10 @@ class RedisServer:
             self._client.close()
             raise
 
+    def raw(self) -> redis_py.Redis:
+        """A client that leaves bytes as they are; the caller's to close."""
+        return redis_py.Redis(port=self.port, socket_timeout=10, protocol=2)
+
     def keys(self, pattern: str) -> list[str]:
         """The names of the keys that match, in order."""
         return sorted(self.ask("KEYS", pattern))

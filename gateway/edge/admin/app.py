@@ -15,7 +15,7 @@ from litestar.openapi.spec.enums import OpenAPIType
 from gateway import __version__
 from gateway.edge import docs
 from gateway.edge.admin.access import Access
-from gateway.edge.admin.desk import Desk, finish, guard, refuse
+from gateway.edge.admin.desk import Desk, finish, guard, read_strictly, refuse
 from gateway.edge.admin.keys import Keys
 from gateway.edge.admin.reports import Reports, health
 from gateway.edge.admin.tenants import Tenants
@@ -41,6 +41,7 @@ def build_app(
         "/",
         route_handlers=[Keys, Tenants, Access, Reports],
         guards=[guard(admin_keys, desk.proxies)],
+        before_request=read_strictly,
         dependencies={"desk": Provide(lambda: desk, sync_to_thread=False)},
         security=[{_SCHEME: []}],
     )

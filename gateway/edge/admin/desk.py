@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 from litestar import Request, Response
 from litestar.connection import ASGIConnection
 from litestar.exceptions import ValidationException
@@ -102,14 +103,26 @@ def finish(response: Response[Any]) -> Response[Any]:
     return name_request(response)
 
 
+async def read_strictly(request: Request[Any, Any, Any]) -> None:
+    """Refuse a body that only means well: Litestar itself would take "5" for 5, and "null" for null."""
+    parameter = request.route_handler.parsed_fn_signature.parameters.get("data")
+    body = await request.body()
+    if parameter is not None and body:
+        try:
+            msgspec.json.decode(body, type=parameter.annotation)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            what, _, where = str(error).partition(" - at ")
+            raise _wrong(where.strip("`").removeprefix("$").lstrip("."), what) from None
+
+
 def _mistake(error: ValidationException) -> BadRequest:
-    """Litestar knows which field is wrong; OpenAI's envelope has room for it."""
+    """What Litestar found wrong with the parameters of a query, or with a body that is missing."""
     found = error.extra[0] if isinstance(error.extra, list) and error.extra else {}
-    path = str(found.get("key", "")).rstrip("_")
-    message = str(found.get("message", error.detail))
-    if message == "'data'":
-        return BadRequest("A body is needed: a JSON object.")
-    field = "" if path == "data" else path  # "data" is the body itself
+    field, message = str(found.get("key", "")).rstrip("_"), str(found.get("message", error.detail))
+    return BadRequest("A body is needed: a JSON object.") if field == "data" else _wrong(field, message)
+
+
+def _wrong(field: str, message: str) -> BadRequest:
     if unknown := _UNKNOWN.fullmatch(message):
         field, message = f"{field}.{unknown[1]}".lstrip("."), "there is no such field"
     return BadRequest(f"{field}: {message}." if field else f"{message}.", param=field or None)

@@ -70,12 +70,12 @@ def test_candidates_that_are_not_shown_are_paid_for_too() -> None:
     assert output(call(max_tokens=10, n=2, best_of=5)) == 50
 
 
-@pytest.mark.parametrize("n", [0, -1, -5, "3", 2.5, None, True, False, [], {}, "x", -(10**30)])
+@pytest.mark.parametrize("n", [0, -1, -5, "-3", 2.5, None, True, False, [], {}, "x", "nan", "inf", -(10**30)])
 def test_an_n_that_is_none_is_one(n: Any) -> None:
     assert output(call(max_tokens=100, n=n)) == 100
 
 
-@pytest.mark.parametrize("most", [0, -1, "x", None, True, [], {}, 0.5, -(10**30)])
+@pytest.mark.parametrize("most", [0, -1, "x", None, True, [], {}, 0.5, "nan", "-inf", -(10**30)])
 def test_a_bound_that_is_none_leaves_the_answer_to_what_was_learned(most: Any) -> None:
     """The target's to refuse, or to read as unbounded; it must neither reserve nothing nor be a mistake of ours."""
     estimate = Estimator().estimate(call(max_tokens=most), "k", "r")
@@ -93,7 +93,7 @@ def test_a_bound_that_engines_take_for_a_whole_number_is_one(most: Any) -> None:
 def test_a_huge_bound_is_huge(digits: int) -> None:
     """However many digits: it must not reserve less than a smaller one."""
     asked = Body(b'{"model":"m","messages":[],"max_tokens":' + b"9" * digits + b"}")
-    assert output(Call("c", "chat/completions", "m", asked)) >= 10**17
+    assert output(Call("c", "chat/completions", "m", asked)) >= 10**15
 
 
 @given(st.dictionaries(st.sampled_from(["max_tokens", "max_completion_tokens", "n", "best_of"]), st.integers() | st.none() | st.floats() | st.text() | st.booleans() | st.lists(st.integers())))  # fmt: skip  # noqa: E501
@@ -258,8 +258,3 @@ def test_learning_forgets_keys_that_are_not_seen_any_more(monkeypatch: pytest.Mo
     for number in range(100):
         estimator.learn(call(), f"k{number}", "r", 10, 5000 if number < 95 else 20)
     assert len(estimator._outputs) == 10
-
-
-@pytest.mark.parametrize("size", [1, 4, 400, 4000])
-def test_an_answer_that_nobody_counted_is_judged_by_its_size(size: int) -> None:
-    assert Estimator().output(size, "r") == max(1, size // 4)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.store.connect import Connector, shown
+from gateway.store import shown
+from gateway.store.connect import Connector
 
 SECRET = "canary-7f3a"
 

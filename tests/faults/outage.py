@@ -1,0 +1,137 @@
+"""A Redis outage in the middle of steady load, and what callers of each kind of key saw before, during and after it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from faults.fleet import FOUND, LOST, Fleet
+from faults.volley import Exchange, chat, percentile, steady, volley
+
+from gateway.core.types import Allowance, Budget, Limit
+from gateway.keys import token
+
+BEFORE, DURING, AFTER = 1.5, 3.0, 4.0
+"""Seconds of load; the last second must be as if nothing had been."""
+RATE = 100.0
+"""Calls a second."""
+SETTLING = 0.6
+"""Seconds after the beginning of an outage by which every worker has noticed: it waits 250 ms for its first calls."""
+BUDGET = 0.25
+"""Seconds that a call waits for Redis at most."""
+SLACK = 0.25
+"""Seconds that a busy machine of two cores may add."""
+NARROW, SPENT = 120, 6
+UNKNOWN = token("Z" * 12, "z" * 43)
+
+LIMITS: dict[str, Limit] = {
+    "share": Limit(rpm=100_000, concurrency=10_000),
+    "narrow": Limit(rpm=NARROW),
+    "closed": Limit(rpm=100_000, outage={"rpm": "closed"}),
+    "open": Limit(rpm=SPENT, outage={"rpm": "open"}),
+    "budget": Limit(budget=Budget(month=Allowance(tokens=10**9))),
+    "free": Limit(),
+}
+MIX = ("share", "narrow", "free", "narrow", "share", "open", "narrow", "closed", "narrow", "share", "budget")
+
+
+class Story:
+    """What happened, in the monotonic clock's time."""
+
+    def __init__(self, fleet: Fleet, model: str = "m") -> None:
+        self.fleet, self.model = fleet, model
+        self.calls: list[Exchange] = []
+        self.unknown: list[Exchange] = []
+        self.began = self.ended = self.over = 0.0
+        self._lost, self._found = fleet.logged(LOST), fleet.logged(FOUND)
+
+    async def run(self, secrets: dict[str, str], begin: Callable[[], Any], end: Callable[[], Any]) -> None:
+        """Load, outage, load; `begin` and `end` are run in a thread, as they may take their time."""
+        raws = [(label, chat(self.model, secrets[label])) for label in MIX]
+        await volley(self.fleet.ports * 8, [raw for raw in dict(raws).values() for _ in range(2)])
+        told: list[bool] = []
+        load = asyncio.create_task(steady(self.fleet.ports, raws, RATE, lambda: bool(told)))
+        await asyncio.sleep(BEFORE)
+        self.began = time.monotonic()
+        await asyncio.to_thread(begin)
+        await asyncio.sleep(DURING * 0.6)
+        self.unknown = await volley(self.fleet.ports, [chat(self.model, UNKNOWN)] * 4)
+        await asyncio.sleep(max(0.0, self.began + DURING - time.monotonic()))
+        await asyncio.to_thread(end)
+        self.ended = time.monotonic()
+        await asyncio.sleep(AFTER)
+        told.append(True)
+        self.over = time.monotonic()
+        self.calls = await load
+
+    def of(self, *labels: str) -> list[Exchange]:
+        return [call for call in self.calls if call.label in labels]
+
+    def during(self, *labels: str) -> list[Exchange]:
+        """Those sent when every worker had noticed."""
+        return [call for call in self.of(*labels) if self.began + SETTLING < call.sent < self.ended]
+
+    @property
+    def last(self) -> list[Exchange]:
+        """Those of the last second."""
+        return [call for call in self.calls if call.sent > self.over - 1]
+
+    def added(self, share: float) -> float:
+        """What this percentile of the calls that nothing refuses took longer than before the outage, in seconds."""
+        seen = self.of("share", "free")
+        calm = [call.seconds for call in seen if call.sent < self.began]
+        return percentile([call.seconds for call in seen if call.sent >= self.began], share) - percentile(calm, 0.5)
+
+    def recovered(self) -> float:
+        """Seconds from the outage's end to the last call that was still degraded."""
+        late = [call.sent - self.ended for call in self.calls if call.degraded and call.sent > self.ended]
+        return max(late, default=0.0)
+
+    def lines(self) -> tuple[int, int]:
+        """How often workers logged that they count on their own, and that they share again."""
+        return self.fleet.logged(LOST) - self._lost, self.fleet.logged(FOUND) - self._found
+
+
+def check(story: Story, *, degrades: bool, empties: bool = False) -> None:
+    """What holds in every outage; `degrades`: Redis is of no use while it lasts, `empties`: its counters are lost."""
+    known = story.of("share", "narrow", "open", "free")
+    failed = [(call.label, call.status, bytes(call.seen[-160:])) for call in known if call.status not in (200, 429)]
+    assert not failed, f"{len(failed)} of {len(known)} calls of known keys failed: {failed[:3]}"
+    assert all(call.status == 200 for call in story.of("share", "free"))
+    assert story.added(0.99) < BUDGET + SLACK, f"p99 of added latency {story.added(0.99):.3f} s"
+    check_narrow(story, empties)
+    stuck = [call for call in story.last if call.degraded or call.status >= 500]
+    assert not stuck, f"in the last second: {[(call.label, call.status, call.headers) for call in stuck[:3]]}"
+    lost, found = story.lines()
+    workers = 2 * len(story.fleet.gateways)
+    assert lost == found, f"{lost} workers lost Redis, {found} found it again"
+    if degrades:
+        assert 0 < lost <= workers, f"{lost} lines of {workers} workers"
+        check_policies(story)
+
+
+def check_narrow(story: Story, empties: bool) -> None:
+    """While it lasts no more than the limit is admitted, and so in all one limit too much; two if counters are lost."""
+    leaked = NARROW / 60 * (story.over - story.began + BEFORE)
+    admitted = [call for call in story.of("narrow") if call.status == 200]
+    during = [call for call in admitted if story.began <= call.sent < story.ended]
+    assert len(during) <= NARROW + leaked, f"{len(during)} admitted during the outage"
+    limits = 3 if empties else 2
+    assert len(admitted) <= limits * (NARROW + leaked), f"{len(admitted)} admitted in all"
+
+
+def check_policies(story: Story) -> None:
+    """`share` and `open` pass and say so, `closed` and budgets do not pass and say when to come again."""
+    assert all(call.degraded for call in story.during("share"))
+    assert all(call.status == 200 for call in story.during("open")), "open passes"
+    for call in story.during("closed", "budget"):
+        assert call.status == 503, (call.label, call.status)
+        assert int(call.headers["retry-after"]) >= 1
+    assert {call.status for call in story.unknown} == {503}, "an unknown key is not wrong while nobody can look it up"
+
+
+async def keys(fleet: Fleet) -> dict[str, str]:
+    """A key of each kind."""
+    return {label: (await fleet.issue(limit=limit)).secret for label, limit in LIMITS.items()}

@@ -1,0 +1,92 @@
+"""The admin interface's app on a state file, with a key for it; no process, no socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+from harness.clock import FixedClock
+from litestar import Litestar
+from litestar.testing import TestClient
+
+from gateway.edge.admin.app import build_app
+from gateway.edge.admin.desk import Desk
+from gateway.keys import AdminKeys, Registrar
+from gateway.store import StoreDown
+from gateway.store.memory import MemoryStore
+
+PEPPERS = {0: b""}
+ROUTES = ("big", "small")
+
+
+class Store(MemoryStore):
+    """A store that can be taken down, and in which somebody else is faster a few times."""
+
+    down = False
+    rivals = 0
+
+    async def get(self, kind: type[Any], id: str) -> Any:
+        if self.down:
+            raise StoreDown("down")
+        return await super().get(kind, id)
+
+    async def all(self, kind: type[Any]) -> list[Any]:
+        if self.down:
+            raise StoreDown("down")
+        return await super().all(kind)
+
+
+class Admin(NamedTuple):
+    """The interface, and what is behind it."""
+
+    client: TestClient[Litestar]
+    clock: FixedClock
+    store: Store
+    token: str
+
+    def ask(self, method: str, path: str, json: Any = None, *, token: str | None = None) -> httpx.Response:
+        """One call, with the admin key unless another token is given."""
+        headers = {"authorization": f"Bearer {self.token if token is None else token}"}
+        return self.client.request(method, f"/admin/v1{path}", json=json, headers=headers)
+
+    def said(self, method: str, path: str, json: Any = None) -> Any:
+        """What a call says that works."""
+        answer = self.ask(method, path, json)
+        assert answer.status_code in (200, 201), answer.text
+        return answer.json()
+
+    def wrong(self, method: str, path: str, json: Any = None, *, status: int = 400) -> tuple[str, str | None]:
+        """The message and the field of a call that does not."""
+        answer = self.ask(method, path, json)
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert answer.headers["x-request-id"]
+        return error["message"], error["param"]
+
+
+@contextmanager
+def admin_app(folder: Path, *, once: bool = False) -> Iterator[Admin]:
+    """The interface for as long as the block lasts; with `once` its token is the one-time token."""
+    clock, store = FixedClock(), Store(folder / "keys.json")
+    token = asyncio.run(_token(Registrar(store, PEPPERS, clock, "test"), once))
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        await store.open()
+        yield
+        await store.close()
+
+    app = build_app(Desk(store, PEPPERS, clock, ROUTES), AdminKeys(store, PEPPERS, clock), lifespan)
+    with TestClient(app) as client:
+        yield Admin(client, clock, store, token)
+
+
+async def _token(registrar: Registrar, once: bool) -> str:
+    made = await registrar.first_admin() if once else await registrar.create_admin("root")
+    assert made is not None
+    return made[1]
