@@ -17,7 +17,7 @@ from msgspec import Struct
 from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, Tenant, Verdict
 from gateway.store import KINDS, Conflict, StoreDown, periods
 from gateway.store.counters import Counters
-from gateway.store.ledger import FileLedger
+from gateway.store.ledger_file import FileLedger
 from gateway.store.rebuild import budgets_of
 
 LOOK_SECONDS = 0.2

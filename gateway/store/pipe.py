@@ -1,10 +1,11 @@
-"""One connection to Redis for everybody: what was asked for in one turn of the event loop goes out as one write."""
+"""One connection to Redis for everybody: what is asked for in one turn of the event loop goes out as one write."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha1
@@ -12,8 +13,6 @@ from importlib import resources
 from typing import Any
 
 import hiredis
-from redis.asyncio import Connection
-from redis.exceptions import ConnectionError, MovedError, NoScriptError, ReadOnlyError, ResponseError
 
 from gateway.store import StoreDown
 from gateway.store.connect import Connector
@@ -23,13 +22,8 @@ log = logging.getLogger("trunkline.store")
 
 RECONNECT_SECONDS = (0.05, 1.0)
 """The first and the longest pause between attempts to connect; asks made meanwhile fail at once."""
-SLOW_SHARE = 0.4
-"""An exchange that takes this part of the time-out is slow; three in a row that add up to `SLOW_SECONDS` are an
-outage: a store that delays every call is worse than none."""
-SLOW_EXCHANGES, SLOW_SECONDS = 3, 0.5
 MAX_MOVES = 5
-MOST = 128
-"""Commands in one exchange: the time-out is for these, not for all that is waiting."""
+"""Times in a row that a cluster may send us to another node."""
 
 
 class Script:
@@ -47,40 +41,49 @@ def script(*names: str) -> Script:
 
 
 class _Command:
-    __slots__ = ("answer", "parts", "script")
+    __slots__ = ("answer", "parts", "script", "turn")
 
     def __init__(self, parts: tuple[Any, ...], script: Script | None, answer: asyncio.Future[Any]) -> None:
         self.parts, self.script, self.answer = parts, script, answer
+        self.turn = 0
+        """When it was sent, in the turns of the pipe's patience."""
 
 
 class Pipe:
-    """One connection, used by one long-lived task.
+    """Commands in, answers out in the same order; whoever asks does not wait for others' answers before asking.
 
-    Callers await futures, so a caller that is cancelled never leaves a half-read answer on the connection. Nothing is
-    sent twice unless the server said that it had not done it.
+    An answer goes into its future, so a caller that is cancelled never leaves a half-read answer on the connection.
+    Nothing is sent twice unless the server said that it had not done it. An answer that takes longer than `timeout`
+    seconds is an outage: all that was asked for fails with `StoreDown`, and whatever is asked for fails at once until
+    the server answers again.
     """
 
     def __init__(self, url: str, timeout: float, connected: Callable[[], None] = lambda: None) -> None:
         self._connector, self._timeout, self._connected = Connector(url, timeout), timeout, connected
         self._waiting: list[_Command] = []
-        self._work = asyncio.Event()
-        self._connection: Connection | None = None
+        self._sent: deque[_Command] = deque()
+        self._wire: _Wire | None = None
+        self._flushing = False
         self._down: str | None = None
-        self._slow, self._slow_seconds, self._moves = 0, 0.0, 0
+        self._lost: asyncio.Future[Exception] | None = None
+        self._moves = 0
+        self._patience = Patience(timeout, self._sent_since, self._fail)
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
+        """Start to connect."""
         self._task = asyncio.create_task(self._run(), name="redis")
 
     async def close(self) -> None:
+        """Wait for what was asked for, if the server answers, and stop."""
         if self._task is not None:
             with suppress(TimeoutError, StoreDown):
                 async with asyncio.timeout(self._timeout):
-                    await self.call("PING")  # answered after all that was queued before it
+                    await self.call("PING")  # answered after all that was asked before it
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        await self._disconnect()
+        self._disconnect()
 
     @property
     def down(self) -> bool:
@@ -88,13 +91,16 @@ class Pipe:
         return self._down is not None
 
     def submit(self, *parts: Any, script: Script | None = None) -> asyncio.Future[Any]:
-        """Queue a command; the future ends in its answer, in `StoreDown`, or in the server's `ResponseError`."""
-        answer = asyncio.get_running_loop().create_future()
+        """Queue a command; the future ends in its answer, or in `StoreDown` if there is none or it is an error."""
+        loop = asyncio.get_running_loop()
+        answer = loop.create_future()
         if self._down is not None:
             answer.set_exception(StoreDown(self._down))
-        else:
-            self._waiting.append(_Command(parts, script, answer))
-            self._work.set()
+            return answer
+        self._waiting.append(_Command(parts, script, answer))
+        if not self._flushing:
+            self._flushing = True
+            loop.call_soon(self._flush)
         return answer
 
     def post(self, *parts: Any) -> asyncio.Future[Any]:
@@ -108,121 +114,149 @@ class Pipe:
         return self.submit("EVALSHA", script.digest, len(keys), *keys, *arguments, script=script)
 
     async def call(self, *parts: Any, script: Script | None = None) -> Any:
+        """Queue a command and wait; raises `StoreDown`."""
         return await asyncio.shield(self.submit(*parts, script=script))
+
+    def answered(self, reply: Any) -> None:
+        """The answer to the oldest command that has none."""
+        command = self._sent.popleft()
+        self._patience.ended(command.turn)
+        if isinstance(reply, hiredis.ReplyError):
+            self._refused(command, str(reply))
+        elif not command.answer.done():
+            command.answer.set_result(reply)
+            self._moves = 0
+
+    def lost(self, wire: _Wire, error: Exception) -> None:
+        """The connection has ended, by whose doing ever."""
+        if wire is self._wire:
+            self._fail(error)
+
+    def _refused(self, command: _Command, said: str) -> None:
+        word, _, rest = said.partition(" ")
+        if word == "NOSCRIPT" and command.script is not None:  # a restarted server: the second time with the text
+            command.parts = ("EVAL", command.script.text, *command.parts[2:])
+            command.script = None
+            self._again(command)
+        elif word == "MOVED":  # not done there, so it may be asked for again at the right node
+            self._moves += 1
+            if self._moves == 1 or not self._sent:
+                self._connector.moved(rest)
+            self._waiting.append(command)
+            if self._moves > MAX_MOVES * (1 + len(self._waiting)):
+                self._fail(ConnectionError("the cluster's nodes send us round in circles"))
+            elif not self._sent:
+                self._leave(_Moved())
+        elif word == "READONLY":
+            self._sent.appendleft(command)
+            self._fail(ConnectionError("this Redis is a replica now"))
+        elif not command.answer.done():
+            command.answer.set_exception(StoreDown(f"Redis refused: {said}"))
+
+    def _again(self, command: _Command) -> None:
+        self._waiting.append(command)
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._wire is None or not self._waiting:
+            return  # what waits is sent when there is a connection
+        batch, self._waiting = self._waiting, []
+        turn = self._patience.began()
+        for command in batch:
+            command.turn = turn
+        self._sent.extend(batch)
+        # hiredis packs a script call in a sixth of the time that redis-py's own code takes.
+        self._wire.write(b"".join([hiredis.pack_command(command.parts) for command in batch]))
+
+    def _sent_since(self) -> int | None:
+        """The turn in which the oldest command without an answer was sent."""
+        return self._sent[0].turn if self._sent else None
 
     async def _run(self) -> None:
         pause = RECONNECT_SECONDS[0]
         while True:
+            self._lost = asyncio.get_running_loop().create_future()
             try:
                 await self._connect()
                 pause = RECONNECT_SECONDS[0]
-                while True:
-                    await self._work.wait()
-                    self._work.clear()
-                    while self._waiting:
-                        batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-                        await self._exchange(batch)
-            except _Moved:
-                pass  # what was asked for waits for the new connection
-            except Exception as error:  # whatever it is, the task must live: every call depends on it
-                self._fail(error)
-            await self._disconnect()
+                error = await self._lost
+            except Exception as failed:  # whatever it is, the task must live: every call depends on it
+                error = failed
+                self._fail(failed)
+            if isinstance(error, _Moved):
+                continue
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             pause = min(2 * pause, RECONNECT_SECONDS[1])
 
     async def _connect(self) -> None:
         async with asyncio.timeout(self._timeout):
-            self._connection = await self._connector.connect()
+            connection = await self._connector.connect()
+        self._wire = _Wire(connection, self)
         if self._down is not None:
             await self._look()
             log.warning("Redis answers again")
         self._down = None
-        if self._waiting:
-            self._work.set()
+        self._flush()
         self._connected()
 
     async def _look(self) -> None:
-        """Before calls are let in again the server must answer quickly, and take writes."""
-        assert self._connection is not None
-        async with asyncio.timeout(self._timeout * SLOW_SHARE):
-            await self._connection.send_packed_command(hiredis.pack_command(("PING",)), check_health=False)
-            await self._connection.read_response(disable_decoding=True)
+        """Before calls are let in again the server must answer quickly."""
+        command = _Command(("PING",), None, asyncio.get_running_loop().create_future())
+        self._waiting.append(command)
+        self._flush()
+        async with asyncio.timeout(self._patience.slow):
+            await command.answer
 
-    async def _exchange(self, batch: list[_Command]) -> None:
-        try:
-            async with Patience(self._timeout) as patience:
-                unknown = await self._send(batch)
-                if unknown:  # a restarted server: the second time with the text
-                    for command in unknown:
-                        assert command.script is not None
-                        command.parts = ("EVAL", command.script.text, *command.parts[2:])
-                        command.script = None
-                    await self._send(unknown)
-        except _Moved:
-            raise
-        except BaseException as error:
-            for command in batch:
-                if not command.answer.done():
-                    command.answer.set_exception(StoreDown(f"Redis did not answer: {error!r}"))
-            raise
-        self._watch_time(patience.spent)
-
-    def _watch_time(self, seconds: float) -> None:
-        if seconds < self._timeout * SLOW_SHARE:
-            self._slow, self._slow_seconds = 0, 0.0
-            return
-        self._slow, self._slow_seconds = self._slow + 1, self._slow_seconds + seconds
-        if self._slow >= SLOW_EXCHANGES and self._slow_seconds >= SLOW_SECONDS:
-            self._slow, self._slow_seconds = 0, 0.0
-            raise TimeoutError("answers are slow")
-
-    async def _send(self, batch: list[_Command]) -> list[_Command]:
-        """Write all, read all; returns those whose script the server does not know."""
-        assert self._connection is not None
-        # hiredis packs a script call in a sixth of the time that redis-py's own code takes.
-        packed = b"".join([hiredis.pack_command(command.parts) for command in batch])
-        await self._connection.send_packed_command(packed, check_health=False)
-        unknown, moved, to = [], [], ""
-        for command in batch:
-            try:
-                answer = await self._connection.read_response(disable_decoding=True)
-            except ResponseError as error:
-                if command.script is not None and isinstance(error, NoScriptError):
-                    unknown.append(command)
-                elif isinstance(error, MovedError):
-                    moved.append(command)
-                    to = f"{error.host}:{error.port}"
-                elif isinstance(error, ReadOnlyError):
-                    raise ConnectionError("this Redis is a replica now") from error
-                elif not command.answer.done():
-                    command.answer.set_exception(StoreDown(f"Redis refused: {error}"))
-                continue
-            if not command.answer.done():
-                command.answer.set_result(answer)
-        if moved:  # not done there, so it may be asked for again at the right node
-            self._moves += 1
-            if self._moves > MAX_MOVES:
-                raise ConnectionError("the cluster's nodes send us round in circles")
-            self._waiting = moved + unknown + self._waiting
-            self._connector.moved(to)
-            raise _Moved
-        self._moves = 0
-        return unknown
-
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: Exception) -> None:
         if self._down is None:
             log.warning("Redis does not answer: %r", error)
         self._down = f"Redis does not answer: {error!r}"
-        failed, self._waiting = self._waiting, []
+        failed, self._waiting = [*self._sent, *self._waiting], []
+        self._sent.clear()
+        self._leave(error)
         for command in failed:
             if not command.answer.done():
                 command.answer.set_exception(StoreDown(self._down))
+                command.answer.exception()  # somebody may be waiting, and nobody may
 
-    async def _disconnect(self) -> None:
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            with suppress(Exception):
-                await connection.disconnect(nowait=True)
+    def _leave(self, error: Exception) -> None:
+        self._disconnect()
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(error)
+
+    def _disconnect(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
+
+
+class _Wire(asyncio.Protocol):
+    """The connection once it stands: redis-py has made it, from here on only bytes and hiredis are in the way."""
+
+    def __init__(self, connection: Any, pipe: Pipe) -> None:
+        self._pipe, self._reader = pipe, hiredis.Reader()
+        # redis-py must not touch it any more, and its writer would close it when collected.
+        self._writer = connection._writer
+        connection._reader = connection._writer = None
+        self._writer.transport.set_protocol(self)
+        self.write = self._writer.transport.write
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False and not self._writer.transport.is_closing():
+                self._pipe.answered(reply)
+        except (hiredis.ProtocolError, IndexError) as error:
+            self._pipe.lost(self, error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pipe.lost(self, exc or ConnectionError("Redis closed the connection"))
+
+    def close(self) -> None:
+        self._writer.transport.abort()
 
 
 class _Moved(Exception):

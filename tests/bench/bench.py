@@ -13,6 +13,10 @@ whatever is still under way. The difference of the two p50, and of the two p99. 
 rest of the machine left them: where "other work on its core" is not near 0 %, the latency is not the gateway's alone.
 "Added by a bare relay" is the same measurement of a process that only copies bytes: what a hop costs on this machine.
 
+Admission: CPU per call of a key limited in requests, tokens and calls at once a minute and in tokens a month, less that
+of a key without limits. For Redis this counts the settlement too, which follows each call. A key without limits runs a
+script only where the ledger's batches fall into its round. The garbage key is refused in this process, without HTTP.
+
 Memory: RSS of the whole tree, once ready and before the first call; shared pages count once a process there, and are
 split in PSS. Litestar loads pydantic wherever it is installed, as development tools do; for the size that operators see
 give the command of an environment that holds the wheel alone: `--trunkline PATH`.
@@ -46,6 +50,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import garbage
 import stub
 import uvloop
 from figures import Figures, own_table, peer_table
@@ -121,6 +126,8 @@ class Measurement:
             self._cpu("cpu_call", self._call, self._plan.calls, "calls_per_second")
             self._cpu("cpu_stream", self._stream, self._plan.streams, "streams_per_second")
             self._cpu("cpu_paced", self._paced, self._plan.paced)
+        if self._subject.bounded:
+            self._admission()
         for _ in range(self._plan.rounds):
             self.latency()
         if self._plan.long_run:
@@ -147,6 +154,30 @@ class Measurement:
         self.figures.add(name, spent / calls * 1e6)
         if rate is not None:
             self.figures.add(rate, calls / outcome.seconds)
+
+    def _admission(self) -> None:
+        """Calls of a key with limits in four dimensions and of one without any, in turn: the difference is admission.
+
+        The first call of a round is not like the others, so what a round measures is its second half.
+        """
+        subject, server, bed = self._subject, self._subject.server, self._bed
+        calls = self._plan.calls // 2
+        keys = {"free": subject.free, "bounded": subject.bounded}
+        for _ in range(2 * self._plan.rounds):
+            gateway, redis, scripts = {}, {}, {}
+            for name, secret in keys.items():
+                request = chat(stub.MODEL, secret, streams=False)
+                with self._step(f"admission, {name}", calls) as tick:
+                    self._load([request], calls // 4, tick)
+                    before = server.cpu_seconds(), bed.redis_cpu_seconds(), bed.redis_scripts()
+                    self._load([request], calls, tick)
+                    after = server.cpu_seconds(), bed.redis_cpu_seconds(), bed.redis_scripts()
+                gateway[name], redis[name], scripts[name] = (
+                    (b - a) / calls for a, b in zip(before, after, strict=True)
+                )
+            self.figures.add("admission", (gateway["bounded"] - gateway["free"]) * 1e6)
+            self.figures.add("redis_admission", (redis["bounded"] - redis["free"]) * 1e6)
+            self.figures.add("free_scripts", scripts["free"])
 
     def latency(self) -> None:
         """One round of paired calls."""
@@ -226,6 +257,7 @@ def measure(
         subject = bed.trunkline(chosen.trunkline)
         measured["trunkline"] = Measurement(bed, subject, plan, steps).run()
         measured["trunkline"].values |= relayed
+        measured["trunkline"].values["garbage"] = [garbage.cpu_us() for _ in range(plan.rounds)]
         check_conditions(measured["trunkline"], get(subject.port, "/metrics") or "", say)
         subject.server.stop()
         if chosen.peer.exists() and not chosen.no_peer:

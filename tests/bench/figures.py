@@ -35,6 +35,10 @@ KINDS = {
     "calls_per_second": Kind("calls a second", ""),
     "streams_per_second": Kind("streams a second", ""),
     "redis_scripts": Kind("Redis scripts per call", ""),
+    "admission": Kind("admission in 4 dimensions, CPU of the gateway", "us", 60),
+    "redis_admission": Kind("the same and its settlement, CPU of Redis", "us", 1e6 / 15_000),
+    "free_scripts": Kind("Redis scripts per call of a key without limits", "", 0.05),
+    "garbage": Kind("CPU to refuse a garbage key", "us", 20),
 }
 RISING = ("calls_per_second", "streams_per_second")
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,6 +22,9 @@ PACED_MODEL = "bench-paced"
 PACED_GAP_MS = 5
 READY_SECONDS = 60.0
 PEER_READY_SECONDS = 180.0
+# None of them is ever reached.
+LIMITS = ("--rpm", "100000000", "--concurrency", "100000")
+BOUNDS = (*LIMITS, "--tpm", "100000000000", "--budget", "month:tokens=1000000000000")
 PEER_KEY = "sk-bench"
 PEER_ENVIRONMENT = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "DISABLE_ADMIN_UI": "True"}
 
@@ -33,8 +36,6 @@ routes:
   {paced_model}:
     targets:
       - {{name: stub-paced, backend: openai, url: "http://127.0.0.1:{paced}", model: {model}}}
-limits:
-  default: {{rpm: 100000000, concurrency: 100000}}
 """
 
 PEER_CONFIG = """\
@@ -51,12 +52,14 @@ router_settings: {{redis_host: 127.0.0.1, redis_port: {redis_port}}}
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A gateway under measurement, with a key that it accepts."""
+    """A gateway under measurement, with a key that it accepts; `free` has no limits, `bounded` has four."""
 
     name: str
     server: Server
     port: int
     secret: str
+    free: str = ""
+    bounded: str = ""
 
 
 class Bed:
@@ -98,14 +101,14 @@ class Bed:
         """Start the gateway with a fresh key; the first of two starts compiles what an install brings compiled."""
         port, routes = free_port(), self._write("routing.yaml", ROUTES)
         redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
-        secret = self._create_key(command, redis_url)
+        secret, free, bounded = (self._create_key(command, redis_url, limits) for limits in (LIMITS, (), BOUNDS))
         serve = [command, "serve", routes, "--host", "127.0.0.1", "--port", port, "--workers", 1]
         for start in ("compiling", "serving"):
             server = self._start(f"trunkline-{start}", [*serve, "--redis-url", redis_url], self._gateway_core)
             self._wait(server, "trunkline", lambda: get(port, "/ready") is not None, READY_SECONDS)
             if start == "compiling":
                 server.stop()
-        return Subject("trunkline", server, port, secret)
+        return Subject("trunkline", server, port, secret, free, bounded)
 
     def peer(self, command: Path) -> Subject:
         """Start LiteLLM with its master key, Redis and its Prometheus callback."""
@@ -129,6 +132,11 @@ class Bed:
         options = ["--port", self.redis_port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         server = self._start("redis", [redis_server(), *options, "--dir", self._folder], self._other_core)
         self._wait(server, "redis", self._is_redis_up, READY_SECONDS)
+        self._redis_server = server
+
+    def redis_cpu_seconds(self) -> float:
+        """What Redis has used of its core since it was started."""
+        return self._redis_server.cpu_seconds()
 
     def _is_redis_up(self) -> bool:
         try:
@@ -142,10 +150,9 @@ class Bed:
         server = self._start(name, command, self._other_core)
         self._wait(server, name, lambda: get(port, "/health") is not None, READY_SECONDS)
 
-    def _create_key(self, command: Path, redis_url: str) -> str:
-        options = ["--name", "bench", "--redis-url", redis_url, "--rpm", "100000000", "--concurrency", "100000"]
+    def _create_key(self, command: Path, redis_url: str, limits: Sequence[str]) -> str:
         made = subprocess.run(
-            [command, "keys", "create", *options, "--json"],
+            [command, "keys", "create", "--name", "bench", "--redis-url", redis_url, *limits, "--json"],
             capture_output=True,
             text=True,
             check=False,

@@ -16,7 +16,7 @@ from harness.redis_server import RedisServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.types import Ask, Dimension
+from gateway.core.types import Ask, Dimension, Verdict
 
 ANY = (1, 2, 3, 7, 11, 13, 59, 61, 97, 600, 9_999)
 MANY = {"memory": settings(max_examples=200, deadline=None), "redis": settings(max_examples=60, deadline=None)}
@@ -81,14 +81,14 @@ def test_settling_everything_twice_is_settling_it_once(world: World, done: list[
         if isinstance(step, End):
             twice += [Again(which, part) for which in range(10)]
 
-    async def lefts(steps: list[Step]) -> list[int]:
+    async def verdicts(steps: list[Step]) -> list[Verdict]:
         with tempfile.TemporaryDirectory() as folder:
             async with in_memory(Path(folder)) as subject:
                 made = Run(subject, world)
                 await made.do(steps)
-                return [await subject.left(dimension) for dimension in made.dimensions]
+                return made.verdicts
 
-    assert asyncio.run(lefts(once)) == asyncio.run(lefts(twice))
+    assert asyncio.run(verdicts(once)) == asyncio.run(verdicts(twice))
 
 
 TPM = Dimension("tpm", "rate", "rate:key:naive:tpm", 1000, 60.0, 1000, "key", "tokens")

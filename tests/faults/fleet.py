@@ -33,7 +33,7 @@ class Fleet:
     def __init__(
         self, stack: ExitStack, table: dict[str, Any], url: str, records_url: str | None, workers: int
     ) -> None:
-        self._stack, self._table, self._workers = stack, table, workers
+        self._stack, self._table, self.workers = stack, table, workers
         self.url, self.records_url = url, records_url
         self.gateways: list[GatewayProcess] = []
 
@@ -45,7 +45,7 @@ class Fleet:
         """One more gateway, not waited for."""
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         env = {} if self.records_url is None else {"TRUNKLINE_RECORDS_URL": self.records_url}
-        gateway = GatewayProcess(json.dumps(self._table), folder, redis_url=self.url, workers=self._workers, env=env)
+        gateway = GatewayProcess(json.dumps(self._table), folder, redis_url=self.url, workers=self.workers, env=env)
         self._stack.callback(gateway.stop)
         self.gateways.append(gateway)
         return gateway

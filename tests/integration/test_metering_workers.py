@@ -11,6 +11,8 @@ from harness.gateway_process import GatewayProcess
 from harness.upstream import Act, Target, stream, usage_event, whole
 from integration.client import Wire, ask, chat, eventually, get, request, samples, total
 
+from gateway.core.types import Limit
+
 
 def flood(gateway: GatewayProcess, key: str, calls: int, **fields: object) -> None:
     with ThreadPoolExecutor(8) as threads:
@@ -26,7 +28,7 @@ def workers(gateway: GatewayProcess) -> list[int]:
 
 
 def test_sums_are_those_of_all_workers(fleet: list[GatewayProcess], shared_target: Target) -> None:
-    gateway, key = fleet[0], fleet[0].issue().secret
+    gateway, key = fleet[0], fleet[0].issue(limit=Limit(rpm=10_000)).secret
     before = samples(gateway)
     flood(gateway, key, 60)
 

@@ -84,13 +84,18 @@ def test_known_keys_go_on_and_unknown_ones_are_told_to_wait(
     assert own_redis.url.partition("//")[2] not in ready.json()["targets"]
 
     own_redis.restart()  # empty: what was stored is gone, too
+    eventually(lambda: is_whole(alone), "Redis is back")
+    for secret in (UNKNOWN, unused.secret):
+        assert ask(alone, chat("m"), secret).status == 503, (
+            "a Redis without memory cannot say that there is no such key"
+        )
+    fresh = alone.issue(limit=Limit(rpm=10))
 
     def refused_as_unknown() -> Reply | None:
         found = ask(alone, chat("m"), UNKNOWN)
         return found if found.status == 401 else None
 
     eventually(refused_as_unknown, "unknown keys are unknown again")
-    fresh = alone.issue(limit=Limit(rpm=10))
     healed = ask(alone, chat("m"), fresh.secret)
     assert healed.status == 200
     assert healed.header("x-trunkline-degraded") is None

@@ -20,6 +20,13 @@ def admin(tmp_path: Path) -> Iterator[Admin]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
+    """One in which nothing is made."""
+    with admin_app(tmp_path_factory.mktemp("asked")) as started:
+        yield started
+
+
 FULL: dict[str, Any] = {
     "name": "k",
     "tenant": "acme",
@@ -244,28 +251,28 @@ def test_lists_are_narrowed(admin: Admin) -> None:
         ([], None, "Expected `object`"),
     ],
 )
-def test_what_is_wrong_is_named(admin: Admin, body: Any, field: str | None, said: str) -> None:
-    message, param = admin.wrong("POST", "/keys", body)
+def test_what_is_wrong_is_named(asked: Admin, body: Any, field: str | None, said: str) -> None:
+    message, param = asked.wrong("POST", "/keys", body)
     assert said in message
     assert param == field
-    assert admin.said("GET", "/keys")["data"] == []
+    assert asked.said("GET", "/keys")["data"] == []
 
 
-def test_a_body_that_is_none(admin: Admin) -> None:
-    assert "body is needed" in admin.wrong("POST", "/keys")[0]
+def test_a_body_that_is_none(asked: Admin) -> None:
+    assert "body is needed" in asked.wrong("POST", "/keys")[0]
     for raw in (b"{", b'{"name": "k"', b"\xff"):
-        answer = admin.client.post("/admin/v1/keys", content=raw, headers={"authorization": f"Bearer {admin.token}"})
+        answer = asked.client.post("/admin/v1/keys", content=raw, headers={"authorization": f"Bearer {asked.token}"})
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "bad_request"
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "status=dead", "label=team", "after=nobody"])
-def test_questions_that_make_no_sense(admin: Admin, query: str) -> None:
-    assert admin.wrong("GET", f"/keys?{query}")[1] == query.partition("=")[0]
+def test_questions_that_make_no_sense(asked: Admin, query: str) -> None:
+    assert asked.wrong("GET", f"/keys?{query}")[1] == query.partition("=")[0]
 
 
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [("GET", "", None), ("PATCH", "", {"name": "n"}), ("DELETE", "", None), ("POST", "/rotate", {})],
 )
-def test_a_key_that_is_not_there(admin: Admin, method: str, path: str, body: Any) -> None:
-    assert "no key of this id" in admin.wrong(method, f"/keys/nobody{path}", body, status=404)[0]
+def test_a_key_that_is_not_there(asked: Admin, method: str, path: str, body: Any) -> None:
+    assert "no key of this id" in asked.wrong(method, f"/keys/nobody{path}", body, status=404)[0]

@@ -1,0 +1,85 @@
+"""Commands as a person runs them: processes of their own, on a store that gateways are using."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+from harness.gateway_process import TRUNKLINE, GatewayProcess
+from harness.redis_server import RedisServer, free_port
+from harness.upstream import Target
+from integration.client import ask, chat
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TRUNKLINE, *arguments], capture_output=True, text=True, timeout=30, env={**os.environ, **environment}
+    )
+
+
+def test_limits_set_by_command_hold_in_a_running_gateway(gateway: GatewayProcess, solo: Target) -> None:
+    key = gateway.keys("create", "--name", "k", "--tenant", "cli-tenant", "--rpm", "1000")
+    assert ask(gateway, chat("solo"), key["secret"]).status == 200
+    gateway.keys("update", key["id"], "--clear", "rpm", "--model-limit", "solo:concurrency=1", "--model", "solo")
+    assert ask(gateway, chat("good"), key["secret"]).status == 403
+    assert ask(gateway, chat("solo"), key["secret"]).status == 200
+    gateway.said("tenants", "set", "cli-tenant", "--rpm", "2")
+    statuses = [ask(gateway, chat("solo"), key["secret"]).status for _ in range(4)]
+    assert statuses == [200, 200, 429, 429]
+
+
+def test_an_endpoint_and_a_network_keep_a_key_to_themselves(gateway: GatewayProcess, solo: Target) -> None:
+    key = gateway.keys("create", "--name", "k", "--endpoint", "embeddings")
+    assert ask(gateway, chat("solo"), key["secret"]).status == 403
+    key = gateway.keys("create", "--name", "k", "--source", "203.0.113.0/24")
+    assert ask(gateway, chat("solo"), key["secret"]).status == 403
+    key = gateway.keys("create", "--name", "k", "--source", "127.0.0.0/8")
+    assert ask(gateway, chat("solo"), key["secret"]).status == 200
+
+
+def test_commands_work_on_redis(redis: RedisServer) -> None:
+    store = ("--redis-url", redis.url)
+    made = run("keys", "create", "--name", "k", "--tenant", "on-redis", "--budget", "month:money=0.1", *store)
+    assert made.returncode == 0, made.stderr
+    listed = run("keys", "list", "--tenant", "on-redis", *store)
+    assert made.stdout.split("_")[1] in listed.stdout and "0.1 money/month" in listed.stdout
+    assert run("tenants", "set", "on-redis", "--rpm", "5", *store).returncode == 0
+    assert "5 rpm" in run("tenants", "list", *store).stdout
+    assert "tenant.set" in run("admin", "audit", *store).stdout
+
+
+@pytest.mark.parametrize("command", [("keys", "list"), ("tenants", "list"), ("admin", "audit"), ("admin", "list")])
+def test_a_store_that_is_not_there_is_told_in_a_sentence(command: tuple[str, str]) -> None:
+    done = run(*command, "--redis-url", f"redis://127.0.0.1:{free_port()}/0")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the key store cannot be used") and "Traceback" not in done.stderr
+
+
+def test_a_state_file_that_is_none_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text("{nonsense")
+    done = run("keys", "list", "--state", str(tmp_path / "keys.json"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+def test_an_admin_listener_alone(tmp_path: Path) -> None:
+    table = tmp_path / "routing.yaml"
+    table.write_text(
+        '{"routes": {"m": {"targets": [{"name": "a", "backend": "openai", "url": "http://127.0.0.1:9"}]}}}'
+    )
+    port = free_port()
+    command = [*TRUNKLINE, "admin", "serve", str(table), "--port", str(port), "--state", str(tmp_path / "keys.json")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if "trunkline admin create" in line:
+                break
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            assert answer.status == 200
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+        process.stderr.close()
