@@ -104,6 +104,7 @@ def build(settings: Settings, table: Table) -> DataPlane:
     async def pulse() -> None:
         """What the store knows of itself, for metrics: gauges of several workers cannot be asked when scraped."""
         while True:
+            await admission.look()
             metrics.settle_pending.set(store.unsettled)
             metrics.gateways.set(store.gateways)
             await asyncio.sleep(PULSE_SECONDS)

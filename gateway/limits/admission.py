@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -222,10 +223,7 @@ class Admission:
             return alone, self._own.charge(alone), True
         finally:
             self._seconds(self._clock() - started)
-        if self.degraded:
-            self.degraded = False
-            self._tell_degraded(False)
-            log.warning("limits are shared again")
+        self._recover()
         return ask, verdict, False
 
     def _alone(self, ask: Ask) -> Ask:
@@ -242,6 +240,19 @@ class Admission:
             else:
                 shares.append(structs.replace(dimension, limit=1 << 52))
         return structs.replace(ask, dimensions=tuple(shares))
+
+    async def look(self) -> None:
+        """In an outage, see whether it is over: no call may come to find out."""
+        if self.degraded:
+            with suppress(StoreDown):
+                await self._store.ping()
+                self._recover()
+
+    def _recover(self) -> None:
+        if self.degraded:
+            self.degraded = False
+            self._tell_degraded(False)
+            log.warning("limits are shared again")
 
     def _degrade(self, error: StoreDown) -> None:
         if not self.degraded:

@@ -266,13 +266,13 @@ class Record:
             "ttft_s": None if self.ttft is None else round(self.ttft, 6),
             "chunks": self.chunks,
         }
+        spent = self.spend()
+        line["cost_micros"] = spent.cost
         if self.usage_source:
-            spent = self.spend()
             line["usage"] = {
                 "prompt_tokens": spent.input,
                 "completion_tokens": spent.output,
                 "cached_tokens": spent.cached,
                 "source": self.usage_source,
             }
-            line["cost_micros"] = spent.cost
         return line
