@@ -11,7 +11,7 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help demo test check test-vllm test-tgi bench docs wheel lock clean
+.PHONY: help demo test check test-vllm test-tgi test-faults bench docs wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,10 @@ test-vllm: $(VENV)/.dev ## the suite against a real vLLM on the CPU
 test-tgi: $(VENV)/.dev ## the TGI suite: against TGI_URL, else against the stand-in
 	$(BIN)/python tests/tgi/oracles.py
 	$(BIN)/python -m pytest tests/tgi $(ARGS)
+
+test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis that can be had here (about 12 minutes)
+	$(BIN)/python tests/harness/redis_flavours.py
+	$(BIN)/python -m pytest tests/faults -o timeout=180 --show-capture=no $(ARGS)
 
 bench: $(VENV)/.dev ## speed and size, measured and printed
 	$(BIN)/python tests/bench/bench.py $(ARGS)

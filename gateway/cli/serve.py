@@ -28,6 +28,8 @@ BACKLOG = 4096
 BACKPRESSURE = 16384
 """Connections a worker holds; Granian counts idle keep-alive ones too, so its default stops accepting early."""
 HEADER_READ_MS = 10_000
+ADMIN_GRACE_SECONDS = 5.0
+"""Nobody streams through the admin interface."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -115,14 +117,15 @@ def _greet(settings: Settings) -> None:
 
 
 def _server(settings: Settings) -> Any:
-    return _granian("gateway.app:from_environment", settings, settings.host, settings.port, settings.workers)
+    return _granian("gateway.app:from_environment", settings.host, settings.port, settings.workers, settings.grace)
 
 
 def _admin_server(settings: Settings) -> Any:
-    return _granian("gateway.app.admin:from_environment", settings, settings.admin_host, settings.admin_port, 1)
+    app = "gateway.app.admin:from_environment"
+    return _granian(app, settings.admin_host, settings.admin_port, 1, ADMIN_GRACE_SECONDS)
 
 
-def _granian(app: str, settings: Settings, host: str, port: int, workers: int) -> Any:
+def _granian(app: str, host: str, port: int, workers: int, grace: float) -> Any:
     return Server(
         app,
         factory=True,
@@ -139,5 +142,5 @@ def _granian(app: str, settings: Settings, host: str, port: int, workers: int) -
         log_level=LogLevels.warning,
         respawn_failed_workers=True,
         respawn_interval=1.0,
-        workers_kill_timeout=round(settings.grace),
+        workers_kill_timeout=max(1, round(grace)),
     )

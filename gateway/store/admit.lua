@@ -18,12 +18,17 @@ local now = clock[1] * 1000000 + clock[2]
 local call, records, hold = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local SECOND = 1000000
 
+local names = {KEYS[2]}
 for r = 1, records do
-  local stored = redis.call('GET', KEYS[2 + r])
-  if stored ~= ARGV[3 + r] then
+  names[1 + r] = KEYS[2 + r]
+end
+local known = redis.call('MGET', unpack(names))
+for r = 1, records do
+  local stored, wanted = known[1 + r], ARGV[3 + r]
+  if stored ~= wanted then
     if stored then
       return {2, 0, 0, now}
-    elseif ARGV[3 + r] ~= '0' then
+    elseif wanted ~= '0' then
       return {3, 0, 0, now}
     end
   end
@@ -78,7 +83,9 @@ local function lease(key, limit)
   end
   return 0, {limit - held, 0}, {limit - held - 1, 0}, function()
     redis.call('ZADD', key, text(now + hold), call)
-    redis.call('PEXPIRE', key, math.ceil(hold / 500))
+    if held == 0 then -- and again whenever the leases are renewed
+      redis.call('PEXPIRE', key, 3600000)
+    end
   end
 end
 
@@ -95,7 +102,8 @@ local function budget(key, limit, kind, amount)
     redis.call('HSET', key, 'o', text(open))
   end
   if open > 0 then
-    for _, member in ipairs(redis.call('ZRANGEBYSCORE', key .. ':open', '-inf', text(now), 'LIMIT', 0, 32)) do
+    local expired = redis.call('ZRANGEBYSCORE', key .. ':open', '-inf', text(now), 'LIMIT', 0, 1000)
+    for _, member in ipairs(expired) do
       redis.call('ZREM', key .. ':open', member)
       free(member)
     end
@@ -118,7 +126,9 @@ local function budget(key, limit, kind, amount)
       redis.call('HINCRBY', key, 'o', text(amount))
     end
     redis.call('ZADD', key .. ':open', text(now + hold), call .. ' ' .. text(amount))
-    redis.call('PEXPIRE', key .. ':open', 40 * 86400000)
+    if open == 0 then
+      redis.call('PEXPIRE', key .. ':open', 40 * 86400000)
+    end
   end
 end
 
@@ -132,7 +142,7 @@ for i = 1, #KEYS - 2 - records do
     over, before[i], after[i], charge[i] = rate(key, limit, tonumber(window), amount, most)
   elseif kind == 'lease' then
     over, before[i], after[i], charge[i] = lease(key, limit)
-  elseif redis.call('EXISTS', KEYS[2]) == 0 then
+  elseif not known[1] then
     return {4, 0, 0, now}
   else
     over, before[i], after[i], charge[i] = budget(key, limit, window, amount)

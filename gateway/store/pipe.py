@@ -83,7 +83,10 @@ class Pipe:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        wire = self._wire
         self._disconnect()
+        if wire is not None:
+            await asyncio.wait([wire.closed], timeout=1)
 
     @property
     def down(self) -> bool:
@@ -243,6 +246,7 @@ class _Wire(asyncio.Protocol):
         connection._reader = connection._writer = None
         self._writer.transport.set_protocol(self)
         self.write = self._writer.transport.write
+        self.closed = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -253,6 +257,7 @@ class _Wire(asyncio.Protocol):
             self._pipe.lost(self, error)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set_result(None)
         self._pipe.lost(self, exc or ConnectionError("Redis closed the connection"))
 
     def close(self) -> None:

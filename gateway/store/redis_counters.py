@@ -16,6 +16,8 @@ log = logging.getLogger("trunkline.store")
 
 MICRO = 1_000_000
 LEASE_MICROS = int(LEASE_SECONDS * MICRO)
+LEASE_KEY_MS = 3_600_000
+"""As in admit.lua: a set of leases that nobody renews or empties is forgotten after an hour."""
 MAX_UNSETTLED = 100_000
 """Settlements kept while Redis is down; each is some hundred bytes."""
 STEP = 500
@@ -163,7 +165,7 @@ class RedisCounters:
                     key = TAG + dimension.key
                     if dimension.kind == "lease":  # without XX: a Redis that has lost its leases learns them again
                         self._pipe.post("ZADD", key, deadline, ask.call_id)
-                        self._pipe.post("PEXPIRE", key, int(LEASE_SECONDS * 2000))
+                        self._pipe.post("PEXPIRE", key, LEASE_KEY_MS)
                     elif dimension.kind == "budget":
                         self._pipe.post("ZADD", key + ":open", "XX", deadline, f"{ask.call_id} {dimension.amount}")
 
@@ -197,8 +199,9 @@ class RedisCounters:
         else:
             raise StoreDown("the budgets are being rebuilt by another gateway")
         try:
-            await self._rebuild_all()
-            await self._pipe.call("SET", _COMPLETE, 1)
+            if not await self._pipe.call("EXISTS", _COMPLETE):  # it may have been done just before we got the lock
+                await self._rebuild_all()
+                await self._pipe.call("SET", _COMPLETE, 1)
         finally:
             self._pipe.post("DEL", _LOCK)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from contract.subject import Subject, in_memory, in_redis
-from harness.redis_server import RedisServer
+from contract.written import Places
+from harness.redis_server import RedisServer, redis_server
 from hypothesis import settings
 
+from gateway.store.memory import MemoryStore
 from gateway.store.redis import RedisStore
 
 settings.register_profile("contract", max_examples=25, deadline=None)
@@ -43,3 +47,21 @@ async def lost(redis: RedisServer) -> AsyncIterator[Subject]:
     """Redis on the test's clock, with a worker that never renews: what one process counts dies with it."""
     async with in_redis(redis) as made:
         yield made
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def places(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Places]:
+    async with AsyncExitStack() as stack:
+        if request.param == "memory":
+            yield Places(lambda: MemoryStore(tmp_path / "keys.json"), stack)
+        else:
+            url = request.getfixturevalue("redis").url
+            yield Places(lambda: RedisStore(url, timeout=2.0), stack)
+
+
+@pytest.fixture
+def own() -> Iterator[RedisServer]:
+    """A server to do harm to."""
+    with redis_server() as server:
+        yield server
+        server.process.send_signal(signal.SIGCONT)

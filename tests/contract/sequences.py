@@ -69,14 +69,14 @@ class World(NamedTuple):
     purse: int
 
 
-def worlds(limits: Sequence[int] = EVEN, windows: Sequence[float] = (60.0, 1.5)) -> st.SearchStrategy[World]:
+def worlds(limits: Sequence[int] = EVEN, windows: Sequence[float] = (60.0, 60.0, 1.5)) -> st.SearchStrategy[World]:
     limit = st.sampled_from(limits)
-    return st.builds(World, limit, limit, limit, st.sampled_from(windows), st.integers(1, 4), st.integers(5, 40))
+    return st.builds(World, limit, limit, limit, st.sampled_from(windows), st.integers(1, 9), st.integers(5, 90))
 
 
 def steps(most_used: int) -> st.SearchStrategy[list[Step]]:
     """Lives in which a call uses at most so many hundredths of what it reserved."""
-    grains = st.sampled_from([0, 1, 7, 64, 96, 5 * 64, 15 * 64, 30 * 64, 60 * 64]) | st.integers(0, 70 * 64)
+    grains = st.sampled_from([0, 7, 64, 5 * 64, 15 * 64, 30 * 64, 60 * 64]) | st.integers(0, 70 * 64)
     dimension = st.integers(0, 4)
     picks = st.lists(dimension, min_size=1, max_size=3, unique=True).map(tuple)
     part = st.sampled_from([0, 20, 50, 100]) | st.integers(0, 100)
@@ -85,7 +85,8 @@ def steps(most_used: int) -> st.SearchStrategy[list[Step]]:
     wait, call = st.builds(Wait, grains), st.builds(Call, picks, parts)
     which = st.integers(0, 5)
     end, again = st.builds(End, which, used), st.builds(Again, which, used)
-    step = st.sampled_from([wait] * 6 + [call] * 8 + [end] * 6 + [again, st.just(Lose())]).flatmap(lambda kind: kind)
+    kinds: list[st.SearchStrategy[Step]] = [*[wait] * 6, *[call] * 8, *[end] * 6, again, st.just(Lose())]
+    step = st.sampled_from(kinds).flatmap(lambda kind: kind)
     return st.lists(step, min_size=20, max_size=40)
 
 
@@ -176,7 +177,7 @@ class Run:
     def _sized(self, dimension: Dimension, part: int) -> Dimension:
         if dimension.unit in FIXED:
             return dimension
-        amount = dimension.limit * part // 100
+        amount = dimension.limit * part // (400 if dimension.kind == "budget" else 100)
         return Dimension(
             **{**{name: getattr(dimension, name) for name in dimension.__struct_fields__}, "amount": amount}
         )

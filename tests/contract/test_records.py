@@ -1,25 +1,18 @@
-"""Records of keys, tenants and admin keys: written in turn, logged with the change or not at all, told to others."""
+"""Records of keys, tenants and admin keys: written in turn, and logged with the change or not at all."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.redis_server import RedisServer, redis_server
-from redis import Redis
+from contract.written import KINDS, Places, entry, record, unique
 
-from gateway.core.types import AdminKey, Allowance, Audit, Budget, KeyRecord, Limit, Secret, Tenant
-from gateway.store import Conflict, Store, StoreDown
+from gateway.core.types import AdminKey, Allowance, Budget, KeyRecord, Limit, Secret, Tenant
+from gateway.store import Conflict, StoreDown
 from gateway.store.memory import MemoryStore
-from gateway.store.redis import RedisStore
 
-KINDS = (KeyRecord, Tenant, AdminKey)
 LIMIT = Limit(
     rpm=3,
     itpm=7,
@@ -27,51 +20,6 @@ LIMIT = Limit(
     budget=Budget(week=Allowance(tokens=2_000_000, cost_micros=50_000_000)),
     outage={"rpm": "share", "budget": "open"},
 )
-
-
-class Places:
-    """Opens stores that share their records, as processes of one fleet do."""
-
-    def __init__(self, make: Callable[[], Store], stack: AsyncExitStack) -> None:
-        self._make, self._stack = make, stack
-
-    async def store(self) -> Store:
-        store = self._make()
-        await store.open()
-        self._stack.push_async_callback(store.close)
-        return store
-
-
-@pytest.fixture(params=["memory", "redis"])
-async def places(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Places]:
-    async with AsyncExitStack() as stack:
-        if request.param == "memory":
-            yield Places(lambda: MemoryStore(tmp_path / "keys.json"), stack)
-        else:
-            url = request.getfixturevalue("redis").url
-            yield Places(lambda: RedisStore(url, timeout=2.0), stack)
-
-
-def unique() -> str:
-    return uuid.uuid4().hex[:12]
-
-
-def record(kind: type[Any], id: str, version: int = 1, **fields: Any) -> Any:
-    """A record of a kind, as small as it may be."""
-    if kind is not Tenant:
-        fields = {"name": "n", "secrets": (Secret(digest="00"),), **fields}
-    return kind(id=id, version=version, **{"created": time.time(), **fields})
-
-
-def entry(subject: str, **fields: Any) -> Audit:
-    return Audit(time=time.time(), actor="cli:tester", action="key.update", subject=subject, **fields)
-
-
-async def soon(condition: Callable[[], object], what: str, seconds: float = 1.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.01)
 
 
 FULL = (
@@ -115,6 +63,7 @@ async def test_what_is_not_there_is_none(places: Places, kind: type[Any]) -> Non
 
 async def test_kinds_do_not_share_their_ids(places: Places) -> None:
     store, id = await places.store(), unique()
+    kind: Any
     for kind in KINDS:
         assert await store.get(kind, id) is None
         await store.put(record(kind, id))
@@ -216,84 +165,3 @@ async def test_half_an_entry_at_the_end_of_the_log_is_no_outage(tmp_path: Path) 
     assert [found.subject for found in await store.audit()] == ["key:a"]
     await store.put(record(KeyRecord, "b"), entry("key:b"))
     assert [found.subject for found in await store.audit()] == ["key:b", "key:a"]
-
-
-@pytest.mark.parametrize("kind", [KeyRecord, Tenant])
-async def test_a_change_by_another_is_heard_of_within_a_second(places: Places, kind: type[Any]) -> None:
-    one, other, id = await places.store(), await places.store(), unique()
-    heard: list[str | None] = []
-    other.watch(heard.append)
-    await soon(lambda: other.hears, "the store hears", 3)
-    await asyncio.sleep(0.05)
-    name = "key" if kind is KeyRecord else "tenant"
-    for version in (1, 2):
-        heard.clear()
-        await one.put(record(kind, id, version))
-        await soon(lambda: f"{name}:{id}" in heard or None in heard, "the change is heard of")
-
-
-async def test_a_change_of_ones_own_is_heard_of_too(places: Places) -> None:
-    store, id = await places.store(), unique()
-    heard: list[str | None] = []
-    store.watch(heard.append)
-    await soon(lambda: store.hears, "the store hears", 3)
-    heard.clear()
-    await store.put(record(KeyRecord, id))
-    await soon(lambda: f"key:{id}" in heard or None in heard, "the change is heard of")
-
-
-async def test_after_a_reconnect_anything_may_have_changed(redis: RedisServer) -> None:
-    """What happened while nobody listened is told as None, and the store says when it is deaf."""
-    heard: list[str | None] = []
-    with Redis.from_url(redis.url) as client:
-        store = RedisStore(redis.url, timeout=2.0)
-        store.watch(heard.append)
-        await store.open()
-        try:
-            await soon(lambda: store.hears and None in heard, "the subscription", 3)
-            heard.clear()
-            client.client_kill_filter(_type="pubsub")
-            await soon(lambda: not store.hears, "the store knows that it is deaf")
-            await soon(lambda: store.hears and heard == [None], "the subscription again", 3)
-            id = unique()
-            await store.put(record(KeyRecord, id))
-            await soon(lambda: f"key:{id}" in heard, "the change is heard of")
-        finally:
-            await store.close()
-
-
-async def test_a_store_whose_redis_is_gone_does_not_hear() -> None:
-    with redis_server() as own:
-        store = RedisStore(own.url, timeout=0.25)
-        assert not store.hears
-        await store.open()
-        try:
-            await soon(lambda: store.hears, "the store hears", 3)
-            own.stop()
-            await soon(lambda: not store.hears, "the store knows that it is deaf", 4)
-            heard: list[str | None] = []
-            store.watch(heard.append)
-            own.restart()
-            await soon(lambda: store.hears and None in heard, "the store hears again", 4)
-        finally:
-            await store.close()
-
-
-async def test_a_lost_memory_is_an_outage_and_not_an_unknown_key() -> None:
-    """A Redis that was flushed has no records; whoever has seen some must not take their absence for an answer."""
-    with redis_server() as own, Redis.from_url(own.url) as client:
-        store = RedisStore(own.url, timeout=2.0)
-        await store.open()
-        try:
-            assert await store.get(KeyRecord, "never") is None
-            await store.put(record(KeyRecord, "a"))
-            assert await store.get(KeyRecord, "a") is not None
-            assert await store.get(KeyRecord, "never") is None
-            client.flushall()
-            for look in (store.get(KeyRecord, "a"), store.get(KeyRecord, "b"), store.all(KeyRecord)):
-                with pytest.raises(StoreDown):
-                    await look
-            await store.put(record(KeyRecord, "b"))
-            assert await store.get(KeyRecord, "a") is None
-        finally:
-            await store.close()

@@ -81,10 +81,7 @@ def _check_rate(redis: RedisServer, case: Case, admitted: int, calls: list[Excha
 async def _check_budget(redis: RedisServer, case: Case) -> None:
     """All that was admitted is settled, and nothing is reserved any more."""
     spent = [str(case.limit * CALL), "0"]
-    seen = []
-
-    def settled() -> bool:
-        seen[:] = redis.ask("HMGET", case.name, "s", "o")
-        return seen == spent
-
-    await eventually(settled, f"settled and reserved are {spent}", 10)
+    await eventually(
+        lambda: redis.ask("HMGET", case.name, "s", "o") == spent,
+        lambda: f"settled and reserved are {spent}, not {redis.ask('HMGET', case.name, 's', 'o')}",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from faults.volley import CALL, OUTPUT, PROMPT
+from msgspec import structs
 
 from gateway.core.types import Allowance, Budget, Limit
 
@@ -16,7 +17,7 @@ DIMENSIONS = (*RATES, "concurrency", "tokens", "money")
 def limit(dimension: str, calls: int) -> Limit:
     """A limit that so many calls exhaust; a token costs a micro-unit."""
     if dimension in RATES:
-        return Limit(**{dimension: calls * RATES[dimension][1]})
+        return structs.replace(Limit(), **{dimension: calls * RATES[dimension][1]})
     if dimension == "concurrency":
         return Limit(concurrency=calls)
     spent = calls * CALL

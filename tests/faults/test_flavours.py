@@ -47,11 +47,10 @@ def test_flavours_that_cannot_be_had_are_told(report: Report) -> None:
 
 def test_a_redis_that_may_evict_is_warned_of(upstream: Upstream, report: Report) -> None:
     options = ("--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru")
-    with redis_server(options=options) as redis:
-        with fleet({"routes": {"m": route(upstream, "m")}}, redis.url, gateways=1, workers=1) as one:
-            wanted = "maxmemory-policy allkeys-lru"
-            eventually(lambda: wanted in one.gateways[0].stderr(), "the warning")
-            assert "set it to noeviction" in one.gateways[0].stderr()
+    table, wanted = {"routes": {"m": route(upstream, "m")}}, "maxmemory-policy allkeys-lru"
+    with redis_server(options=options) as redis, fleet(table, redis.url, gateways=1, workers=1) as one:
+        eventually(lambda: wanted in one.gateways[0].stderr(), "the warning")
+        assert "set it to noeviction" in one.gateways[0].stderr()
     report.add("Redis with allkeys-lru", 1, "warned of at start", "warned of")
 
 

@@ -182,11 +182,12 @@ async def _lone(call: Exchange, port: int) -> None:
     call.leave()
 
 
-async def eventually(look: Callable[[], bool], what: str, seconds: float = 10) -> float:
+async def eventually(look: Callable[[], bool], what: str | Callable[[], str], seconds: float = 10) -> float:
     """Wait until this is so, letting calls under way go on; how many seconds that took."""
     began = time.monotonic()
     while not look():
-        assert time.monotonic() - began < seconds, f"not within {seconds:.0f} s: {what}"
+        if time.monotonic() - began > seconds:
+            raise AssertionError(f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}")
         await asyncio.sleep(0.02)
     return time.monotonic() - began
 

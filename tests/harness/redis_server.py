@@ -67,12 +67,12 @@ class RedisServer:
     def ask(self, *command: Any) -> Any:
         """What the server answers to a command: text, numbers, lists and maps of them."""
         if self._client is None:
-            once = Retry(NoBackoff(), 0)  # type: ignore[no-untyped-call]
+            once = Retry(NoBackoff(), 0)
             self._client = redis_py.Redis(
                 port=self.port, decode_responses=True, retry=once, socket_timeout=10, protocol=2
             )
         try:
-            return self._client.execute_command(*command)
+            return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
         except redis_py.ConnectionError:
             self._client.close()
             raise

@@ -47,3 +47,20 @@ def test_the_state_file_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
     assert Settings().state_path == Path("/somewhere/trunkline/keys.json")
     assert Settings(state="here.json").state_path == Path("here.json")
+
+
+def test_the_admin_listener_is_off_by_default_and_has_an_address() -> None:
+    assert Settings().admin_port == 0
+    assert Settings(admin_port=9000).admin_address == "http://127.0.0.1:9000"
+    assert Settings(admin_port=9000, admin_host="::1").admin_address == "http://[::1]:9000"
+    assert Settings(admin_port=9000, admin_url="https://admin.example/").admin_address == "https://admin.example"
+
+
+def test_the_bootstrap_hash_is_one_or_is_refused_without_being_shown() -> None:
+    digest = "0123456789abcdef" * 4
+    assert Settings().admin_digest() == ""
+    assert Settings(admin_hash=f" {digest.upper()} ").admin_digest() == digest
+    for text in ("tladm_secret", digest[1:], digest + "0", "g" + digest[1:]):
+        with pytest.raises(ValueError, match="TRUNKLINE_ADMIN_HASH") as caught:
+            Settings(admin_hash=text).admin_digest()
+        assert text not in str(caught.value)

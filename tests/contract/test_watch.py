@@ -1,0 +1,96 @@
+"""Changes of records are told to others soon, and a store knows when it is deaf or has lost its memory."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from contract.written import Places, record, soon, unique
+from harness.redis_server import RedisServer, redis_server
+from redis import Redis
+
+from gateway.core.types import KeyRecord, Tenant
+from gateway.store import StoreDown
+from gateway.store.redis import RedisStore
+
+
+@pytest.mark.parametrize("kind", [KeyRecord, Tenant])
+async def test_a_change_by_another_is_heard_of_within_a_second(places: Places, kind: type[Any]) -> None:
+    one, other, id = await places.store(), await places.store(), unique()
+    heard: list[str | None] = []
+    other.watch(heard.append)
+    await soon(lambda: other.hears, "the store hears", 3)
+    await asyncio.sleep(0.05)
+    name = "key" if kind is KeyRecord else "tenant"
+    for version in (1, 2):
+        heard.clear()
+        await one.put(record(kind, id, version))
+        await soon(lambda: f"{name}:{id}" in heard or None in heard, "the change is heard of")
+
+
+async def test_a_change_of_ones_own_is_heard_of_too(places: Places) -> None:
+    store, id = await places.store(), unique()
+    heard: list[str | None] = []
+    store.watch(heard.append)
+    await soon(lambda: store.hears, "the store hears", 3)
+    heard.clear()
+    await store.put(record(KeyRecord, id))
+    await soon(lambda: f"key:{id}" in heard or None in heard, "the change is heard of")
+
+
+async def test_after_a_reconnect_anything_may_have_changed(redis: RedisServer) -> None:
+    """What happened while nobody listened is told as None, and the store says when it is deaf."""
+    heard: list[str | None] = []
+    with Redis.from_url(redis.url) as client:
+        store = RedisStore(redis.url, timeout=2.0)
+        store.watch(heard.append)
+        await store.open()
+        try:
+            await soon(lambda: store.hears and None in heard, "the subscription", 3)
+            heard.clear()
+            client.client_kill_filter(_type="pubsub")
+            await soon(lambda: not store.hears, "the store knows that it is deaf")
+            await soon(lambda: store.hears and heard == [None], "the subscription again", 3)
+            id = unique()
+            await store.put(record(KeyRecord, id))
+            await soon(lambda: f"key:{id}" in heard, "the change is heard of")
+        finally:
+            await store.close()
+
+
+async def test_a_store_whose_redis_is_gone_does_not_hear() -> None:
+    with redis_server() as own:
+        store = RedisStore(own.url, timeout=0.25)
+        assert not store.hears
+        await store.open()
+        try:
+            await soon(lambda: store.hears, "the store hears", 3)
+            own.stop()
+            await soon(lambda: not store.hears, "the store knows that it is deaf", 4)
+            heard: list[str | None] = []
+            store.watch(heard.append)
+            own.restart()
+            await soon(lambda: store.hears and None in heard, "the store hears again", 4)
+        finally:
+            await store.close()
+
+
+async def test_a_lost_memory_is_an_outage_and_not_an_unknown_key() -> None:
+    """A Redis that was flushed has no records; whoever has seen some must not take their absence for an answer."""
+    with redis_server() as own:
+        store = RedisStore(own.url, timeout=2.0)
+        await store.open()
+        try:
+            assert await store.get(KeyRecord, "never") is None
+            await store.put(record(KeyRecord, "a"))
+            assert await store.get(KeyRecord, "a") is not None
+            assert await store.get(KeyRecord, "never") is None
+            own.ask("FLUSHALL")
+            for look in (store.get(KeyRecord, "a"), store.get(KeyRecord, "b"), store.all(KeyRecord)):
+                with pytest.raises(StoreDown):
+                    await look
+            await store.put(record(KeyRecord, "b"))
+            assert await store.get(KeyRecord, "a") is None
+        finally:
+            await store.close()
