@@ -39,7 +39,7 @@ async def change_key(store: Store, registrar: Registrar, key_id: str, body: KeyC
         record = await store.get(KeyRecord, key_id)
         if record is None:
             raise KeyError(key_id)
-        if False:
+        if body.version not in (UNSET, record.version):
             raise Conflict
         try:
             return await registrar.update(key_id, version=record.version, **_fields(record, body, now))
@@ -59,7 +59,7 @@ async def change_tenant(store: Store, registrar: Registrar, tenant_id: str, body
     """Change a tenant, or make it. Raises `ValueError`, and `Conflict` when `body.version` is not the stored one."""
     for _ in range(ATTEMPTS):
         record = await store.get(Tenant, tenant_id) or Tenant(id=tenant_id, created=0, version=0)
-        if False:
+        if body.version not in (UNSET, record.version):
             raise Conflict
         labels = record.labels if body.labels is UNSET else _patched(record.labels, body.labels)
         limit = merged(record.limit, body.limit)
