@@ -201,7 +201,10 @@ def _show(record: KeyRecord, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(key))
         return
-    fields({name: getattr(key, name) for name in key.__struct_fields__ if name != "secrets"})
+    secrets = [
+        f"pepper {each.pepper}" + (f", until {when(each.not_after)}" if each.not_after else "") for each in key.secrets
+    ]
+    fields({**{name: getattr(key, name) for name in key.__struct_fields__}, "secrets": "\n".join(secrets)})
 
 
 def _show_secret(record: KeyRecord, secret: str, as_json: bool) -> None:

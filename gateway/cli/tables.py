@@ -25,7 +25,7 @@ def rows(columns: tuple[str, ...], lines: list[tuple[object, ...]], nothing: str
         return
     table = Table(*columns, box=None, pad_edge=False)
     for line in lines:
-        table.add_row(*(str(cell) for cell in line))
+        table.add_row(*(Text(str(cell)) for cell in line))
     console().print(table)
 
 

@@ -101,10 +101,11 @@ def test_what_was_spent_meanwhile_is_owed(
     assert before % 120 == 0
     with outage(alone, own_redis):
         assert flood(alone, issued, 4, chat("m", max_tokens=20)) == {200: 4}
-    for unit in ("tokens", "cost"):
-        eventually(
-            lambda unit=unit: spent(own_redis, issued, unit) == before + 480 or None, f"what was spent in {unit}"
-        )
+
+    def owed() -> bool | None:
+        return all(spent(own_redis, issued, unit) == before + 480 for unit in ("tokens", "cost")) or None
+
+    eventually(owed, "what was spent meanwhile")
     target.script = whole(answer(prompt=100, completion=10_000 - 100 - before - 480))
     assert ask(alone, chat("m", max_tokens=10), issued.secret).status == 200
     denied = ask(alone, chat("m", max_tokens=10), issued.secret)

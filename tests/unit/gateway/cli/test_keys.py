@@ -133,6 +133,14 @@ def test_rotating_and_revoking(said: Said, run: Run) -> None:
     assert said("keys", "show", key["id"])["status"] == "revoked"
 
 
+def test_people_see_under_which_pepper_a_secret_is_stored_and_how_long_it_lives(said: Said, run: Run) -> None:
+    key = said("keys", "create", "--name", "k", "--rpm", "5")
+    run("keys", "rotate", key["id"], "--overlap", "1h")
+    shown = run("keys", "show", key["id"]).stdout
+    assert "pepper 0, until 20" in shown and "5 rpm" in shown and "k" in shown
+    assert "digest" not in shown and "expires" not in shown
+
+
 def test_secrets_are_shown_once_and_stored_nowhere(said: Said, run: Run, tmp_path: Path) -> None:
     secrets = [said("keys", "create", "--name", "k", *EVERYTHING)["secret"]]
     key_id = secrets[0].split("_")[1]

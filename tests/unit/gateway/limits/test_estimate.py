@@ -54,7 +54,7 @@ def test_a_prompt_is_a_token_for_four_bytes_at_first(size: int) -> None:
 )
 @pytest.mark.parametrize("n", [None, 1, 3])
 def test_an_answer_is_as_long_as_it_may_be(names: tuple[str, ...], n: int | None) -> None:
-    fields = dict.fromkeys(names, 100) | ({} if n is None else {"n": n})
+    fields: dict[str, Any] = dict.fromkeys(names, 100) | ({} if n is None else {"n": n})
     estimate = Estimator().estimate(call(**fields), "k", "r")
     assert estimate.output == 100 * (n or 1)
     assert estimate.least[1] == estimate.output

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.core.errors import LimitReached, NeverFits, OutOfBudget, RateLimited
 from gateway.core.types import Dimension, Standing, Verdict
@@ -104,8 +105,7 @@ def no(dimension: Dimension, wait: float, *others: Dimension, reset: float = 1.0
     [("key", "key"), ("tenant", "tenant"), ("model", "model"), ("key_model", "key on this model")],
 )
 def test_a_denial_says_whose_limit_which_and_when(dimension: Dimension, words: str, scope: str, whose: str) -> None:
-    which = Dimension(*(scope if f == "scope" else getattr(dimension, f) for f in dimension.__struct_fields__))
-    error = no(which, 1.2, rate("rpm", 9), budget(4))
+    error = no(structs.replace(dimension, scope=scope), 1.2, rate("rpm", 9), budget(4))
     assert isinstance(error, RateLimited)
     assert f"This {whose} " in error.message and words in error.message and "2s" in error.message
     assert (error.scope, error.dimension) == (scope, dimension.name)
