@@ -14,7 +14,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from backends.api import Call
-from gateway.core.errors import ClientGone, GatewayError, NoTarget, Rejected, UpstreamBusy, UpstreamError
+from gateway.core.errors import ClientGone, Forbidden, GatewayError, NoTarget, Rejected, UpstreamBusy, UpstreamError
 from gateway.forward import Forwarder, Upstream
 from gateway.keys import Caller, Keyring, authorize, may_use
 from gateway.limits import Admission, Lease
@@ -74,13 +74,16 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)
-        authorize(caller.key, endpoint, call.model, route.name)  # 403
 
         async def refresh() -> Caller:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             authorize(caller.key, endpoint, call.model, route.name)
             return caller
 
+        try:
+            authorize(caller.key, endpoint, call.model, route.name)  # 403
+        except Forbidden:
+            caller = await refresh()  # the key may have been given more since it was loaded
         admitting = parts.admission.admit(call, caller, route.name, record.spend, refresh)
         async with await admitting as lease:  # 400, 429, 503
             record.admitted(lease.at, lease.input)

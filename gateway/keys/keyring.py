@@ -52,6 +52,8 @@ class Keyring:
         """
         key = await self._door.identify(headers, source, fresh=fresh)
         if key.sources and not within(source, key.sources):
+            if not fresh:  # the key may have been given another network since it was loaded
+                return await self.authenticate(headers, source, fresh=True)
             raise SourceNotAllowed("This key may not be used from this address.")
         try:
             tenant = await self._tenants.get(key.tenant, fresh=fresh)

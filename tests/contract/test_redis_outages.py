@@ -139,15 +139,17 @@ async def test_a_settlement_whose_answer_was_lost_counts_once(own: RedisServer) 
     """Sent to a frozen server, which does it when it thaws; sent again after that, as nobody had heard."""
     async with opened(own.url) as store:
         key_id = await keyed(store)
-        ask = budget(key_id, 1000, 400)
-        verdict = await store.admit(ask)
+        asks = [budget(key_id, 2000, 400) for _ in range(2)]
+        first, second = [await store.admit(ask) for ask in asks]
+        store.settle(asks[0], first.at, (1000,))  # from here on the server knows the script
+        await store.ping()
         os.kill(own.process.pid, signal.SIGSTOP)
-        store.settle(ask, verdict.at, (300,))
+        store.settle(asks[1], second.at, (300,))
         with pytest.raises(StoreDown):
             await store.ping()
         await thawed(own, store)
         await asyncio.sleep(0.3)
-        assert (await store.admit(budget(key_id, 1000, 0))).standings[0].remaining == 700
+        assert (await store.admit(budget(key_id, 2000, 0))).standings[0].remaining == 700
 
 
 async def test_counters_that_were_flushed_are_brought_back_as_far_as_records_and_ledger_know() -> None:

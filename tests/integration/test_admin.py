@@ -135,7 +135,9 @@ def test_a_key_without_limits_is_revoked_within_a_second(gateway: GatewayProcess
 
 def test_a_tenants_limit_holds_for_all_its_keys(gateway: GatewayProcess, admin: str, target: Target) -> None:
     name = f"t{os.urandom(4).hex()}"
-    secrets = [said(gateway, "POST", "/keys", {"name": "k", "tenant": name}, key=admin)["secret"] for _ in range(3)]
+    # With a limit of their own: then admission compares the tenant's record too, and the change holds at once.
+    body = {"name": "k", "tenant": name, "limit": {"rpm": 1000}}
+    secrets = [said(gateway, "POST", "/keys", body, key=admin)["secret"] for _ in range(3)]
     assert ask(gateway, chat("m"), secrets[0]).status == 200
     said(gateway, "PUT", f"/tenants/{name}", {"limit": {"rpm": 4}}, key=admin)
     statuses = [ask(gateway, chat("m"), secret).status for secret in secrets * 3]

@@ -76,6 +76,17 @@ def test_state_changes_are_told_once(alone: GatewayProcess, own_redis: RedisServ
     assert total(samples(alone), "limits_degraded") == 0
 
 
+def test_the_end_of_an_outage_is_noticed_without_a_call(
+    alone: GatewayProcess, own_redis: RedisServer, target: Target
+) -> None:
+    """Or a gateway that nobody calls would look as if its Redis were still away."""
+    issued = alone.issue(limit=Limit(rpm=100_000))
+    with outage(alone, own_redis, issued):
+        assert flood(alone, issued, 10) == {200: 10}
+        assert total(samples(alone), "limits_degraded") == 1
+    eventually(lambda: total(samples(alone), "limits_degraded") == 0 or None, "the gauge falls", 15)
+
+
 def settled(own_redis: RedisServer, issued: Issued) -> bool | None:
     """No call of the key holds anything of its budget."""
     return own_redis.ask("HGET", f"{{tl}}:budget:key:{issued.record.id}:day:tokens", "o") == "0" or None

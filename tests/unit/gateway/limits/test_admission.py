@@ -270,6 +270,41 @@ async def test_a_budget_that_calls_under_way_have_reserved_says_come_again(bench
     await bench.admit(person, call(max_tokens=60))
 
 
+async def test_the_rest_of_a_budget_can_be_spent_by_calls_that_do_not_bound_their_answers(bench: Bench) -> None:
+    """What is assumed of an answer is no reason to say that a budget is used up of which most is left."""
+    person = await bench.person(structs.replace(day(tokens=300), rpm=100))
+    for number in range(9):
+        await bench.done(person, spent=Spent(input=20, output=10))
+        assert len(bench.store.settled) == number + 1
+    amounts = [next(d.amount for d in ask.dimensions if d.kind == "budget") for ask, _, _ in bench.store.settled]
+    assert amounts[-1] == 300 - 8 * 30
+    assert await bench.granted(person, 2, call(max_tokens=100)) == 0, "this one said that it may need more than is left"
+    error = await bench.refused(person, call(user="x" * 8 * 31))
+    assert isinstance(error, OutOfBudget), "the prompt alone is more than is left"
+    last = await bench.done(person, spent=Spent(input=20, output=500))
+    assert header(last, "x-ratelimit-remaining-requests") == "90", "each was charged once"
+    error = await bench.refused(person)
+    assert isinstance(error, OutOfBudget) and error.should_retry is False
+
+
+async def test_the_rest_of_a_budget_is_one_calls_at_a_time(bench: Bench) -> None:
+    person = await bench.person(day(tokens=300))
+    await bench.done(person, spent=Spent(input=100, output=150))
+    async with await bench.admit(person):
+        error = await bench.refused(person)
+        assert isinstance(error, OutOfBudget) and error.should_retry is True
+    await bench.admit(person)
+
+
+async def test_the_rests_of_several_budgets_can_be_spent(tmp_path: Path) -> None:
+    both = Limit(budget=Budget(day=Allowance(tokens=300), month=Allowance(cost_micros=3000)))
+    bench = Bench(tmp_path, Rules(tenant=day(tokens=290)), prices={"r": PRICE})
+    person = await bench.person(both)
+    await bench.done(person, spent=Spent(input=20, output=200, cost=2020))
+    await bench.done(person, spent=Spent(input=20, output=10, cost=120))
+    await bench.admit(person)
+
+
 async def test_a_denial_carries_the_headers(bench: Bench) -> None:
     person = await bench.person(Limit(rpm=60))
     assert await bench.granted(person, 60) == 60
