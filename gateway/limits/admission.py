@@ -105,7 +105,7 @@ _NOTHING: Final = Ask("", (), ())
 
 
 def _smaller(ask: Ask, verdict: Verdict, least: Spent) -> Ask | None:
-    """The ask with what is left of the budget that denied it, if the call may well need no more than that.
+    """The ask with what is left of the budget that denied it, or at least with what the call is sure to need.
 
     A call that does not bound its answer reserves what such answers took before. Were it refused for that, the rest of
     a budget could never be spent.
@@ -113,10 +113,12 @@ def _smaller(ask: Ask, verdict: Verdict, least: Spent) -> Ask | None:
     if verdict.denied is None:
         return None
     dimension, left = ask.dimensions[verdict.denied], verdict.standings[verdict.denied].remaining
-    if dimension.kind != "budget" or not max(1, units(dimension, least)) <= left < dimension.amount:
+    smallest = max(1, units(dimension, least))
+    if dimension.kind != "budget" or dimension.amount <= smallest:
         return None
+    amount = min(max(left, smallest), dimension.amount - 1)
     dimensions = list(ask.dimensions)
-    dimensions[verdict.denied] = structs.replace(dimension, amount=left)
+    dimensions[verdict.denied] = structs.replace(dimension, amount=amount)
     return structs.replace(ask, dimensions=tuple(dimensions))
 
 
