@@ -54,12 +54,15 @@ class Estimator:
 
     def input(self, call: Call, route: str) -> int:
         """Prompt tokens of `call`."""
-        text, media = _size(call)
+        return self._input(*_size(call), route)
+
+    def _input(self, text: int, media: int, route: str) -> int:
         return max(1, int(text / self._bytes_per_token.get(route, BYTES_PER_TOKEN))) + media * MEDIA_TOKENS
 
     def estimate(self, call: Call, key_id: str, route: str) -> Estimate:
         """What to reserve for a call of this key on this route."""
-        prompt, least = self.input(call, route), _size(call)[0] // MOST_BYTES_PER_TOKEN
+        text, media = _size(call)
+        prompt, least = self._input(text, media, route), text // MOST_BYTES_PER_TOKEN
         if call.endpoint == "embeddings":
             return Estimate(prompt, 0, (least, 0))
         # Whichever of the two the target honours, the larger one is enough.

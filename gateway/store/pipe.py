@@ -66,7 +66,7 @@ class Pipe:
         self._flushing = False
         self._down: str | None = None
         self._lost: asyncio.Future[Exception] | None = None
-        self._moves = 0
+        self._moves, self._moving = 0, False
         self._patience = Patience(timeout, self._sent_since, self._fail)
         self._task: asyncio.Task[None] | None = None
 
@@ -126,9 +126,12 @@ class Pipe:
         self._patience.ended(command.turn)
         if isinstance(reply, hiredis.ReplyError):
             self._refused(command, str(reply))
-        elif not command.answer.done():
-            command.answer.set_result(reply)
-            self._moves = 0
+        else:
+            self._moves = self._moves if self._moving else 0
+            if not command.answer.done():
+                command.answer.set_result(reply)
+        if self._moving and not self._sent:
+            self._leave(_Moved())
 
     def lost(self, wire: _Wire, error: Exception) -> None:
         """The connection has ended, by whose doing ever."""
@@ -143,13 +146,12 @@ class Pipe:
             self._again(command)
         elif word == "MOVED":  # not done there, so it may be asked for again at the right node
             self._moves += 1
-            if self._moves == 1 or not self._sent:
-                self._connector.moved(rest)
+            self._connector.moved(rest)
             self._waiting.append(command)
             if self._moves > MAX_MOVES * (1 + len(self._waiting)):
                 self._fail(ConnectionError("the cluster's nodes send us round in circles"))
-            elif not self._sent:
-                self._leave(_Moved())
+            else:
+                self._moving = True  # once what was sent is answered; nothing more is sent to the wrong node
         elif word == "READONLY":
             self._sent.appendleft(command)
             self._fail(ConnectionError("this Redis is a replica now"))
@@ -164,7 +166,7 @@ class Pipe:
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._wire is None or not self._waiting:
+        if self._wire is None or self._moving or not self._waiting:
             return  # what waits is sent when there is a connection
         batch, self._waiting = self._waiting, []
         turn = self._patience.began()
@@ -232,6 +234,7 @@ class Pipe:
 
     def _disconnect(self) -> None:
         wire, self._wire = self._wire, None
+        self._moving = False
         if wire is not None:
             wire.close()
 

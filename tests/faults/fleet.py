@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -60,7 +61,8 @@ class Fleet:
         store = RedisStore(self.url, timeout=5, records_url=self.records_url)
         await store.open()
         try:
-            return await work(Registrar(store, {0: b""}, SystemClock(), "test"))
+            async with asyncio.timeout(20):
+                return await work(Registrar(store, {0: b""}, SystemClock(), "test"))
         finally:
             await store.close()
 

@@ -45,12 +45,14 @@ class Story:
         self.calls: list[Exchange] = []
         self.unknown: list[Exchange] = []
         self.began = self.ended = self.over = 0.0
-        self._lost, self._found = fleet.logged(LOST), fleet.logged(FOUND)
+        self._lost = self._found = 0
 
     async def run(self, secrets: dict[str, str], begin: Callable[[], Any], end: Callable[[], Any]) -> None:
         """Load, outage, load; `begin` and `end` are run in a thread, as they may take their time."""
         raws = [(label, chat(self.model, secrets[label])) for label in MIX]
-        await volley(self.fleet.ports * 8, [raw for raw in dict(raws).values() for _ in range(2)])
+        for raw in dict(raws).values():
+            await self._make_known(raw)
+        self._lost, self._found = self.fleet.logged(LOST), self.fleet.logged(FOUND)
         told: list[bool] = []
         load = asyncio.create_task(steady(self.fleet.ports, raws, RATE, lambda: bool(told)))
         await asyncio.sleep(BEFORE)
@@ -65,6 +67,16 @@ class Story:
         told.append(True)
         self.over = time.monotonic()
         self.calls = await load
+
+    async def _make_known(self, raw: bytes) -> None:
+        """Have every worker load the key; a request id begins with its worker's boot id."""
+        workers = set[str]()
+        for _ in range(50):
+            calls = await volley(self.fleet.ports, [raw] * 2)
+            workers |= {call.headers["x-request-id"].rpartition("-")[0] for call in calls}
+            if len(workers) == self.fleet.workers * len(self.fleet.gateways):
+                return
+        raise AssertionError(f"only {len(workers)} workers take calls")
 
     def of(self, *labels: str) -> list[Exchange]:
         return [call for call in self.calls if call.label in labels]
@@ -93,6 +105,11 @@ class Story:
         """How often workers logged that they count on their own, and that they share again."""
         return self.fleet.logged(LOST) - self._lost, self.fleet.logged(FOUND) - self._found
 
+    def log(self) -> str:
+        """What the gateways have said of Redis lately."""
+        lines = [line for one in self.fleet.gateways for line in one.stderr().splitlines()]
+        return "\n".join([line for line in lines if "trunkline.store" in line or "trunkline.limits" in line][-60:])
+
 
 def check(story: Story, *, degrades: bool, empties: bool = False) -> None:
     """What holds in every outage; `degrades`: Redis is of no use while it lasts, `empties`: its counters are lost."""
@@ -106,9 +123,9 @@ def check(story: Story, *, degrades: bool, empties: bool = False) -> None:
     assert not stuck, f"in the last second: {[(call.label, call.status, call.headers) for call in stuck[:3]]}"
     lost, found = story.lines()
     workers = story.fleet.workers * len(story.fleet.gateways)
-    assert lost == found, f"{lost} workers lost Redis, {found} found it again"
+    assert lost == found, f"{lost} workers lost Redis, {found} found it again\n{story.log()}"
     if degrades:
-        assert 0 < lost <= workers, f"{lost} lines of {workers} workers"
+        assert 0 < lost <= workers, f"{lost} lines of {workers} workers\n{story.log()}"
         check_policies(story)
 
 

@@ -97,7 +97,7 @@ class GatewayProcess:
     def said(self, *arguments: str) -> Any:
         """What a command on the store says in JSON."""
         command = [*TRUNKLINE, *arguments, *self._store, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=20, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=40, check=True)
         return json.loads(done.stdout)
 
     def records(self) -> list[dict[str, Any]]:
