@@ -25,8 +25,8 @@ log = logging.getLogger("trunkline.limits")
 
 MAX_STALE: Final = 3
 """Times records may change under one call before it is told to come again."""
-TOLD_SECONDS: Final = 0.25
-"""How long the end of a call waits at most for the store to know that its slot is free."""
+TOLD_SECONDS: Final = 1.0
+"""How long the end of a call waits at most for the store to know that its slot is free; an outage is noticed sooner."""
 
 
 class Caller(Protocol):

@@ -55,7 +55,7 @@ class GatewayProcess:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen([*command, *self._store], stdout=out, stderr=err, env=self._env)
 
-    def wait_ready(self, seconds: float = 20) -> None:
+    def wait_ready(self, seconds: float = 45) -> None:
         """Until the gateway is ready, and its admin listener answers if it has one."""
         self._wait(self.url + "/ready", seconds)
         if self.admin_port:
