@@ -144,7 +144,7 @@ class Admission:
         self._planner = Planner(self._rules)
         self._own = Counters(now)
         self.estimator = Estimator()
-        self.degraded = False
+        self.degraded, self._changes = False, 0
 
     async def admit(
         self,
@@ -216,16 +216,18 @@ class Admission:
 
     async def _decide(self, ask: Ask) -> tuple[Ask, Verdict, bool]:
         """What was asked, the verdict, and whether this gateway reached it on its own."""
-        started = self._clock()
+        started, changes = self._clock(), self._changes
         try:
             verdict = await self._store.admit(ask)
         except StoreDown as error:
-            self._degrade(error)
+            if changes == self._changes:  # what was asked before the last change tells nothing of the time after it
+                self._degrade(error)
             alone = self._alone(ask)
             return alone, self._own.charge(alone), True
         finally:
             self._seconds(self._clock() - started)
-        self._recover()
+        if changes == self._changes:
+            self._recover()
         return ask, verdict, False
 
     def _alone(self, ask: Ask) -> Ask:
@@ -252,13 +254,13 @@ class Admission:
 
     def _recover(self) -> None:
         if self.degraded:
-            self.degraded = False
+            self.degraded, self._changes = False, self._changes + 1
             self._tell_degraded(False)
             log.warning("limits are shared again")
 
     def _degrade(self, error: StoreDown) -> None:
         if not self.degraded:
-            self.degraded = True
+            self.degraded, self._changes = True, self._changes + 1
             self._tell_degraded(True)
             log.warning("limits are counted in this gateway only: %s", error)
             self._own = Counters(self._now)

@@ -63,6 +63,7 @@ class RedisStore:
     async def ping(self) -> None:
         for pipe in self._pipes:
             await pipe.call("PING")
+        await self._records.look_for_loss()
 
     @property
     def gateways(self) -> int:

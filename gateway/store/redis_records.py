@@ -34,7 +34,7 @@ class RedisRecords:
     async def get(self, kind: type[R], id: str) -> R | None:
         raw = await self._pipe.call("HGET", f"{TAG}{KINDS[kind]}:{id}", "record")
         if raw is None:
-            await self._look_for_loss()
+            await self.look_for_loss()
             return None
         self._had_records = True
         return msgspec.json.decode(raw, type=kind)
@@ -42,7 +42,7 @@ class RedisRecords:
     async def all(self, kind: type[R]) -> list[R]:
         ids = await self._pipe.call("ZRANGE", f"{TAG}{KINDS[kind]}s", 0, -1)
         if not ids:
-            await self._look_for_loss()
+            await self.look_for_loss()
         names = [f"{TAG}{KINDS[kind]}:{id.decode()}" for id in ids]
         found = await asyncio.gather(*(self._pipe.call("HGET", name, "record") for name in names))
         return [msgspec.json.decode(raw, type=kind) for raw in found if raw is not None]
@@ -73,11 +73,11 @@ class RedisRecords:
         """The version of the record named like `key:<id>`; None: there is no such record."""
         stored: bytes | None = await self._pipe.call("HGET", TAG + name, "version")
         if stored is None:
-            await self._look_for_loss()
+            await self.look_for_loss()
         return stored
 
-    async def _look_for_loss(self) -> None:
-        """A record is not there. If nothing is there, and there was once, the store has lost its memory."""
+    async def look_for_loss(self) -> None:
+        """Raises `StoreDown` if nothing is there and there was once: the store has lost its memory."""
         if await self._pipe.call("EXISTS", _EPOCH):
             self._had_records = True
         elif self._had_records:

@@ -44,7 +44,7 @@ class Story:
         self.fleet, self.model = fleet, model
         self.calls: list[Exchange] = []
         self.unknown: list[Exchange] = []
-        self.began = self.ended = self.over = 0.0
+        self.began = self.ending = self.ended = self.over = 0.0
         self._lost = self._found = 0
 
     async def run(self, secrets: dict[str, str], begin: Callable[[], Any], end: Callable[[], Any]) -> None:
@@ -61,6 +61,7 @@ class Story:
         await asyncio.sleep(DURING * 0.6)
         self.unknown = await volley(self.fleet.ports, [chat(self.model, UNKNOWN)] * 4)
         await asyncio.sleep(max(0.0, self.began + DURING - time.monotonic()))
+        self.ending = time.monotonic()
         await asyncio.to_thread(end)
         self.ended = time.monotonic()
         await asyncio.sleep(AFTER)
@@ -82,8 +83,9 @@ class Story:
         return [call for call in self.calls if call.label in labels]
 
     def during(self, *labels: str) -> list[Exchange]:
-        """Those sent when every worker had noticed."""
-        return [call for call in self.of(*labels) if self.began + SETTLING < call.sent < self.ended]
+        """Those that came and went when every worker had noticed, and nothing was being mended yet."""
+        noticed = self.began + SETTLING
+        return [call for call in self.of(*labels) if noticed < call.sent and call.finished < self.ending]
 
     @property
     def last(self) -> list[Exchange]:

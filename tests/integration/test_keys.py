@@ -146,7 +146,7 @@ def test_a_new_key_is_known_at_once_everywhere(fleet: list[GatewayProcess], shar
 
 
 def test_revoking_does_not_end_calls_that_are_under_way(gateway: GatewayProcess, solo: Target) -> None:
-    issued = gateway.issue()
+    issued = gateway.issue(limit=Limit(rpm=1000))
     solo.script = stream(event("Hi"), Act.STALL)
     with wire(gateway, request(chat("solo", stream=True), issued.secret)) as connection:
         connection.read_until(event("Hi"))
@@ -180,7 +180,7 @@ def test_after_a_rotation_both_secrets_hold_for_the_overlap(
 
 
 def test_after_a_long_overlap_began_the_old_secret_still_holds(gateway: GatewayProcess, solo: Target) -> None:
-    issued = gateway.issue()
+    issued = gateway.issue(limit=Limit(rpm=1000))
     assert ask(gateway, chat("solo"), issued.secret).status == 200
     renewed = gateway.keys("rotate", issued.record.id, "--overlap", "1h")
     assert ask(gateway, chat("solo"), renewed["secret"]).status == 200

@@ -130,7 +130,7 @@ def test_what_else_can_go_wrong(talkative: GatewayProcess, issued: Issued, targe
         check_error(ask(talkative, prompt(), limited.secret), limited)
     narrow = talkative.issue(models=("dead",))
     assert ask(talkative, prompt(), narrow.secret).status == 403
-    revoked = talkative.issue()
+    revoked = talkative.issue(limit=Limit(rpm=1000))
     talkative.keys("revoke", revoked.record.id)
     assert ask(talkative, prompt(), revoked.secret).status == 401
     target.script = stream(event(PROMPT), Act.STALL)
