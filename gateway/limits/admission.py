@@ -249,7 +249,7 @@ class Admission:
         """In an outage, see whether it is over: no call may come to find out."""
         if self.degraded:
             with suppress(StoreDown):
-                await self._store.ping()
+                await self._store.sound()
                 self._recover()
 
     def _recover(self) -> None:

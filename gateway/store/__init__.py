@@ -106,6 +106,9 @@ class Store(Limits, Records, Ledger, Protocol):
     async def ping(self) -> None:
         """Return once the store answers."""
 
+    async def sound(self) -> None:
+        """Return once the store answers and has not lost what it had."""
+
     @property
     def gateways(self) -> int:
         """How many gateway workers live, as last heard; at least 1."""

@@ -75,6 +75,9 @@ class MemoryStore:
     async def ping(self) -> None:
         self._refresh()
 
+    async def sound(self) -> None:
+        self._refresh()
+
     async def admit(self, ask: Ask) -> Verdict:
         self._refresh()
         for name, version in ask.records:

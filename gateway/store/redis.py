@@ -63,6 +63,9 @@ class RedisStore:
     async def ping(self) -> None:
         for pipe in self._pipes:
             await pipe.call("PING")
+
+    async def sound(self) -> None:
+        await self.ping()
         await self._records.look_for_loss()
 
     @property
