@@ -38,7 +38,7 @@ test-tgi: $(VENV)/.dev ## the TGI suite: against TGI_URL, else against the stand
 	$(BIN)/python tests/tgi/oracles.py
 	$(BIN)/python -m pytest tests/tgi $(ARGS)
 
-test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis that can be had here (about 12 minutes)
+test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis that can be had here (about 9 minutes)
 	$(BIN)/python tests/harness/redis_flavours.py
 	$(BIN)/python -m pytest tests/faults -o timeout=180 --show-capture=no $(ARGS)
 

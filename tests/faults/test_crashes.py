@@ -11,7 +11,7 @@ import psutil
 import pytest
 from faults.fleet import Fleet, fleet, kill, route
 from faults.report import Report
-from faults.volley import CALL, Exchange, chat, eventually, leave, volley
+from faults.volley import CALL, Exchange, chat, eventually, hang_up, leave, volley
 from harness.gateway_process import GatewayProcess, Issued
 from harness.redis_server import RedisServer
 from harness.upstream import DONE, Act, Gate, Target, Upstream, event, stream, usage_event
@@ -53,6 +53,7 @@ async def freed(gateway: GatewayProcess, issued: Issued, seconds: float) -> floa
     while True:
         (call,) = await volley([gateway.port], [chat("m", issued.secret, stream=True)], hold=True)
         call.leave()
+        await asyncio.sleep(0)  # in which the connection is closed
         if call.status == 200:
             return time.monotonic() - began
         assert call.status == 429, bytes(call.seen)
@@ -123,7 +124,7 @@ async def test_a_killed_worker_is_replaced_and_its_slots_are_freed(
     took = await freed(other, issued, LEASE_SECONDS)
     lost = [call for call in calls if call.end.done()]
     assert len(lost) == doomed, "the calls of the killed worker end, those of the other one go on"
-    leave(calls)
+    await hang_up()
     assert took < LEASE_SECONDS * 0.6
     report.add(
         "kill -9 of a worker: slots back", len(lost), "when replaced", f"{took:.1f} s", f"{len(lost)} calls lost"

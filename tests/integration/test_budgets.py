@@ -185,9 +185,9 @@ def test_a_tenants_budget_is_above_those_of_its_keys(metered: GatewayProcess, pl
 
 def test_a_change_of_a_tenant_holds_for_the_next_call(metered: GatewayProcess, plain: Target) -> None:
     tenant = f"team-{time.monotonic_ns()}"
-    metered.said("tenants", "set", tenant, "--rpm", "100")
+    metered.said("tenants", "set", tenant, "--rpm", "100000")
     issued = metered.issue(tenant=tenant)
-    assert ask(metered, chat("plain"), issued.secret).header("x-ratelimit-limit-requests") == "100"
+    assert ask(metered, chat("plain"), issued.secret).header("x-ratelimit-limit-requests") == "100000"
     metered.said("tenants", "set", tenant, "--rpm", "2")
     replies = [ask(metered, chat("plain"), issued.secret) for _ in range(6)]
     assert {reply.header("x-ratelimit-limit-requests") for reply in replies} == {"2"}
