@@ -1,0 +1,121 @@
+"""What a target has to do: our own calls, counted as they come and go, and what other gateways say of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+RATE: Final = 8000.0
+"""Prompt tokens a second that a target is assumed to read, only to let what others told grow old (routing rule)."""
+STALE_SECONDS: Final = 2.0
+"""A gateway that has told nothing for so long is dead: what it told no longer counts."""
+LEAST_CHARGE: Final = 16
+"""Tokens; even a prompt that is all in the cache has its question read."""
+
+
+class Told(Struct, frozen=True, array_like=True):
+    """What one gateway says of one target: what it has there now, and all it ever charged."""
+
+    prefill: int
+    waiting: int
+    running: int
+    charged: int
+
+
+class Load:
+    """One target's load as this gateway sees it. The same object for every route that lists the same server."""
+
+    __slots__ = (
+        "_known",
+        "_told_at",
+        "charged",
+        "clock",
+        "others_prefill",
+        "others_running",
+        "others_waiting",
+        "prefill",
+        "running",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        self.prefill = 0
+        """Prompt tokens, less those expected in the target's cache, of our calls that have no first token yet."""
+        self.waiting = 0
+        """Our calls without a first token."""
+        self.running = 0
+        """All our calls."""
+        self.charged = 0
+        """Prefill tokens ever charged by us."""
+        self.others_prefill = self.others_waiting = self.others_running = 0
+        self.clock = 0
+        """Tokens sent to the target as far as we ever heard: never falls, and so tells how old its cache entries are.
+
+        Local to this gateway: other gateways count from elsewhere.
+        """
+        self._told_at = 0.0
+        self._known: dict[str, int] = {}
+
+    def pending(self, now: float) -> float:
+        """Prefill tokens outstanding at `now`, ours exactly, others' as they must have shrunk since they were told.
+
+        A target reads ours and theirs in turn, so their part of its rate is their part of what is pending.
+        """
+        theirs = self.others_prefill
+        if not theirs:
+            return self.prefill
+        done = RATE * (now - self._told_at) * theirs / (theirs + max(1, self.prefill))
+        return self.prefill + max(0.0, theirs - done)
+
+    def told(self, by_gateway: Mapping[str, tuple[Told, float]], now: float) -> None:
+        """Replace what others told: for each gateway its words and their age in seconds. Old words do not count."""
+        prefill = waiting = running = 0
+        age = 0.0
+        for gateway, (told, old) in by_gateway.items():
+            known = self._known.get(gateway)
+            if known is not None:
+                self.clock += max(0, told.charged - known)  # a restarted gateway begins at 0
+            self._known[gateway] = told.charged
+            if old <= STALE_SECONDS:
+                prefill += told.prefill
+                waiting += told.waiting
+                running += told.running
+                age += old * told.prefill
+        for gone in self._known.keys() - by_gateway.keys():
+            del self._known[gone]
+        self.others_prefill, self.others_waiting, self.others_running = prefill, waiting, running
+        self._told_at = now - (age / prefill if prefill else 0.0)
+
+    def tells(self) -> Told:
+        """What this gateway says of its own part."""
+        return Told(self.prefill, self.waiting, self.running, self.charged)
+
+
+class Share:
+    """One call's part of a target's load: the prefill part ends at the first token, the rest at the end, each once."""
+
+    __slots__ = ("_load", "_prefill", "_running")
+
+    def __init__(self, load: Load, prefill: int) -> None:
+        self._load, self._prefill, self._running = load, max(LEAST_CHARGE, prefill), True
+        load.prefill += self._prefill
+        load.charged += self._prefill
+        load.clock += self._prefill
+        load.waiting += 1
+        load.running += 1
+
+    def first_token(self) -> None:
+        """The prompt has been read."""
+        if self._prefill:
+            self._load.prefill -= self._prefill
+            self._load.waiting -= 1
+            self._prefill = 0
+
+    def end(self) -> None:
+        """The call is over, however it ended."""
+        if self._running:
+            self.first_token()
+            self._load.running -= 1
+            self._running = False

@@ -1,0 +1,221 @@
+"""The default policy: keep calls where their prompt is cached, as long as that is where they are answered soonest.
+
+A target's score is what it has to read before the call, and the call's own prompt, less kappa times what it is expected
+to have of that prompt in its cache. What is cached is predicted from rendezvous hashing, which needs no memory and is
+the same in every gateway, and from two small tables of what hashing cannot know. The rule, its constants and the
+simulations they were chosen by are described in docs/routing.md; `trunkline simulate` replays them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from math import ceil
+from random import Random
+from typing import Final
+
+from msgspec import Struct
+
+from gateway.routes.load import LEAST_CHARGE
+from gateway.routes.policies.api import Candidate, Note, Policy, Prompt, Reason, Score, cheapest, ripe
+from gateway.routes.policies.tables import NEVER, Exceptions, Groups
+from gateway.routes.rendezvous import Rendezvous
+
+KAPPA_MAX: Final = 8.0
+"""Without a cap one target would keep a hot prefix for itself."""
+HOMES: Final = 2.0
+"""Homes of a group, as a multiple of its share of the calls (C in the rule)."""
+S_MIN: Final = 1024
+"""Tokens; a shorter common prefix is not worth a home of its own."""
+ALPHA, ALPHA_RATE = 0.7, 0.02
+"""The part of a follow-up that its home has cached: the first guess, and how fast it is learned."""
+PHI, PSI, SHARE_RATE = 0.5, 1.0, 0.01
+"""The share of follow-ups among calls, of known groups among grouped calls: first guesses, and how fast they move."""
+RING: Final = 32
+"""Notes for other gateways between two exchanges; older ones are lost."""
+FEW: Final = 16
+"""Up to so many targets each is scored; of more only those that can be worth it."""
+SAMPLE: Final = 8
+"""Of a large tier's warm targets so many are looked at."""
+REFRESH_SECONDS: Final = 0.05
+"""For so long the weights of young targets and a large tier's mean load are taken as they were."""
+KEPT_PLACES: Final = 32768
+"""Places in the remembered orders of groups, all together."""
+
+
+class Look(Struct):
+    """Where a call belongs, by places in the tier. Empty where there is no group, -1 where there is no such place."""
+
+    home: int = -1
+    homes: Sequence[int] = ()
+    """The group's order, nearest first."""
+    count: int = 0
+    """How many of them are homes of the group."""
+    stamps: Sequence[int] = ()
+    """For each place its clock when the group was last sent there."""
+    last: int = -1
+    """Where the conversation is expected to be cached: at home, or where its last call went instead."""
+    length: float = 0.0
+    """Tokens of it that are expected there."""
+
+
+class HomeCost:
+    """The routing rule `home-cost`, version 2. Greek names and single letters are the rule's own."""
+
+    def __init__(self, names: Sequence[str], seed: int = 0) -> None:
+        self._places = {name: place for place, name in enumerate(names)}
+        self._rendezvous, self._random = Rendezvous(names), Random(seed)  # noqa: S311 - no secret
+        self._groups, self._exceptions = Groups(len(names)), Exceptions()
+        self._alpha, self._phi, self._psi = ALPHA, PHI, PSI
+        self._ring: deque[Note] = deque(maxlen=RING)
+        self._weights: Sequence[float] | None = None
+        self._kappa, self._refreshed = 1.0, float("-inf")
+        self._orders: dict[int, list[int]] = {}
+        self._orders_of: tuple[Sequence[int], Sequence[float] | None] = ((), None)
+
+    def score(self, prompt: Prompt, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> list[Score]:
+        self._refresh(targets, usable, now)
+        key = prompt.conversation or self._random.getrandbits(64)
+        draws = self._rendezvous.draws(key, self._weights)
+        look = self._look(prompt, draws, targets, usable)
+        if len(usable) <= FEW:
+            order = sorted(usable, key=draws.__getitem__, reverse=True)  # of equals the nearest to home is picked
+        else:
+            order = self._worthwhile(look, draws, usable)
+        homes, stamps, tokens = look.homes[: look.count], look.stamps, prompt.tokens
+        scores = []
+        for place in order:
+            target = targets[place]
+            load = target.load
+            warm = stamps and load.clock - stamps[place] < target.kv_tokens
+            cached = value = float(prompt.prefix) if warm else 0.0
+            if place in homes:
+                value = self._psi * prompt.prefix if place == homes[0] and not warm else float(prompt.prefix)
+            if place == look.last:
+                cached, value = max(cached, look.length), max(value, look.length)
+            if place == look.home and not prompt.follow_up:
+                value = max(value, cached + self._phi * (tokens - cached))  # it pays when the conversation goes on
+            cost = (load.pending(now) + tokens - self._kappa * value) / target.weight
+            scores.append(Score(place, cost, int(cached), _reason(look, place, cached)))
+        return scores
+
+    def pick(self, scores: Sequence[Score]) -> Score:
+        return cheapest(scores)
+
+    def placed(self, prompt: Prompt, score: Score, targets: Sequence[Candidate]) -> None:
+        conversation = prompt.conversation
+        if conversation is None:
+            return
+        place, target = score.index, targets[score.index]
+        clock = target.load.clock
+        if (group := _group(prompt)) is not None:
+            known, stamp = self._groups.sent(group, place, clock)
+            self._psi += SHARE_RATE * (known - self._psi)
+            if clock - max(LEAST_CHARGE, prompt.tokens - score.cached) - stamp >= target.kv_tokens:  # it was not warm
+                self._ring.append(Note("group", group, target.name))
+        self._phi += SHARE_RATE * (prompt.follow_up - self._phi)
+        if score.reason != "home" or conversation in self._exceptions:
+            self._exceptions.put(conversation, place, prompt.tokens, clock)
+            self._ring.append(Note("call", conversation, target.name, prompt.tokens))
+
+    def told(self, prompt: Prompt, score: Score, prompt_tokens: int, cached_tokens: int) -> None:
+        if prompt.follow_up and score.reason == "home" and prompt_tokens > 0:
+            self._alpha += ALPHA_RATE * (min(1.0, cached_tokens / prompt_tokens) - self._alpha)
+
+    def notes(self) -> list[Note]:
+        notes = list(self._ring)
+        self._ring.clear()
+        return notes
+
+    def heard(self, notes: Sequence[Note], targets: Sequence[Candidate]) -> None:
+        for note in notes:
+            place = self._places.get(note.target)
+            if place is None:  # another table, for a moment
+                continue
+            clock = targets[place].load.clock
+            if note.kind == "group":
+                self._groups.heard(note.key, place, clock)
+            else:
+                self._exceptions.put(note.key, place, note.tokens, clock)
+
+    def inherit(self, predecessor: Policy, names: Sequence[str]) -> None:
+        assert isinstance(predecessor, HomeCost)
+        places = [(before, self._places[name]) for before, name in enumerate(names) if name in self._places]
+        self._groups.inherit(predecessor._groups, places)
+        self._exceptions.inherit(predecessor._exceptions, places)
+        self._alpha, self._phi, self._psi = predecessor._alpha, predecessor._phi, predecessor._psi
+        self._ring = predecessor._ring
+
+    def _look(
+        self, prompt: Prompt, draws: Sequence[float], targets: Sequence[Candidate], usable: Sequence[int]
+    ) -> Look:
+        if (conversation := prompt.conversation) is None:
+            return Look()
+        if (group := _group(prompt)) is None:
+            look = Look(_first(draws, usable))
+        else:
+            look, share = Look(homes=self._order(group, usable)), 0.0
+            if (slot := self._groups.find(group)) >= 0:
+                look.stamps, share = self._groups.stamps(slot), self._groups.share(slot)
+            homes = ceil(HOMES * share * len(usable))  # the more calls a group has, the more homes
+            look.count = max(1, homes)
+            look.home = max(look.homes[: 1 + homes], key=draws.__getitem__)
+        if prompt.follow_up:
+            look.last, look.length = look.home, self._alpha * prompt.tokens
+            exception = self._exceptions.get(conversation)
+            if exception is not None and exception[0] in usable:
+                place, length, stamp = exception
+                if targets[place].load.clock - stamp < targets[place].kv_tokens:
+                    look.last, look.length = place, float(min(length, prompt.tokens))
+        return look
+
+    def _order(self, group: int, usable: Sequence[int]) -> list[int]:
+        """The group's order. Groups come again and again: their orders are kept as long as they are true."""
+        if self._orders_of != (usable, self._weights):
+            self._orders.clear()
+            self._orders_of = (usable, self._weights)
+        order = self._orders.get(group)
+        if order is None:
+            order = self._orders[group] = self._rendezvous.order(group, usable, self._weights)
+            if len(self._orders) * len(usable) > KEPT_PLACES:
+                del self._orders[next(iter(self._orders))]
+        return order
+
+    def _worthwhile(self, look: Look, draws: Sequence[float], usable: Sequence[int]) -> list[int]:
+        """Of a large tier: home, the first of each order, some where something is cached, and two at random."""
+        allowed = usable if len(usable) == len(draws) else set(usable)
+        warm = [place for place, stamp in enumerate(look.stamps) if stamp != NEVER]
+        if len(warm) > SAMPLE:
+            warm = self._random.sample(warm, SAMPLE)
+        random = self._random.sample(usable, 2)
+        places = dict.fromkeys((look.home, _first(draws, usable), *look.homes[:2], look.last, *warm, *random))
+        return [place for place in places if place in allowed]
+
+    def _refresh(self, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> None:
+        """What need not be asked for each call: the weights with slow start, and the mean load of a large tier."""
+        late = not 0 <= now - self._refreshed < REFRESH_SECONDS
+        if late:
+            weights = [ripe(target, now) for target in targets]
+            self._weights = None if len(set(weights)) == 1 else weights
+            self._refreshed = now
+        if late or len(usable) <= FEW:
+            waiting = sum([(load := targets[place].load).waiting + load.others_waiting for place in usable])
+            self._kappa = min(KAPPA_MAX, 1 + waiting / len(usable))
+
+
+def _first(draws: Sequence[float], usable: Sequence[int]) -> int:
+    return draws.index(max(draws)) if len(usable) == len(draws) else max(usable, key=draws.__getitem__)
+
+
+def _group(prompt: Prompt) -> int | None:
+    return prompt.group if prompt.prefix >= S_MIN else None
+
+
+def _reason(look: Look, place: int, cached: float) -> Reason:
+    if look.home < 0:
+        return "no_key"
+    if place == look.home:
+        return "home"
+    if place == look.last:
+        return "exception"
+    return "warm" if cached else "spill"
