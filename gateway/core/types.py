@@ -248,3 +248,72 @@ class Sum(Struct, frozen=True, kw_only=True):
     cached: int = 0
     output: int = 0
     cost_micros: int = 0
+
+
+OrderState = Literal["open", "drained", "ejected"]
+"""What an operator may want of a target: calls, no new calls, no calls for a time."""
+TargetCondition = Literal["up", "down", "unknown", "ejected", "drained", "resting", "full"]
+"""How a target stands with a gateway; `resting`: it asked for a pause, `full`: it takes no more calls now."""
+
+
+class TargetOrder(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """An operator's order about a target, for all gateways. A target without one is open."""
+
+    id: str
+    """The target's name."""
+    created: float
+    version: int = 1
+    state: OrderState = "open"
+    until: float | None = None
+    """Seconds since the epoch; an ejection ends then by itself."""
+    reason: str = ""
+    """The operator's words."""
+
+    def at(self, now: float) -> OrderState:
+        """What holds at `now`, in seconds since the epoch."""
+        return "open" if self.until is not None and self.until <= now else self.state
+
+
+class TargetState(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One target as one gateway worker sees it: counts are of its own calls."""
+
+    name: str
+    route: str
+    tier: int = 0
+    """0: one of the route's `targets`; above: a fallback."""
+    url: str = ""
+    """Without credentials."""
+    backend: str = ""
+    state: TargetCondition = "unknown"
+    why: str = ""
+    """What is wrong, in a few words; empty when nothing is."""
+    order: int = 0
+    """The version of the operator's order that the worker goes by; 0: it knows of none."""
+    weight: float = 1.0
+    """Its share of the load now: a target that has just come back begins with less."""
+    running: int = 0
+    """Calls that have not ended."""
+    waiting: int = 0
+    """Of these, calls without a first token."""
+    prefill: int = 0
+    """Prompt tokens that the target has still to read."""
+    attempts: int = 0
+    """Calls ever tried there."""
+    cap: int | None = None
+    """The most calls that all gateways send there at once; None: no bound is known."""
+    context: int | None = None
+    """Tokens of prompt and answer together."""
+    kv_tokens: int | None = None
+    """Tokens that its cache holds."""
+    version: str = ""
+    """The engine's."""
+
+
+class Report(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a gateway worker says of its targets."""
+
+    gateway: str
+    """Its boot id."""
+    config_hash: str = ""
+    """Which table it serves."""
+    targets: tuple[TargetState, ...] = ()

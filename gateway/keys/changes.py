@@ -7,10 +7,10 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from gateway.core.clock import Clock
-from gateway.core.types import AdminKey, Audit, KeyRecord, Tenant
+from gateway.core.types import Audit
 from gateway.keys.public import public
 from gateway.keys.rehash import K
-from gateway.store import KINDS, Conflict, R, Records
+from gateway.store import KINDS, AnyRecord, Conflict, R, Records
 
 
 class Changes:
@@ -62,7 +62,7 @@ class Changes:
         )
 
 
-def expect(version: int | None, stored: KeyRecord | Tenant | AdminKey | None) -> None:
+def expect(version: int | None, stored: AnyRecord | None) -> None:
     """Raise `Conflict` unless the record has this version (0: there is none); None is content with any."""
     if version not in (None, 0 if stored is None else stored.version):
         raise Conflict

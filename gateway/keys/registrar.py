@@ -1,4 +1,4 @@
-"""Creating and changing keys and tenants, for the command line and the admin interface."""
+"""Creating and changing keys and tenants, and ordering targets about, for the command line and the admin interface."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from gateway.core.clock import Clock
 from gateway.core.errors import Unauthenticated
-from gateway.core.types import AdminKey, KeyRecord, Limit, Tenant
-from gateway.keys import rules
+from gateway.core.types import AdminKey, KeyRecord, Limit, OrderState, TargetOrder, Tenant
+from gateway.keys import orders, rules
 from gateway.keys.changes import Changes, expect
 from gateway.keys.pepper import Peppers
 from gateway.keys.token import ADMIN, SECRET_LENGTH, mint, parse, random, token
@@ -139,6 +139,10 @@ class Registrar:
             except Conflict:
                 continue
             return changed
+
+    async def order(self, name: str, state: OrderState, *, until: float | None = None, reason: str = "") -> TargetOrder:
+        """Order what all gateways do with the target of this name; `orders.give` says how."""
+        return await orders.give(self._store, self._changes, self._clock.now(), name, state, until, reason)
 
     async def create_admin(self, name: str, *, lifetime: float | None = None) -> tuple[AdminKey, str]:
         """Make an admin key; returns its record and the token. It ends the one-time token, if there is one.

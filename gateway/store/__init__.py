@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, Tenant, Verdict
+from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, TargetOrder, Tenant, Verdict
 
 LEASE_SECONDS = 15.0
 """How long a slot outlives a gateway that dies; leases are renewed three times in that time."""
 RENEW_SECONDS = 5.0
 
-R = TypeVar("R", KeyRecord, Tenant, AdminKey)
+FRESH_SECONDS = 2.0
+"""How old a word on a board may be: a gateway that has told nothing for longer is taken for dead."""
+DEAD_SECONDS = 10.0
+"""When words and reports of workers that say nothing more are forgotten."""
 
-KINDS: dict[type, str] = {KeyRecord: "key", Tenant: "tenant", AdminKey: "admin"}
+AnyRecord: TypeAlias = KeyRecord | Tenant | AdminKey | TargetOrder
+R = TypeVar("R", KeyRecord, Tenant, AdminKey, TargetOrder)
+
+KINDS: dict[type, str] = {KeyRecord: "key", Tenant: "tenant", AdminKey: "admin", TargetOrder: "target"}
 """What a record's kind is called in the store."""
+PLURALS: dict[type, str] = {KeyRecord: "keys", Tenant: "tenants", AdminKey: "admins", TargetOrder: "orders"}
+"""What all of a kind are called; `targets` are the ledger's."""
 
 
 class StoreDown(Exception):
@@ -53,7 +61,7 @@ class Limits(Protocol):
 
 
 class Records(Protocol):
-    """Keys, tenants, admin keys and the log of their changes. Every method raises `StoreDown`."""
+    """Keys, tenants, admin keys, orders about targets, the log of their changes. Every method raises `StoreDown`."""
 
     async def get(self, kind: type[R], id: str) -> R | None:
         """The record as it stands."""
@@ -61,7 +69,7 @@ class Records(Protocol):
     async def all(self, kind: type[R]) -> list[R]:
         """All records of a kind, oldest first."""
 
-    async def put(self, record: KeyRecord | Tenant | AdminKey, audit: Audit | None = None) -> None:
+    async def put(self, record: AnyRecord, audit: Audit | None = None) -> None:
         """Write a record whose version is one above the stored one (1: a new one); raises `Conflict` otherwise.
 
         The audit entry is written with it or not at all.
@@ -71,7 +79,8 @@ class Records(Protocol):
         """The newest entries of the audit log, newest first."""
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
-        """Have `changed` called with `key:<id>` or `tenant:<id>` soon after a change by anybody; None: with anything.
+        """Have `changed` called with `key:<id>`, `tenant:<id>` or `target:<name>` soon after a change by anybody; None:
+        with anything.
 
         A hint that may be lost: admission compares versions all the same.
         """
@@ -94,7 +103,27 @@ class Ledger(Protocol):
         """Prompt and completion tokens ever counted for each target, for comparison with the engines' own counters."""
 
 
-class Store(Limits, Records, Ledger, Protocol):
+class Board(Protocol):
+    """What gateway workers tell each other of their targets, and all of them the operator. It raises `StoreDown`.
+
+    Words are by boot id, with their age in seconds by the store's clock. A worker that closes its store takes back
+    what it has told; one without a boot id only reads.
+    """
+
+    async def exchange(self, mine: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
+        """Put this worker's word on each board in `mine` (b"" only reads), and return what others have there.
+
+        Words older than `FRESH_SECONDS` are left out.
+        """
+
+    async def report(self, word: bytes) -> None:
+        """Replace what this worker reports of its targets."""
+
+    async def reports(self) -> dict[str, tuple[bytes, float]]:
+        """The newest report of each worker, this one's too, that has reported in the last `DEAD_SECONDS`."""
+
+
+class Store(Limits, Records, Ledger, Board, Protocol):
     """All of it, and its life."""
 
     async def open(self) -> None:
@@ -124,7 +153,7 @@ def open_store(
     if redis_url is None:
         from gateway.store.memory import MemoryStore
 
-        return MemoryStore(state)
+        return MemoryStore(state, boot=boot)
     from gateway.store.redis import RedisStore
 
     return RedisStore(redis_url, timeout=timeout, records_url=records_url, boot=boot)

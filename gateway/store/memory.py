@@ -6,24 +6,23 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, Tenant, Verdict
-from gateway.store import KINDS, Conflict, StoreDown, periods
+from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, TargetOrder, Tenant, Verdict
+from gateway.store import KINDS, PLURALS, AnyRecord, Conflict, R, StoreDown, periods
 from gateway.store.counters import Counters
 from gateway.store.ledger_file import FileLedger
 from gateway.store.rebuild import budgets_of
+from gateway.store.report_file import FileReport
 
 LOOK_SECONDS = 0.2
 """How often the file is looked at for changes by others; an admission looks for itself."""
-
-R = TypeVar("R", KeyRecord, Tenant, AdminKey)
 
 
 class _State(Struct, frozen=True):
@@ -32,32 +31,35 @@ class _State(Struct, frozen=True):
     keys: dict[str, KeyRecord] = {}
     tenants: dict[str, Tenant] = {}
     admins: dict[str, AdminKey] = {}
+    orders: dict[str, TargetOrder] = {}
 
     def of(self, kind: type[Any]) -> dict[str, Any]:
         """The records of one kind, by id."""
-        found: dict[str, Any] = getattr(self, KINDS[kind] + "s")
+        found: dict[str, Any] = getattr(self, PLURALS[kind])
         return found
 
 
 class MemoryStore:
     """In-process counters; the state file is read again whenever another process has replaced it.
 
-    Beside the state file are the audit log (`NAME.audit.jsonl`) and the ledger's folder (`NAME.ledger/`).
+    Beside the state file are the audit log (`NAME.audit.jsonl`), the ledger's folder (`NAME.ledger/`) and what the
+    gateway reports of its targets (`NAME.report`).
     """
 
     gateways = 1
     hears = True
     unsettled = 0
 
-    def __init__(self, state: Path, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, state: Path, now: Callable[[], float] = time.time, *, boot: str = "") -> None:
         self._path, self._now = state, now
         self._log = state.with_name(state.name + ".audit.jsonl")
         self._stamp: tuple[int, int, int] | None = None
         self._state = _State()
-        self._watching: Callable[[str | None], None] | None = None
+        self._watching: list[Callable[[str | None], None]] = []
         self._looking: asyncio.Task[None] | None = None
         self._counters = Counters(now)
         self._ledger = FileLedger(state.with_name(state.name + ".ledger"))
+        self._report = FileReport(state.with_name(state.name + ".report"), boot, now)
 
     async def open(self) -> None:
         now = self._now()
@@ -71,6 +73,7 @@ class MemoryStore:
             self._looking.cancel()
             with suppress(asyncio.CancelledError):
                 await self._looking
+        self._report.end()
 
     async def ping(self) -> None:
         self._refresh()
@@ -105,7 +108,7 @@ class MemoryStore:
         self._refresh()
         return sorted(self._state.of(kind).values(), key=lambda record: record.created)
 
-    async def put(self, record: KeyRecord | Tenant | AdminKey, audit: Audit | None = None) -> None:
+    async def put(self, record: AnyRecord, audit: Audit | None = None) -> None:
         with self._locked():
             self._stamp = None
             self._refresh()
@@ -113,8 +116,7 @@ class MemoryStore:
             stored = records.get(record.id)
             if record.version != (stored.version if stored else 0) + 1:
                 raise Conflict(f"{KINDS[type(record)]}:{record.id}")
-            field = KINDS[type(record)] + "s"
-            changed = msgspec.structs.replace(self._state, **{field: {**records, record.id: record}})
+            changed = msgspec.structs.replace(self._state, **{PLURALS[type(record)]: {**records, record.id: record}})
             try:
                 with self._logged(audit):
                     self._write(changed)
@@ -138,7 +140,7 @@ class MemoryStore:
         return entries
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
-        self._watching = changed
+        self._watching.append(changed)
 
     async def append(self, batch: str, entries: Sequence[Entry]) -> None:
         await self._ledger.append(batch, entries)
@@ -148,6 +150,15 @@ class MemoryStore:
 
     async def by_target(self) -> dict[str, tuple[int, int]]:
         return await self._ledger.by_target()
+
+    async def exchange(self, mine: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
+        return {board: {} for board in mine}
+
+    async def report(self, word: bytes) -> None:
+        await self._report.write(word)
+
+    async def reports(self) -> dict[str, tuple[bytes, float]]:
+        return self._report.read()
 
     def _refresh(self) -> None:
         try:
@@ -163,8 +174,8 @@ class MemoryStore:
             self._state, self._stamp = _State(), None
         except (OSError, msgspec.DecodeError) as error:
             raise StoreDown(f"the state file {self._path} cannot be read: {error}") from error
-        if self._watching is not None:
-            self._watching(None)
+        for changed in self._watching:
+            changed(None)
 
     async def _look(self) -> None:
         while True:

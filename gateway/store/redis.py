@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
-from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, Tenant, Verdict
-from gateway.store import StoreDown
+from gateway.core.types import Ask, Audit, Entry, Sum, Verdict
+from gateway.store import AnyRecord, R, StoreDown
 from gateway.store.changes import Changes
 from gateway.store.ledger import RedisLedger
 from gateway.store.pipe import Pipe
+from gateway.store.redis_board import RedisBoard
 from gateway.store.redis_counters import RedisCounters
 from gateway.store.redis_records import CHANGED, RedisRecords
 from gateway.store.workers import Workers
 
 log = logging.getLogger("trunkline.store")
-
-R = TypeVar("R", KeyRecord, Tenant, AdminKey)
 
 
 class RedisStore:
@@ -38,6 +37,7 @@ class RedisStore:
         self._ledger = RedisLedger(records)
         self._counters = RedisCounters(self._pipe, self._ledger, self._records.version)
         self._workers = Workers(self._pipe, boot)
+        self._board = RedisBoard(self._pipe, boot)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -57,6 +57,7 @@ class RedisStore:
         await self._changes.close()
         with suppress(StoreDown):
             await self._workers.leave()
+            await self._board.leave()
         for pipe in self._pipes:
             await pipe.close()
 
@@ -98,7 +99,7 @@ class RedisStore:
     async def all(self, kind: type[R]) -> list[R]:
         return await self._records.all(kind)
 
-    async def put(self, record: KeyRecord | Tenant | AdminKey, audit: Audit | None = None) -> None:
+    async def put(self, record: AnyRecord, audit: Audit | None = None) -> None:
         await self._records.put(record, audit)
 
     async def audit(self, count: int = 100) -> list[Audit]:
@@ -115,6 +116,15 @@ class RedisStore:
 
     async def by_target(self) -> dict[str, tuple[int, int]]:
         return await self._ledger.by_target()
+
+    async def exchange(self, mine: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
+        return await self._board.exchange(mine)
+
+    async def report(self, word: bytes) -> None:
+        await self._board.report(word)
+
+    async def reports(self) -> dict[str, tuple[bytes, float]]:
+        return await self._board.reports()
 
     def _connected(self) -> None:
         self._counters.connected()

@@ -1,15 +1,14 @@
-"""Keys, tenants and admin keys in Redis, and the log of their changes."""
+"""Keys, tenants, admin keys and orders about targets in Redis, and the log of their changes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
 
 import msgspec
 
-from gateway.core.types import AdminKey, Audit, KeyRecord, Tenant
-from gateway.store import KINDS, Conflict, StoreDown
+from gateway.core.types import Audit
+from gateway.store import KINDS, PLURALS, AnyRecord, Conflict, R, StoreDown
 from gateway.store.changes import Changes
 from gateway.store.pipe import Pipe, script
 
@@ -20,8 +19,6 @@ TAG = "{tl}:"
 _EPOCH, _AUDIT, CHANGED = TAG + "epoch", TAG + "audit", TAG + "changed"
 
 PUT = script("put")
-
-R = TypeVar("R", KeyRecord, Tenant, AdminKey)
 
 
 class RedisRecords:
@@ -40,18 +37,18 @@ class RedisRecords:
         return msgspec.json.decode(raw, type=kind)
 
     async def all(self, kind: type[R]) -> list[R]:
-        ids = await self._pipe.call("ZRANGE", f"{TAG}{KINDS[kind]}s", 0, -1)
+        ids = await self._pipe.call("ZRANGE", f"{TAG}{PLURALS[kind]}", 0, -1)
         if not ids:
             await self.look_for_loss()
         names = [f"{TAG}{KINDS[kind]}:{id.decode()}" for id in ids]
         found = await asyncio.gather(*(self._pipe.call("HGET", name, "record") for name in names))
         return [msgspec.json.decode(raw, type=kind) for raw in found if raw is not None]
 
-    async def put(self, record: KeyRecord | Tenant | AdminKey, audit: Audit | None = None) -> None:
+    async def put(self, record: AnyRecord, audit: Audit | None = None) -> None:
         kind = KINDS[type(record)]
         name = f"{kind}:{record.id}"
         entry = b"" if audit is None else msgspec.json.encode(audit)
-        keys = [TAG + name, f"{TAG}{kind}s", _AUDIT, _EPOCH, TAG + "version:" + name]
+        keys = [TAG + name, TAG + PLURALS[type(record)], _AUDIT, _EPOCH, TAG + "version:" + name]
         fields = (record.id, record.version, msgspec.json.encode(record), record.created)
         if await asyncio.shield(self._pipe.run(PUT, keys, *fields, entry, CHANGED, name, MAX_AUDIT)) != 1:
             raise Conflict(name)

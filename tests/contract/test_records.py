@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from contract.written import KINDS, Places, entry, record, unique
 
-from gateway.core.types import AdminKey, Allowance, Budget, KeyRecord, Limit, Secret, Tenant
+from gateway.core.types import AdminKey, Allowance, Budget, Entry, KeyRecord, Limit, Secret, TargetOrder, Tenant
 from gateway.store import Conflict, StoreDown
 from gateway.store.memory import MemoryStore
 
@@ -41,6 +42,7 @@ FULL = (
     ),
     Tenant(id="", created=1.5, limit=LIMIT, labels={"a": "b"}),
     AdminKey(id="", name="root", secrets=(Secret(digest="ef"),), created=2.5, once=True, expires=9e9, revoked=3.0),
+    TargetOrder(id="", created=3.5, state="ejected", until=1e12, reason="disk — full"),
 )
 
 
@@ -92,6 +94,17 @@ async def test_a_change_must_be_one_version_above(places: Places, kind: type[Any
     second = record(kind, id, 2)
     await other.put(second)
     assert await one.get(kind, id) == second
+
+
+async def test_orders_about_targets_and_what_targets_were_used_for_do_not_meet(places: Places) -> None:
+    """In Redis both are by target, and the ledger was there first."""
+    store, id = await places.store(), unique()
+    call = Entry(call_id=unique(), time=time.time(), key_id="k", tenant="t", route="r", target=id, input=3, output=4)
+    for version in (1, 2):
+        await store.append(unique(), [call])
+        await store.put(record(TargetOrder, id, version))
+    assert (await store.by_target())[id] == (6, 8)
+    assert [order.version for order in await store.all(TargetOrder) if order.id == id] == [2]
 
 
 async def test_of_many_changes_at_once_one_is_taken(places: Places) -> None:

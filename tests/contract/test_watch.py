@@ -10,19 +10,19 @@ from contract.written import Places, record, soon, unique
 from harness.redis_server import RedisServer, redis_server
 from redis import Redis
 
-from gateway.core.types import KeyRecord, Tenant
+from gateway.core.types import KeyRecord, TargetOrder, Tenant
 from gateway.store import StoreDown
 from gateway.store.redis import RedisStore
 
 
-@pytest.mark.parametrize("kind", [KeyRecord, Tenant])
+@pytest.mark.parametrize("kind", [KeyRecord, Tenant, TargetOrder])
 async def test_a_change_by_another_is_heard_of_within_a_second(places: Places, kind: type[Any]) -> None:
     one, other, id = await places.store(), await places.store(), unique()
     heard: list[str | None] = []
     other.watch(heard.append)
     await soon(lambda: other.hears, "the store hears", 3)
     await asyncio.sleep(0.05)
-    name = "key" if kind is KeyRecord else "tenant"
+    name = {KeyRecord: "key", Tenant: "tenant", TargetOrder: "target"}[kind]
     for version in (1, 2):
         heard.clear()
         await one.put(record(kind, id, version))
@@ -37,6 +37,18 @@ async def test_a_change_of_ones_own_is_heard_of_too(places: Places) -> None:
     heard.clear()
     await store.put(record(KeyRecord, id))
     await soon(lambda: f"key:{id}" in heard or None in heard, "the change is heard of")
+
+
+async def test_everybody_who_watches_is_told(places: Places) -> None:
+    store, id = await places.store(), unique()
+    keys: list[str | None] = []
+    orders: list[str | None] = []
+    store.watch(keys.append)
+    store.watch(orders.append)
+    await soon(lambda: store.hears, "the store hears", 3)
+    await store.put(record(TargetOrder, id))
+    for heard in (keys, orders):
+        await soon(lambda heard=heard: f"target:{id}" in heard or None in heard, "the change is heard of")
 
 
 async def test_after_a_reconnect_anything_may_have_changed(redis: RedisServer) -> None:

@@ -9,7 +9,7 @@ import pytest
 from harness.clock import FixedClock
 from redis import Redis
 
-from gateway.store import redis_counters
+from gateway.store import redis_board, redis_counters
 from gateway.store.pipe import Script
 from gateway.store.redis import RedisStore
 
@@ -43,16 +43,17 @@ class RedisClock(FixedClock):
 
 def time_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on the store's scripts read the test's time."""
-    for name in ("ADMIT", "SETTLE"):
-        monkeypatch.setattr(redis_counters, name, timed(getattr(redis_counters, name)))
+    for module, names in ((redis_counters, ("ADMIT", "SETTLE")), (redis_board, ("EXCHANGE", "REPORT"))):
+        for name in names:
+            monkeypatch.setattr(module, name, timed(getattr(module, name)))
     monkeypatch.setattr(redis_counters, "RENEW_SECONDS", 3600.0)  # the test says when
 
 
 class TimedStore(RedisStore):
     """A Redis store whose own look at the clock is the test's too."""
 
-    def __init__(self, url: str, clock: FixedClock) -> None:
-        super().__init__(url, timeout=5.0)
+    def __init__(self, url: str, clock: FixedClock, boot: str = "") -> None:
+        super().__init__(url, timeout=5.0, boot=boot)
         self._url, self._clock = url, clock
         call = self._pipe.call
 

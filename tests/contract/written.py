@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-from gateway.core.types import AdminKey, Audit, KeyRecord, Secret, Tenant
+from gateway.core.types import AdminKey, Audit, KeyRecord, Secret, TargetOrder, Tenant
 from gateway.store import Store
 
-KINDS = (KeyRecord, Tenant, AdminKey)
+KINDS = (KeyRecord, Tenant, AdminKey, TargetOrder)
 
 
 class Places:
@@ -34,7 +34,7 @@ def unique() -> str:
 
 def record(kind: type[Any], id: str, version: int = 1, **fields: Any) -> Any:
     """A record of a kind, as small as it may be."""
-    if kind is not Tenant:
+    if kind in (KeyRecord, AdminKey):
         fields = {"name": "n", "secrets": (Secret(digest="00"),), **fields}
     return kind(id=id, version=version, **{"created": time.time(), **fields})
 
