@@ -16,6 +16,7 @@ from gateway.core.clock import SystemClock
 from gateway.edge.admin.access import offer_token
 from gateway.edge.admin.app import build_app
 from gateway.edge.admin.desk import Desk
+from gateway.edge.admin.fleet import listed
 from gateway.keys import AdminKeys, Registrar, networks
 from gateway.store import open_store
 
@@ -38,7 +39,8 @@ def build(settings: Settings, table: Table) -> Litestar:
     clock = SystemClock()
     peppers, digest = settings.pepper_versions(), settings.admin_digest()
     store = open_store(settings.redis_url, settings.state_path, ADMIN_TIMEOUT, records_url=settings.records_url)
-    desk = Desk(store, peppers, clock, table.routes, networks(settings.trusted_proxies.split(",")))
+    proxies = networks(settings.trusted_proxies.split(","))
+    desk = Desk(store, peppers, clock, table.routes, proxies, listed(table))
     admin_keys = AdminKeys(store, peppers, clock, bootstrap=digest)
     first = Registrar(store, peppers, clock, "bootstrap")
 

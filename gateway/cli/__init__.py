@@ -17,6 +17,7 @@ COMMANDS = {
     "keys": "gateway.cli.keys:keys",
     "usage": "gateway.cli.usage:usage",
     "tenants": "gateway.cli.tenants:tenants_",
+    "targets": "gateway.cli.targets:targets_",
     "admin": "gateway.cli.admin:admin",
 }
 

@@ -15,12 +15,18 @@ from litestar.testing import TestClient
 
 from gateway.edge.admin.app import build_app
 from gateway.edge.admin.desk import Desk
+from gateway.edge.admin.fleet import Listed
 from gateway.keys import AdminKeys, Registrar
 from gateway.store import StoreDown
 from gateway.store.memory import MemoryStore
 
 PEPPERS = {0: b""}
 ROUTES = ("big", "small")
+TARGETS = {
+    "a": Listed("a", "big", 0, "vllm", "http://a:8000", 1.0),
+    "b/2": Listed("b/2", "big", 0, "vllm", "http://b:8000", 2.0),
+    "spare": Listed("spare", "big", 1, "tgi", "http://spare:80", 1.0),
+}
 
 
 class Store(MemoryStore):
@@ -47,6 +53,7 @@ class Admin(NamedTuple):
     clock: FixedClock
     store: Store
     token: str
+    desk: Desk
 
     def ask(self, method: str, path: str, json: Any = None, *, token: str | None = None) -> httpx.Response:
         """One call, with the admin key unless another token is given."""
@@ -81,9 +88,10 @@ def admin_app(folder: Path, *, once: bool = False) -> Iterator[Admin]:
         yield
         await store.close()
 
-    app = build_app(Desk(store, PEPPERS, clock, ROUTES), AdminKeys(store, PEPPERS, clock), lifespan)
+    desk = Desk(store, PEPPERS, clock, ROUTES, (), TARGETS)
+    app = build_app(desk, AdminKeys(store, PEPPERS, clock), lifespan)
     with TestClient(app) as client:
-        yield Admin(client, clock, store, token)
+        yield Admin(client, clock, store, token, desk)
 
 
 async def _token(registrar: Registrar, once: bool) -> str:

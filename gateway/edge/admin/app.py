@@ -18,6 +18,7 @@ from gateway.edge.admin.access import Access
 from gateway.edge.admin.desk import Desk, finish, guard, read_strictly, refuse
 from gateway.edge.admin.keys import Keys
 from gateway.edge.admin.reports import Reports, health
+from gateway.edge.admin.targets import Targets
 from gateway.edge.admin.tenants import Tenants
 from gateway.keys import AdminKeys
 
@@ -39,7 +40,7 @@ def build_app(
     """The app of the admin listener."""
     guarded = Router(
         "/",
-        route_handlers=[Keys, Tenants, Access, Reports],
+        route_handlers=[Keys, Tenants, Targets, Access, Reports],
         guards=[guard(admin_keys, desk.proxies)],
         before_request=read_strictly,
         dependencies={"desk": Provide(lambda: desk, sync_to_thread=False)},
@@ -83,7 +84,7 @@ def _description() -> OpenAPIConfig:
         title="trunkline admin",
         version=__version__,
         description=(
-            "Keys, tenants, limits and budgets. Send an admin key as `Authorization: Bearer tladm_...`. "
+            "Keys, tenants, limits, budgets, targets. Send an admin key as `Authorization: Bearer tladm_...`. "
             "Times are seconds since the epoch; money is in millionths of the currency of the prices."
         ),
         path="/docs",
@@ -91,6 +92,6 @@ def _description() -> OpenAPIConfig:
         components=Components(
             security_schemes={_SCHEME: SecurityScheme(type="http", scheme="bearer", bearer_format="tladm_...")}
         ),
-        tags=[Tag(name=name) for name in ("keys", "tenants", "admin keys", "reports", "operations")],
+        tags=[Tag(name=name) for name in ("keys", "tenants", "targets", "admin keys", "reports", "operations")],
         use_handler_docstrings=True,
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from gateway.core.types import Audit, Limit, Outage, Priority
+from gateway.core.types import Audit, Limit, OrderState, Outage, Priority, TargetCondition
 
 T = TypeVar("T")
 Change: TypeAlias = T | UnsetType | None
@@ -134,6 +134,18 @@ class NewAdminKey(_Strict, frozen=True):
     expires: Annotated[Epoch | None, Meta(description="Seconds since the epoch; null: never")] = None
 
 
+class TargetChange(_Strict, frozen=True):
+    """What all gateways are to do with a target."""
+
+    state: Annotated[
+        OrderState, Meta(description="open: it gets calls; drained: no new ones; ejected: no new ones for a time")
+    ]
+    seconds: Annotated[
+        Annotated[float, Meta(gt=0, le=86400)] | None, Meta(description="How long an ejection lasts; null: a minute")
+    ] = None
+    reason: Annotated[str, Meta(max_length=200, description="Why, for the audit log and for whoever looks")] = ""
+
+
 class SecretShown(Struct, frozen=True, kw_only=True):
     """What may be told of a stored secret."""
 
@@ -215,6 +227,59 @@ class AdminKeyList(Struct, frozen=True):
     """All admin keys, the oldest first."""
 
     data: list[AdminKeyShown]
+
+
+class OrderShown(Struct, frozen=True, kw_only=True):
+    """What an operator has ordered about a target."""
+
+    state: OrderState
+    until: Annotated[float | None, Meta(description="When it ends by itself, in seconds since the epoch")]
+    reason: str
+    version: int
+
+
+class TargetAt(Struct, frozen=True, kw_only=True):
+    """A target as one gateway worker sees it; counts are of its own calls."""
+
+    gateway: Annotated[str, Meta(description="Its boot id")]
+    age: Annotated[float, Meta(description="Seconds since it reported")]
+    config_hash: Annotated[str, Meta(description="Which table it serves")]
+    state: TargetCondition
+    why: str
+    order: Annotated[int, Meta(description="The version of the order that it goes by; 0: none")]
+    running: int
+    waiting: int
+    prefill: int
+
+
+class TargetShown(Struct, frozen=True, kw_only=True):
+    """A target as all gateways see it: the worst of their states, the sums of their counts."""
+
+    name: str
+    route: str
+    tier: Annotated[int, Meta(description="0: one of the route's targets; above: a fallback")]
+    backend: str
+    url: str
+    listed: Annotated[bool, Meta(description="It is in the table; one that is not is being drained")]
+    state: TargetCondition
+    why: str
+    order: Annotated[OrderShown | None, Meta(description="What an operator has ordered; null: it is open")]
+    weight: Annotated[float, Meta(description="Its share of the load now")]
+    running: Annotated[int, Meta(description="Calls that have not ended")]
+    waiting: Annotated[int, Meta(description="Of these, calls without a first token")]
+    prefill: Annotated[int, Meta(description="Prompt tokens that it has still to read")]
+    attempts: Annotated[int, Meta(description="Calls ever tried there, by the gateways that live")]
+    cap: Annotated[int | None, Meta(description="The most calls that are sent there at once")]
+    context: Annotated[int | None, Meta(description="Tokens of prompt and answer together")]
+    kv_tokens: Annotated[int | None, Meta(description="Tokens that its cache holds")]
+    version: Annotated[str, Meta(description="The engine's")]
+    gateways: list[TargetAt]
+
+
+class TargetList(Struct, frozen=True):
+    """All targets, in the order of the table."""
+
+    data: list[TargetShown]
 
 
 class AuditList(Struct, frozen=True):

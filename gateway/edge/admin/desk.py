@@ -16,6 +16,7 @@ from litestar.handlers import BaseRouteHandler
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequest, Conflicting, NotFound, StoreUnavailable, Unauthenticated
 from gateway.core.types import AdminKey
+from gateway.edge.admin.fleet import Listed
 from gateway.edge.client import source_of
 from gateway.edge.ops import name_request, render_exception
 from gateway.keys import AdminKeys, Network, Registrar
@@ -29,8 +30,8 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 class Desk:
     """What the handlers share; no Struct, which Litestar would check field by field for each call.
 
-    `routes` are the names of the table's routes: limits on others would never hold. `proxies` are networks whose
-    `X-Forwarded-For` is believed.
+    `routes` are the names of the table's routes: limits on others would never hold. `targets` are those of the table,
+    by name. `proxies` are networks whose `X-Forwarded-For` is believed.
     """
 
     def __init__(
@@ -40,10 +41,15 @@ class Desk:
         clock: Clock,
         routes: Iterable[str],
         proxies: tuple[Network, ...] = (),
+        targets: Mapping[str, Listed] | None = None,
     ) -> None:
         self.store, self.clock, self.proxies = store, clock, proxies
-        self.routes = frozenset(routes)
         self._peppers = peppers
+        self.replace(routes, targets or {})
+
+    def replace(self, routes: Iterable[str], targets: Mapping[str, Listed]) -> None:
+        """Go by another table from the next call on."""
+        self.routes, self.targets = frozenset(routes), dict(targets)
 
     def registrar(self, request: Request[Any, Any, Any]) -> Registrar:
         """The registrar whose audit entries name the caller."""
