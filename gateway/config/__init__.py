@@ -2,9 +2,11 @@
 
 from gateway.config.settings import Settings
 from gateway.config.table import (
+    FallbackSpec,
     Launch,
     Mistake,
     Mistakes,
+    QueueSpec,
     Retry,
     RouteSpec,
     Table,
@@ -16,9 +18,11 @@ from gateway.config.table import (
 )
 
 __all__ = [
+    "FallbackSpec",
     "Launch",
     "Mistake",
     "Mistakes",
+    "QueueSpec",
     "Retry",
     "RouteSpec",
     "Settings",

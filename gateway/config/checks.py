@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from backends import registry
 from gateway.config.located import Document
-from gateway.config.names import overlap, specificity
+from gateway.config.names import Globs
 
 if TYPE_CHECKING:
     from gateway.config.limits import LimitSpec
     from gateway.config.table import Launch, Place, Table, TargetSpec
+
+POLICIES = "trunkline.policies"
 
 
 def check(document: Document, table: Table) -> None:
     """Report every mistake; the table's tests are run only if there is none."""
     _check_targets(document, table)
     _check_names(document, table)
+    _check_routing(document, table)
     _check_money(document, table)
     if not any(not mistake.warning for mistake in document.mistakes):
         _run_tests(document, table)
@@ -85,7 +89,7 @@ def _check_launch(document: Document, path: Place, target: TargetSpec, launch: L
 
 def _check_names(document: Document, table: Table) -> None:
     seen: dict[str, str] = {name: name for name in table.routes}
-    globs: list[tuple[str, str]] = []
+    globs = Globs()
     for name, route in table.routes.items():
         if not name or "*" in name:
             document.report(("routes", name), f"route name {name!r} must not be empty or hold '*'; use an alias")
@@ -96,11 +100,42 @@ def _check_names(document: Document, table: Table) -> None:
             elif alias in seen:
                 document.report(path, f"alias {alias!r} already means route {seen[alias]!r}")
             seen.setdefault(alias, name)
-            for other, owner in globs if "*" in alias else ():
-                if owner != name and specificity(other) == specificity(alias) and overlap(other, alias):
+            for other, owner in globs.rivals(alias) if "*" in alias else ():
+                if owner != name:
                     document.report(path, f"aliases {alias!r} and {other!r} (route {owner!r}) match the same names")
             if "*" in alias:
-                globs.append((alias, name))
+                globs.add(alias, name)
+
+
+def _check_routing(document: Document, table: Table) -> None:
+    policies = sorted(point.name for point in entry_points(group=POLICIES))
+    for name, route in table.routes.items():
+        place = ("routes", name)
+        if route.policy not in policies:
+            document.report((*place, "policy"), f"unknown policy {route.policy!r}; policies: {', '.join(policies)}")
+        if route.queue.wait >= route.timeouts.first_byte:
+            document.report(
+                (*place, "queue", "wait"),
+                f"route {name!r}: a call would wait in the queue for {route.queue.wait:g} s, "
+                f"longer than for its first byte ({route.timeouts.first_byte:g} s)",
+            )
+        canaries = sum(target.canary or 0 for target in route.targets)
+        if route.targets and (canaries > 0.9 or all(target.canary for target in route.targets)):
+            document.report((*place, "targets"), f"route {name!r}: canaries leave too little to the other targets")
+        _check_fallback_route(document, table, name)
+
+
+def _check_fallback_route(document: Document, table: Table, name: str) -> None:
+    place, seen = ("routes", name, "fallback_route"), [name]
+    following = table.routes[name].fallback_route
+    if following is not None and following not in table.routes:
+        document.report(place, f"no route {following!r}; routes: {', '.join(table.routes)}")
+    while following is not None and following in table.routes:
+        if following in seen:
+            document.report(place, f"fallback routes in a circle: {' -> '.join([*seen, following])}")
+            return
+        seen.append(following)
+        following = table.routes[following].fallback_route
 
 
 def _check_money(document: Document, table: Table) -> None:
@@ -134,3 +169,8 @@ def _run_tests(document: Document, table: Table) -> None:
         elif (found := index.find(test.ask.model)) != test.expect.route:
             expected, got = (f"route {name!r}" if name else "no route" for name in (test.expect.route, found))
             document.report(("tests", position), f"test failed: model {test.ask.model!r} meets {got}, not {expected}")
+        elif test.expect.targets is not None:
+            order = tuple(table.order(found)) if found is not None else ()
+            if order != test.expect.targets:
+                asked, shown = f"model {test.ask.model!r}", ", ".join(order) or "none"
+                document.report(("tests", position), f"test failed: the targets for {asked} are {shown}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 
 def matches(glob: str, name: str) -> bool:
@@ -41,6 +43,29 @@ def overlap(one: str, other: str) -> bool:
             else:
                 meets.append(above[j] and mine == theirs)
     return meets[-1]
+
+
+class Globs:
+    """Globs and their owners. A new one is compared with those that it could meet at all, not with each of thousands."""
+
+    def __init__(self) -> None:
+        self._shorter: defaultdict[tuple[int, str], list[tuple[str, str]]] = defaultdict(list)
+        self._longer: defaultdict[tuple[int, str], list[tuple[str, str]]] = defaultdict(list)
+
+    def add(self, glob: str, owner: str) -> None:
+        fixed, start = specificity(glob), glob[: glob.index("*")]
+        self._shorter[fixed, start].append((glob, owner))
+        for end in range(len(start)):
+            self._longer[fixed, start[:end]].append((glob, owner))
+
+    def rivals(self, glob: str) -> Iterator[tuple[str, str]]:
+        """The globs that say as much as `glob` and match names that it matches, with their owners."""
+        fixed, start, tail = specificity(glob), glob[: glob.index("*")], glob[glob.rindex("*") + 1 :]
+        shorter = [self._shorter.get((fixed, start[:end]), ()) for end in range(len(start) + 1)]
+        for other, owner in chain(*shorter, self._longer.get((fixed, start), ())):
+            ending = other[other.rindex("*") + 1 :]
+            if (ending.endswith(tail) or tail.endswith(ending)) and overlap(other, glob):
+                yield other, owner
 
 
 class NameIndex:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -14,11 +14,10 @@ from gateway.config import checks, units
 from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price
 from gateway.config.located import Document, Mistake, Mistakes
 from gateway.config.names import NameIndex
-from gateway.config.units import Seconds, SecretRef, Size
+from gateway.config.units import Count, Seconds, SecretRef, Size
 
 __all__ = ["Mistake", "Mistakes", "Table", "load_table", "parse_table", "table_schema"]
 
-Policy = Literal["least-tokens", "round-robin"]
 Place = tuple[str | int, ...]
 
 
@@ -50,6 +49,14 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """The credential sent to the server."""
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     """Its share of the load, relative to the route's other targets."""
+    canary: Annotated[float, Meta(gt=0, le=0.5)] | None = None
+    """A part of the conversations, such as `0.05`, that is sent here, and no others."""
+    max_inflight: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """Calls at once, of all gateways together; more wait in the route's queue."""
+    context: Count | None = None
+    """Tokens of prompt and answer together that the server can take; default: what it tells itself."""
+    kv_tokens: Count | None = None
+    """Tokens that its prefix cache holds; default: what it tells itself, else a million."""
 
 
 class Timeouts(Part, frozen=True, kw_only=True):
@@ -70,6 +77,35 @@ class Retry(Part, frozen=True, kw_only=True):
     """Targets tried for one call, the first included."""
 
 
+class FallbackSpec(TargetSpec, frozen=True, kw_only=True):
+    """A target that is used while none of a better tier can be."""
+
+    tier: Annotated[int, Meta(ge=1, le=8)] = 1
+    """Lower tiers are asked first."""
+
+
+class QueueSpec(Part, frozen=True, kw_only=True):
+    """Where calls wait while every target is full: by priority, and fairly among tenants."""
+
+    calls: Annotated[int, Meta(ge=0, le=100_000)] = 256
+    """Calls that may wait, in each gateway worker; 0: none waits."""
+    size: Size = 64 * 1024**2
+    """Bytes of waiting calls' bodies, in each gateway worker."""
+    wait: Seconds = 10.0
+    """How long a call may wait before it is refused with 429; shorter than `timeouts.first_byte`."""
+
+
+class ShadowSpec(Part, frozen=True, kw_only=True):
+    """Copies of some calls go to another server after they were answered, and only what it does is measured."""
+
+    target: TargetSpec
+    """The server."""
+    share: Annotated[float, Meta(gt=0, le=1)]
+    """The part of the route's calls that is copied."""
+    concurrency: Annotated[int, Meta(ge=1, le=1000)] = 4
+    """Copies at once, in each gateway worker; what comes while all are busy is not copied."""
+
+
 class RouteSpec(Part, frozen=True, kw_only=True):
     """A public model name and where it is served."""
 
@@ -77,10 +113,16 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """Share the load."""
     aliases: tuple[str, ...] = ()
     """Other names clients may use; `*` stands for any text, the most specific wins."""
-    fallback: tuple[TargetSpec, ...] = ()
+    fallback: tuple[FallbackSpec, ...] = ()
     """Used while none of `targets` can be."""
-    policy: Policy = "least-tokens"
-    """How a target is picked."""
+    fallback_route: str | None = None
+    """The route that is used while neither `targets` nor `fallback` can be; the call keeps its own limits and price."""
+    policy: str = "home-cost"
+    """How a target is picked: `home-cost`, `least-tokens`, `round-robin`, `session`, or another installed policy."""
+    queue: QueueSpec = QueueSpec()
+    """Where calls wait while all targets are full."""
+    shadow: ShadowSpec | None = None
+    """A server that is tried out with copies of calls."""
     timeouts: Timeouts = Timeouts()
     """How long its targets may take."""
     retry: Retry = Retry()
@@ -116,6 +158,8 @@ class Expect(Part, frozen=True, kw_only=True):
 
     route: str | None = None
     """The route that serves it; leave out to expect that none does."""
+    targets: tuple[str, ...] | None = None
+    """All targets that may serve it, the best tier first."""
 
 
 class TableTest(Part, frozen=True, kw_only=True):
@@ -145,6 +189,19 @@ class Table(Part, frozen=True, kw_only=True):
             for tier in ("targets", "fallback"):
                 for index, target in enumerate(getattr(route, tier)):
                     yield ("routes", name, tier, index), route, target
+            if route.shadow is not None:
+                yield ("routes", name, "shadow", "target"), route, route.shadow.target
+
+    def order(self, route: str) -> list[str]:
+        """The names of all targets that may serve a call for the route, in the order in which tiers are asked."""
+        names: list[str] = []
+        following: str | None = route
+        while following is not None:
+            spec = self.routes[following]
+            names += [target.name for target in spec.targets]
+            names += [target.name for target in sorted(spec.fallback, key=lambda target: target.tier)]
+            following = spec.fallback_route
+        return names
 
     def names(self) -> NameIndex:
         """The index of route names and aliases."""
@@ -213,8 +270,19 @@ def field_texts(kind: type[Struct]) -> dict[str, str]:
 
 def parts() -> list[type[Struct]]:
     """The classes that make up a table, from the whole down."""
+    route: list[type[Struct]] = [
+        RouteSpec,
+        TargetSpec,
+        FallbackSpec,
+        Launch,
+        Timeouts,
+        Retry,
+        QueueSpec,
+        ShadowSpec,
+        Price,
+    ]
     limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec]
-    return [Table, RouteSpec, TargetSpec, Launch, Timeouts, Retry, Price, *limits, Bodies, TableTest, Ask, Expect]
+    return [Table, *route, *limits, Bodies, TableTest, Ask, Expect]
 
 
 def _pairs(table: Table) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -32,6 +32,7 @@ class Load:
         "_told_at",
         "charged",
         "clock",
+        "freed",
         "others_prefill",
         "others_running",
         "others_waiting",
@@ -55,6 +56,8 @@ class Load:
 
         Local to this gateway: other gateways count from elsewhere.
         """
+        self.freed: list[Callable[[], None]] = []
+        """Called when something has ended here: there may be room."""
         self._told_at = 0.0
         self._known: dict[str, int] = {}
 
@@ -112,6 +115,8 @@ class Share:
             self._load.prefill -= self._prefill
             self._load.waiting -= 1
             self._prefill = 0
+            for freed in self._load.freed:
+                freed()
 
     def end(self) -> None:
         """The call is over, however it ended."""
@@ -119,3 +124,5 @@ class Share:
             self.first_token()
             self._load.running -= 1
             self._running = False
+            for freed in self._load.freed:
+                freed()

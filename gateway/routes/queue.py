@@ -7,12 +7,13 @@ from collections.abc import Callable
 from itertools import chain, islice
 from typing import Final, Generic, TypeVar, get_args
 
-from msgspec import Struct
-
 from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.types import Priority
 from gateway.routes.drain import Drain
 from gateway.routes.fair import Turns
+from gateway.routes.waiter import Place, Waiter
+
+__all__ = ["Queue", "Waiter"]
 
 T = TypeVar("T")
 
@@ -29,35 +30,6 @@ UNKNOWN_SECONDS: Final = 10.0
 
 _FULL = "All targets of this model are busy, and its queue is full."
 _LATE = "All targets of this model are busy, and stayed so for as long as a call may wait."
-
-
-class Waiter(Struct):
-    """What the queue knows of a call. One object for a call's whole life: it is charged and corrected by it."""
-
-    priority: Priority
-    tenant: str
-    tokens: int
-    """Of the prompt, estimated: charged to the tenant when the call is placed."""
-    size: int
-    """Bytes that it holds while it waits."""
-    deadline: float | None = None
-    """The queue's own: until when it may wait, by the queue's clock."""
-
-
-class _Place(Generic[T]):
-    """A waiter's place in the queue."""
-
-    __slots__ = ("attempt", "future", "soonest", "timer", "waiter")
-
-    def __init__(self, waiter: Waiter, attempt: Callable[[], T | None], soonest: Callable[[], float | None]) -> None:
-        self.waiter, self.attempt, self.soonest = waiter, attempt, soonest
-        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.timer: asyncio.TimerHandle
-
-    def refuse(self, error: Exception) -> None:
-        """End the waiting, unless it has ended."""
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class Queue(Generic[T]):
@@ -79,7 +51,7 @@ class Queue(Generic[T]):
     ) -> None:
         """At most `calls` of `size` bytes together; `clock` is monotonic; `changed` is told both when they change."""
         self._calls, self._size, self._clock, self._changed = calls, size, clock, changed
-        self._classes: dict[Priority, Turns[_Place[T]]] = {each: Turns() for each in PRIORITIES}
+        self._classes: dict[Priority, Turns[Place[T]]] = {each: Turns() for each in PRIORITIES}
         self._bytes = 0
         self._trying = self._stirred = False
         self._drain = Drain()
@@ -125,7 +97,7 @@ class Queue(Generic[T]):
         wait, left = soonest(), waiter.deadline - now
         if left <= 0 or (wait is not None and wait > left):
             raise QueueTimeout(_LATE, retry_after=self._retry_after(waiter) if wait is None else _told(wait))
-        place = _Place(waiter, attempt, soonest)
+        place = Place(waiter, attempt, soonest)
         self._join(place, left, again)
         if not goes and place in self._next():  # those before may wait for a target that this one does not need
             self.freed()
@@ -143,12 +115,12 @@ class Queue(Generic[T]):
         """A placed call has ended, and really took so many tokens: instead of the estimate, this is charged."""
         self._classes[waiter.priority].correct(waiter.tenant, input - waiter.tokens + OUTPUT_WEIGHT * output)
 
-    def _next(self) -> list[_Place[T]]:
+    def _next(self) -> list[Place[T]]:
         """Whose turn it is, and whom to try when that one cannot go."""
         lines = (turns.next(LOOK) for turns in self._classes.values() if turns.waiting)
         return list(islice(chain.from_iterable(lines), LOOK))
 
-    def _settled(self, place: _Place[T]) -> bool:
+    def _settled(self, place: Place[T]) -> bool:
         """Whether the waiter needs no more waiting: it is placed, or gone, or its attempt failed for good."""
         if place.future.done():  # cancelled in this very turn of the loop
             self._leave(place)
@@ -168,7 +140,7 @@ class Queue(Generic[T]):
         return True
 
     def _tried(self, attempt: Callable[[], T | None]) -> T | None:
-        """What `attempt` says. One that gave something back itself is asked once more, for that may be what it needs."""
+        """What `attempt` says. One that itself gave something back is asked once more: that may be what it needs."""
         self._trying, self._stirred = True, False
         try:
             placement = attempt()
@@ -186,7 +158,7 @@ class Queue(Generic[T]):
             if self._stirred:
                 self.freed()
 
-    def _join(self, place: _Place[T], seconds: float, again: bool) -> None:
+    def _join(self, place: Place[T], seconds: float, again: bool) -> None:
         """Take a place in the queue, somebody else's if need be. Raises `QueueFull`."""
         waiter = place.waiter
         if self.waiting >= self._calls or self._bytes + waiter.size > self._size:
@@ -200,7 +172,7 @@ class Queue(Generic[T]):
         self._bytes += waiter.size
         self._changed(self.waiting, self._bytes)
 
-    def _victim(self, waiter: Waiter, again: bool) -> _Place[T] | None:
+    def _victim(self, waiter: Waiter, again: bool) -> Place[T] | None:
         """Whom the waiter may push out."""
         for priority in reversed(PRIORITIES):
             turns = self._classes[priority]
@@ -211,7 +183,7 @@ class Queue(Generic[T]):
                 return turns.newest()
         return None
 
-    async def _outcome(self, place: _Place[T], release: Callable[[T], None]) -> T:
+    async def _outcome(self, place: Place[T], release: Callable[[T], None]) -> T:
         future = place.future
         try:
             return await future
@@ -226,20 +198,20 @@ class Queue(Generic[T]):
                     self.freed()
             raise
 
-    def _expire(self, place: _Place[T]) -> None:
+    def _expire(self, place: Place[T]) -> None:
         """The waiter's deadline has come."""
         later = max(self._retry_after(place.waiter), place.soonest() or 0.0)
         place.refuse(QueueTimeout(_LATE, retry_after=_told(later)))
         self._abandon(place)
 
-    def _abandon(self, place: _Place[T]) -> None:
+    def _abandon(self, place: Place[T]) -> None:
         """The waiter will wait no longer; those who were behind it may fit where it did not."""
         in_the_way = place in self._next()
         self._leave(place)
         if in_the_way:
             self.freed()
 
-    def _leave(self, place: _Place[T]) -> None:
+    def _leave(self, place: Place[T]) -> None:
         waiter = place.waiter
         if self._classes[waiter.priority].leave(waiter.tenant, place):
             place.timer.cancel()

@@ -1,8 +1,9 @@
-"""What a policy sees and answers: filter -> score -> pick, each step a protocol of one method.
+"""What a policy sees and answers. Filter -> score -> pick: each step is a protocol of one method.
 
-Policies are pure: no I/O, no clock of their own, randomness from a seed. The gateway and `trunkline simulate` run the
-same classes. A policy is found by its entry point in `trunkline.policies`, which names a class that is made with the
-names of a tier's targets and a seed: `make(names, seed)`.
+The filters are in `gateway.routes.filters`; a policy scores what they leave, and picks. Policies are pure: no I/O, no
+clock of their own, randomness from a seed. The gateway and `trunkline simulate` run the same classes. A policy is found
+by its entry point in `trunkline.policies`, which names a class that is made with the names of a tier's targets and a
+seed: `make(names, seed)`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from msgspec import Struct
 
 from gateway.routes.load import Load
 
-Reason = Literal["home", "warm", "exception", "spill", "no_key", "least", "turn", "session", "other"]
+Reason = Literal["home", "warm", "exception", "spill", "no_key", "least", "turn", "session", "only", "other"]
 """Why a target was picked: the closed vocabulary of metrics and explanations."""
 
 YOUNG_SECONDS = 30.0
@@ -36,6 +37,10 @@ class Prompt(Struct, frozen=True):
     """It holds an answer already: an earlier call of the conversation has been served somewhere."""
     session: int | None = None
     """Hash of the session or user that the client named."""
+    context: int = 0
+    """Tokens of prompt and answer together, as far as they can be told."""
+    part: float = 1.0
+    """The part of a target's room that the call may fill: a call of low priority leaves some for others."""
 
 
 class Candidate(Protocol):
@@ -73,13 +78,6 @@ class Score(Struct):
     """Tokens of the prompt expected in its cache: they are not charged to its load."""
     reason: Reason = "other"
     """Why, should it be picked."""
-
-
-class Filter(Protocol):
-    """Says which targets cannot take a call."""
-
-    def refuses(self, prompt: Prompt, target: Candidate, now: float) -> str | None:
-        """Why `target` cannot take the call now, in a word or two; None: it can."""
 
 
 class Scorer(Protocol):

@@ -1,0 +1,160 @@
+"""What gateways tell each other of the load they have put on targets, five times a second.
+
+One board for each route, one word on it for each gateway: absolute numbers, so that a lost word or a dead gateway harms
+nobody for long. The word also holds the last notes of the route's policies, counted, so that a reader applies each once
+though it reads most of them several times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from gateway.routes.load import Load, Told
+from gateway.routes.policies.api import Note, Tells
+from gateway.routes.tier import Tier
+from gateway.store import StoreDown
+
+SECONDS: Final = 0.2
+RING: Final = 32
+QUIET_SECONDS: Final = 5.0
+"""A board is read for so long after its route was last busy here."""
+
+Words = Mapping[str, tuple[bytes, float]]
+"""By gateway: its word and the word's age in seconds."""
+
+
+class Word(Struct, frozen=True, array_like=True):
+    """What a gateway writes on a board."""
+
+    loads: dict[str, Told]
+    """By the server's URL."""
+    count: int = 0
+    """Notes ever written; the last ones are in `notes`."""
+    notes: tuple[Note, ...] = ()
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Word)
+
+
+class Shared(Protocol):
+    """A route as the exchange needs it."""
+
+    @property
+    def name(self) -> str:
+        """The board's."""
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Whose policies may have notes."""
+
+
+class Board:
+    """One route's word, and what others said there. `loads` are those of servers which no earlier route lists."""
+
+    def __init__(self, route: Shared, loads: Mapping[str, Load]) -> None:
+        self.route, self.loads = route, loads
+        self._written = 0
+        self._ring: deque[Note] = deque(maxlen=RING)
+        self._heard: dict[str, int] = {}
+        self._charged, self._busy = -1, float("-inf")
+
+    def inherit(self, predecessor: Board | None) -> None:
+        """Go on where the same route's board of the table before has left off."""
+        if predecessor is not None:
+            self._written, self._ring, self._heard = predecessor._written, predecessor._ring, predecessor._heard
+
+    def word(self, now: float) -> bytes | None:
+        """What to write; None: the route is quiet, and its board need not even be read."""
+        for tier in self.route.tiers:
+            if isinstance(tier.policy, Tells):
+                notes = tier.policy.notes()
+                self._ring.extend(notes)
+                self._written += len(notes)
+        charged = sum(load.charged for load in self.loads.values())
+        if charged != self._charged or any(load.running for load in self.loads.values()):
+            self._charged, self._busy = charged, now
+        if now - self._busy > QUIET_SECONDS:
+            return None
+        loads = {url: load.tells() for url, load in self.loads.items() if load.charged}
+        return _encoder.encode(Word(loads, self._written, tuple(self._ring)))
+
+    def read(self, words: Words, now: float) -> None:
+        """Apply what others wrote. Words that cannot be read are left out: another version's, for a while."""
+        told: dict[str, dict[str, tuple[Told, float]]] = {url: {} for url in self.loads}
+        for gateway, (raw, age) in words.items():
+            try:
+                word = _decoder.decode(raw)
+            except (msgspec.DecodeError, ValueError):
+                continue
+            for url, said in word.loads.items():
+                if url in told:
+                    told[url][gateway] = said, age
+            self._apply(gateway, word)
+        for url, load in self.loads.items():
+            load.told(told[url], now)
+        for gone in self._heard.keys() - words.keys():
+            del self._heard[gone]
+
+    def _apply(self, gateway: str, word: Word) -> None:
+        heard = self._heard.get(gateway, 0)
+        fresh = word.count - heard if word.count >= heard else word.count  # it has been restarted
+        self._heard[gateway] = word.count
+        notes = word.notes[-fresh:] if fresh else ()
+        for tier in self.route.tiers if notes else ():
+            if isinstance(tier.policy, Tells):
+                tier.policy.heard([note for note in notes if note.target in tier.names], tier.targets)
+
+
+class Exchange:
+    """Writes and reads the boards as long as it is open. While the store is down each gateway is on its own."""
+
+    def __init__(
+        self,
+        exchange: Callable[[Mapping[str, bytes]], Awaitable[Mapping[str, Words]]],
+        boards: Callable[[], Mapping[str, Board]],
+        clock: Callable[[], float],
+        heard: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`exchange` is the store's; `boards` are those of the table in force; `heard` is called after each reading."""
+        self._exchange, self._boards, self._clock, self._heard = exchange, boards, clock, heard
+        self._task: asyncio.Task[None] | None = None
+        self.read_at = float("-inf")
+        """When others' words were last read, by the clock."""
+
+    def open(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="exchange")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def once(self) -> None:
+        """Write and read all boards that are in use."""
+        boards, now = self._boards(), self._clock()
+        mine = {name: word for name, board in boards.items() if (word := board.word(now)) is not None}
+        if not mine:
+            return
+        try:
+            others = await self._exchange(mine)
+            self.read_at = self._clock()
+        except StoreDown:
+            others = {}  # what was told last grows old and counts no more
+            if self._clock() - self.read_at < 2.0:
+                return
+        for name in mine:
+            boards[name].read(others.get(name, {}), self._clock())
+        self._heard()
+
+    async def _run(self) -> None:
+        while True:
+            await self.once()
+            await asyncio.sleep(SECONDS * random.uniform(0.9, 1.1))  # noqa: S311 - jitter

@@ -1,0 +1,88 @@
+"""Why a target cannot take a call: one class each, asked in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final, Protocol
+
+from gateway.routes.policies.api import Prompt
+from gateway.routes.target import Target
+
+BUSY: Final = frozenset({"resting", "full"})
+"""Waiting helps."""
+
+
+class Filter(Protocol):
+    """Says which targets cannot take a call."""
+
+    def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        """Why `target` cannot take the call now, in a word; None: as far as this goes it can."""
+
+
+class Ordered:
+    """An operator has drained or ejected it."""
+
+    def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        return None if target.order == "open" else target.order
+
+
+class Ejected:
+    """Its breaker has: calls have failed."""
+
+    def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        return None if not target.breaker.ejections or target.breaker.closed else "ejected"
+
+
+class Down:
+    """Its health route does not answer."""
+
+    def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        return "down" if target.up is False else None
+
+
+class TooLong:
+    """The call does not fit into its context."""
+
+    def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        return "too_long" if prompt.context > target.context else None
+
+
+class Resting:
+    """It has asked for a pause, or its last place was just taken."""
+
+    def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        return target.resting if now < target.resting_until else None
+
+
+class Full:
+    """It has all it can do. Calls that may fill only a part of it find it full earlier."""
+
+    def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        load, part = target.load, prompt.part
+        running = load.running + load.others_running
+        for most in (target.max_inflight, target.cap):
+            if most is not None and running >= max(1.0, most * part):
+                return "full"
+        return "full" if load.pending(now) >= target.prefill_limit * part else None
+
+
+FILTERS: Final[tuple[Filter, ...]] = (Ordered(), Ejected(), Down(), TooLong(), Resting(), Full())
+
+NOTHING: Final[frozenset[str]] = frozenset()
+LENIENCES: Final = (NOTHING, frozenset({"down"}), frozenset({"down", "ejected"}))
+"""What is overlooked when there is nothing better: probes may be wrong, and a last target is better than none."""
+
+
+def refusal(prompt: Prompt, target: Target, now: float, overlooked: Collection[str] = NOTHING) -> str | None:
+    """The first filter's reason that is not overlooked; None: the target can take the call."""
+    for each in FILTERS:
+        why = each.refuses(prompt, target, now)
+        if why is not None and why not in overlooked:
+            return why
+    # As long as nothing happens to it, it need not be asked again.
+    target.clear = not target.bounded and prompt.part == 1 and not overlooked and _idle(target, now)
+    return None
+
+
+def _idle(target: Target, now: float) -> bool:
+    return target.load.pending(now) < target.prefill_limit / 2 and not target.breaker.ejections

@@ -1,0 +1,96 @@
+"""A call's place at a target: what it adds to the load there, given back exactly once, and what it tells of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import structs
+
+from backends.api import Usage
+from gateway.core.errors import NoTarget, UpstreamBusy, UpstreamError
+from gateway.routes.load import Share
+from gateway.routes.policies.api import Prompt, Score
+from gateway.routes.target import Target
+from gateway.routes.tier import Tier
+
+
+class Placement:
+    """One attempt at one target, from the decision to its end."""
+
+    __slots__ = ("_leased", "_prompt", "_share", "_tier", "_trial", "address", "fallback", "headers", "score", "target")
+
+    def __init__(self, tier: Tier, score: Score, prompt: Prompt) -> None:
+        self.target: Target = tier.targets[score.index]
+        self.address = self.target.address
+        self.score, self._tier, self._prompt = score, tier, prompt
+        self._share = Share(self.target.load, prompt.tokens - score.cached)
+        self._leased: Callable[[], Any] | None = None
+        self.fallback = ""
+        """Why a worse tier, or another route, has been chosen; empty: it has not."""
+        self.headers: list[tuple[bytes, bytes]] = []
+        """What the client is told of the way its call has taken."""
+        tier.placed(prompt, score)
+        target = self.target
+        target.attempts += 1
+        target.clear = target.clear and target.load.prefill < target.prefill_limit / 2
+        self._trial = target.breaker.attempt()
+
+    @property
+    def policy(self) -> str:
+        """By what the target was picked."""
+        return self._tier.policy_name
+
+    def stand_in(self, route: str, refused: Exception | None) -> None:
+        """The target is of another route than the client asked for, which `refused` the call or has failed."""
+        if self.address.model is None:
+            self.address = structs.replace(self.address, model=route)  # it would not know the name asked for
+        if refused is None:
+            self.fallback = "failed"
+        else:
+            self.fallback = "no_target" if isinstance(refused, NoTarget) else "full"
+
+    def tell(self, attempt: int) -> None:
+        """Say in the answer's headers which way the call has gone."""
+        self.headers = [
+            (b"x-trunkline-target", self.target.name.encode()),
+            (b"x-trunkline-attempts", b"%d" % attempt),
+        ]
+        if self.fallback:
+            self.headers.append((b"x-trunkline-fallback", self.fallback.encode()))
+
+    def leased(self, give_back: Callable[[], asyncio.Future[Any] | None]) -> None:
+        """A slot that is counted for all gateways is held, too."""
+        self._leased = give_back
+
+    def first_token(self) -> None:
+        """The prompt has been read."""
+        self._share.first_token()
+
+    def answered(self, usage: Usage | None) -> None:
+        """The target answered well."""
+        self.target.breaker.succeeded()
+        if usage is not None and usage.cached_tokens is not None:
+            self._tier.told(self._prompt, self.score, usage.prompt_tokens, usage.cached_tokens)
+
+    def failed(self, error: UpstreamError) -> None:
+        """It did not, and is to blame; one that sheds load is not broken."""
+        if isinstance(error, UpstreamBusy):
+            self.target.rest(error.retry_after)
+        else:
+            self.target.breaker.failed()
+            self.target.clear = False
+
+    def refused(self) -> None:
+        """It answered that the call was wrong: it is well."""
+        self.target.breaker.succeeded()
+
+    def end(self) -> None:
+        """Give back all that is still held, however it ended."""
+        self.target.breaker.ended(self._trial)
+        self._trial = False
+        self._share.end()
+        give_back, self._leased = self._leased, None
+        if give_back is not None:
+            give_back()

@@ -1,0 +1,251 @@
+"""A model name's way to a target: tiers, retries within their budget, and the queue while all are full."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from msgspec import structs
+
+from backends.api import Call
+from gateway.config import QueueSpec
+from gateway.config.limits import Price
+from gateway.core.errors import ContextTooLong, NoTarget
+from gateway.core.types import KeyRecord, Spent
+from gateway.routes.filters import LENIENCES, refusal
+from gateway.routes.placement import Placement
+from gateway.routes.policies.api import Prompt
+from gateway.routes.prompt import least_context
+from gateway.routes.queue import Queue, Waiter
+from gateway.routes.slots import Slots
+from gateway.routes.target import UNBOUNDED, Target
+from gateway.routes.tier import Tier
+
+RETRY_SHARE, RETRY_FLOOR = 0.2, 3
+"""Retries in flight may be a fifth of all calls in flight, but three are always allowed."""
+LOOK_SECONDS = 0.05
+"""How often a queue looks for room that nobody told of: in other gateways, or because a rest is over."""
+TAKEN_SECONDS = 0.05
+"""How long a target is taken for full whose last slot another gateway had."""
+
+
+class RetryBudget:
+    """Keeps retries a small part of the load, so that an outage is not answered with twice the calls."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.retrying = 0
+
+    def allows(self) -> bool:
+        return self.retrying < max(RETRY_FLOOR, RETRY_SHARE * self.in_flight)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """One call in flight."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    @contextmanager
+    def retry(self, counts: bool) -> Iterator[None]:
+        """One attempt; it is a retry if it `counts`."""
+        self.retrying += counts
+        try:
+            yield
+        finally:
+            self.retrying -= counts
+
+
+class Route:
+    """One route of the table."""
+
+    def __init__(
+        self,
+        name: str,
+        tiers: Sequence[Tier],
+        attempts: int,
+        queue: QueueSpec,
+        slots: Slots,
+        clock: Callable[[], float],
+        *,
+        price: Price | None = None,
+        fallback_route: str | None = None,
+        queued: Callable[[int, int], None] = lambda calls, size: None,
+    ) -> None:
+        self.name, self.tiers, self.attempts, self.price = name, tuple(tiers), attempts, price
+        self.fallback_route, self._queue_spec = fallback_route, queue
+        self._slots, self._clock = slots, clock
+        self._budget = RetryBudget()
+        self._queue: Queue[Placement] = Queue(calls=queue.calls, size=queue.size, clock=clock, changed=queued)
+        self._looking: asyncio.TimerHandle | None = None
+        self._longest = UNBOUNDED
+        self.measure()
+
+    def open(self) -> None:
+        """The route is used from now on."""
+        for target in self.targets:
+            target.load.freed.append(self.freed)
+
+    def measure(self) -> None:
+        """Look at the targets' contexts anew."""
+        for tier in self.tiers:
+            tier.measure()
+        self._longest = max((target.context for target in self.targets), default=UNBOUNDED)
+
+    @property
+    def targets(self) -> list[Target]:
+        """The targets of all tiers, the best first."""
+        return [target for tier in self.tiers for target in tier.targets]
+
+    @property
+    def keyed(self) -> bool:
+        """There is a choice for which a prompt's keys matter."""
+        return any(tier.keyed for tier in self.tiers)
+
+    async def placements(
+        self, call: Call, prompt: Prompt, key: KeyRecord, spent: Callable[[], Spent], most: int
+    ) -> AsyncGenerator[Placement, None]:
+        """Placements to try in turn, at most `most` of them, each only when the one before has failed.
+
+        Each is at another target. Raises `QueueFull`, `QueueTimeout`, and `NoTarget` or `ContextTooLong` if there is
+        not even a first one; ends when there is no other left to try.
+        """
+        if prompt.context > self._longest:
+            prompt = self._fitted(call, prompt)
+        waiter = Waiter(key.priority, key.tenant, prompt.tokens, len(call.body.raw))
+        tried: list[Target] = []
+        with self._budget.call():
+            try:
+                while len(tried) < min(most, self.attempts) and (not tried or self._budget.allows()):
+                    with self._budget.retry(bool(tried)):
+                        placement = await self._place(call, prompt, waiter, tried)
+                        if placement is None:
+                            return
+                        tried.append(placement.target)
+                        try:
+                            yield placement
+                        finally:
+                            placement.end()
+            finally:
+                if tried:
+                    used = spent()
+                    self._queue.spent(waiter, used.input, used.output)
+
+    def freed(self) -> None:
+        """There may be room at a target."""
+        if self._queue.waiting:
+            self._queue.freed()
+
+    def close(self) -> None:
+        """The route is not used any more; calls in flight go on."""
+        for target in self.targets:
+            if self.freed in target.load.freed:
+                target.load.freed.remove(self.freed)
+
+    async def _place(self, call: Call, prompt: Prompt, waiter: Waiter, tried: Sequence[Target]) -> Placement | None:
+        """The next placement, when there is room for it; None: there is no target left to try."""
+        if tried and not (self._choose(prompt, tried) or (None, ()))[1]:
+            return None  # a retry does not wait: its client has waited already
+        again = False
+        while True:
+            self._look_again()
+            placement = await self._queue.place(
+                waiter,
+                partial(self._attempt, prompt, tried),
+                Placement.end,
+                self._queue_spec.wait,
+                again=again,
+                soonest=partial(self._soonest, prompt, tried),
+            )
+            target = placement.target
+            if target.max_inflight is None:
+                return placement
+            try:
+                slot = await self._slots.take(target, f"{call.id}.{len(tried)}")
+            except BaseException:
+                placement.end()
+                raise
+            if slot is not None:
+                placement.leased(slot)
+                return placement
+            placement.end()
+            target.rest(TAKEN_SECONDS, "full")
+            again = True
+
+    def _attempt(self, prompt: Prompt, tried: Sequence[Target]) -> Placement | None:
+        """A placement now; None: all that could take the call are full. Raises `NoTarget`."""
+        now = self._clock()
+        chosen = self._choose(prompt, tried)
+        if chosen is None:
+            raise NoTarget(f"No target of {self.name!r} can take the call now.", retry_after=1)
+        tier, usable, fallback = chosen
+        if not usable:
+            return None
+        placement = Placement(tier, tier.pick(prompt, usable, now), prompt)
+        placement.fallback = fallback
+        return placement
+
+    def _choose(self, prompt: Prompt, tried: Sequence[Target]) -> tuple[Tier, list[int], str] | None:
+        """The best tier with room, its usable places, and why no better one; without places: all are only busy."""
+        now = self._clock()
+        for overlooked in LENIENCES[: 2 if tried else 3]:
+            for tier in self.tiers:
+                if usable := tier.usable(prompt, now, tried, overlooked):
+                    return tier, usable, self._passed_over(prompt, tier, now, tried)
+            for tier in self.tiers:
+                if tier.busy(prompt, now, tried):
+                    return tier, [], ""
+        return None
+
+    def _passed_over(self, prompt: Prompt, chosen: Tier, now: float, tried: Sequence[Target]) -> str:
+        """Why the tiers before `chosen` were not: what most of their targets lack."""
+        if chosen is self.tiers[0]:
+            return ""
+        whys = [
+            "failed" if target in tried else refusal(prompt, target, now) or "canary"
+            for tier in self.tiers[: self.tiers.index(chosen)]
+            for target in tier.targets
+        ]
+        return max(whys, key=whys.count)
+
+    def _fitted(self, call: Call, prompt: Prompt) -> Prompt:
+        """The prompt of a call that seems to fit nowhere, for those with the largest context if it may fit after all.
+
+        Raises `ContextTooLong` for one that cannot, whatever its text is.
+        """
+        least = least_context(call)
+        if least <= self._longest:
+            return structs.replace(prompt, context=self._longest)
+        raise ContextTooLong(
+            f"The prompt and its answer would take at least {least} tokens; "
+            f"the largest context that {self.name!r} has is {self._longest} tokens.",
+            param="messages" if call.endpoint == "chat/completions" else "prompt",
+        )
+
+    def _soonest(self, prompt: Prompt, tried: Sequence[Target]) -> float | None:
+        """Seconds until any target can have room, if that is known: all have asked for a pause."""
+        now = self._clock()
+        left = []
+        for target in self.targets:
+            if target in tried or (why := refusal(prompt, target, now)) is None:
+                continue
+            if why == "full":
+                return None
+            if why == "resting":
+                left.append(target.resting_until - now)
+        return min(left, default=None)
+
+    def _look_again(self) -> None:
+        """As long as calls wait, look for room now and then."""
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        if self._queue.waiting:
+            self._queue.freed()
+            self._look_again()

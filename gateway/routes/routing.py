@@ -1,0 +1,206 @@
+"""All routes of a table, how they are built, and how they take over from the table before."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing
+
+from backends.api import AnyAdapter, Call
+from gateway.config import RouteSpec, Table, TargetSpec
+from gateway.core.errors import NoRoute, NoTarget, QueueFull, QueueTimeout
+from gateway.core.types import KeyRecord, OrderState, Spent, TargetOrder
+from gateway.routes.exchange import Board
+from gateway.routes.load import Load
+from gateway.routes.placement import Placement
+from gateway.routes.policies.api import Prompt
+from gateway.routes.prompt import read
+from gateway.routes.route import Route
+from gateway.routes.slots import Slots
+from gateway.routes.target import Breaker, Target
+from gateway.routes.tier import Outlook, Tier
+
+MOST_ATTEMPTS = 3
+"""Targets tried for one call, those of a fallback route included."""
+
+
+class Routes:
+    """The routes, and the order in which one call tries their targets."""
+
+    def __init__(self, table: Table, routes: Mapping[str, Route], config_hash: str = "") -> None:
+        self._routes, self._names = routes, table.names()
+        self.config_hash = config_hash
+        self.targets = {target.name: target for route in routes.values() for target in route.targets}
+        self.boards = dict(_boards(routes.values()))
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes.values())
+
+    def find(self, model: str, visible: Callable[..., bool]) -> Route:
+        """The route that `model` means. Raises `NoRoute`, naming the models for which `visible` is true."""
+        name = self._names.find(model)
+        if name is None:
+            usable = self.models(visible)
+            shown = ", ".join(usable[:20]) + (", ..." if len(usable) > 20 else "")
+            raise NoRoute(
+                f"The model {model[:200]!r} does not exist. Models this key may use: {shown or 'none'}.", param="model"
+            )
+        return self._routes[name]
+
+    def models(self, visible: Callable[..., bool]) -> list[str]:
+        """Names a client may ask for by their exact text: routes and aliases, in the table's order."""
+        return [name for name, route in self._names.exact.items() if visible(name, route)]
+
+    def chain(self, route: Route) -> Iterator[Route]:
+        """The route and those that stand in for it."""
+        yield route
+        while route.fallback_route is not None:
+            route = self._routes[route.fallback_route]
+            yield route
+
+    async def placements(
+        self,
+        route: Route,
+        call: Call,
+        headers: Mapping[bytes, bytes],
+        key: KeyRecord,
+        tokens: int,
+        spent: Callable[[], Spent],
+    ) -> AsyncGenerator[Placement, None]:
+        """Placements to try in turn, each at another target and only when the one before has failed.
+
+        `tokens` is the estimated length of the prompt, `spent` what the call has used when it is over. Waits while all
+        targets are full. Raises `QueueFull`, `QueueTimeout`, `ContextTooLong`, and `NoTarget` if there is no target to
+        try at all.
+        """
+        tried, refused = 0, None
+        for each in self.chain(route):
+            prompt = self.read(each, call, headers, key, tokens)
+            try:
+                attempts = each.placements(call, prompt, key, spent, MOST_ATTEMPTS - tried)
+                async with aclosing(attempts) as placements:
+                    async for placement in placements:
+                        tried += 1
+                        if each is not route:
+                            placement.stand_in(each.name, refused)
+                        placement.tell(tried)
+                        yield placement
+            except (NoTarget, QueueFull, QueueTimeout) as error:
+                refused = refused or error
+            if tried == MOST_ATTEMPTS:
+                return
+        if not tried and refused is not None:
+            raise refused
+
+    def read(self, route: Route, call: Call, headers: Mapping[bytes, bytes], key: KeyRecord, tokens: int) -> Prompt:
+        """The prompt of a call as the route's policies see it."""
+        return read(
+            call,
+            headers,
+            model=route.name,
+            tenant=key.tenant,
+            tokens=tokens,
+            priority=key.priority,
+            keyed=route.keyed,
+        )
+
+    def explain(self, route: Route, prompt: Prompt, now: float) -> list[tuple[Route, Tier, list[Outlook]]]:
+        """What each tier of the route, and of those that stand in for it, says of each target."""
+        return [(each, tier, tier.outlooks(prompt, now)) for each in self.chain(route) for tier in each.tiers]
+
+    def ordered(self, orders: Mapping[str, TargetOrder], now: float) -> None:
+        """Apply operators' orders as of `now`, in seconds since the epoch."""
+        for name, target in self.targets.items():
+            order = orders.get(name)
+            state: OrderState = "open" if order is None else order.at(now)
+            version = 0 if order is None else order.version
+            if (state, version) != (target.order, target.order_version):
+                target.ordered(state, version)
+
+    def open(self) -> None:
+        """This table is in force."""
+        for route in self:
+            route.open()
+
+    def freed(self) -> None:
+        """There may be room anywhere."""
+        for route in self:
+            route.freed()
+
+    def close(self) -> None:
+        """Another table has taken over; calls in flight go on."""
+        for route in self:
+            route.close()
+
+
+class Builder:
+    """Makes routes from tables, each taking over from the one before what it has learned and what is under way."""
+
+    def __init__(
+        self,
+        urls: Mapping[str, str],
+        adapters: Callable[[str], AnyAdapter],
+        breaker: Callable[[str], Breaker],
+        slots: Slots,
+        clock: Callable[[], float],
+        *,
+        seed: int = 0,
+        queued: Callable[[str, int, int], None] = lambda route, calls, size: None,
+    ) -> None:
+        """`urls` has those of launched targets; `queued` is told of a route's waiting calls and their bytes."""
+        self._urls, self._adapters, self._breaker, self._slots = urls, adapters, breaker, slots
+        self._clock, self._seed, self._queued = clock, seed, queued
+
+    def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
+        """The routes of `table`. Whatever it raises, `before` is as it was."""
+        loads = {} if before is None else {target.address.url: target.load for target in before.targets.values()}
+        routes = {name: self._route(name, spec, loads, before) for name, spec in table.routes.items()}
+        made = Routes(table, routes, config_hash)
+        if before is not None:
+            for board in made.boards.values():
+                board.inherit(before.boards.get(board.route.name))
+        return made
+
+    def _route(self, name: str, spec: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Route:
+        numbers = sorted({each.tier for each in spec.fallback})
+        specs = [list(spec.targets), *([each for each in spec.fallback if each.tier == tier] for tier in numbers)]
+        tiers = [
+            Tier([self._target(each, spec, loads, before) for each in tier], spec.policy, self._seed) for tier in specs
+        ]
+        old = None if before is None else next((route for route in before if route.name == name), None)
+        for tier, predecessor in zip(tiers, () if old is None else old.tiers, strict=False):
+            tier.inherit(predecessor)
+        return Route(
+            name,
+            tiers,
+            spec.retry.attempts,
+            spec.queue,
+            self._slots,
+            self._clock,
+            price=spec.price,
+            fallback_route=spec.fallback_route,
+            queued=lambda calls, size: self._queued(name, calls, size),
+        )
+
+    def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
+        url = (spec.url if spec.url is not None else self._urls[spec.name]).rstrip("/")
+        load = loads.setdefault(url, Load())
+        old = None if before is None else before.targets.get(spec.name)
+        if old is not None and old.address.url == url and old.spec.backend == spec.backend:
+            target = Target(spec, url, old.adapter, route.timeouts, old.breaker, self._clock, load)
+            target.inherit(old)
+            return target
+        target = Target(
+            spec, url, self._adapters(spec.backend), route.timeouts, self._breaker(spec.name), self._clock, load
+        )
+        if before is not None:
+            target.returned()
+        return target
+
+
+def _boards(routes: Iterable[Route]) -> Iterator[tuple[str, Board]]:
+    """A board for each route; a server that several routes list is on that of the first."""
+    seen: set[str] = set()
+    for route in routes:
+        loads = {target.address.url: target.load for target in route.targets if target.address.url not in seen}
+        seen |= loads.keys()
+        yield route.name, Board(route, loads)

@@ -1,0 +1,132 @@
+"""A target, with all that decides whether a call can go there, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from backends.api import AnyAdapter
+from backends.api import Target as Address
+from gateway.config import FallbackSpec, TargetSpec, Timeouts
+from gateway.core.types import OrderState
+from gateway.routes.load import RATE, Load
+
+KV_TOKENS: Final = 1_000_000
+"""Assumed of a prefix cache that tells nothing of its size: twice too much costs nothing, half costs 3 to 8 %."""
+REST_SECONDS: Final = 0.5
+"""How long a target is left alone that sheds load without saying for how long."""
+UNBOUNDED: Final = 1 << 60
+
+
+class Breaker(Protocol):
+    """What routing asks of, and tells to, a target's breaker."""
+
+    @property
+    def ejections(self) -> int:
+        """In a row; 0: calls may go there, whatever the time."""
+
+    @property
+    def closed(self) -> bool:
+        """Calls may go there now."""
+
+    def attempt(self) -> bool:
+        """A call goes there; whether it is the one that tries an ejected target."""
+
+    def succeeded(self) -> None:
+        """It was answered."""
+
+    def failed(self) -> None:
+        """It failed, and the target is to blame."""
+
+    def ended(self, trial: bool) -> None:
+        """It is over, whatever it told."""
+
+
+class Target:
+    """One target of a route. `clock` is monotonic; the load is that of its server, which other routes may use, too."""
+
+    def __init__(
+        self,
+        spec: TargetSpec,
+        url: str,
+        adapter: AnyAdapter,
+        timeouts: Timeouts,
+        breaker: Breaker,
+        clock: Callable[[], float],
+        load: Load | None = None,
+    ) -> None:
+        self.spec, self.name, self.weight, self.canary = spec, spec.name, spec.weight, spec.canary or 0.0
+        self.tier = spec.tier if isinstance(spec, FallbackSpec) else 0
+        self.address = Address(spec.name, url.rstrip("/"), spec.model, spec.api_key)
+        self.adapter, self.timeouts, self.breaker = adapter, timeouts, breaker
+        self.load = Load() if load is None else load
+        self._clock = clock
+        self.since = float("-inf")
+        """When it came or came back, by the clock; minus infinity: long ago."""
+        self.attempts = 0
+        """Calls ever tried there."""
+        self.max_inflight = spec.max_inflight
+        self.context, self.kv_tokens = spec.context or UNBOUNDED, spec.kv_tokens or KV_TOKENS
+        self.told: tuple[int | None, int | None] = None, None
+        """What the engine says of the two."""
+        self.prefill_limit = RATE * timeouts.first_byte * spec.weight
+        """Outstanding prompt tokens with which a call would not have its first byte in time."""
+        self.up: bool | None = None
+        self.why = ""
+        """What the last probe complained of."""
+        self.order: OrderState = "open"
+        self.order_version = 0
+        self.cap: int | None = None
+        """Calls at once, while its engine has others waiting."""
+        self.resting, self.resting_until = "", 0.0
+        """`resting`: it asked for a pause; `full`: other gateways have taken its last place."""
+        self.clear = False
+        """No filter can refuse it but for what the call itself is, until one of the methods below is called."""
+
+    def inherit(self, before: Target) -> None:
+        """Take over what is known of the same server from the table before."""
+        self.since, self.attempts = before.since, before.attempts
+        self.up, self.why = before.up, before.why
+        self.order, self.order_version = before.order, before.order_version
+        self.cap, self.resting, self.resting_until = before.cap, before.resting, before.resting_until
+        self.learned(*before.told)
+
+    @property
+    def bounded(self) -> bool:
+        """Each call makes a difference to whether there is room for another."""
+        return self.max_inflight is not None or self.cap is not None
+
+    def rest(self, seconds: float | None, why: str = "resting") -> None:
+        """Send nothing for so long."""
+        until = self._clock() + (REST_SECONDS if seconds is None else seconds)
+        if until > self.resting_until:
+            self.resting, self.resting_until, self.clear = why, until, False
+
+    def ordered(self, state: OrderState, version: int) -> None:
+        """What an operator wants holds from now on."""
+        if state == "open" and self.order != "open":
+            self.returned()
+        self.order, self.order_version, self.clear = state, version, False
+
+    def probed(self, why: str) -> None:
+        """The last probe's complaint; nothing when all is well."""
+        if self.up is False and not why:
+            self.returned()
+        self.up, self.why, self.clear = not why, why, False
+
+    def capped(self, running: int | None) -> None:
+        """Its engine has calls waiting although only so many run; None: it has none."""
+        self.cap = None if running is None else max(1, running)
+        self.clear = False
+
+    def learned(self, context: int | None, kv_tokens: int | None) -> None:
+        """What the engine tells of itself; the table goes first."""
+        self.told = context, kv_tokens
+        if self.spec.context is None:
+            self.context = context or UNBOUNDED
+        if self.spec.kv_tokens is None:
+            self.kv_tokens = kv_tokens or KV_TOKENS
+
+    def returned(self) -> None:
+        """It is back: slowly at first."""
+        self.since = self._clock()

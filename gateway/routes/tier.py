@@ -1,0 +1,118 @@
+"""Targets that are equally welcome, and the policy among them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from msgspec import Struct
+
+from gateway.routes.filters import BUSY, NOTHING, refusal
+from gateway.routes.policies.api import Inherits, Learns, Policy, Prompt, Remembers, Score
+from gateway.routes.policies.registry import load as load_policy
+from gateway.routes.target import UNBOUNDED, Target
+
+ONLY = "only"
+
+
+class Outlook(Struct, frozen=True):
+    """What a tier says of one target for one call."""
+
+    target: Target
+    refused: str = ""
+    """Why it cannot take the call; empty: it can."""
+    score: Score | None = None
+    """What the policy thinks of it, if it was asked."""
+
+
+class Tier:
+    """One policy object for one list of targets."""
+
+    def __init__(self, targets: Sequence[Target], policy: str, seed: int = 0) -> None:
+        self.targets, self.policy_name = tuple(targets), policy
+        self.names = [target.name for target in targets]
+        self.policy: Policy = load_policy(policy)(self.names, seed)
+        self._canaries = [place for place, target in enumerate(targets) if target.canary]
+        self._context = UNBOUNDED
+        self.measure()
+
+    @property
+    def keyed(self) -> bool:
+        """There is a choice for which a prompt's keys matter."""
+        return len(self.targets) > 1
+
+    def measure(self) -> None:
+        """Look at the targets' contexts anew."""
+        self._context = min((target.context for target in self.targets), default=UNBOUNDED)
+
+    def usable(
+        self, prompt: Prompt, now: float, tried: Collection[Target] = (), overlooked: Collection[str] = NOTHING
+    ) -> list[int]:
+        """The places of targets that can take the call."""
+        if prompt.context <= self._context and prompt.part == 1:
+            places = [
+                place
+                for place, target in enumerate(self.targets)
+                if target.clear or refusal(prompt, target, now, overlooked) is None
+            ]
+        else:
+            places = [
+                place for place, target in enumerate(self.targets) if refusal(prompt, target, now, overlooked) is None
+            ]
+        if tried:
+            places = [place for place in places if self.targets[place] not in tried]
+        return self._split(prompt, places) if self._canaries else places
+
+    def busy(self, prompt: Prompt, now: float, tried: Collection[Target] = ()) -> bool:
+        """Waiting may help: a target that is well has only no room now."""
+        return any(refusal(prompt, target, now) in BUSY for target in self.targets if target not in tried)
+
+    def pick(self, prompt: Prompt, usable: Sequence[int], now: float) -> Score:
+        """The policy's choice among `usable`, which are not none."""
+        if len(usable) == 1:
+            return self._lone(prompt, usable[0], now)
+        return self.policy.pick(self.policy.score(prompt, self.targets, usable, now))
+
+    def placed(self, prompt: Prompt, score: Score) -> None:
+        """The call goes to the scored target; its load already has the charge."""
+        if len(self.targets) > 1 and isinstance(self.policy, Remembers):
+            self.policy.placed(prompt, score, self.targets)
+
+    def told(self, prompt: Prompt, score: Score, prompt_tokens: int, cached_tokens: int) -> None:
+        """What the target of a placed call reported."""
+        if isinstance(self.policy, Learns):
+            self.policy.told(prompt, score, prompt_tokens, cached_tokens)
+
+    def inherit(self, predecessor: Tier) -> None:
+        """Take over what the tier's predecessor has learned, where the policy is the same."""
+        if isinstance(self.policy, Inherits) and type(predecessor.policy) is type(self.policy):
+            self.policy.inherit(predecessor.policy, predecessor.names)
+
+    def outlooks(self, prompt: Prompt, now: float) -> list[Outlook]:
+        """For an explanation: each target, why not, or at which cost. Changes nothing."""
+        usable = self.usable(prompt, now)
+        scores: dict[int, Score] = {}
+        if usable:
+            scores = {score.index: score for score in self.policy.score(prompt, self.targets, usable, now)}
+        return [
+            Outlook(target, self._why_not(prompt, place, usable, now), scores.get(place))
+            for place, target in enumerate(self.targets)
+        ]
+
+    def _why_not(self, prompt: Prompt, place: int, usable: Sequence[int], now: float) -> str:
+        return "" if place in usable else refusal(prompt, self.targets[place], now) or "canary"
+
+    def _lone(self, prompt: Prompt, place: int, now: float) -> Score:
+        if len(self.targets) == 1:
+            return Score(place, 0.0, reason="only")
+        (score,) = self.policy.score(prompt, self.targets, (place,), now)
+        return score
+
+    def _split(self, prompt: Prompt, places: list[int]) -> list[int]:
+        """Each canary has its part of the conversations to itself; without a key a call is not for canaries."""
+        drawn = (prompt.conversation or prompt.session or (1 << 64) - 1) / (1 << 64)
+        for place in self._canaries:
+            share = self.targets[place].canary
+            if drawn < share:
+                return [place] if place in places else [each for each in places if each not in self._canaries]
+            drawn -= share
+        return [place for place in places if place not in self._canaries] or places
