@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from gateway.store import DEAD_SECONDS, FRESH_SECONDS, StoreDown
 from gateway.store.pipe import Pipe, script
 
 EMPTY_MS: Final = 60_000
 """A board that nobody writes goes after so long."""
+STEP: Final = 50
+"""Boards in one script call: some 20 us each with eight gateways, and admissions wait meanwhile."""
 MICRO: Final = 1_000_000
 
 TAG = "{tl}:"
@@ -27,19 +29,15 @@ class RedisBoard:
         self._reported = False
 
     async def exchange(self, mine: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
-        if not mine:
-            return {}
-        keys = [_board(name) for name in mine]
-        words = list(mine.values()) if self._boot else [b""] * len(keys)
-        self._written.update(key for key, word in zip(keys, words, strict=True) if word)
-        spans = (int(FRESH_SECONDS * MICRO), int(DEAD_SECONDS * MICRO), EMPTY_MS)
-        found = await asyncio.shield(self._pipe.run(EXCHANGE, keys, self._boot, *spans, *words))
+        words = list(mine.items()) if self._boot else [(name, b"") for name in mine]
+        steps = [words[start : start + STEP] for start in range(0, len(words), STEP)]
+        answers = await asyncio.gather(*(asyncio.shield(self._step(step)) for step in steps))
         return {
             name: {
                 boot.decode(): (word, age / MICRO)
                 for boot, age, word in zip(others[::3], others[1::3], others[2::3], strict=True)
             }
-            for name, others in zip(mine, found, strict=True)
+            for name, others in zip(mine, (board for boards in answers for board in boards), strict=True)
         }
 
     async def report(self, word: bytes) -> None:
@@ -62,6 +60,12 @@ class RedisBoard:
             for boot, age in ages.items()
             if boot in told and age <= DEAD_SECONDS
         }
+
+    def _step(self, words: Sequence[tuple[str, bytes]]) -> asyncio.Future[Any]:
+        keys = [_board(name) for name, _ in words]
+        self._written.update(key for key, (_, word) in zip(keys, words, strict=True) if word)
+        spans = (int(FRESH_SECONDS * MICRO), int(DEAD_SECONDS * MICRO), EMPTY_MS)
+        return self._pipe.run(EXCHANGE, keys, self._boot, *spans, *(word for _, word in words))
 
     async def leave(self) -> None:
         """Take back what this worker has told: it ends of its own will."""

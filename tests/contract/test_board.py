@@ -127,7 +127,7 @@ async def test_a_worker_that_ends_takes_its_words_back(fleet: Fleet, own: RedisS
     assert own.ask("HKEYS", "{tl}:reports") == own.ask("ZRANGE", "{tl}:reported", 0, -1) == ["two"]
 
 
-async def test_all_boards_of_a_tick_are_one_call(fleet: Fleet, own: RedisServer) -> None:
+async def test_fifty_boards_are_one_call(fleet: Fleet, own: RedisServer) -> None:
     one, two = await fleet.worker("one"), await fleet.worker("two")
     boards = {f"r{n}": b"%d" % n for n in range(50)}
     await one.exchange(boards)
@@ -137,6 +137,9 @@ async def test_all_boards_of_a_tick_are_one_call(fleet: Fleet, own: RedisServer)
     scripts = own.ask("INFO", "commandstats")
     assert scripts["cmdstat_evalsha"]["calls"] == 1
     assert await two.exchange({}) == {}
+    many = {f"r{n}": b"2" for n in range(501)}
+    assert [name for name, others in (await two.exchange(many)).items() if others] == list(boards)
+    assert len(own.keys("{tl}:load:r*")) == 501
 
 
 async def test_a_gateway_alone_hears_nobody(tmp_path: Path) -> None:
