@@ -4,6 +4,7 @@ GatewayError
   Refused                    the caller's fault, or our policy; the message is for the caller
     BadRequest               400 the body cannot be routed, or asks what the target cannot do
       NeverFits              400 the call alone is larger than a whole limit
+      ContextTooLong         400 no target of the route can take so long a prompt and answer
       Unsupported            400 a field this kind of backend cannot honour
     Unauthenticated          401 key missing, malformed, unknown, expired or revoked: one answer for all
     Forbidden                403 the key may not use this model
@@ -20,6 +21,8 @@ GatewayError
       RateLimited            a rate or the number of calls at once: wait, and come again
       OutOfBudget            a budget is spent
     Throttled                429 too many wrong keys came from this address; known keys still pass
+    QueueFull                429 all targets are busy, and no more calls may wait for them
+    QueueTimeout             429 all targets stayed busy for as long as a call may wait
     Rejected                 the upstream's own 4xx, in its own words where they are fit to pass on
   ClientGone                 499 the client left; nobody reads the answer, the record does
   Unavailable                503 we cannot serve now
@@ -82,6 +85,11 @@ class NeverFits(BadRequest):
 
     code = "exceeds_limit"
     error_type = "policy_exceeds_limit"
+
+
+class ContextTooLong(BadRequest):
+    code = "context_length_exceeded"
+    error_type = "caller_context_too_long"
 
 
 class Unsupported(BadRequest):
@@ -196,6 +204,28 @@ class Throttled(Refused):
     type = "rate_limit_error"
     code = "too_many_failures"
     error_type = "policy_auth_throttled"
+    should_retry = True
+
+
+class QueueFull(Refused):
+    """Refused at once, or pushed out of the queue by a call that goes first."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    error_type = "policy_queue_full"
+    outcome = "shed"
+    should_retry = True
+
+
+class QueueTimeout(Refused):
+    """Waited in vain, or refused at once because waiting is known to be in vain."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_timeout"
+    error_type = "policy_queue_timeout"
+    outcome = "shed"
     should_retry = True
 
 

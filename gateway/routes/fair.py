@@ -80,8 +80,8 @@ class Turns(Generic[W]):
         return islice(chain(heads, behind), most)
 
     def newest(self) -> W:
-        """The last in the longest line; somebody must be waiting."""
-        return next(reversed(max(self._active.values(), key=lambda account: len(account.line)).line))
+        """The last in the longest line, of equals the one that is there for the shortest time; somebody must wait."""
+        return next(reversed(max(reversed(self._active.values()), key=lambda account: len(account.line)).line))
 
     def length(self, tenant: str) -> int:
         """Calls of the tenant in line."""
