@@ -5,25 +5,25 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import types
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import msgspec
 import yaml
 from msgspec import Struct
+from yaml.constructor import SafeConstructor
 
-from gateway.config import units
+from gateway.config.composer import compose
+from gateway.config.shapes import Shape, fields_of, shape_of
 
 _REFERENCE = re.compile(r"\$\{(?:(file):)?([^}:]+?)(?::-([^}]*))?\}")
 _MISSING: Any = object()
-_SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
-MAX_VALUES = 100_000
-"""Of one table; thousands of routes stay far below."""
+_SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null")}
+MAX_VALUES = 250_000
+"""Of one table; a route with four targets has about fifty."""
 
 
 class Mistake(Struct, frozen=True):
@@ -60,7 +60,7 @@ class Document:
         self._root: yaml.Node | None = None
         self._values = 0
         try:
-            self._root = yaml.compose(text, Loader=yaml.SafeLoader)
+            self._root = compose(text)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             what = " ".join(filter(None, (error.context, error.problem)))
@@ -77,7 +77,7 @@ class Document:
                 self._add(None, "the file is empty")
             return _MISSING
         try:
-            return self._value(self._root, kind, ())
+            return self._value(self._root, shape_of(kind), ())
         except RecursionError:
             self._add(None, "nested too deeply")
             return _MISSING
@@ -96,26 +96,21 @@ class Document:
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         self.mistakes.append(Mistake(self.file, line, column, message, warning or needed, needed))
 
-    def _value(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
+    def _value(self, node: yaml.Node, shape: Shape, path: tuple[str | int, ...]) -> Any:
         self._values += 1
         if self._values > MAX_VALUES:  # aliases of aliases make a small text a huge table
             if self._values == MAX_VALUES + 1:
                 self._add(node.start_mark, f"the table has more than {MAX_VALUES} values")
             return _MISSING
         self._marks.setdefault(path, node.start_mark)
-        origin, arguments = get_origin(kind), get_args(kind)
-        if origin in (typing.Union, types.UnionType):
-            if node.tag == "tag:yaml.org,2002:null":
-                return None
-            (kind,) = [argument for argument in arguments if argument is not type(None)]
-            return self._value(node, kind, path)
-        if isinstance(kind, type) and issubclass(kind, Struct):
-            return self._struct(node, kind, path)
-        if origin is dict:
-            return self._mapping(node, arguments[1], path)
-        if origin is tuple:
-            return self._sequence(node, arguments[0], path)
-        return self._leaf(node, kind, path)
+        if shape.optional and node.tag == "tag:yaml.org,2002:null":
+            return None
+        if shape.what == "leaf":
+            return self._leaf(node, shape, path)
+        if shape.what == "struct":
+            return self._struct(node, shape.kind, path)
+        assert shape.inner is not None
+        return (self._mapping if shape.what == "mapping" else self._sequence)(node, shape.inner, path)
 
     def _pairs(self, node: yaml.Node, path: tuple[str | int, ...]) -> list[tuple[str, yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
@@ -133,47 +128,46 @@ class Document:
         return pairs
 
     def _struct(self, node: yaml.Node, kind: type[Struct], path: tuple[str | int, ...]) -> Any:
-        fields, hints = _fields(kind)
+        fields = fields_of(kind)
         before, values = len(self.mistakes), {}
         for name, key, value in self._pairs(node, path):
             if (field := fields.get(name)) is None:
                 self._add(key.start_mark, f"unknown key {name!r} in {_name(path)}; {_known(name, fields)}")
                 continue
-            self._marks[(*path, name)] = key.start_mark
-            decoded = self._value(value, hints[field.name], (*path, name))
+            place = (*path, name)
+            self._marks[place] = key.start_mark
+            decoded = self._value(value, field.shape, place)
             if decoded is not _MISSING:
                 values[field.name] = decoded
-        for field in fields.values():
-            if field.required and field.name not in values and len(self.mistakes) == before:
-                self._add(node.start_mark, f"{_name(path)}: the key {field.encode_name!r} is missing")
-        if any(field.required and field.name not in values for field in fields.values()):
-            return _MISSING
-        return kind(**values)
+        missing = [name for name, field in fields.items() if field.required and field.name not in values]
+        if missing and len(self.mistakes) == before:
+            for name in missing:
+                self._add(node.start_mark, f"{_name(path)}: the key {name!r} is missing")
+        return _MISSING if missing else kind(**values)
 
-    def _mapping(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
+    def _mapping(self, node: yaml.Node, shape: Shape, path: tuple[str | int, ...]) -> Any:
         values = {}
         for name, key, value in self._pairs(node, path):
             self._marks[(*path, name)] = key.start_mark
-            decoded = self._value(value, kind, (*path, name))
+            decoded = self._value(value, shape, (*path, name))
             if decoded is not _MISSING:
                 values[name] = decoded
         return values
 
-    def _sequence(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
+    def _sequence(self, node: yaml.Node, shape: Shape, path: tuple[str | int, ...]) -> Any:
         if not isinstance(node, yaml.SequenceNode):
             self._add(node.start_mark, f"{_name(path)}: expected a list, got {_shown(node)}")
             return _MISSING
-        values = [self._value(item, kind, (*path, index)) for index, item in enumerate(node.value)]
+        values = [self._value(item, shape, (*path, index)) for index, item in enumerate(node.value)]
         return tuple(value for value in values if value is not _MISSING)
 
-    def _leaf(self, node: yaml.Node, kind: Any, path: tuple[str | int, ...]) -> Any:
+    def _leaf(self, node: yaml.Node, shape: Shape, path: tuple[str | int, ...]) -> Any:
         if not isinstance(node, yaml.ScalarNode):
-            self._add(node.start_mark, f"{_name(path)}: expected {expected(kind)}, got {_shown(node)}")
+            self._add(node.start_mark, f"{_name(path)}: expected {expected(shape.kind)}, got {_shown(node)}")
             return _MISSING
-        unit, secret = units.unit_of(kind), units.is_secret(kind)
+        unit, secret = shape.unit, shape.secret
         try:
-            reference = _REFERENCE.fullmatch(node.value)
-            if secret and (reference is None or reference[3]):
+            if secret and ((reference := _REFERENCE.fullmatch(node.value)) is None or reference[3]):
                 raise ValueError("a secret must not stand in the table; write ${NAME} or ${file:/path}")
             value = _constructed(node)
             if isinstance(value, str):
@@ -184,9 +178,9 @@ class Document:
                 return number
             if secret:
                 return value or None  # an optional credential whose variable is empty is none
-            return msgspec.convert(value, kind, strict=True)
+            return msgspec.convert(value, shape.kind, strict=True)
         except msgspec.ValidationError:
-            self._add(node.start_mark, f"{_name(path)}: {_shown(node)} is not allowed; expected {expected(kind)}")
+            self._add(node.start_mark, f"{_name(path)}: {_shown(node)} is not allowed; expected {expected(shape.kind)}")
         except ValueError as error:
             shown = "" if secret else f" {_shown(node)}:"
             self._add(node.start_mark, f"{_name(path)}:{shown} {error}")
@@ -206,19 +200,20 @@ class Document:
                 return match[0]
             return found or default or ""
 
-        return _REFERENCE.sub(look_up, text)
+        return _REFERENCE.sub(look_up, text) if "${" in text else text
 
 
-@cache
-def _fields(kind: type[Struct]) -> tuple[dict[str, Any], dict[str, Any]]:
-    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-    return fields, typing.get_type_hints(kind, include_extras=True)
+def files(text: str) -> tuple[str, ...]:
+    """The files that a text's `${file:...}` name, each once, in their order."""
+    return tuple(dict.fromkeys(match[2] for match in _REFERENCE.finditer(text) if match[1]))
 
 
 def _constructed(node: yaml.ScalarNode) -> Any:
     """The scalar's value; text with a tag of another kind stays text, and is then told what is expected."""
+    if node.tag not in _SCALARS:
+        return node.value
     try:
-        return yaml.SafeLoader("").construct_object(node) if node.tag in _SCALARS else node.value
+        return SafeConstructor().construct_object(node)
     except Exception:  # PyYAML has a different one for each kind of nonsense
         return node.value
 
