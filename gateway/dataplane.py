@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from typing import Protocol
 
 from msgspec import Struct
 
 from backends.api import Call
-from gateway.core.errors import ClientGone, Forbidden, GatewayError, NoTarget, Rejected, UpstreamBusy, UpstreamError
+from gateway.core.errors import ClientGone, Forbidden, GatewayError, NoTarget, Rejected, UpstreamError
 from gateway.forward import Forwarder, Upstream
 from gateway.keys import Caller, Keyring, authorize, may_use
 from gateway.limits import Admission, Lease
 from gateway.meter import Meter, Record
-from gateway.routes import Routes, Target
+from gateway.routes import Placement, Routes
+from gateway.shadow import Seen, Shadow
 
 
 class Client(Protocol):
@@ -42,6 +43,10 @@ class Client(Protocol):
         """Headers by which the target's logs can be matched with ours."""
 
     @property
+    def explains(self) -> bool:
+        """The answer's headers are to tell how its target was picked."""
+
+    @property
     def started(self) -> bool:
         """Something of the answer has left: from here on nothing can be retried or become an error status."""
 
@@ -56,13 +61,14 @@ class Client(Protocol):
 
 
 class Parts(Struct, frozen=True):
-    """What serving a call takes, put together once by the app."""
+    """What serving a call takes, put together by the app, anew for each table."""
 
     keyring: Keyring
     routes: Routes
     admission: Admission
     forwarder: Forwarder
     meter: Meter
+    shadow: Shadow
 
 
 async def serve(parts: Parts, endpoint: str, client: Client) -> None:
@@ -88,10 +94,14 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         async with await admitting as lease:  # 400, 429, 503
             record.admitted(lease.at, lease.input)
             failed: GatewayError = NoTarget(f"No target of {route.name!r} can take the call now.", retry_after=1)
-            with closing(route.candidates(call)) as candidates:
-                for target in candidates:
+            placements = parts.routes.placements(
+                route, call, client.headers, caller.key, lease.input(), record.spend, explain=client.explains
+            )
+            async with aclosing(placements):
+                async for placement in placements:  # waits its turn: 400, 429, 503
                     try:
-                        return await _attempt(parts, call, target, client, lease, record)
+                        await _attempt(parts, call, placement, client, lease, record)
+                        return parts.shadow.ended(call, route.name, Seen(*record.seen()))
                     except UpstreamError as error:
                         failed = error
                         if client.started or not error.retryable:
@@ -99,40 +109,39 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             raise failed  # 502, 503, 504
 
 
-async def _attempt(parts: Parts, call: Call, target: Target, client: Client, lease: Lease, record: Record) -> None:
-    """Try one target; tell its breaker, its load and the record how that went."""
-    record.attempt(target.name)
-    trial = target.breaker.attempt()
-    share = target.take(call)
+async def _attempt(
+    parts: Parts, call: Call, placement: Placement, client: Client, lease: Lease, record: Record
+) -> None:
+    """Try one target; tell it and the record how that went."""
+    target = placement.target
+    record.attempt(target.name, placement.choice)
     try:
         async with parts.forwarder.forward(
-            call, target.address, target.adapter, target.timeouts, client.trace
+            call, placement.address, target.adapter, target.timeouts, client.trace
         ) as upstream:
             client.prepare(
                 [
                     (b"content-type", upstream.content_type.encode("latin-1")),
-                    (b"x-trunkline-target", target.name.encode()),
+                    *placement.headers,
                     *lease.headers,
                 ]
             )
-            await _relay(upstream, client, lease, record, share.first_token)
-        target.breaker.succeeded()
+            await _relay(upstream, client, lease, record, placement.first_token)
+        placement.answered(record.usage)
     except UpstreamError as error:
         record.failed(error)
-        if not isinstance(error, UpstreamBusy):  # a target that sheds load is not broken
-            target.breaker.failed()
+        placement.failed(error)
         raise
     except GatewayError as error:
         record.failed(error)
         if isinstance(error, Rejected):
-            target.breaker.succeeded()  # it answered: the call was wrong
+            placement.refused()
         raise
     except asyncio.CancelledError:
         record.failed(ClientGone())
         raise
     finally:
-        target.breaker.ended(trial)
-        share.end()
+        placement.end()
         record.attempted()
 
 

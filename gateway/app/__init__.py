@@ -6,6 +6,8 @@ import asyncio
 import gc
 import json
 import logging
+import secrets
+import signal
 import sys
 import warnings
 from collections.abc import AsyncIterator
@@ -17,20 +19,25 @@ from litestar import Litestar
 
 from backends import registry
 from backends.api import Counted
-from gateway import routes
-from gateway.config import Settings, Table, load_table
+from gateway.app.fleet import Fleet
+from gateway.app.reload import Reloader, mirrors, rules
+from gateway.config import Settings
+from gateway.config.watch import Loaded, Source, Watcher, unlaunched
 from gateway.core.clock import SystemClock
 from gateway.dataplane import Parts
 from gateway.edge import docs, ops
 from gateway.edge.client import BOOT
 from gateway.edge.inference import DataPlane
 from gateway.forward import Forwarder
-from gateway.health import Breaker, Prober
-from gateway.keys import Keyring, Throttle, networks
-from gateway.limits import Admission, Rules
+from gateway.health import Breaker
+from gateway.keys import AdminKeys, Keyring, Throttle, networks
+from gateway.limits import Admission
 from gateway.meter import Lines, Meter, Metrics
 from gateway.meter.ledger import LedgerWriter
+from gateway.meter.shadows import ShadowMetrics
 from gateway.reconcile import Reconciler
+from gateway.routes import Builder, Slots
+from gateway.shadow import Shadow
 from gateway.store import open_store
 
 PULSE_SECONDS = 1.0
@@ -42,21 +49,21 @@ def from_environment() -> DataPlane:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    table, found = load_table(Path(settings.routing))
-    if missing := [mistake for mistake in found if mistake.needed]:
+    launched = json.loads(settings.launched or "{}")
+    source = Source(Path(settings.routing), objections=lambda table: unlaunched(table, launched))
+    loaded = source.load()
+    if missing := [mistake for mistake in loaded.warnings if mistake.needed]:
         raise ValueError("\n".join(map(str, missing)))  # a variable: harmless to a check, not to us
-    return build(settings, table)
+    return build(settings, loaded, source)
 
 
-def build(settings: Settings, table: Table) -> DataPlane:
+def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
     """Put the parts together. Raises `ValueError` for settings that cannot work."""
-    clock = SystemClock()
+    clock, table = SystemClock(), loaded.table
     peppers = settings.pepper_versions()
     proxies = networks(settings.trusted_proxies.split(","))
     launched = json.loads(settings.launched or "{}")
-    for _, _, target in table.targets():
-        if target.launch is not None and target.name not in launched:
-            raise ValueError(f"target {target.name!r} has 'launch': start the gateway with `trunkline serve`")
+    adapters = cache(registry.load)
 
     metrics = Metrics()
     lines = Lines(sys.stdout.fileno(), metrics.dropped.inc)
@@ -64,12 +71,23 @@ def build(settings: Settings, table: Table) -> DataPlane:
         settings.redis_url, settings.state_path, settings.redis_timeout, records_url=settings.records_url, boot=BOOT
     )
     keyring = Keyring(store, peppers, clock, Throttle(clock, refused=metrics.throttled.inc))
-    table_routes = routes.build(table, launched, cache(registry.load), lambda name: Breaker(name, clock.monotonic))
+    admin_keys = AdminKeys(store, peppers, clock, bootstrap=settings.admin_digest())
+    builder = Builder(
+        launched,
+        adapters,
+        lambda name: Breaker(name, clock.monotonic, lambda: fleet.routes.targets[name].returned()),
+        Slots(store, lambda: store.gateways),
+        clock.monotonic,
+        seed=secrets.randbits(32),
+        queued=lambda route, calls, size: _queued(metrics, route, calls, size),
+    )
+    routes = builder.build(table, loaded.config_hash)
+    routes.open()
     forwarder = Forwarder(table.bodies.answer)
     ledger = LedgerWriter(store, metrics.ledger_dropped.inc)
     admission = Admission(
         store,
-        _rules(table),
+        rules(table),
         prices={name: spec.price for name, spec in table.routes.items()}.get,
         gateways=settings.workers,
         seconds=metrics.redis.observe,
@@ -78,22 +96,21 @@ def build(settings: Settings, table: Table) -> DataPlane:
         clock=clock.monotonic,
         now=clock.now,
     )
+    shadows = ShadowMetrics(metrics)
     parts = Parts(
         keyring=keyring,
-        routes=table_routes,
+        routes=routes,
         admission=admission,
         forwarder=forwarder,
         meter=Meter(metrics, clock, lines.write, enter=ledger.add, learn=admission.estimator.learn),
+        shadow=Shadow(
+            mirrors(table, launched, adapters), forwarder.forward, shadows.compared, shadows.dropped, clock.monotonic
+        ),
     )
-
-    async def probe(name: str) -> bool:
-        target = table_routes.targets[name]
-        target.up = await forwarder.probe(target.address, target.adapter, target.timeouts)
-        metrics.target_up.labels(name).set(target.up)
-        return target.up
+    fleet = Fleet(routes, store, forwarder, metrics, clock, BOOT)
 
     async def counters(name: str) -> tuple[int, int] | None:
-        target = table_routes.targets[name]
+        target = fleet.routes.targets[name]
         text = await forwarder.scrape(target.address, target.adapter, target.timeouts)
         return target.adapter.counters(text) if text is not None and isinstance(target.adapter, Counted) else None
 
@@ -109,18 +126,25 @@ def build(settings: Settings, table: Table) -> DataPlane:
             metrics.gateways.set(store.gateways)
             await asyncio.sleep(PULSE_SECONDS)
 
-    prober = Prober(list(table_routes.targets), probe)
-    urls = {name: target.address.url for name, target in table_routes.targets.items()}
+    async def explains(token: bytes, source: str | None) -> bool:
+        """Whether an admin key asks."""
+        await admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)
+        return True
+
+    urls = {name: target.address.url for name, target in routes.targets.items()}
     reconciler = Reconciler(urls, counters, store, drift)
+    readiness = ops.Readiness(store, fleet.prober)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await store.open()
         await keyring.open()
         ledger.open()
-        prober.open()
+        fleet.open()
         reconciler.open()
+        watcher.open()
         pulsing = asyncio.create_task(pulse(), name="pulse")
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.reload)
         # What start-up made stays for good: looking through it again and again costs a tenth of each call's CPU.
         gc.collect()
         gc.freeze()
@@ -130,9 +154,12 @@ def build(settings: Settings, table: Table) -> DataPlane:
         finally:
             pulsing.cancel()
             await asyncio.wait([pulsing])
+            await watcher.close()
+            await parts.shadow.close()
             await reconciler.close()
-            await prober.close()
+            await fleet.close()
             await forwarder.close()
+            await admin_keys.close()
             await keyring.close()
             await ledger.close()
             await store.close()
@@ -142,7 +169,7 @@ def build(settings: Settings, table: Table) -> DataPlane:
         warnings.simplefilter("ignore")
         app = Litestar(
             route_handlers=[
-                ops.router(parts, ops.Readiness(store, prober), proxies),
+                ops.router(lambda: plane.parts, readiness, proxies),
                 docs.assets(),
             ],
             lifespan=[lifespan],
@@ -153,15 +180,14 @@ def build(settings: Settings, table: Table) -> DataPlane:
             pdb_on_exception=False,
         )
     docs.describe_data_plane(app)
-    return DataPlane(parts, table.bodies, app, proxies)
-
-
-def _rules(table: Table) -> Rules:
-    """The table's limits as admission knows them."""
-    return Rules(
-        key=table.limits.default.limit(),
-        tenant=table.limits.tenant.limit(),
-        models={name: spec.limits.limit() for name, spec in table.routes.items()},
-        key_models={name: spec.key_limits.limit() for name, spec in table.routes.items()},
-        ietf_headers=table.limits.ietf_headers,
+    plane = DataPlane(parts, table.bodies, app, proxies, explains)
+    reloader = Reloader(
+        plane, builder, fleet, lambda table: mirrors(table, launched, adapters), readiness, metrics, clock
     )
+    watcher = Watcher(source, reloader.apply, reloader.refused)
+    return plane
+
+
+def _queued(metrics: Metrics, route: str, calls: int, size: int) -> None:
+    metrics.queue_calls.labels(route).set(calls)
+    metrics.queue_bytes.labels(route).set(size)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from litestar import Litestar
 
-from gateway.config import Settings, Table, load_table
+from gateway.config import Settings
+from gateway.config.watch import Loaded, Source, Watcher
 from gateway.core.clock import SystemClock
 from gateway.edge.admin.access import offer_token
 from gateway.edge.admin.app import build_app
@@ -19,6 +20,8 @@ from gateway.edge.admin.desk import Desk
 from gateway.edge.admin.fleet import listed
 from gateway.keys import AdminKeys, Registrar, networks
 from gateway.store import open_store
+
+log = logging.getLogger("trunkline.admin")
 
 ADMIN_TIMEOUT = 2.0
 """Seconds that the admin interface waits for Redis; nobody streams through it."""
@@ -30,12 +33,15 @@ def from_environment() -> Litestar:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    table, _ = load_table(Path(settings.routing))
-    return build(settings, table)
+    return build(settings, Source(Path(settings.routing)))
 
 
-def build(settings: Settings, table: Table) -> Litestar:
-    """Put the parts of the admin interface together. Raises `ValueError` for settings that cannot work."""
+def build(settings: Settings, source: Source) -> Litestar:
+    """Put the parts of the admin interface together.
+
+    Raises `ValueError` for settings that cannot work, and `Mistakes` for a table that cannot be read.
+    """
+    table = source.load().table
     clock = SystemClock()
     peppers, digest = settings.pepper_versions(), settings.admin_digest()
     store = open_store(settings.redis_url, settings.state_path, ADMIN_TIMEOUT, records_url=settings.records_url)
@@ -44,10 +50,16 @@ def build(settings: Settings, table: Table) -> Litestar:
     admin_keys = AdminKeys(store, peppers, clock, bootstrap=digest)
     first = Registrar(store, peppers, clock, "bootstrap")
 
+    async def apply(loaded: Loaded) -> None:
+        desk.replace(loaded.table.routes, listed(loaded.table))
+
+    watcher = Watcher(source, apply, _keep_on)
+
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await store.open()
         await admin_keys.open()
+        watcher.open()
         offer = None if digest else asyncio.create_task(offer_token(first, store, settings.admin_address, _say))
         try:
             yield
@@ -55,10 +67,15 @@ def build(settings: Settings, table: Table) -> Litestar:
             if offer is not None:
                 offer.cancel()
                 await asyncio.wait([offer])
+            await watcher.close()
             await admin_keys.close()
             await store.close()
 
     return build_app(desk, admin_keys, lifespan)
+
+
+def _keep_on(mistakes: str) -> None:
+    log.warning("the admin interface goes on with the table it has:\n%s", mistakes)
 
 
 def _say(text: str) -> None:

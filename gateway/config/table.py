@@ -19,6 +19,8 @@ from gateway.config.units import Count, Seconds, SecretRef, Size
 __all__ = ["Mistake", "Mistakes", "Table", "load_table", "parse_table", "table_schema"]
 
 Place = tuple[str | int, ...]
+MOST_WAIT = 10.0
+"""Seconds in a queue, where the table says nothing."""
 
 
 class Launch(Part, frozen=True, kw_only=True):
@@ -91,8 +93,9 @@ class QueueSpec(Part, frozen=True, kw_only=True):
     """Calls that may wait, in each gateway worker; 0: none waits."""
     size: Size = 64 * 1024**2
     """Bytes of waiting calls' bodies, in each gateway worker."""
-    wait: Seconds = 10.0
-    """How long a call may wait before it is refused with 429; shorter than `timeouts.first_byte`."""
+    wait: Seconds | None = None
+    """How long a call may wait before it is refused with 429, less than `timeouts.first_byte`; default: half of that,
+    at most 10s."""
 
 
 class ShadowSpec(Part, frozen=True, kw_only=True):
@@ -133,6 +136,11 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """Of each key on this model."""
     price: Price | None = None
     """What its tokens cost; without it its calls are free of charge."""
+
+    @property
+    def queue_wait(self) -> float:
+        """Seconds that a call may wait in the queue."""
+        return min(MOST_WAIT, self.timeouts.first_byte / 2) if self.queue.wait is None else self.queue.wait
 
 
 class Bodies(Part, frozen=True, kw_only=True):

@@ -51,6 +51,7 @@ class AsgiClient:
             if (value := self.headers.get(name.encode())) is not None and _TRACE_VALUE.fullmatch(value):
                 self.trace[name] = value.decode("ascii")
         self.source = source_of(scope, proxies)
+        self.explains = False
         self.started = False
         self.gone = False
         self._receive, self._send = receive, send

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, get_args
 
 from backends.api import Endpoint
@@ -15,6 +16,10 @@ from gateway.keys import Network
 PATHS: Final[dict[str, Endpoint]] = {f"/v1/{endpoint}": endpoint for endpoint in get_args(Endpoint)}
 
 
+EXPLAIN: Final = b"x-trunkline-explain"
+"""A header with an admin key: the answer will tell, in the same header, how its target was picked."""
+
+
 class DataPlane:
     """The ASGI app: calls of models are served here, all else goes on to `others`.
 
@@ -22,8 +27,21 @@ class DataPlane:
     call costs.
     """
 
-    def __init__(self, parts: Parts, bodies: Bodies, others: Any, proxies: tuple[Network, ...] = ()) -> None:
-        self._parts, self._bodies, self._others, self._proxies = parts, bodies, others, proxies
+    def __init__(
+        self,
+        parts: Parts,
+        bodies: Bodies,
+        others: Any,
+        proxies: tuple[Network, ...] = (),
+        explains: Callable[[bytes, str | None], Awaitable[bool]] | None = None,
+    ) -> None:
+        """`explains` says whether a token, from an address, may see how targets are picked."""
+        self.parts, self._bodies = parts, bodies
+        self._others, self._proxies, self._explains = others, proxies, explains
+
+    def swap(self, parts: Parts, bodies: Bodies) -> None:
+        """Serve calls that come from now on by another table; those under way go on with theirs."""
+        self.parts, self._bodies = parts, bodies
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         endpoint = PATHS.get(scope["path"]) if scope["type"] == "http" else None
@@ -34,7 +52,9 @@ class DataPlane:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{scope['method']} is not possible here; use POST.")
-            await serve(self._parts, endpoint, client)
+            if (token := client.headers.get(EXPLAIN)) is not None and self._explains is not None:
+                client.explains = await self._explains(token, client.source)
+            await serve(self.parts, endpoint, client)
         except GatewayError as error:
             await client.fail(error)
         except asyncio.CancelledError:

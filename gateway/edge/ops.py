@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from litestar import MediaType, Request, Response, Router, get, route
@@ -50,14 +50,19 @@ class Ready(Struct):
     ready: bool
     store: str
     targets: dict[str, str]
+    config: str
+    """The hash of the table in force."""
+    config_error: str = ""
+    """Why a newer table is not."""
 
 
 class Readiness:
     """Ready once the store has answered, and from then on: an outage of Redis is not ours to spread."""
 
-    def __init__(self, store: Store, prober: Prober) -> None:
+    def __init__(self, store: Store, prober: Prober, config_hash: str = "") -> None:
         self._store, self._prober = store, prober
         self._seen = False
+        self.config, self.config_error = config_hash, ""
 
     async def look(self) -> Ready:
         """The state now."""
@@ -68,15 +73,16 @@ class Readiness:
         except StoreDown as error:
             said = f"down: {error}"
         words = {None: "unknown", True: "up", False: "down"}
-        return Ready(self._seen, said, {name: words[up] for name, up in self._prober.up.items()})
+        targets = {name: words[up] for name, up in self._prober.up.items()}
+        return Ready(self._seen, said, targets, self.config, self.config_error)
 
 
-def router(parts: Parts, readiness: Readiness, proxies: tuple[Network, ...] = ()) -> Router:
+def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Network, ...] = ()) -> Router:
     """The ordinary handlers, all described in OpenAPI."""
 
     @get("/v1/models", tags=["models"], summary="List the models this key may use")
     async def list_models(request: Request[Any, Any, Any]) -> ModelList:
-        key = await _key(parts, request, proxies)
+        parts, key = current(), await _key(current(), request, proxies)
         return ModelList([Model(name) for name in parts.routes.models(lambda *names: may_use(key, *names))])
 
     @get("/v1/models/{model_id:path}", tags=["models"], summary="One model, if this key may use it")
@@ -84,7 +90,7 @@ def router(parts: Parts, readiness: Readiness, proxies: tuple[Network, ...] = ()
         request: Request[Any, Any, Any], model_id: str = Parameter(description="May hold slashes and colons")
     ) -> Model:
         name = str(model_id).removeprefix("/")
-        key = await _key(parts, request, proxies)
+        parts, key = current(), await _key(current(), request, proxies)
         found = parts.routes.find(name, lambda *names: may_use(key, *names))
         if not may_use(key, name, found.name):
             parts.routes.find("", lambda *names: may_use(key, *names))  # says the same as for an unknown model
@@ -105,7 +111,7 @@ def router(parts: Parts, readiness: Readiness, proxies: tuple[Network, ...] = ()
 
     @get("/metrics", tags=["operations"], summary="Metrics in Prometheus' text format", media_type=MediaType.TEXT)
     async def metrics() -> Response[bytes]:
-        return Response(exposition(parts.meter.metrics), headers={"content-type": CONTENT_TYPE})
+        return Response(exposition(current().meter.metrics), headers={"content-type": CONTENT_TYPE})
 
     return Router("/", route_handlers=[list_models, get_model, root, health, ready, metrics])
 

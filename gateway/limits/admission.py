@@ -146,6 +146,10 @@ class Admission:
         self.estimator = Estimator()
         self.degraded, self._changes = False, 0
 
+    def revise(self, rules: Rules, prices: Callable[[str], Pricing | None]) -> None:
+        """Other limits and prices hold for calls that come from now on."""
+        self._rules, self._prices, self._planner = rules, prices, Planner(rules)
+
     async def admit(
         self,
         call: Call,

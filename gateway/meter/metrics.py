@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -14,6 +14,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from gateway import __version__
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+Mode = Literal["livesum", "livemax", "mostrecent"]
+"""How the gauges of several workers become one."""
 
 # Seconds. Long generations take minutes; a prefix-cached first token takes milliseconds.
 LONG = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
@@ -33,6 +35,9 @@ class Metrics:
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"trunkline_{name}", text, labels, buckets=buckets, registry=registry)
+
+        def gauge(name: str, text: str, mode: Mode, *labels: str) -> Gauge:
+            return Gauge(f"trunkline_{name}", text, labels, registry=registry, multiprocess_mode=mode)
 
         self.requests = counter(
             "requests_total",
@@ -80,6 +85,94 @@ class Metrics:
             "route",
             "target",
             "outcome",
+        )
+        self.decisions = counter(
+            "route_decisions_total",
+            "Targets picked, by the policy and its reason: home (the conversation's own target), warm (its system "
+            "prompt is cached there), exception (its last call went there), spill (cheaper than home), no_key (nothing "
+            "tells calls apart), least, turn, session, only.",
+            "route",
+            "policy",
+            "reason",
+        )
+        self.fallbacks = counter(
+            "fallbacks_total",
+            "Calls sent to a fallback target or route, by why no better one: drained, ejected, down, too_long, "
+            "resting, full, failed, canary, no_target.",
+            "route",
+            "reason",
+        )
+        self.queue_wait = histogram(
+            "queue_wait_seconds", "Of calls that had to wait: how long, until a target had room.", FIRST, "route"
+        )
+        self.queue_calls = gauge("queue_calls", "Calls waiting for a target with room.", "livesum", "route")
+        self.queue_bytes = gauge("queue_bytes", "Bytes of the bodies of waiting calls.", "livesum", "route")
+        self.prompt_tokens = counter(
+            "prompt_tokens_total", "Prompt tokens as the targets reported them.", "route", "target"
+        )
+        self.cached_tokens = counter(
+            "cached_tokens_total",
+            "Of the prompt tokens, those that came from the target's cache, where it reports them.",
+            "route",
+            "target",
+        )
+        self.target_prefill = gauge(
+            "target_prefill_tokens",
+            "Prompt tokens sent to the target and not yet read, estimated.",
+            "livesum",
+            "target",
+        )
+        self.target_running = gauge("target_running", "Calls at the target that have not ended.", "livesum", "target")
+        self.target_waiting = gauge("target_waiting", "Calls at the target without a first token.", "livesum", "target")
+        self.load_age = gauge(
+            "load_view_age_seconds", "How old the loads are that other gateways last told; -1: never heard.", "livemax"
+        )
+        self.engine_running = gauge(
+            "engine_running", "Calls that the target's engine says it works on.", "mostrecent", "target"
+        )
+        self.engine_waiting = gauge(
+            "engine_waiting", "Calls that the target's engine says wait in it.", "mostrecent", "target"
+        )
+        self.engine_cache = gauge(
+            "engine_kv_usage_ratio",
+            "Part of its cache that the target's engine says is in use.",
+            "mostrecent",
+            "target",
+        )
+        self.route_drift = gauge(
+            "route_drift",
+            "1 while targets of one route differ in what they tell of themselves, by field: context, models, version, "
+            "loras.",
+            "mostrecent",
+            "route",
+            "field",
+        )
+        self.shadow = counter(
+            "shadow_calls_total",
+            "Calls copied to a shadow target: same or other status than the primary's, or dropped for want of room.",
+            "route",
+            "target",
+            "outcome",
+        )
+        self.shadow_ttft = histogram(
+            "shadow_time_to_first_token_seconds",
+            "Of copied calls: from asking the shadow target to its first token.",
+            FIRST,
+            "route",
+            "target",
+        )
+        self.shadow_tokens = gauge(
+            "shadow_tokens_ratio",
+            "Completion tokens of shadow answers to those of the primaries', since the start.",
+            "mostrecent",
+            "route",
+            "target",
+        )
+        self.config = gauge("config_info", "1 for the table in force, by its hash.", "livemax", "hash")
+        self.config_at = gauge("config_loaded_timestamp_seconds", "When the table in force was loaded.", "livemax")
+        self.reloads = counter("config_reloads_total", "Readings of a changed table, applied or refused.", "outcome")
+        self.config_bad = gauge(
+            "config_refused", "1 while the newest table cannot be used and the last good one serves.", "livemax"
         )
         self.usage_source = counter(
             "usage_source_total",

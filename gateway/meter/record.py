@@ -24,8 +24,30 @@ _encoder = msgspec.json.Encoder()
 
 BYTES_PER_TOKEN = 4.0
 """Of an answer that nobody counted."""
+WAITED_SECONDS = 0.001
+"""Less is not waiting, but choosing."""
 MOST_TOKENS = 1 << 32
 """That a target is believed to have read or written for one call."""
+
+
+class Choice(Protocol):
+    """How a target was picked, in words of closed vocabularies."""
+
+    @property
+    def policy(self) -> str:
+        """By what."""
+
+    @property
+    def reason(self) -> str:
+        """For what."""
+
+    @property
+    def fallback(self) -> str:
+        """Why a worse tier, or another route, was chosen; empty: it was not."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds in the queue."""
 
 
 class Pricing(Protocol):
@@ -68,13 +90,16 @@ class Meter:
         error_type = "" if record.error is None else record.error.error_type
         child(metrics.requests, record.endpoint, record.route, record.outcome, error_type).inc()
         child(metrics.duration, record.endpoint, record.route).observe(total)
-        own = max(0.0, total - record.upstream_seconds - record.client_seconds)
+        own = max(0.0, total - record.upstream_seconds - record.client_seconds - record.queue_seconds)
         child(metrics.overhead, record.route).observe(own)
         spent = record.spend()
         if record.usage_source:
             child(metrics.tokens, record.route, "in").inc(spent.input)
             child(metrics.tokens, record.route, "out").inc(spent.output)
             child(metrics.usage_source, record.route, record.usage_source).inc()
+            if record.usage_source == "upstream":
+                child(metrics.prompt_tokens, record.route, record.target).inc(spent.input)
+                child(metrics.cached_tokens, record.route, record.target).inc(spent.cached)
             if spent.cost:
                 child(metrics.cost, record.route).inc(spent.cost)
         if record.admitted_at:
@@ -93,7 +118,8 @@ class Record:
         self.key_id = self.tenant = ""
         self.stream = False
         self.attempts: list[dict[str, str]] = []
-        self.upstream_seconds = self.client_seconds = 0.0
+        self.upstream_seconds = self.client_seconds = self.queue_seconds = 0.0
+        self.fallback = ""
         self.ttft: float | None = None
         self.chunks = self._counted = 0
         self.usage: Usage | None = None
@@ -106,7 +132,7 @@ class Record:
         self._spent: Spent | None = None
         self.error: GatewayError | None = None
         self.outcome = "answered"
-        self._last = self._sent_at = self.started
+        self._last = self._sent_at = self._asked_at = self.started
         self._waits_for = ""
 
     def __enter__(self) -> Self:
@@ -137,11 +163,20 @@ class Record:
         """The call may go on; `at` is when, in seconds since the epoch, `prompt` estimates its prompt's tokens."""
         self.admitted_at, self._prompt = at, prompt
 
-    def attempt(self, target: str) -> None:
+    def attempt(self, target: str, choice: Choice) -> None:
+        """The call goes to `target`; `choice` tells why there."""
         self.target = target
+        metrics, child = self._meter.metrics, self._meter.child
+        child(metrics.decisions, self.route, choice.policy, choice.reason).inc()
+        if choice.fallback:
+            self.fallback = choice.fallback
+            child(metrics.fallbacks, self.route, choice.fallback).inc()
+        if choice.waited > WAITED_SECONDS:
+            self.queue_seconds += choice.waited
+            child(metrics.queue_wait, self.route).observe(choice.waited)
         self.usage, self._counted, self._size = None, 0, 0  # what another target said before it failed
-        self._wait_over("upstream")
-        self.attempts.append({"target": target, "outcome": "ok"})
+        self._asked_at = self._wait_over("upstream")
+        self.attempts.append({"target": target, "outcome": "ok", "reason": choice.reason})
 
     def failed(self, error: GatewayError) -> None:
         """The attempt at hand failed."""
@@ -224,6 +259,12 @@ class Record:
         self._sent_at = now
         self.chunks += 1
 
+    def seen(self) -> tuple[int, int | None, float | None, float]:
+        """What the target made of an answered call: status, completion tokens, seconds to the first and to the end."""
+        now = self._clock.monotonic()
+        first = None if self.ttft is None else self.started + self.ttft - self._asked_at
+        return 200, self.spend().output or None, first, now - self._asked_at
+
     def _wait_over(self, then: str) -> float:
         """Book the time since the last change on whom we waited for; `then` is whom we wait for now."""
         now = self._clock.monotonic()
@@ -263,9 +304,12 @@ class Record:
             "attempts": self.attempts,
             "duration_s": round(total, 6),
             "overhead_s": round(own, 6),
+            "queue_s": round(self.queue_seconds, 6),
             "ttft_s": None if self.ttft is None else round(self.ttft, 6),
             "chunks": self.chunks,
         }
+        if self.fallback:
+            line["fallback"] = self.fallback
         spent = self.spend()
         line["cost_micros"] = spent.cost
         if self.usage_source:

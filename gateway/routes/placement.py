@@ -6,20 +6,43 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from backends.api import Usage
 from gateway.core.errors import NoTarget, UpstreamBusy, UpstreamError
 from gateway.routes.load import Share
-from gateway.routes.policies.api import Prompt, Score
+from gateway.routes.policies.api import Prompt, Reason, Score
 from gateway.routes.target import Target
 from gateway.routes.tier import Tier
 
 
-class Placement:
-    """One attempt at one target, from the decision to its end."""
+class Choice(Struct, frozen=True):
+    """How a target was picked."""
 
-    __slots__ = ("_leased", "_prompt", "_share", "_tier", "_trial", "address", "fallback", "headers", "score", "target")
+    policy: str
+    reason: Reason
+    fallback: str = ""
+    """Why a worse tier, or another route, was chosen; empty: it was not."""
+    waited: float = 0.0
+    """Seconds in the queue."""
+
+
+class Placement:
+    """One attempt at one target, from the decision to its end. `waited` is how long it waited for that, in seconds."""
+
+    __slots__ = (
+        "_leased",
+        "_prompt",
+        "_share",
+        "_tier",
+        "_trial",
+        "address",
+        "fallback",
+        "headers",
+        "score",
+        "target",
+        "waited",
+    )
 
     def __init__(self, tier: Tier, score: Score, prompt: Prompt) -> None:
         self.target: Target = tier.targets[score.index]
@@ -29,6 +52,7 @@ class Placement:
         self._leased: Callable[[], Any] | None = None
         self.fallback = ""
         """Why a worse tier, or another route, has been chosen; empty: it has not."""
+        self.waited = 0.0
         self.headers: list[tuple[bytes, bytes]] = []
         """What the client is told of the way its call has taken."""
         tier.placed(prompt, score)
@@ -38,9 +62,9 @@ class Placement:
         self._trial = target.breaker.attempt()
 
     @property
-    def policy(self) -> str:
-        """By what the target was picked."""
-        return self._tier.policy_name
+    def choice(self) -> Choice:
+        """How the target was picked, for the record."""
+        return Choice(self._tier.policy_name, self.score.reason, self.fallback, self.waited)
 
     def stand_in(self, route: str, refused: Exception | None) -> None:
         """The target is of another route than the client asked for, which `refused` the call or has failed."""
@@ -51,11 +75,12 @@ class Placement:
         else:
             self.fallback = "no_target" if isinstance(refused, NoTarget) else "full"
 
-    def tell(self, attempt: int) -> None:
+    def tell(self, attempt: int, *more: tuple[bytes, bytes]) -> None:
         """Say in the answer's headers which way the call has gone."""
         self.headers = [
             (b"x-trunkline-target", self.target.name.encode()),
             (b"x-trunkline-attempts", b"%d" % attempt),
+            *more,
         ]
         if self.fallback:
             self.headers.append((b"x-trunkline-fallback", self.fallback.encode()))

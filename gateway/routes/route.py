@@ -10,18 +10,18 @@ from functools import partial
 from msgspec import structs
 
 from backends.api import Call
-from gateway.config import QueueSpec
 from gateway.config.limits import Price
 from gateway.core.errors import ContextTooLong, NoTarget
 from gateway.core.types import KeyRecord, Spent
+from gateway.routes.explain import Candidacy
 from gateway.routes.filters import LENIENCES, refusal
 from gateway.routes.placement import Placement
-from gateway.routes.policies.api import Prompt
+from gateway.routes.policies.api import Prompt, Score
 from gateway.routes.prompt import least_context
 from gateway.routes.queue import Queue, Waiter
 from gateway.routes.slots import Slots
 from gateway.routes.target import UNBOUNDED, Target
-from gateway.routes.tier import Tier
+from gateway.routes.tier import Outlook, Tier
 
 RETRY_SHARE, RETRY_FLOOR = 0.2, 3
 """Retries in flight may be a fifth of all calls in flight, but three are always allowed."""
@@ -68,19 +68,19 @@ class Route:
         name: str,
         tiers: Sequence[Tier],
         attempts: int,
-        queue: QueueSpec,
+        queue: Queue[Placement],
+        wait: float,
         slots: Slots,
         clock: Callable[[], float],
         *,
         price: Price | None = None,
         fallback_route: str | None = None,
-        queued: Callable[[int, int], None] = lambda calls, size: None,
     ) -> None:
+        """A call waits in `queue` for at most `wait` seconds; `clock` is monotonic."""
         self.name, self.tiers, self.attempts, self.price = name, tuple(tiers), attempts, price
-        self.fallback_route, self._queue_spec = fallback_route, queue
+        self.fallback_route, self._queue, self._wait = fallback_route, queue, wait
         self._slots, self._clock = slots, clock
         self._budget = RetryBudget()
-        self._queue: Queue[Placement] = Queue(calls=queue.calls, size=queue.size, clock=clock, changed=queued)
         self._looking: asyncio.TimerHandle | None = None
         self._longest = UNBOUNDED
         self.measure()
@@ -135,6 +135,18 @@ class Route:
                     used = spent()
                     self._queue.spent(waiter, used.input, used.output)
 
+    def explain(self, prompt: Prompt) -> list[Candidacy]:
+        """What would be picked now, and why. Changes nothing, but where a policy draws at random."""
+        now = self._clock()
+        chosen = self._choose(prompt, ())
+        found = []
+        for number, tier in enumerate(self.tiers):
+            outlooks = tier.outlooks(prompt, now)
+            scores = [outlook.score for outlook in outlooks if outlook.score is not None]
+            best = min(scores, key=lambda score: score.cost) if scores and chosen and tier is chosen[0] else None
+            found += [_candidacy(self.name, number, tier, outlook, now, best) for outlook in outlooks]
+        return found
+
     def freed(self) -> None:
         """There may be room at a target."""
         if self._queue.waiting:
@@ -150,17 +162,18 @@ class Route:
         """The next placement, when there is room for it; None: there is no target left to try."""
         if tried and not (self._choose(prompt, tried) or (None, ()))[1]:
             return None  # a retry does not wait: its client has waited already
-        again = False
+        again, came = False, self._clock()
         while True:
             self._look_again()
             placement = await self._queue.place(
                 waiter,
                 partial(self._attempt, prompt, tried),
                 Placement.end,
-                self._queue_spec.wait,
+                self._wait,
                 again=again,
                 soonest=partial(self._soonest, prompt, tried),
             )
+            placement.waited = self._clock() - came
             target = placement.target
             if target.max_inflight is None:
                 return placement
@@ -249,3 +262,23 @@ class Route:
         if self._queue.waiting:
             self._queue.freed()
             self._look_again()
+
+
+def _candidacy(route: str, number: int, tier: Tier, outlook: Outlook, now: float, best: Score | None) -> Candidacy:
+    target, score = outlook.target, outlook.score
+    load = target.load
+    return Candidacy(
+        route,
+        number,
+        target.name,
+        tier.policy_name,
+        outlook.refused,
+        None if score is None else round(score.cost, 3),
+        0 if score is None else score.cached,
+        "" if score is None else score.reason,
+        score is not None and score is best,
+        target.weight,
+        load.running + load.others_running,
+        load.waiting + load.others_waiting,
+        int(load.pending(now)),
+    )

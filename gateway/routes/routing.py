@@ -10,14 +10,16 @@ from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.core.errors import NoRoute, NoTarget, QueueFull, QueueTimeout
 from gateway.core.types import KeyRecord, OrderState, Spent, TargetOrder
 from gateway.routes.exchange import Board
+from gateway.routes.explain import Candidacy, explained
 from gateway.routes.load import Load
 from gateway.routes.placement import Placement
 from gateway.routes.policies.api import Prompt
 from gateway.routes.prompt import read
+from gateway.routes.queue import Queue
 from gateway.routes.route import Route
 from gateway.routes.slots import Slots
 from gateway.routes.target import Breaker, Target
-from gateway.routes.tier import Outlook, Tier
+from gateway.routes.tier import Tier
 
 MOST_ATTEMPTS = 3
 """Targets tried for one call, those of a fallback route included."""
@@ -34,6 +36,10 @@ class Routes:
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self._routes.values())
+
+    def get(self, name: str) -> Route | None:
+        """The route of this name."""
+        return self._routes.get(name)
 
     def find(self, model: str, visible: Callable[..., bool]) -> Route:
         """The route that `model` means. Raises `NoRoute`, naming the models for which `visible` is true."""
@@ -65,6 +71,8 @@ class Routes:
         key: KeyRecord,
         tokens: int,
         spent: Callable[[], Spent],
+        *,
+        explain: bool = False,
     ) -> AsyncGenerator[Placement, None]:
         """Placements to try in turn, each at another target and only when the one before has failed.
 
@@ -73,8 +81,11 @@ class Routes:
         try at all.
         """
         tried, refused = 0, None
+        headers_too = [(b"x-trunkline-config", self.config_hash.encode())]
         for each in self.chain(route):
             prompt = self.read(each, call, headers, key, tokens)
+            if explain and each is route:
+                headers_too.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
             try:
                 attempts = each.placements(call, prompt, key, spent, MOST_ATTEMPTS - tried)
                 async with aclosing(attempts) as placements:
@@ -82,7 +93,7 @@ class Routes:
                         tried += 1
                         if each is not route:
                             placement.stand_in(each.name, refused)
-                        placement.tell(tried)
+                        placement.tell(tried, *headers_too)
                         yield placement
             except (NoTarget, QueueFull, QueueTimeout) as error:
                 refused = refused or error
@@ -103,9 +114,9 @@ class Routes:
             keyed=route.keyed,
         )
 
-    def explain(self, route: Route, prompt: Prompt, now: float) -> list[tuple[Route, Tier, list[Outlook]]]:
+    def explain(self, route: Route, prompt: Prompt) -> list[Candidacy]:
         """What each tier of the route, and of those that stand in for it, says of each target."""
-        return [(each, tier, tier.outlooks(prompt, now)) for each in self.chain(route) for tier in each.tiers]
+        return [candidacy for each in self.chain(route) for candidacy in each.explain(prompt)]
 
     def ordered(self, orders: Mapping[str, TargetOrder], now: float) -> None:
         """Apply operators' orders as of `now`, in seconds since the epoch."""
@@ -162,23 +173,30 @@ class Builder:
 
     def _route(self, name: str, spec: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Route:
         numbers = sorted({each.tier for each in spec.fallback})
-        specs = [list(spec.targets), *([each for each in spec.fallback if each.tier == tier] for tier in numbers)]
+        specs: list[list[TargetSpec]] = [list(spec.targets)]
+        specs += [[each for each in spec.fallback if each.tier == tier] for tier in numbers]
         tiers = [
             Tier([self._target(each, spec, loads, before) for each in tier], spec.policy, self._seed) for tier in specs
         ]
-        old = None if before is None else next((route for route in before if route.name == name), None)
-        for tier, predecessor in zip(tiers, () if old is None else old.tiers, strict=False):
-            tier.inherit(predecessor)
+        if before is not None and (old := before.get(name)) is not None:
+            for tier, predecessor in zip(tiers, old.tiers, strict=False):
+                tier.inherit(predecessor)
+        queue: Queue[Placement] = Queue(
+            calls=spec.queue.calls,
+            size=spec.queue.size,
+            clock=self._clock,
+            changed=lambda calls, size: self._queued(name, calls, size),
+        )
         return Route(
             name,
             tiers,
             spec.retry.attempts,
-            spec.queue,
+            queue,
+            spec.queue_wait,
             self._slots,
             self._clock,
             price=spec.price,
             fallback_route=spec.fallback_route,
-            queued=lambda calls, size: self._queued(name, calls, size),
         )
 
     def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:

@@ -1,0 +1,230 @@
+"""Keeps the targets of the table in force up to date, and tells what is known of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+
+import msgspec
+
+from backends.api import Facts, Gauges
+from gateway.core.clock import Clock
+from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
+from gateway.engines import FIELDS as FACTS
+from gateway.engines import Engines, differences
+from gateway.forward import Forwarder
+from gateway.health import Prober
+from gateway.meter import Metrics
+from gateway.routes import Exchange, Route, Routes, Target
+from gateway.routes.filters import refusal
+from gateway.routes.policies.api import Prompt, ripe
+from gateway.routes.target import UNBOUNDED
+from gateway.store import Store, StoreDown
+
+PULSE_SECONDS = 1.0
+ORDERS_SECONDS = 10.0
+"""Between two readings of operators' orders that no notice asked for."""
+_ANY_CALL = Prompt(tokens=1)
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Fleet:
+    """Probes, engines' gauges and facts, operators' orders and other gateways' loads, brought to the targets.
+
+    Every second it brings what is known of them to metrics, and to the store for operators.
+    """
+
+    def __init__(
+        self, routes: Routes, store: Store, forwarder: Forwarder, metrics: Metrics, clock: Clock, boot: str
+    ) -> None:
+        self.routes = routes
+        self._store, self._forwarder, self._metrics, self._clock, self._boot = store, forwarder, metrics, clock, boot
+        self._orders: dict[str, TargetOrder] = {}
+        self._orders_at, self._asked = float("-inf"), asyncio.Event()
+        self._route_of = _route_of(routes)
+        self._facts: dict[str, Facts] = {}
+        self.prober = Prober(
+            list(routes.targets),
+            self._probe,
+            credential=self._credential,
+            told=self._probed,
+            recovered=lambda name: self.engines.recovered(name),
+        )
+        self.engines = Engines(
+            list(routes.targets),
+            self._gauges,
+            self._describe,
+            seen=self._seen,
+            learned=self._learned,
+            clock=clock.monotonic,
+        )
+        self.exchange = Exchange(
+            store.exchange, lambda: self.routes.boards, clock.monotonic, lambda: self.routes.freed()
+        )
+        self._task: asyncio.Task[None] | None = None
+        store.watch(self._changed)
+
+    def open(self) -> None:
+        self.prober.open()
+        self.engines.open()
+        self.exchange.open()
+        self._task = asyncio.create_task(self._run(), name="fleet")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self.exchange.close()
+        await self.engines.close()
+        await self.prober.close()
+
+    def adopt(self, routes: Routes) -> None:
+        """Another table is in force: look after its targets from now on."""
+        before, self.routes, self._route_of = self.routes, routes, _route_of(routes)
+        anew = [
+            name
+            for name, target in routes.targets.items()
+            if name in before.targets and before.targets[name].address != target.address
+        ]
+        for gone in before.targets.keys() - routes.targets.keys():
+            self._forget(gone)
+        for name in (*anew, *(before.targets.keys() - routes.targets.keys())):
+            self._facts.pop(name, None)
+        names = list(routes.targets)
+        self.prober.replace(names, anew)
+        self.engines.replace(names, anew)
+        routes.ordered(self._orders, self._clock.now())
+
+    def report(self) -> Report:
+        """How each target stands with this gateway."""
+        states = [self._state(route, target) for route in self.routes for target in route.targets]
+        return Report(gateway=self._boot, config_hash=self.routes.config_hash, targets=tuple(states))
+
+    async def _probe(self, name: str) -> str:
+        target = self.routes.targets[name]
+        return await self._forwarder.probe(target.address, target.adapter, target.timeouts)
+
+    async def _credential(self, name: str) -> str:
+        target = self.routes.targets[name]
+        return await self._forwarder.credential(target.address, target.adapter, target.timeouts)
+
+    async def _gauges(self, name: str) -> Gauges | None:
+        target = self.routes.targets[name]
+        return await self._forwarder.gauges(target.address, target.adapter, target.timeouts)
+
+    async def _describe(self, name: str) -> Facts | None:
+        target = self.routes.targets[name]
+        return await self._forwarder.describe(target.address, target.adapter, target.timeouts)
+
+    def _probed(self, name: str, why: str) -> None:
+        if (target := self.routes.targets.get(name)) is None:
+            return
+        self._metrics.target_up.labels(name).set(not why)
+        if target.up is None or target.why != why:
+            target.probed(why)
+            self.routes.freed()
+
+    def _seen(self, name: str, gauges: Gauges | None) -> None:
+        """An engine has told its load: where calls wait in it, more would only wait there, too."""
+        if (target := self.routes.targets.get(name)) is None:
+            return
+        cap = self.engines.saturated(name)
+        if cap != target.cap:
+            target.capped(cap)
+            self._route_of[name].freed()
+        if gauges is None:
+            return
+        if gauges.kv_tokens is not None and gauges.kv_tokens != target.told[1]:
+            target.learned(target.told[0], gauges.kv_tokens)
+        for gauge, value in (
+            (self._metrics.engine_running, gauges.running),
+            (self._metrics.engine_waiting, gauges.waiting),
+            (self._metrics.engine_cache, gauges.kv_usage),
+        ):
+            if value is not None:
+                gauge.labels(name).set(value)
+
+    def _learned(self, name: str, facts: Facts) -> None:
+        """A target has told what it is."""
+        if (target := self.routes.targets.get(name)) is None:
+            return
+        self._facts[name] = facts
+        target.learned(facts.context, facts.kv_tokens or target.told[1])
+        route = self._route_of[name]
+        route.measure()
+        for tier in route.tiers:
+            differ = differences([(each.spec.backend, self._facts.get(each.name)) for each in tier.targets])
+            if target in tier.targets:
+                for field in FACTS:
+                    self._metrics.route_drift.labels(route.name, field).set(field in differ)
+
+    def _changed(self, name: str | None) -> None:
+        if name is None or name.startswith("target:"):
+            self._orders_at = float("-inf")
+            self._asked.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._obey()
+            self._show()
+            with suppress(StoreDown):
+                await self._store.report(_encoder.encode(self.report()))
+            self._asked.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PULSE_SECONDS):
+                    await self._asked.wait()
+
+    async def _obey(self) -> None:
+        """Apply operators' orders; those that end by themselves end here."""
+        now = self._clock.monotonic()
+        if now - self._orders_at > ORDERS_SECONDS:
+            with suppress(StoreDown):
+                self._orders = {order.id: order for order in await self._store.all(TargetOrder)}
+                self._orders_at = now
+        self.routes.ordered(self._orders, self._clock.now())
+
+    def _show(self) -> None:
+        metrics = self._metrics
+        for name, target in self.routes.targets.items():
+            metrics.target_prefill.labels(name).set(target.load.prefill)
+            metrics.target_running.labels(name).set(target.load.running)
+            metrics.target_waiting.labels(name).set(target.load.waiting)
+        heard = self.exchange.read_at
+        metrics.load_age.set(-1 if heard == float("-inf") else self._clock.monotonic() - heard)
+
+    def _forget(self, name: str) -> None:
+        metrics = self._metrics
+        for gauge in (metrics.target_prefill, metrics.target_running, metrics.target_waiting, metrics.target_up):
+            gauge.labels(name).set(0)
+
+    def _state(self, route: Route, target: Target) -> TargetState:
+        now = self._clock.monotonic()
+        refused = refusal(_ANY_CALL, target, now)
+        state: TargetCondition = "unknown" if target.up is None else "up"
+        if refused is not None:
+            state = refused  # type: ignore[assignment] # but for too_long, which no call of one token is
+        facts = self._facts.get(target.name)
+        return TargetState(
+            name=target.name,
+            route=route.name,
+            tier=target.tier,
+            url=target.address.url,
+            backend=target.spec.backend,
+            state=state,
+            why=target.why,
+            order=target.order_version,
+            weight=round(ripe(target, now), 4),
+            running=target.load.running,
+            waiting=target.load.waiting,
+            prefill=target.load.prefill,
+            attempts=target.attempts,
+            cap=target.cap if target.max_inflight is None else min(target.max_inflight, target.cap or UNBOUNDED),
+            context=None if target.context == UNBOUNDED else target.context,
+            kv_tokens=target.spec.kv_tokens or target.told[1],
+            version=(facts.version if facts is not None else None) or "",
+        )
+
+
+def _route_of(routes: Routes) -> Mapping[str, Route]:
+    return {target.name: route for route in routes for target in route.targets}

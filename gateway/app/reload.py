@@ -1,0 +1,100 @@
+"""Another table takes over: all of it between two calls, or nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from msgspec import structs
+
+from backends.api import AnyAdapter
+from backends.api import Target as Address
+from gateway.app.fleet import Fleet
+from gateway.config import Table
+from gateway.config.watch import Loaded
+from gateway.core.clock import Clock
+from gateway.edge.inference import DataPlane
+from gateway.edge.ops import Readiness
+from gateway.limits import Rules
+from gateway.meter import Metrics
+from gateway.routes import Builder
+from gateway.shadow import Mirror
+
+log = logging.getLogger("trunkline.config")
+
+
+class Reloader:
+    """Applies tables to a running gateway, and tells which one is in force."""
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        builder: Builder,
+        fleet: Fleet,
+        mirrors: Callable[[Table], Mapping[str, Mirror]],
+        readiness: Readiness,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._plane, self._builder, self._fleet, self._mirrors = plane, builder, fleet, mirrors
+        self._readiness, self._metrics, self._clock = readiness, metrics, clock
+        self._hash = plane.parts.routes.config_hash
+        self._tell(self._hash)
+
+    async def apply(self, loaded: Loaded) -> None:
+        """Put a table in force. Calls under way go on with the one before. Raises `ValueError`, changing nothing."""
+        parts, table = self._plane.parts, loaded.table
+        before = parts.routes
+        routes = self._builder.build(table, loaded.config_hash, before)
+        mirrors = self._mirrors(table)
+        # Nothing below waits or fails: no call sees half of it.
+        routes.open()
+        parts.admission.revise(rules(table), {name: spec.price for name, spec in table.routes.items()}.get)
+        parts.forwarder.answer_limit = table.bodies.answer
+        parts.shadow.mirrors = mirrors
+        self._fleet.adopt(routes)
+        self._plane.swap(structs.replace(parts, routes=routes), table.bodies)
+        before.close()
+        self._metrics.reloads.labels("applied").inc()
+        self._tell(loaded.config_hash)
+        log.warning("the routing table %s is in force", loaded.config_hash)
+        for mistake in loaded.warnings:
+            log.warning("%s", mistake)
+
+    def refused(self, why: str) -> None:
+        """A new table cannot be used: the last good one stays."""
+        self._metrics.reloads.labels("refused").inc()
+        self._metrics.config_bad.set(1)
+        self._readiness.config_error = why
+        log.error("the routing table %s stays in force; the new one cannot be used:\n%s", self._hash, why)
+
+    def _tell(self, config_hash: str) -> None:
+        self._metrics.config.labels(self._hash).set(0)
+        self._metrics.config.labels(config_hash).set(1)
+        self._metrics.config_at.set(self._clock.now())
+        self._metrics.config_bad.set(0)
+        self._hash = config_hash
+        self._readiness.config, self._readiness.config_error = config_hash, ""
+
+
+def rules(table: Table) -> Rules:
+    """The table's limits as admission knows them."""
+    return Rules(
+        key=table.limits.default.limit(),
+        tenant=table.limits.tenant.limit(),
+        models={name: spec.limits.limit() for name, spec in table.routes.items()},
+        key_models={name: spec.key_limits.limit() for name, spec in table.routes.items()},
+        ietf_headers=table.limits.ietf_headers,
+    )
+
+
+def mirrors(table: Table, launched: Mapping[str, str], adapters: Callable[[str], AnyAdapter]) -> dict[str, Mirror]:
+    """The shadow targets, by route."""
+    found = {}
+    for name, route in table.routes.items():
+        if (shadow := route.shadow) is not None:
+            spec = shadow.target
+            url = (spec.url if spec.url is not None else launched[spec.name]).rstrip("/")
+            address = Address(spec.name, url, spec.model, spec.api_key)
+            found[name] = Mirror(address, adapters(spec.backend), route.timeouts, shadow.share, shadow.concurrency)
+    return found
