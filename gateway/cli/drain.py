@@ -57,7 +57,8 @@ def _left(shown: TargetShown) -> str:
     late = sum(at.order < order.version for at in shown.gateways)
     if late:  # its report may be of before: a call may have gone there since
         return f"{late} of {len(shown.gateways)} gateway workers have not heard of it yet"
-    return f"{shown.running} call{'s' * (shown.running != 1)} still run there" if shown.running else ""
+    calls = "1 call still runs" if shown.running == 1 else f"{shown.running} calls still run"
+    return f"{calls} there" if shown.running else ""
 
 
 @contextmanager

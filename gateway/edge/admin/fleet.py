@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from gateway.config import Table
+from gateway.config import FallbackSpec, Table
 from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
 from gateway.edge.admin.bodies import OrderShown, TargetAt, TargetChange, TargetShown
 from gateway.keys import Registrar
@@ -43,11 +43,12 @@ class Listed(Struct, frozen=True):
 
 
 def listed(table: Table) -> dict[str, Listed]:
-    """The table's targets by name."""
+    """The table's targets by name; not those of shadows, to which no call is ever sent."""
     found = {}
     for (_, route, part, *_), _, target in table.targets():
-        tier = 0 if part == "targets" else int(getattr(target, "tier", 1) or 1)
-        found[target.name] = Listed(target.name, str(route), tier, target.backend, target.url or "", target.weight)
+        if part != "shadow":
+            tier = target.tier if isinstance(target, FallbackSpec) else 0
+            found[target.name] = Listed(target.name, str(route), tier, target.backend, target.url or "", target.weight)
     return found
 
 

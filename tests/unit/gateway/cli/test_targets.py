@@ -142,7 +142,7 @@ def test_waiting_ends_when_no_call_runs_there(worker: Worker, run: Run) -> None:
     assert "No call runs there." in done.stdout
     assert [line for line in done.stderr.splitlines() if "still run" in line] == [
         "2 calls still run there",
-        "1 call still run there",
+        "1 call still runs there",
     ]
 
 

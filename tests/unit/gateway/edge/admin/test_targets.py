@@ -194,12 +194,15 @@ routes:
       - {name: a, backend: vllm, url: "http://a:8000", weight: 3}
     fallback:
       - {name: c, backend: tgi, url: "http://c"}
+      - {name: d, backend: tgi, url: "http://d", tier: 2}
+    shadow: {target: {name: s, backend: vllm, url: "http://s"}, share: 0.1}
 """,
         environment={},
     )
     assert fleet.listed(table) == {
         "a": Listed("a", "m", 0, "vllm", "http://a:8000", 3.0),
         "c": Listed("c", "m", 1, "tgi", "http://c", 1.0),
+        "d": Listed("d", "m", 2, "tgi", "http://d", 1.0),
     }
 
 
