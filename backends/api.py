@@ -143,6 +143,78 @@ class Probed(Protocol):
 
 
 @runtime_checkable
+class Guarded(Protocol):
+    """For servers whose health route takes anybody's word: whether our credential is good must be asked elsewhere."""
+
+    credential_path: str
+    """Answers 401 or 403 to GET when the credential is refused; any other status says that it is not."""
+
+
+class Gauges(Struct, frozen=True):
+    """A server's load at one moment, summed over its engines. None: the server does not tell."""
+
+    running: int | None = None
+    """Calls being worked on."""
+    waiting: int | None = None
+    """Calls in the server's own queue."""
+    kv_usage: float | None = None
+    """The part of its KV cache that is in use, from 0 to 1; the mean of its engines."""
+    kv_tokens: int | None = None
+    """Tokens that its KV cache holds."""
+    prefix_queries: int | None = None
+    """Prompt tokens looked for in the prefix cache since the server started."""
+    prefix_hits: int | None = None
+    """Prompt tokens found there."""
+    loras: tuple[str, ...] | None = None
+    """LoRA adapters that have calls now."""
+    asleep: bool = False
+    """The server is well but has put its model away, and answers no call until it is woken."""
+    started: float | None = None
+    """When its process started, in seconds of Unix time."""
+
+
+@runtime_checkable
+class Gauged(Protocol):
+    """For servers that tell their load."""
+
+    gauges_path: str
+    """Answers to GET with the gauges, as text."""
+
+    def gauges(self, text: str) -> Gauges | None:
+        """The load at this moment; None when the text tells nothing of it."""
+
+
+class Facts(Struct, frozen=True):
+    """What a server is, which changes only when it is started anew. None: the server does not tell."""
+
+    context: int | None = None
+    """Tokens of prompt and answer together that one call may have."""
+    prompt: int | None = None
+    """Tokens of the prompt alone, where the server bounds them apart."""
+    models: tuple[str, ...] | None = None
+    """Names that it answers to, without those of LoRA adapters, in order."""
+    version: str | None = None
+    loras: tuple[str, ...] | None = None
+    """LoRA adapters that it has loaded, in order."""
+    kv_tokens: int | None = None
+    """Tokens that its KV cache holds, for servers that do not tell it among their gauges."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """For servers that can be asked what they are."""
+
+    fact_paths: Sequence[str]
+    """Each answers to GET with JSON, or is not there."""
+
+    def facts(self, answers: Mapping[str, bytes], model: str | None) -> Facts:
+        """What the answers of these paths say; those not there are missing, and what is not understood is not told.
+
+        `model` is the name by which the target is asked; None: it is not fixed.
+        """
+
+
+@runtime_checkable
 class Counted(Protocol):
     """For servers that count the tokens they serve, so that the gateway's own sums can be compared with theirs."""
 

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import re
-from functools import cache
+from backends.exposition import Exposition
 
 
 def counted(text: str, *names: str) -> dict[str, int]:
     """The sums of these samples over all their labels; a name that is not there, or holds no number, is left out."""
-    sums: dict[str, float] = {}
-    for name, value in _samples(names).findall(text):
-        try:
-            sums[name] = sums.get(name, 0.0) + float(value)
-        except ValueError:
-            continue
-    return {name: round(value) for name, value in sums.items() if math.isfinite(value)}
-
-
-@cache
-def _samples(names: tuple[str, ...]) -> re.Pattern[str]:
-    either = "|".join(map(re.escape, names))
-    return re.compile(rf"^({either})(?:\{{.*\}})?[ \t]+(\S+)", re.MULTILINE)
+    told = Exposition(text)
+    return {name: total for name in names if (total := told.total(name)) is not None}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from msgspec import Raw, Struct
 
 from backends import sse
-from backends.api import Call, Chunk, Reply, RequestRefused, Target, UpstreamFault, UpstreamRequest, Usage
+from backends.api import Call, Chunk, Facts, Reply, RequestRefused, Target, UpstreamFault, UpstreamRequest, Usage
+from backends.facts import MODELS, listed
 
 USAGE_WANTED = b'{"include_usage":true}'
 
@@ -52,8 +55,9 @@ _REQUIRED = {"chat/completions": "messages", "completions": "prompt", "embedding
 class OpenAI:
     """The client's bytes go on as they are, except for the model's name and the wish for a usage event."""
 
-    probe_path = "/v1/models"
+    probe_path = MODELS
     path_prefix = "/v1/"
+    fact_paths: tuple[str, ...] = (MODELS,)
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         self.check(call)
@@ -110,6 +114,9 @@ class OpenAI:
         except (ValueError, RecursionError):
             return None
         return status, body
+
+    def facts(self, answers: Mapping[str, bytes], model: str | None) -> Facts:
+        return listed(answers, model)
 
     def _read(self, call: Call, event: bytes, data: bytes) -> Chunk:
         seen = _event.decode(data)

@@ -25,9 +25,6 @@ from backends.api import (
     DONE,
     AnyAdapter,
     Call,
-    Counted,
-    Launchable,
-    Probed,
     RefusesInItsOwnWords,
     RequestRefused,
     Stateful,
@@ -35,6 +32,7 @@ from backends.api import (
     Usage,
 )
 from backends.body import Body
+from backends.powers import facts, metrics, paths_and_launch
 from backends.samples import NOT_ANSWERS, NOT_EVENTS, OPENAI, TARGET, Sample
 
 MAX_CUTS = 400
@@ -77,7 +75,9 @@ def conformance(
     adapter = make()
     cases = [
         Case("has the required methods", _required_methods, adapter),
-        Case("has working capabilities", _capabilities, adapter),
+        Case("has working capabilities", paths_and_launch, adapter),
+        Case("takes no other text for metrics", metrics, adapter),
+        Case("takes no other answer for facts", facts, adapter),
         Case("refuses in JSON or not at all", _refusals, adapter),
         Case("fails on a broken answer as promised", _broken_answers, adapter),
         Case("samples cover every kind of answer", _coverage, samples),
@@ -119,22 +119,6 @@ def read(adapter: AnyAdapter, call: Call, blocks: Iterable[bytes]) -> Seen:
 def _required_methods(adapter: AnyAdapter) -> None:
     for method in ("request", "reply", "chunk"):
         assert callable(getattr(adapter, method, None)), f"the adapter has no method {method!r}"
-
-
-def _capabilities(adapter: AnyAdapter) -> None:
-    if isinstance(adapter, Probed):
-        assert adapter.probe_path.startswith("/"), "probe_path is a path below the target's URL"
-    if isinstance(adapter, Counted):
-        assert adapter.counters_path.startswith("/"), "counters_path is a path below the target's URL"
-        for text in ("", "nonsense", "<html></html>", "other_total 1.0\n"):
-            assert adapter.counters(text) is None, f"counters() found some in {text!r}"
-    if isinstance(adapter, Launchable):
-        assert adapter.launch_models, "launch_models names what can be launched"
-        for model in adapter.launch_models:
-            argv, environment = adapter.launch(model, "public-name", 54321)
-            assert all(isinstance(word, str) for word in argv)
-            assert any("54321" in word for word in argv), "the child must listen on the port it is given"
-            assert all(isinstance(word, str) for pair in environment.items() for word in pair)
 
 
 def _refusals(adapter: AnyAdapter) -> None:

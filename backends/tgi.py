@@ -10,10 +10,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from backends import sse
-from backends.api import Call, Chunk, Reply, RequestRefused, StreamReader, Target, UpstreamFault, UpstreamRequest, Usage
+from backends.api import (
+    Call,
+    Chunk,
+    Facts,
+    Gauges,
+    Reply,
+    RequestRefused,
+    StreamReader,
+    Target,
+    UpstreamFault,
+    UpstreamRequest,
+    Usage,
+)
 from backends.counters import counted
+from backends.exposition import Exposition
+from backends.facts import understood
 
 # Fields with the values that ask for nothing; any other value is refused.
 _CANNOT: dict[str, tuple[Any, ...]] = {
@@ -45,13 +60,36 @@ class TGI:
     """`model` of a target names a LoRA adapter; without it the server's own model answers."""
 
     probe_path = "/health"
-    counters_path = "/metrics"
+    credential_path = "/tokenize"  # all that answers to GET is open; this wants the key first and a POST then
+    counters_path = gauges_path = "/metrics"
+    fact_paths = ("/info",)
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """The sums of two histograms, which are not there before the first call."""
         read, made = "tgi_request_input_length_sum", "tgi_request_generated_tokens_sum"
         found = counted(text, read, made)
         return (found.get(read, 0), found.get(made, 0)) if found or "tgi_" in text else None
+
+    def gauges(self, text: str) -> Gauges | None:
+        """TGI has no gauge of what its KV cache holds now."""
+        told = Exposition(text)
+        running, waiting = told.total("tgi_batch_current_size"), told.total("tgi_queue_size")
+        if running is None and waiting is None:
+            return None
+        return Gauges(running=running, waiting=waiting, kv_tokens=told.total("tgi_batch_max_total_tokens") or None)
+
+    def facts(self, answers: Mapping[str, bytes], model: str | None) -> Facts:
+        """The prompt's bound has had two names."""
+        info = understood(answers, "/info", _Info)
+        if info is None:
+            return Facts()
+        return Facts(
+            context=info.max_total_tokens,
+            prompt=info.max_input_tokens or info.max_input_length,
+            models=None if info.model_id is None else (info.model_id,),
+            version=info.version,
+            kv_tokens=info.max_batch_total_tokens,
+        )
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         if call.endpoint == "embeddings":
@@ -103,6 +141,15 @@ class TGI:
         error = {"message": said.get("error", ""), "type": "invalid_request_error"}
         envelope = {"error": {**error, "param": None, "code": said.get("error_type")}}
         return 400 if status == 422 else status, msgspec.json.encode(envelope)
+
+
+class _Info(Struct):
+    model_id: str | None = None
+    version: str | None = None
+    max_total_tokens: int | None = None
+    max_input_tokens: int | None = None
+    max_input_length: int | None = None
+    max_batch_total_tokens: int | None = None
 
 
 class _Reader:

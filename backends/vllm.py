@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 
 from backends import sse
-from backends.api import Call, Chunk, StreamReader
+from backends.api import Call, Chunk, Facts, Gauges, StreamReader
 from backends.counters import counted
+from backends.exposition import Exposition
+from backends.facts import MODELS, listed, understood
 from backends.openai import OpenAI
 
 
@@ -15,12 +19,36 @@ class VLLM(OpenAI):
     """vLLM validates calls well and says what is wrong, so nothing is refused on its behalf."""
 
     probe_path = "/health"
-    counters_path = "/metrics"
+    credential_path = MODELS
+    counters_path = gauges_path = "/metrics"
+    fact_paths = (MODELS, "/version")
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """Summed over engines and models; cached prompt tokens are in the first of them."""
         found = counted(text, "vllm:prompt_tokens_total", "vllm:generation_tokens_total")
         return (found["vllm:prompt_tokens_total"], found["vllm:generation_tokens_total"]) if len(found) == 2 else None
+
+    def gauges(self, text: str) -> Gauges | None:
+        """Under the names of its V1 engine and, after them, of the V0 engine."""
+        told = Exposition(text)
+        running, waiting = told.total("vllm:num_requests_running"), told.total("vllm:num_requests_waiting")
+        if running is None and waiting is None:
+            return None
+        return Gauges(
+            running=running,
+            waiting=waiting,
+            kv_usage=told.mean("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+            kv_tokens=_kv_tokens(told),
+            prefix_queries=_prefix(told, "queries"),
+            prefix_hits=_prefix(told, "hits"),
+            loras=_busy_loras(told),
+            asleep=_asleep(told),
+            started=told.mean("process_start_time_seconds"),
+        )
+
+    def facts(self, answers: Mapping[str, bytes], model: str | None) -> Facts:
+        about = understood(answers, "/version", _About)
+        return structs.replace(listed(answers, model), version=about and about.version)
 
     def check(self, call: Call) -> None:
         pass
@@ -30,6 +58,41 @@ class VLLM(OpenAI):
         one_prompt = call.endpoint == "chat/completions" or bytes(fields.get("prompt", b"")).startswith(b'"')
         one_choice = one_prompt and bytes(fields.get("n", b"1")) in (b"1", b"null")
         return _Fingerprinted(self) if one_choice and not call.include_usage else self
+
+
+class _About(Struct):
+    version: str | None = None
+
+
+def _prefix(told: Exposition, which: str) -> int | None:
+    stems = (f"vllm:prefix_cache_{which}", f"vllm:gpu_prefix_cache_{which}")
+    return told.total(*(stem + end for stem in stems for end in ("_total", "")))
+
+
+def _kv_tokens(told: Exposition) -> int | None:
+    """The values are in the labels. An engine that does not know yet says "None", and then the sum is not known."""
+    total = 0
+    for labels, _ in told.samples("vllm:cache_config_info"):
+        blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
+        if not (blocks.isdecimal() and size.isdecimal()):
+            return None
+        total += int(blocks) * int(size)
+    return total or None
+
+
+def _busy_loras(told: Exposition) -> tuple[str, ...] | None:
+    """Each set of adapters leaves a sample behind, whose value is the time: the newest is what is."""
+    newest = max(told.samples("vllm:lora_requests_info"), key=lambda sample: sample.value, default=None)
+    if newest is None:
+        return None
+    lists = (newest.labels.get(f"{what}_lora_adapters", "") for what in ("running", "waiting"))
+    return tuple(sorted({name for names in lists for name in names.split(",") if name}))
+
+
+def _asleep(told: Exposition) -> bool:
+    states = told.samples("vllm:engine_sleep_state")
+    awake = [value for labels, value in states if labels.get("sleep_state") == "awake"]
+    return bool(awake) and not any(awake)
 
 
 class _Stamped(Struct):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 log = logging.getLogger("trunkline.health")
 
@@ -14,7 +14,9 @@ CONSECUTIVE = 5
 WINDOW_SECONDS, WINDOW_CALLS, WINDOW_SHARE = 30.0, 10, 0.5
 EJECT_SECONDS, EJECT_MAX_SECONDS = 10.0, 120.0
 PROBE_SECONDS = (0.25, 5.0)
-"""Between probes of one target: until it first answers, and afterwards."""
+"""Between probes of one target, more or less: while it is not up, and while it is."""
+CREDENTIAL_ROUNDS = 12
+"""Probes of a target that is up, about a minute's, after which its credential is tried again."""
 
 
 class Breaker:
@@ -23,35 +25,43 @@ class Breaker:
     An ejection lasts 10 s, twice as long each time, at most 120 s; then one call tries it.
     """
 
-    def __init__(self, name: str, clock: Callable[[], float]) -> None:
-        self.name, self._clock = name, clock
+    def __init__(self, name: str, clock: Callable[[], float], recovered: Callable[[], None] = lambda: None) -> None:
+        """`recovered` is called when the target works again after an ejection."""
+        self.name, self._clock, self._recovered = name, clock, recovered
         self._streak = 0
         self._recent: deque[tuple[float, bool]] = deque(maxlen=1000)
-        self._ejections = 0
+        self.ejections = 0
+        """How often it was ejected since it last worked; 0: it works, and `closed` need not be asked."""
         self._until = 0.0
         self._trying = False
 
     @property
     def closed(self) -> bool:
         """Calls may go there; False while ejected, and while one call is trying it."""
-        return not self._ejections or (self._clock() >= self._until and not self._trying)
+        return not self.ejections or (self._clock() >= self._until and not self._trying)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until its ejection ends; 0 when it is not ejected, or may be tried."""
+        return max(0.0, self._until - self._clock()) if self.ejections else 0.0
 
     def attempt(self) -> bool:
         """A call goes there; whether it is the one that tries an ejected target.
 
         Before its time is over, a call to an ejected target is a last resort, and its failure tells nothing new.
         """
-        trial = bool(self._ejections) and self._clock() >= self._until and not self._trying
+        trial = bool(self.ejections) and self._clock() >= self._until and not self._trying
         self._trying |= trial
         return trial
 
     def succeeded(self) -> None:
         self._streak = 0
         self._recent.append((self._clock(), True))
-        if self._ejections:
+        if self.ejections:
             log.warning("target %s works again", self.name)
-            self._ejections, self._trying = 0, False
+            self.ejections, self._trying = 0, False
             self._recent.clear()
+            self._recovered()
 
     def failed(self) -> None:
         now = self._clock()
@@ -61,9 +71,9 @@ class Breaker:
             self._recent.popleft()
         failures = sum(not good for _, good in self._recent)
         many = len(self._recent) >= WINDOW_CALLS and failures >= WINDOW_SHARE * len(self._recent)
-        if self._trying or (not self._ejections and (self._streak >= CONSECUTIVE or many)):
-            pause = min(EJECT_SECONDS * 2**self._ejections, EJECT_MAX_SECONDS)
-            self._ejections, self._until, self._trying = self._ejections + 1, now + pause, False
+        if self._trying or (not self.ejections and (self._streak >= CONSECUTIVE or many)):
+            pause = min(EJECT_SECONDS * 2**self.ejections, EJECT_MAX_SECONDS)
+            self.ejections, self._until, self._trying = self.ejections + 1, now + pause, False
             log.warning("target %s is ejected for %.0f s", self.name, pause)
 
     def ended(self, trial: bool) -> None:
@@ -75,25 +85,82 @@ class Breaker:
 class Prober:
     """Asks every target's health route now and then; what it learns is a hint for routing and the text of /ready."""
 
-    def __init__(self, targets: Sequence[str], probe: Callable[[str], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        targets: Sequence[str],
+        probe: Callable[[str], Awaitable[str]],
+        *,
+        credential: Callable[[str], Awaitable[str]] | None = None,
+        told: Callable[[str, str], None] = lambda name, why: None,
+        recovered: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """`probe` says why a target cannot serve; empty: it can. `credential` is asked of those that
+        can: at first, when they come back and about once a minute. `told` hears the outcome of each probe, `recovered`
+        of a target that was down and is up again."""
         self.up: dict[str, bool | None] = dict.fromkeys(targets)
-        self._probe = probe
-        self._tasks: list[asyncio.Task[None]] = []
+        self.why: dict[str, str] = {}
+        """Of those that are down."""
+        self._probe, self._credential, self._told, self._recovered = probe, credential, told, recovered
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._opened = False
 
     def open(self) -> None:
-        self._tasks = [asyncio.create_task(self._watch(name), name=f"probe {name}") for name in self.up]
+        self._opened = True
+        for name in self.up:
+            self._start(name)
 
     async def close(self) -> None:
-        for task in self._tasks:
+        self._opened = False
+        for name in list(self._tasks):
+            self._stop(name)
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    def replace(self, names: Collection[str], anew: Collection[str] = ()) -> None:
+        """Watch these targets from now on; what is known of those in `anew` is forgotten, they are others by now."""
+        for name in [name for name in self.up if name not in names or name in anew]:
+            self._stop(name)
+            del self.up[name]
+            self.why.pop(name, None)
+        for name in names:
+            if name not in self.up:
+                self.up[name] = None
+                if self._opened:
+                    self._start(name)
+
+    def _start(self, name: str) -> None:
+        self._tasks[name] = asyncio.create_task(self._watch(name), name=f"probe {name}")
+
+    def _stop(self, name: str) -> None:
+        if (task := self._tasks.pop(name, None)) is not None:
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
             task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _watch(self, name: str) -> None:
+        rounds = 0
         while True:
-            up = await self._probe(name)
-            if up != self.up[name]:
-                log.log(logging.INFO if up else logging.WARNING, "target %s is %s", name, "up" if up else "down")
-            self.up[name] = up
-            await asyncio.sleep(PROBE_SECONDS[1] if up else PROBE_SECONDS[0])
+            why = await self._ask(name, thorough=rounds == 0)
+            self._learn(name, why)
+            rounds = 0 if why else (rounds + 1) % CREDENTIAL_ROUNDS
+            await asyncio.sleep(PROBE_SECONDS[0 if why else 1] * random.uniform(0.9, 1.1))  # noqa: S311 # only to spread
+
+    async def _ask(self, name: str, *, thorough: bool) -> str:
+        why = await self._probe(name)
+        if not why and thorough and self._credential is not None:
+            why = await self._credential(name)
+        return why
+
+    def _learn(self, name: str, why: str) -> None:
+        up, before = not why, self.up[name]
+        if up != before or why != self.why.get(name, ""):
+            log.log(logging.INFO if up else logging.WARNING, "target %s is %s", name, "up" if up else f"down: {why}")
+        self.up[name] = up
+        if up:
+            self.why.pop(name, None)
+        else:
+            self.why[name] = why
+        self._told(name, why)
+        if up and before is False:
+            self._recovered(name)

@@ -8,7 +8,18 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from backends.api import AnyAdapter, Call, Counted, Probed, RequestRefused
+from backends.api import (
+    AnyAdapter,
+    Call,
+    Counted,
+    Described,
+    Facts,
+    Gauged,
+    Gauges,
+    Guarded,
+    Probed,
+    RequestRefused,
+)
 from backends.api import Target as Address
 from gateway.config import Timeouts
 from gateway.core.errors import Unsupported, UpstreamTimeout
@@ -21,14 +32,19 @@ __all__ = ["FAILURES", "Deadline", "Forwarder", "Upstream", "failure", "merged",
 
 PROBE_SECONDS = 3.0
 SCRAPE_LIMIT = 4 * 1024**2
-"""Bytes of a target's counters; an engine's are some hundred thousand."""
+"""Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
+REFUSED = "credential refused"
+_REFUSALS = (401, 403)
+_NO_SUCH_ROUTE = (404, 405, 501)
+_NO_ANSWER = (httpx.RequestError, httpx.InvalidURL, TimeoutError)
 
 
 class Forwarder:
     """Sends calls to targets over pooled connections."""
 
     def __init__(self, answer_limit: int, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self._answer_limit = answer_limit
+        self.answer_limit = answer_limit
+        """Bytes of an answer that is no stream."""
         self._transport = transport or Transport()
 
     async def close(self) -> None:
@@ -55,7 +71,7 @@ class Forwarder:
                     response = await self._transport.handle_async_request(request)
                 except httpx.TransportError as error:
                     raise failure(error) from error
-                upstream = Upstream(call, adapter, response, deadline, self._answer_limit)
+                upstream = Upstream(call, adapter, response, deadline, self.answer_limit)
                 if (status := response.status_code) != 200:
                     refused_by_status = status_refusal(status, response.headers.get("retry-after"))
                     raise refused_by_status or worded_refusal(
@@ -68,32 +84,77 @@ class Forwarder:
             if response is not None:
                 await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
 
-    async def probe(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> bool:
-        """Whether the target's health route answers 200; True for a kind of server that has none."""
+    async def probe(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str:
+        """Why the target cannot serve, by its health route: "unreachable", "timeout", "status 503", "credential
+        refused". Empty when it can, and for a kind of server that has no such route."""
         if not isinstance(adapter, Probed):
-            return True
-        try:
-            async with self._get(address, adapter.probe_path, timeouts) as response:
-                return response.status_code == 200
-        except (httpx.TransportError, httpx.InvalidURL, TimeoutError):
-            return False
+            return ""
+        status = await self._status(address, adapter.probe_path, timeouts)
+        if isinstance(status, str):
+            return status
+        if status == 200:
+            return ""
+        return REFUSED if status in _REFUSALS else f"status {status}"
+
+    async def credential(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str:
+        """ "credential refused" when it is; empty when it is not, or when the target does not tell now."""
+        if not isinstance(adapter, Guarded):
+            return ""
+        return REFUSED if await self._status(address, adapter.credential_path, timeouts) in _REFUSALS else ""
+
+    async def gauges(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> Gauges | None:
+        """The target's load as it tells it; None if it does not tell it, or not now."""
+        if not isinstance(adapter, Gauged):
+            return None
+        text = await self._text(address, adapter.gauges_path, timeouts)
+        return None if text is None else adapter.gauges(text)
+
+    async def describe(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> Facts | None:
+        """What the target says that it is; None if it says nothing, or cannot be asked about all of it now."""
+        if not isinstance(adapter, Described):
+            return None
+        answers = {}
+        for path in adapter.fact_paths:
+            try:
+                status, body = await self._answer(address, path, timeouts)
+            except _NO_ANSWER:
+                return None
+            if status == 200:
+                answers[path] = body
+            elif status not in _NO_SUCH_ROUTE:
+                return None  # half of the facts would look as if the others had changed
+        return adapter.facts(answers, address.model) if answers else None
 
     async def scrape(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str | None:
         """The text in which the target tells its counters; None if it has none, or does not tell them now."""
-        if not isinstance(adapter, Counted):
-            return None
-        text = bytearray()
+        return await self._text(address, adapter.counters_path, timeouts) if isinstance(adapter, Counted) else None
+
+    async def _status(self, address: Address, path: str, timeouts: Timeouts) -> int | str:
+        """The status with which the target answers, or why there is none."""
         try:
-            async with self._get(address, adapter.counters_path, timeouts) as response:
-                if response.status_code != 200:
-                    return None
-                async for block in response.stream:  # type: ignore[union-attr] # it is an AsyncByteStream
-                    text += block
-                    if len(text) > SCRAPE_LIMIT:
-                        return None
-        except (httpx.TransportError, httpx.InvalidURL, TimeoutError):
+            async with self._get(address, path, timeouts) as response:
+                return response.status_code
+        except (TimeoutError, httpx.TimeoutException):
+            return "timeout"
+        except (httpx.TransportError, httpx.InvalidURL):
+            return "unreachable"
+
+    async def _text(self, address: Address, path: str, timeouts: Timeouts) -> str | None:
+        try:
+            status, body = await self._answer(address, path, timeouts)
+        except _NO_ANSWER:
             return None
-        return text.decode(errors="replace")
+        return body.decode(errors="replace") if status == 200 else None
+
+    async def _answer(self, address: Address, path: str, timeouts: Timeouts) -> tuple[int, bytes]:
+        """Status and body. Raises one of `_NO_ANSWER` when there is no whole answer of a sane size in time."""
+        body = bytearray()
+        async with self._get(address, path, timeouts) as response:
+            async for block in response.stream:  # type: ignore[union-attr] # it is an AsyncByteStream
+                body += block
+                if len(body) > SCRAPE_LIMIT:
+                    raise httpx.DecodingError("too long")
+            return response.status_code, bytes(body)
 
     @asynccontextmanager
     async def _get(self, address: Address, path: str, timeouts: Timeouts) -> AsyncIterator[httpx.Response]:

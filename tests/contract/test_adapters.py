@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import pytest
 from harness.captures import captures
 from msgspec import structs
 
 from backends import registry
-from backends.api import Call, Chunk, Reply, Target, UpstreamFault, UpstreamRequest, Usage
+from backends.api import Call, Chunk, Facts, Gauges, Reply, Target, UpstreamFault, UpstreamRequest, Usage
 from backends.llamacpp import LlamaCpp
 from backends.openai import OpenAI
 from backends.samples import OPENAI, Sample
+from backends.sglang import SGLang
 from backends.testing import Case, conformance, read
 from backends.vllm import VLLM
 
@@ -55,6 +57,11 @@ def test_vllm(case: Case) -> None:
 
 @pytest.mark.parametrize("case", conformance(LlamaCpp, samples=samples("llamacpp")), ids=str)
 def test_llamacpp(case: Case) -> None:
+    case()
+
+
+@pytest.mark.parametrize("case", conformance(SGLang), ids=str)
+def test_sglang(case: Case) -> None:
     case()
 
 
@@ -121,6 +128,26 @@ class Mixed(OpenAI):
         return (structs.replace(chunk, usage=self.usage if chunk.done else None),)
 
 
+class Relative(OpenAI):
+    fact_paths = ("v1/models",)
+
+
+class Guarding(OpenAI):
+    credential_path = "/v1/models"
+
+
+class Inventive(OpenAI):
+    gauges_path = "/metrics"
+
+    def gauges(self, text: str) -> Gauges | None:
+        return Gauges(running=0, waiting=0)
+
+
+class Trusting(OpenAI):
+    def facts(self, answers: Mapping[str, bytes], model: str | None) -> Facts:
+        return Facts(context=4096 if answers else None)
+
+
 @pytest.mark.parametrize(
     ("faulty", "caught"),
     [
@@ -132,6 +159,10 @@ class Mixed(OpenAI):
         (Credulous, "fails on a broken answer"),
         (Dropping, "transparent"),
         (Mixed, "ends as told"),
+        (Relative, "working capabilities"),
+        (Guarding, "working capabilities"),
+        (Inventive, "no other text for metrics"),
+        (Trusting, "no other answer for facts"),
     ],
 )
 def test_the_suite_catches_a_faulty_adapter(faulty: type[OpenAI], caught: str) -> None:

@@ -95,14 +95,15 @@ def errors(payload_limit: int) -> Middleware:
     return answer
 
 
-def keys(api_key: str, guarded: set[tuple[str, str]]) -> Middleware:
-    """The middleware that wants the key; TGI compares it without regard to case."""
+def keys(api_key: str, guarded: set[str], opened: set[tuple[str, str]]) -> Middleware:
+    """The middleware that wants the key, before it looks at the method; TGI compares it without regard to case."""
     expected = f"Bearer {api_key}".lower().encode()
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("authorization", "").lower().encode()
-        if (request.method, request.path) in guarded and not hmac.compare_digest(given, expected):
+        wanted = request.path in guarded and (request.method, request.path) not in opened
+        if wanted and not hmac.compare_digest(given, expected):
             return plain(401)
         return await handler(request)
 
@@ -128,10 +129,11 @@ async def dress(request: web.Request, response: web.StreamResponse) -> None:
 
 
 def application(routes: Routes, api_key: str | None, payload_limit: int) -> web.Application:
-    guarded = {(route.method, route.path) for route in routes.guarded()}
+    guarded = {route.path for route in routes.guarded()}
+    opened = {(route.method, route.path) for route in routes.open()}
     middlewares: list[Middleware] = [allow_any_origin, errors(payload_limit)]
     if api_key:
-        middlewares.insert(1, keys(api_key, guarded))
+        middlewares.insert(1, keys(api_key, guarded, opened))
     app = web.Application(middlewares=middlewares, client_max_size=payload_limit)
     app.add_routes([*routes.guarded(), *routes.open()])
     app.on_response_prepare.append(dress)

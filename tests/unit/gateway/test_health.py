@@ -158,18 +158,49 @@ def test_failures_of_calls_begun_before_do_not_lengthen_an_ejection(breaker: Bre
     assert breaker.closed
 
 
+def test_how_long_an_ejection_still_lasts(breaker: Breaker, clock: FixedClock) -> None:
+    assert (breaker.ejections, breaker.seconds_left) == (0, 0.0)
+    fail(breaker)
+    assert (breaker.ejections, breaker.seconds_left) == (1, 10.0)
+    clock.advance(4)
+    assert breaker.seconds_left == pytest.approx(6)
+    clock.advance(7)
+    assert breaker.seconds_left == 0
+    fail(breaker, 1)
+    assert (breaker.ejections, breaker.seconds_left) == (2, 20.0)
+    clock.advance(21)
+    breaker.attempt()
+    breaker.succeeded()
+    assert (breaker.ejections, breaker.seconds_left) == (0, 0.0)
+
+
+def test_a_recovery_is_told_once_and_only_after_an_ejection(clock: FixedClock) -> None:
+    told: list[bool] = []
+    breaker = Breaker("t", clock, lambda: told.append(breaker.closed))
+    breaker.succeeded()
+    fail(breaker, 4)
+    breaker.succeeded()
+    assert not told
+    fail(breaker)
+    clock.advance(10.1)
+    breaker.attempt()
+    breaker.succeeded()
+    breaker.succeeded()
+    assert told == [True], "and it takes calls by then"
+
+
 async def test_the_prober_remembers_and_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "PROBE_SECONDS", (0.001, 0.001))
     answers = {"a": [True, False, True], "b": [False, False, False]}
     seen: dict[str, list[bool | None]] = {"a": [], "b": []}
     done = asyncio.Event()
 
-    async def probe(name: str) -> bool:
+    async def probe(name: str) -> str:
         seen[name].append(prober.up[name])
         if not answers[name]:
             done.set()
             await asyncio.sleep(60)
-        return answers[name].pop(0)
+        return "" if answers[name].pop(0) else "status 503"
 
     prober = Prober(["a", "b"], probe)
     assert prober.up == {"a": None, "b": None}
@@ -183,14 +214,122 @@ async def test_the_prober_remembers_and_asks_again(monkeypatch: pytest.MonkeyPat
 async def test_a_probe_that_hangs_does_not_hold_the_others_or_the_end() -> None:
     asked = asyncio.Event()
 
-    async def probe(name: str) -> bool:
+    async def probe(name: str) -> str:
         if name == "hangs":
             await asyncio.sleep(3600)
         asked.set()
-        return True
+        return ""
 
     prober = Prober(["hangs", "b"], probe)
     prober.open()
     await asked.wait()
     await prober.close()
     assert prober.up["hangs"] is None
+
+
+class Servers:
+    """What probes and looks at credentials get from the servers of a test, in turn; then they wait for ever."""
+
+    def __init__(self, **health: list[str]) -> None:
+        self.health = health
+        self.credentials: dict[str, list[str]] = {name: [] for name in health}
+        self.log: list[tuple[str, ...]] = []
+        self.idle = {name: asyncio.Event() for name in health}
+
+    async def probe(self, name: str) -> str:
+        if not self.health[name]:
+            self.idle[name].set()
+            await asyncio.sleep(3600)
+        return self.health[name].pop(0)
+
+    async def credential(self, name: str) -> str:
+        self.log.append(("credential", name))
+        return self.credentials[name].pop(0) if self.credentials[name] else ""
+
+    def prober(self, *names: str) -> Prober:
+        return Prober(
+            names,
+            self.probe,
+            credential=self.credential,
+            told=lambda name, why: self.log.append(("told", name, why)),
+            recovered=lambda name: self.log.append(("recovered", name)),
+        )
+
+    def of(self, kind: str) -> list[tuple[str, ...]]:
+        return [entry[1:] for entry in self.log if entry[0] == kind]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "PROBE_SECONDS", (0.001, 0.001))
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_the_prober_says_why_and_tells_of_recoveries() -> None:
+    servers = Servers(a=["unreachable", "status 503", "", "", "timeout"], b=["", ""])
+    prober = servers.prober("a", "b")
+    prober.open()
+    for idle in servers.idle.values():
+        await idle.wait()
+    assert (prober.up, prober.why) == ({"a": False, "b": True}, {"a": "timeout"})
+    assert [why for name, why in servers.of("told") if name == "a"] == ["unreachable", "status 503", "", "", "timeout"]
+    assert servers.of("recovered") == [("a",)], "a target that was never seen down has not recovered"
+    await prober.close()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_well_target_with_a_bad_credential_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "CREDENTIAL_ROUNDS", 3)
+    servers = Servers(a=[""] * 8)
+    servers.credentials["a"] = ["credential refused", "credential refused", "", "", "credential refused"]
+    prober = servers.prober("a")
+    prober.open()
+    await servers.idle["a"].wait()
+    bad = "credential refused"
+    # Asked at every probe until it is good, and then at every third.
+    assert [why for _, why in servers.of("told")] == [bad, bad, "", "", "", "", "", ""]
+    assert len(servers.of("credential")) == 4
+    assert servers.of("recovered") == [("a",)]
+    await prober.close()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_target_that_is_down_is_not_asked_about_its_credential() -> None:
+    servers = Servers(a=["unreachable"] * 3)
+    prober = servers.prober("a")
+    prober.open()
+    await servers.idle["a"].wait()
+    assert not servers.of("credential")
+    await prober.close()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_targets_come_and_go_while_the_prober_runs() -> None:
+    servers = Servers(a=["", ""], b=["status 500"], c=[""])
+    prober = servers.prober("a", "b")
+    prober.open()
+    await servers.idle["a"].wait()
+    await servers.idle["b"].wait()
+    before = prober.up
+    prober.replace(["a", "c"])
+    assert prober.up is before and prober.up == {"a": True, "c": None} and not prober.why
+    await servers.idle["c"].wait()
+    assert prober.up == {"a": True, "c": True}
+    servers.health["a"] = ["unreachable"]
+    servers.idle["a"].clear()
+    prober.replace(["a", "c"], anew=["a"])
+    assert prober.up["a"] is None, "another server under the same name"
+    await servers.idle["a"].wait()
+    assert prober.up == {"a": False, "c": True}
+    assert not servers.of("recovered")
+    await prober.close()
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("probe ")]
+
+
+async def test_a_prober_that_is_not_open_asks_nobody() -> None:
+    servers = Servers(a=[""])
+    prober = servers.prober()
+    prober.replace(["a"])
+    await asyncio.sleep(0)
+    assert prober.up == {"a": None} and not servers.log
+    await prober.close()

@@ -1,0 +1,218 @@
+"""What the engines behind the targets say of themselves: their load, every second or two, and what they are.
+
+Both only correct what the gateway counts itself: an engine that tells nothing is taken for one that has room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Final, TypeVar
+
+from backends.api import Facts, Gauges
+
+T = TypeVar("T")
+
+log = logging.getLogger("trunkline.engines")
+
+EVERY_SECONDS: Final = (1.0, 2.0)
+"""Between two looks at a target: chance keeps gateways and targets from falling into step."""
+AT_ONCE: Final = 64
+"""Targets that are looked at at the same time."""
+SCRAPE_SECONDS, DESCRIBE_SECONDS = 2.0, 5.0
+"""How long a target may take to tell its load, and what it is."""
+SLOW_SECONDS: Final = 10.0
+"""Until the next look at a target that took longer: many that hang must not take all places."""
+FRESH_SECONDS: Final = 5.0
+"""A load told longer ago says nothing."""
+FACTS_SECONDS, FACTS_RETRY_SECONDS = 60.0, 5.0
+"""Until a target is asked again what it is: after it has told, and after it has not."""
+SATURATED_SCRAPES: Final = 2
+"""A target is saturated when calls waited in it at so many looks running."""
+FIELDS: Final = ("context", "models", "version", "loras")
+"""In what targets of one route may differ: what `differences` returns some of."""
+
+
+class _Engine:
+    """What is known of one target's engine."""
+
+    def __init__(self, due: float) -> None:
+        self.due = due
+        self.looking = False
+        self.gauges: Gauges | None = None
+        self.at = 0.0
+        """When it told its load."""
+        self.waited = 0
+        """Looks running at which calls waited in it."""
+        self.facts: Facts | None = None
+        self.facts_due = due
+
+    def told(self, gauges: Gauges | None, now: float) -> None:
+        """Take in what a look has seen. A server that came back, or was started anew, may be another by now."""
+        if gauges is not None and (self.gauges is None or _restarted(self.gauges, gauges)):
+            self.facts_due = min(self.facts_due, now)
+        self.waited = self.waited + 1 if gauges is not None and gauges.waiting else 0
+        self.gauges, self.at = gauges, now
+
+
+class Engines:
+    """Looks at every target's engine in turn: one task, which no target can hold up for the others."""
+
+    def __init__(
+        self,
+        targets: Collection[str],
+        scrape: Callable[[str], Awaitable[Gauges | None]],
+        describe: Callable[[str], Awaitable[Facts | None]],
+        *,
+        seen: Callable[[str, Gauges | None], None],
+        learned: Callable[[str, Facts], None],
+        clock: Callable[[], float],
+        every: tuple[float, float] = EVERY_SECONDS,
+    ) -> None:
+        """`scrape` and `describe` ask a target; `seen` is told its load after each look, and once None when it is told
+        no longer; `learned` what it is, at first and when that has changed. `clock` is monotonic, in seconds."""
+        self._scrape, self._describe, self._seen, self._learned = scrape, describe, seen, learned
+        self._clock, self._every = clock, every
+        self._engines: dict[str, _Engine] = {}
+        self._looks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.replace(targets)
+
+    def open(self) -> None:
+        """Start to look."""
+        self._task = asyncio.create_task(self._run(), name="engines")
+
+    async def close(self) -> None:
+        """Stop."""
+        tasks = [*self._looks, *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def replace(self, names: Collection[str], anew: Collection[str] = ()) -> None:
+        """Look at these targets from now on; what is known of those in `anew` is forgotten, they are others by now."""
+        for name in [name for name in self._engines if name not in names or name in anew]:
+            del self._engines[name]
+        for name in names:
+            self._engines.setdefault(name, _Engine(self._clock()))
+        self._wake.set()
+
+    def recovered(self, name: str) -> None:
+        """The target came back: it may be another by now, so ask it soon what it is."""
+        if engine := self._engines.get(name):
+            engine.due = engine.facts_due = self._clock()
+            self._wake.set()
+
+    def gauges(self, name: str) -> Gauges | None:
+        """The target's load, if it told it within the last 5 s."""
+        engine = self._engines.get(name)
+        return engine.gauges if engine and self._clock() - engine.at <= FRESH_SECONDS else None
+
+    def facts(self, name: str) -> Facts | None:
+        """What the target last said that it is."""
+        engine = self._engines.get(name)
+        return engine.facts if engine else None
+
+    def saturated(self, name: str) -> int | None:
+        """How many calls the target works on while others wait in it: more would only wait, too. None: it has room,
+        as far as known."""
+        engine, gauges = self._engines.get(name), self.gauges(name)
+        if engine is None or gauges is None or gauges.running is None or engine.waited < SATURATED_SCRAPES:
+            return None
+        return max(1, gauges.running)
+
+    async def look(self, name: str) -> None:
+        """Ask one target for its load, and when that is due, what it is."""
+        engine = self._engines[name]
+        gauges = await self._asked(name, "load", self._scrape, SCRAPE_SECONDS)
+        if self._engines.get(name) is not engine:
+            return
+        before = engine.gauges
+        engine.told(gauges, self._clock())
+        if gauges is not None or before is not None:
+            self._seen(name, gauges)
+        if (due := engine.facts_due) > self._clock():
+            return
+        facts = await self._asked(name, "facts", self._describe, DESCRIBE_SECONDS)
+        if engine.facts_due == due:  # else it came back meanwhile, and what it told may be old
+            engine.facts_due = self._clock() + (FACTS_RETRY_SECONDS if facts is None else FACTS_SECONDS)
+        if facts is not None and facts != engine.facts and self._engines.get(name) is engine:
+            self._learn(name, engine, facts)
+
+    def _learn(self, name: str, engine: _Engine, facts: Facts) -> None:
+        if engine.facts is not None:
+            fields = [
+                field for field in facts.__struct_fields__ if getattr(facts, field) != getattr(engine.facts, field)
+            ]
+            log.warning("target %s has changed: %s", name, ", ".join(fields))
+        engine.facts = facts
+        self._learned(name, facts)
+
+    async def _asked(self, name: str, what: str, ask: Callable[[str], Awaitable[T | None]], seconds: float) -> T | None:
+        try:
+            async with asyncio.timeout(seconds):
+                return await ask(name)
+        except TimeoutError:
+            return None
+        except Exception as error:  # an adapter is anybody's code
+            log.error("target %s: its %s cannot be read: %s", name, what, type(error).__name__)
+            return None
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            now = self._clock()
+            idle = sorted((engine.due, name) for name, engine in self._engines.items() if not engine.looking)
+            for due, name in idle:
+                if due > now or len(self._looks) >= AT_ONCE:
+                    break
+                self._start(name)
+            soonest = min((due - now for due, _ in idle if due > now), default=None)
+            try:
+                async with asyncio.timeout(soonest):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _start(self, name: str) -> None:
+        engine, began = self._engines[name], self._clock()
+        engine.looking = True
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._looks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("target %s: a look at its engine failed", name, exc_info=error)
+            now = self._clock()
+            pause = random.uniform(*self._every)  # noqa: S311 # only to spread
+            engine.looking, engine.due = False, now + (SLOW_SECONDS if now - began >= SCRAPE_SECONDS else pause)
+            self._wake.set()
+
+        task = asyncio.create_task(self.look(name), name=f"engine {name}")
+        self._looks.add(task)
+        task.add_done_callback(over)
+
+
+def differences(told: Iterable[tuple[str, Facts | None]]) -> tuple[str, ...]:
+    """The `FIELDS` in which targets differ that should be alike, each given by its backend and facts.
+
+    What a target does not tell differs from nothing. Names and versions are only compared within one kind of server:
+    kinds have their own.
+    """
+    found: dict[str, dict[str, set[object]]] = {field: {} for field in FIELDS}
+    for backend, facts in told:
+        for field in FIELDS:
+            value = getattr(facts, field, None)
+            if value is not None:
+                found[field].setdefault("" if field == "context" else backend, set()).add(value)
+    return tuple(field for field in FIELDS if any(len(values) > 1 for values in found[field].values()))
+
+
+def _restarted(before: Gauges, now: Gauges) -> bool:
+    """Its process is another one, or a counter began anew."""
+    if before.started is not None and now.started is not None:
+        return before.started != now.started
+    return now.prefix_queries is not None and now.prefix_queries < (before.prefix_queries or 0)
