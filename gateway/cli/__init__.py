@@ -14,6 +14,8 @@ COMMANDS = {
     "serve": "gateway.cli.serve:serve",
     "check": "gateway.cli.check:check",
     "schema": "gateway.cli.check:schema",
+    "explain": "gateway.cli.explain:explain",
+    "simulate": "gateway.cli.simulate:simulate",
     "keys": "gateway.cli.keys:keys",
     "usage": "gateway.cli.usage:usage",
     "tenants": "gateway.cli.tenants:tenants_",

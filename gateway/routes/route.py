@@ -135,10 +135,10 @@ class Route:
                     used = spent()
                     self._queue.spent(waiter, used.input, used.output)
 
-    def explain(self, prompt: Prompt) -> list[Candidacy]:
-        """What would be picked now, and why. Changes nothing, but where a policy draws at random."""
+    def explain(self, prompt: Prompt, *, decided: bool = False) -> list[Candidacy]:
+        """What would be picked now, and why; nothing if it is `decided` elsewhere. Changes nothing that matters."""
         now = self._clock()
-        chosen = self._choose(prompt, ())
+        chosen = None if decided else self._choose(prompt, ())
         found = []
         for number, tier in enumerate(self.tiers):
             outlooks = tier.outlooks(prompt, now)

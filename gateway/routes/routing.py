@@ -116,7 +116,11 @@ class Routes:
 
     def explain(self, route: Route, prompt: Prompt) -> list[Candidacy]:
         """What each tier of the route, and of those that stand in for it, says of each target."""
-        return [candidacy for each in self.chain(route) for candidacy in each.explain(prompt)]
+        found: list[Candidacy] = []
+        for each in self.chain(route):
+            decided = any(candidacy.picked for candidacy in found)
+            found += each.explain(prompt, decided=decided)
+        return found
 
     def ordered(self, orders: Mapping[str, TargetOrder], now: float) -> None:
         """Apply operators' orders as of `now`, in seconds since the epoch."""

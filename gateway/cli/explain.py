@@ -1,0 +1,197 @@
+"""`trunkline explain`: where a call would go, and why not elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+import msgspec
+from msgspec import Struct
+
+from backends import registry
+from backends.api import Call
+from backends.body import Body, Malformed
+from gateway.cli.session import command, console
+from gateway.cli.tables import rows
+from gateway.config import Mistakes, Settings, load_table
+from gateway.core.errors import NoRoute
+from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState
+from gateway.keys import may_use
+from gateway.keys.token import parse
+from gateway.routes import Builder, Routes, Slots, Target
+from gateway.routes.explain import Candidacy
+from gateway.routes.load import Told
+from gateway.store import Store, StoreDown
+
+BYTES_PER_TOKEN = 4.0
+COLUMNS = ("", "target", "route", "tier", "cost", "cached", "reason", "refused", "running", "waiting", "prefill")
+
+
+class Answer(Struct):
+    """What `--json` prints."""
+
+    model: str
+    route: str
+    policy: str
+    tokens: int
+    """Of the prompt, estimated."""
+    gateways: int
+    """How many told how their targets stand."""
+    picked: str | None
+    candidates: list[Candidacy]
+
+
+class _Stands:
+    """A breaker that is as gateways report it."""
+
+    def __init__(self) -> None:
+        self.ejections, self.closed = 0, True
+
+    def attempt(self) -> bool:
+        return False
+
+    def succeeded(self) -> None: ...
+
+    def failed(self) -> None: ...
+
+    def ended(self, trial: bool) -> None: ...
+
+
+@click.command()
+@click.option("--model", help="The model's name, as a client would send it; default: the body's.")
+@click.option("--key", "key_id", help="A virtual key or its id: for its tenant, its priority and what it may use.")
+@click.option("--body", type=click.File("rb"), help="A file with a request body in JSON; - reads standard input.")
+@click.option("--routing", type=click.Path(dir_okay=False), help="The routing table. [default: routing.yaml]")
+@command
+async def explain(store: Store, settings: Settings, as_json: bool, **options: Any) -> None:
+    """Show where a call would go now: the candidates, what each would cost, what was left out and why.
+
+    Loads and states are those that running gateways report. What their policies remember of earlier calls is not known
+    here: the header x-trunkline-explain with an admin key as its value asks a gateway itself.
+    """
+    call = _call(options["model"], options["body"])
+    key = await _key(store, options["key_id"])
+    try:
+        table, _ = load_table(Path(options["routing"] or settings.routing))
+    except Mistakes as error:
+        raise click.ClickException(str(error)) from None
+    launched = {target.name: "http://launched" for _, _, target in table.targets() if target.launch is not None}
+    routes = Builder(launched, cache(registry.load), lambda _: _Stands(), Slots(store), time.monotonic).build(table)
+    reports = await _reports(store)
+    _apply(routes, reports)
+    routes.ordered({order.id: order for order in await store.all(TargetOrder)}, time.time())
+    try:
+        route = routes.find(call.model, lambda *names: may_use(key, *names))
+    except NoRoute as error:
+        raise click.ClickException(error.message) from None
+    tokens = max(1, int(len(call.body.raw) / BYTES_PER_TOKEN))
+    found = routes.explain(route, routes.read(route, call, {}, key, tokens))
+    picked = next((each.target for each in found if each.picked), None)
+    answer = Answer(call.model, route.name, found[0].policy, tokens, len(reports), picked, found)
+    if as_json:
+        click.echo(msgspec.json.encode(answer))
+        return
+    _show(answer, allowed=may_use(key, call.model, route.name))
+
+
+def _call(model: str | None, file: BinaryIO | None) -> Call:
+    try:
+        body = Body(file.read() if file is not None else b'{"messages":[]}')
+        named = body.get("model", str, "")
+    except Malformed as error:
+        raise click.UsageError(f"--body: {error}") from None
+    if not (model or named):
+        raise click.UsageError("say which model: --model NAME, or a --body that has one")
+    if "messages" in body.fields:
+        endpoint = "chat/completions"
+    else:
+        endpoint = "completions" if "prompt" in body.fields else "embeddings"
+    return Call("tl-explain", endpoint, model or named, body)  # type: ignore[arg-type] # one of the three
+
+
+async def _key(store: Store, id: str | None) -> KeyRecord:
+    """The key of this id or token; without one a key that may do all."""
+    if id is None:
+        return KeyRecord(id="", name="anybody", secrets=(), created=0.0)
+    with suppress(ValueError):  # it is an id
+        id, _ = parse(id)
+    record = await store.get(KeyRecord, id)
+    if record is None:
+        raise ValueError("there is no such key; `trunkline keys list` shows all")
+    return record
+
+
+async def _reports(store: Store) -> list[Report]:
+    """What running gateways say; nothing where none runs."""
+    try:
+        words = await store.reports()
+    except StoreDown:
+        return []
+    reports = []
+    for word, _ in words.values():
+        try:
+            reports.append(msgspec.msgpack.decode(word, type=Report))
+        except msgspec.DecodeError:
+            continue  # another version's
+    return reports
+
+
+def _apply(routes: Routes, reports: Sequence[Report]) -> None:
+    """Let the targets stand as the gateways say, all of their calls together."""
+    for name, target in routes.targets.items():
+        states = [state for report in reports for state in report.targets if state.name == name]
+        if not states:
+            continue
+        told = [Told(state.prefill, state.waiting, state.running, 0) for state in states]
+        target.load.told({str(number): (each, 0.0) for number, each in enumerate(told)}, time.monotonic())
+        _stand(target, states)
+
+
+def _stand(target: Target, states: Sequence[TargetState]) -> None:
+    conditions = [state.state for state in states]
+    target.learned(max(state.context or 0 for state in states) or None, None)
+    if all(condition == "down" for condition in conditions):
+        target.probed(states[0].why or "down")
+    if all(condition == "ejected" for condition in conditions):
+        assert isinstance(target.breaker, _Stands)
+        target.breaker.ejections, target.breaker.closed = 1, False
+    for condition in ("resting", "full"):
+        if all(each == condition for each in conditions):
+            target.rest(60.0, condition)
+
+
+def _show(answer: Answer, *, allowed: bool) -> None:
+    lines: list[tuple[object, ...]] = [
+        (
+            "->" if each.picked else "",
+            each.target,
+            each.route,
+            each.tier,
+            "" if each.cost is None else f"{each.cost:g}",
+            each.cached or "",
+            each.reason,
+            each.refused,
+            each.running,
+            each.waiting,
+            each.pending,
+        )
+        for each in answer.candidates
+    ]
+    rows(COLUMNS, lines, "The route has no targets.")
+    out = console()
+    seen = f"as {answer.gateways} running gateways report" if answer.gateways else "no gateway reports: all idle"
+    if answer.picked is None:
+        out.print(f"No target can take it now ({seen}).")
+    else:
+        out.print(
+            f"{answer.model} is route {answer.route}; for about {answer.tokens} prompt tokens "
+            f"{answer.policy} picks {answer.picked} ({seen}).",
+            markup=False,
+        )
+    if not allowed:
+        out.print("The key may not use this model: the call would be refused with 403.")
