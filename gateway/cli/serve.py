@@ -12,22 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from granian.constants import HTTPModes, Interfaces, Loops
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.server import Server
 
 from backends import registry
 from gateway import __version__
 from gateway.cli.companion import COMMAND, Companion, environment
-from gateway.config import Mistakes, Settings, Table, load_table
+from gateway.cli.supervisor import ignore_hangup, supervisor
+from gateway.config import Mistakes, Settings, Table
+from gateway.config.watch import Source
 from gateway.launch import Launcher
 from gateway.store import examine, shown
 
-BACKLOG = 4096
-BACKPRESSURE = 16384
-"""Connections a worker holds; Granian counts idle keep-alive ones too, so its default stops accepting early."""
-HEADER_READ_MS = 10_000
 ADMIN_GRACE_SECONDS = 5.0
 """Nobody streams through the admin interface."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -44,8 +38,12 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 @click.option("--state", type=click.Path(dir_okay=False), help="The key file of a gateway without Redis.")
 @click.option("--admin-port", type=click.IntRange(1, 65535), help="Serve the admin interface too. [default: it is off]")
 def serve(**options: Any) -> None:
-    """Serve the routing table ROUTING (default: routing.yaml)."""
-    settings, table = _read(options)
+    """Serve the routing table ROUTING (default: routing.yaml).
+
+    A changed table is put in force by itself, or at once on SIGHUP; one with mistakes is told and not used.
+    """
+    ignore_hangup()
+    settings, source, table = _read(options)
     if settings.workers > 1 and settings.redis_url is None:
         raise click.UsageError(
             "--workers above 1 needs --redis-url: without Redis each worker would count limits for itself, "
@@ -55,6 +53,8 @@ def serve(**options: Any) -> None:
         if settings.workers > 1:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trunkline-metrics-"))
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trunkline-table-"))
+        os.environ["TRUNKLINE_KEPT"] = source.keep_in(folder)
         launcher = Launcher(table, registry.load)
         stack.callback(launcher.stop)
         os.environ.update(settings.environment())
@@ -65,12 +65,14 @@ def serve(**options: Any) -> None:
             companion = Companion(COMMAND, environment(settings.environment()))
             stack.callback(companion.stop)
             companion.start()
-        _server(settings).serve()
+        app = "gateway.app:from_environment"
+        supervisor(app, settings.host, settings.port, settings.workers, settings.grace).serve()
 
 
 def serve_admin(**options: Any) -> None:
     """Serve the admin interface in this process until a signal."""
-    settings, _ = _read(options)
+    ignore_hangup()
+    settings, *_ = _read(options)
     if not settings.admin_port:
         raise click.UsageError("say where: --port PORT or TRUNKLINE_ADMIN_PORT")
     os.environ.update(settings.environment())
@@ -79,28 +81,28 @@ def serve_admin(**options: Any) -> None:
         click.echo(
             "The admin interface can be reached from elsewhere and speaks plain HTTP: put TLS before it.", err=True
         )
-    _admin_server(settings).serve()
+    app = "gateway.app.admin:from_environment"
+    supervisor(app, settings.admin_host, settings.admin_port, 1, ADMIN_GRACE_SECONDS).serve()
 
 
-def _read(options: dict[str, Any]) -> tuple[Settings, Table]:
-    """The settings and the table, or what is wrong with them in a sentence; the log is set up."""
+def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:
+    """The settings and the table with its file, or what is wrong with them in a sentence; the log is set up."""
     try:
         settings = Settings.read(**options)
         settings.pepper_versions()
         settings.admin_digest()
         for url in filter(None, (settings.redis_url, settings.records_url)):
             examine(url)
-        table, found = load_table(Path(settings.routing))
+        source = Source(Path(settings.routing))
+        table = source.load().table
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except Mistakes as error:
         raise click.ClickException(f"{settings.routing} cannot be served:\n{error}") from None
-    if missing := [mistake for mistake in found if mistake.needed]:
-        raise click.ClickException("\n".join(map(str, missing)))
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    return settings, table
+    return settings, source, table
 
 
 def _greet(settings: Settings) -> None:
@@ -114,33 +116,3 @@ def _greet(settings: Settings) -> None:
         click.echo("No Redis: limits hold for this one process. Give --redis-url to share them.", err=True)
     if not settings.peppers:
         click.echo("TRUNKLINE_PEPPERS is not set: keys are hashed without a pepper.", err=True)
-
-
-def _server(settings: Settings) -> Any:
-    return _granian("gateway.app:from_environment", settings.host, settings.port, settings.workers, settings.grace)
-
-
-def _admin_server(settings: Settings) -> Any:
-    app = "gateway.app.admin:from_environment"
-    return _granian(app, settings.admin_host, settings.admin_port, 1, ADMIN_GRACE_SECONDS)
-
-
-def _granian(app: str, host: str, port: int, workers: int, grace: float) -> Any:
-    return Server(
-        app,
-        factory=True,
-        address=host,
-        port=port,
-        interface=Interfaces.ASGI,
-        workers=workers,
-        loop=Loops.uvloop if sys.platform != "win32" else Loops.asyncio,
-        http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS),
-        websockets=False,
-        backlog=BACKLOG,
-        backpressure=BACKPRESSURE,
-        log_level=LogLevels.warning,
-        respawn_failed_workers=True,
-        respawn_interval=1.0,
-        workers_kill_timeout=max(1, round(grace)),
-    )

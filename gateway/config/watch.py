@@ -77,6 +77,13 @@ class Source:
             return reading.found
         return tuple(Mistake(str(self.path), 1, 1, text) for text in self._objections(reading.table))
 
+    def keep_in(self, folder: str) -> str:
+        """Keep the text that was loaded, and those that follow it, in a folder. Returns the file that it is in."""
+        self._kept = Path(folder) / "routing.yaml"
+        if self.loaded is not None:
+            self.keep(self.loaded.text)
+        return str(self._kept)
+
     def keep(self, text: bytes) -> None:
         """Keep a text that turned out good."""
         if self._kept is None:

@@ -1,0 +1,63 @@
+"""Granian as `trunkline serve` runs it: SIGHUP reloads the routing table in every worker, and restarts none of them.
+
+By itself Granian's main process answers SIGHUP by starting all workers anew, which cuts off what is being streamed when
+the time for it is over. A worker's own handler is set by the app once it can reload.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server import Server
+
+BACKLOG = 4096
+BACKPRESSURE = 16384
+"""Connections a worker holds; Granian counts idle keep-alive ones too, so its default stops accepting early."""
+HEADER_READ_MS = 10_000
+
+
+class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes are not typed
+    """Starts workers, starts them again when they die, and passes SIGHUP on to them."""
+
+    def signal_handler_reload(self, *_: Any) -> None:
+        """What Granian sets as its main process's handler of SIGHUP."""
+        if os.getpid() != self.pid:
+            return  # a worker that has just been forked: it reads the table as it is now
+        for worker in list(self.wrks):
+            with suppress(ProcessLookupError, TypeError):  # it has ended, or not begun
+                os.kill(worker._id(), signal.SIGHUP)
+
+
+def ignore_hangup() -> None:
+    """Nothing can be reloaded yet. Not SIG_IGN: child processes would inherit that."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+def supervisor(app: str, host: str, port: int, workers: int, grace: float) -> Supervisor:
+    """A server for the app that the factory `app` (`module:function`) makes in each worker; `grace` in seconds."""
+    return Supervisor(
+        app,
+        factory=True,
+        address=host,
+        port=port,
+        interface=Interfaces.ASGI,
+        workers=workers,
+        loop=Loops.uvloop if sys.platform != "win32" else Loops.asyncio,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS),
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=BACKPRESSURE,
+        log_level=LogLevels.warning,
+        respawn_failed_workers=True,
+        respawn_interval=1.0,
+        workers_kill_timeout=max(1, round(grace)),
+    )
