@@ -50,10 +50,12 @@ def from_environment() -> DataPlane:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     launched = json.loads(settings.launched or "{}")
-    source = Source(Path(settings.routing), objections=lambda table: unlaunched(table, launched))
+    source = Source(
+        Path(settings.routing),
+        objections=lambda table: unlaunched(table, launched),
+        kept=Path(settings.kept) if settings.kept else None,
+    )
     loaded = source.load()
-    if missing := [mistake for mistake in loaded.warnings if mistake.needed]:
-        raise ValueError("\n".join(map(str, missing)))  # a variable: harmless to a check, not to us
     return build(settings, loaded, source)
 
 
@@ -182,7 +184,15 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
     docs.describe_data_plane(app)
     plane = DataPlane(parts, table.bodies, app, proxies, explains)
     reloader = Reloader(
-        plane, builder, fleet, lambda table: mirrors(table, launched, adapters), readiness, metrics, clock
+        plane,
+        builder,
+        fleet,
+        lambda table: mirrors(table, launched, adapters),
+        lambda table, current: unlaunched(table, launched, current),
+        table,
+        readiness,
+        metrics,
+        clock,
     )
     watcher = Watcher(source, reloader.apply, reloader.refused)
     return plane

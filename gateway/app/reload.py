@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import structs
 
@@ -32,10 +32,14 @@ class Reloader:
         builder: Builder,
         fleet: Fleet,
         mirrors: Callable[[Table], Mapping[str, Mirror]],
+        objections: Callable[[Table, Table], Sequence[str]],
+        table: Table,
         readiness: Readiness,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
+        """`mirrors` has a table's shadow targets, `objections` says why a table cannot follow the one in force."""
+        self._objections, self._table = objections, table
         self._plane, self._builder, self._fleet, self._mirrors = plane, builder, fleet, mirrors
         self._readiness, self._metrics, self._clock = readiness, metrics, clock
         self._hash = plane.parts.routes.config_hash
@@ -44,6 +48,8 @@ class Reloader:
     async def apply(self, loaded: Loaded) -> None:
         """Put a table in force. Calls under way go on with the one before. Raises `ValueError`, changing nothing."""
         parts, table = self._plane.parts, loaded.table
+        if objections := self._objections(table, self._table):
+            raise ValueError("\n".join(objections))
         before = parts.routes
         routes = self._builder.build(table, loaded.config_hash, before)
         mirrors = self._mirrors(table)
@@ -55,6 +61,7 @@ class Reloader:
         self._fleet.adopt(routes)
         self._plane.swap(structs.replace(parts, routes=routes), table.bodies)
         before.close()
+        self._table = table
         self._metrics.reloads.labels("applied").inc()
         self._tell(loaded.config_hash)
         log.warning("the routing table %s is in force", loaded.config_hash)

@@ -52,6 +52,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """`debug`, `info`, `warning` or `error`, for the gateway's own messages; call records are always written."""
     launched: str = ""
     """Set by `trunkline serve` for its workers: the URLs of the targets it launched, as JSON."""
+    kept: str = ""
+    """Set by `trunkline serve` for its workers: where the last good routing table is kept."""
 
     @property
     def state_path(self) -> Path:
