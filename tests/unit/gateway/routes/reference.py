@@ -1,0 +1,162 @@
+"""The rule `home-cost` once more, word by word from its page and as plainly as can be: no bounds, no speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from harness.routing import Replica
+
+from gateway.routes.policies.api import Note, Prompt, ripe
+from gateway.routes.rendezvous import Rendezvous
+
+KAPPA_MAX, C, S_MIN = 8, 2.0, 1024
+ALPHA0, ALPHA_RATE, PHI0, PSI0, RATE = 0.7, 0.02, 0.5, 1.0, 0.01
+SAMPLE = 8
+"""Of a large tier: with more targets than this that ever had a group, not all warm ones need be looked at."""
+DECAY = 0.5 ** (1 / 512)
+
+
+@dataclass
+class Exception_:
+    target: str
+    tokens: int
+    stamp: int
+
+
+@dataclass
+class Choice:
+    """What the page says of one call: the targets in the order of its conversation, and what each would cost."""
+
+    order: list[int]
+    home: int
+    costs: dict[int, float]
+    cached: dict[int, float]
+    reasons: dict[int, str]
+    needed: set[int]
+    """Those that must be scored however many there are: warm ones, the first of each order, the home."""
+    warm: set[int]
+
+    def picks(self, scored: set[int], *, first_of_equals: bool) -> list[int]:
+        """The pick among `scored`; more only where costs are as good as equal and not the same."""
+        order = [index for index in self.order if index in scored]
+        least = min(self.costs[index] for index in order)
+        near = [index for index in order if self.costs[index] <= least + 1e-7 * max(1.0, abs(least))]
+        same = [index for index in near if self.costs[index] == least]
+        return [index for index in near if index not in same[1:] or not first_of_equals]
+
+
+class Reference:
+    """Tables of any size, one entry per key."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.rendezvous = Rendezvous(names)
+        self.alpha, self.phi, self.psi = ALPHA0, PHI0, PSI0
+        self.counts: dict[int, float] = {}
+        self.total = 0.0
+        self.stamps: dict[int, dict[str, int]] = {}
+        self.exceptions: dict[int, Exception_] = {}
+        self.ring: list[Note] = []
+
+    def share(self, group: int) -> float:
+        return self.counts.get(group, 0.0) / self.total if self.total else 0.0
+
+    def is_warm(self, group: int, target: Replica) -> bool:
+        stamp = self.stamps.get(group, {}).get(target.name)
+        return stamp is not None and target.load.clock - stamp < target.kv_tokens
+
+    def fresh(self, prompt: Prompt, targets: Sequence[Replica], usable: Sequence[int]) -> int | None:
+        """Where the exceptions table expects the conversation, if anywhere usable."""
+        found = self.exceptions.get(prompt.conversation or 0)
+        for index in usable:
+            target = targets[index]
+            if found and found.target == target.name and target.load.clock - found.stamp < target.kv_tokens:
+                return index
+        return None
+
+    def choose(
+        self, prompt: Prompt, targets: Sequence[Replica], usable: Sequence[int], now: float, nudge: float = 0.0
+    ) -> Choice:
+        """`nudge` tells which way a share falls that is a whole number of homes but for rounding."""
+        assert prompt.conversation is not None
+        length, m = prompt.tokens, len(usable)
+        weights = [ripe(target, now) for target in targets]
+        order = self.rendezvous.order(prompt.conversation, usable, weights)
+        value, cached = dict.fromkeys(usable, 0.0), dict.fromkeys(usable, 0.0)
+        home, warm, needed = order[0], set[int](), {order[0]}
+        group = prompt.group if prompt.prefix >= S_MIN else None
+        if group is not None:
+            order_g = self.rendezvous.order(group, usable, weights)
+            warm = {index for index in usable if self.is_warm(group, targets[index])}
+            for index in warm:
+                value[index] = cached[index] = prompt.prefix
+            value[order_g[0]] = max(value[order_g[0]], self.psi * prompt.prefix)
+            homes = ceil(C * self.share(group) * m * (1 + nudge))
+            for j in range(1, min(m, homes)):
+                value[order_g[j]] = max(value[order_g[j]], prompt.prefix)
+            home = next(index for index in order if index in order_g[: min(m, 1 + homes)])
+            needed |= set(order_g[:2]) | (warm if len(self.stamps.get(group, ())) <= SAMPLE else set())
+        exception = None
+        if prompt.follow_up:
+            exception = self.fresh(prompt, targets, usable)
+            if exception is not None:
+                expected = min(self.exceptions[prompt.conversation].tokens, length)
+                value[exception] = max(value[exception], expected)
+                cached[exception] = max(cached[exception], expected)
+            else:
+                value[home] = max(value[home], self.alpha * length)
+                cached[home] = max(cached[home], self.alpha * length)
+        else:
+            value[home] = max(value[home], cached[home] + self.phi * (length - cached[home]))
+        waiting = sum(targets[index].load.waiting + targets[index].load.others_waiting for index in usable)
+        kappa = min(KAPPA_MAX, 1 + waiting / m)
+        costs = {
+            index: (targets[index].load.pending(now) + length - kappa * value[index]) / targets[index].weight
+            for index in usable
+        }
+
+        def reason(index: int) -> str:
+            if index == home:
+                return "home"
+            return "exception" if index == exception else "warm" if index in warm else "spill"
+
+        return Choice(order, home, costs, cached, {index: reason(index) for index in usable}, needed | {home}, warm)
+
+    def placed(self, prompt: Prompt, choice: Choice, pick: int, targets: Sequence[Replica]) -> None:
+        """After the charge."""
+        target = targets[pick]
+        assert prompt.conversation is not None
+        if prompt.group is not None and prompt.prefix >= S_MIN:
+            group = prompt.group
+            self.psi += RATE * ((group in self.stamps) - self.psi)
+            self.counts = {each: count * DECAY for each, count in self.counts.items()}
+            self.counts[group] = self.counts.get(group, 0.0) + 1
+            self.total = self.total * DECAY + 1
+            self.stamps.setdefault(group, {})[target.name] = target.load.clock
+            if pick not in choice.warm:
+                self.ring.append(Note("group", group, target.name))
+        self.phi += RATE * (prompt.follow_up - self.phi)
+        if pick != choice.home or prompt.conversation in self.exceptions:
+            self.exceptions[prompt.conversation] = Exception_(target.name, prompt.tokens, target.load.clock)
+            self.ring.append(Note("call", prompt.conversation, target.name, prompt.tokens))
+
+    def told(self, prompt: Prompt, reason: str, cached_tokens: int) -> None:
+        if prompt.follow_up and reason == "home":
+            self.alpha += ALPHA_RATE * (cached_tokens / prompt.tokens - self.alpha)
+
+    def notes(self) -> list[Note]:
+        """The newest 32."""
+        said, self.ring = self.ring[-32:], []
+        return said
+
+    def heard(self, notes: Sequence[Note], targets: Sequence[Replica]) -> None:
+        clocks = {target.name: target.load.clock for target in targets}
+        for note in notes:
+            if note.target not in clocks:
+                continue
+            if note.kind == "group":
+                self.stamps.setdefault(note.key, {})[note.target] = clocks[note.target]
+            else:
+                self.exceptions[note.key] = Exception_(note.target, note.tokens, clocks[note.target])

@@ -1,0 +1,278 @@
+"""What gateways tell each other: applied once, forgotten when it is old, and asked for again when it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+from harness.clock import FixedClock
+from harness.routing import Gateway, Replica, key
+
+from gateway.routes.exchange import Board, Exchange, Word
+from gateway.routes.load import Share
+from gateway.routes.policies.api import Note, Policy, Prompt, Score
+from gateway.routes.policies.registry import load
+from gateway.store import StoreDown
+
+NOW = 1000.0
+
+
+class Listens:
+    """A policy that keeps what it hears and tells what it is given."""
+
+    def __init__(self) -> None:
+        self.heard_notes: list[Note] = []
+        self.to_tell: list[Note] = []
+
+    def notes(self) -> list[Note]:
+        told, self.to_tell = self.to_tell, []
+        return told
+
+    def heard(self, notes: list[Note], targets: object) -> None:
+        self.heard_notes += notes
+
+    def score(self, prompt: Prompt, targets: object, usable: object, now: float) -> list[Score]:
+        raise NotImplementedError
+
+    def pick(self, scores: object) -> Score:
+        raise NotImplementedError
+
+
+class OneTier:
+    """A route with one tier of one server."""
+
+    def __init__(self, policy: Policy | None = None, names: tuple[str, ...] = ("a", "b")) -> None:
+        self.name, self.tiers = "r", (self,)
+        self.policy = policy or Listens()
+        self.names, self.targets = list(names), [Replica(name) for name in names]
+
+    def board(self) -> Board:
+        return Board(self, {each.name: each.load for each in self.targets})  # type: ignore[arg-type]
+
+
+def note(n: int, target: str = "a") -> Note:
+    return Note("call", key(n), target, n)
+
+
+def busy(board: Board, tokens: int = 100) -> None:
+    for load_of in board.loads.values():
+        Share(load_of, tokens).end()
+
+
+def word(board: Board, now: float) -> bytes:
+    said = board.word(now)
+    assert said is not None
+    return said
+
+
+def test_loads_are_told_by_server() -> None:
+    mine, theirs = OneTier(), OneTier()
+    Share(mine.targets[0].load, 500)
+    theirs.board().read({"g": (word(mine.board(), NOW), 0.1)}, NOW)
+    other = theirs.targets[0].load
+    assert (other.others_prefill, other.others_waiting, other.others_running) == (500, 1, 1)
+    assert theirs.targets[1].load.others_running == 0
+
+
+def test_notes_are_applied_once_however_often_they_are_read() -> None:
+    mine, theirs = OneTier(), OneTier()
+    writes, reads = mine.board(), theirs.board()
+    for step in range(5):
+        busy(writes)
+        mine.policy.to_tell = [note(2 * step), note(2 * step + 1)]
+        said = word(writes, NOW + step)
+        for _ in range(3):
+            reads.read({"g": (said, 0.0)}, NOW + step)
+    assert theirs.policy.heard_notes == [note(n) for n in range(10)]
+
+
+def test_a_reader_that_missed_much_has_the_newest_32() -> None:
+    mine, theirs = OneTier(), OneTier()
+    writes, reads = mine.board(), theirs.board()
+    busy(writes)
+    for step in range(10):
+        mine.policy.to_tell = [note(10 * step + n) for n in range(10)]
+        said = word(writes, NOW)
+        if step == 0:
+            reads.read({"g": (said, 0.0)}, NOW)
+    reads.read({"g": (said, 0.0)}, NOW)
+    assert theirs.policy.heard_notes == [note(n) for n in (*range(10), *range(68, 100))]
+    assert len(said) < 2000
+
+
+def test_a_gateway_that_was_silent_for_a_while_tells_nothing_twice() -> None:
+    """Its route was quiet there, or the store was away: old notes must not look new when it is back."""
+    mine, theirs = OneTier(), OneTier()
+    writes, reads = mine.board(), theirs.board()
+    busy(writes)
+    mine.policy.to_tell = [note(n) for n in range(5)]
+    reads.read({"g": (word(writes, NOW), 0.0)}, NOW)
+    for step in range(1, 30):  # the store leaves words out that are older than two seconds
+        reads.read({}, NOW + step)
+    busy(writes)
+    mine.policy.to_tell = [note(5)]
+    reads.read({"g": (word(writes, NOW + 30), 0.0)}, NOW + 30)
+    assert theirs.policy.heard_notes == [note(n) for n in range(6)]
+
+
+def test_what_a_gateway_charged_while_it_was_not_heard_counts_when_it_is() -> None:
+    mine, theirs = OneTier(), OneTier()
+    writes, reads = mine.board(), theirs.board()
+    busy(writes, 1000)
+    reads.read({"g": (word(writes, NOW), 0.0)}, NOW)
+    before = theirs.targets[0].load.clock
+    reads.read({}, NOW + 3)
+    busy(writes, 70_000)
+    reads.read({"g": (word(writes, NOW + 4), 0.0)}, NOW + 4)
+    assert theirs.targets[0].load.clock == before + 70_000
+
+
+def test_gateways_that_never_come_back_are_forgotten_in_the_end() -> None:
+    """Each worker has a name of its own: whatever is kept of the silent ones is bounded."""
+    theirs = OneTier()
+    reads = theirs.board()
+    said = msgspec.msgpack.encode(Word({}, 3, (note(1),)))
+    for n in range(5000):
+        reads.read({f"g{n}": (said, 0.0)}, NOW + 10.0 * n)
+    assert len(reads._heard) <= 1024
+
+
+def test_a_restarted_gateway_is_heard() -> None:
+    first, again, theirs = OneTier(), OneTier(), OneTier()
+    reads = theirs.board()
+    for route, notes in ((first, range(20)), (again, range(20, 23))):
+        board = route.board()
+        busy(board)
+        route.policy.to_tell = [note(n) for n in notes]
+        reads.read({"g": (word(board, NOW), 0.0)}, NOW)
+    assert theirs.policy.heard_notes == [note(n) for n in range(23)]
+
+
+def test_a_dead_gateways_load_is_gone_with_its_word() -> None:
+    mine, theirs = OneTier(), OneTier()
+    Share(mine.targets[0].load, 500)
+    reads = theirs.board()
+    reads.read({"g": (word(mine.board(), NOW), 0.0)}, NOW)
+    reads.read({}, NOW + 2.1)
+    assert theirs.targets[0].load.others_running == 0
+
+
+def test_words_that_cannot_be_read_harm_nobody() -> None:
+    mine, theirs = OneTier(), OneTier()
+    Share(mine.targets[0].load, 500)
+    words = {
+        "newer": (msgspec.msgpack.encode({"another": "form"}), 0.0),
+        "empty": (b"", 0.0),
+        "torn": (word(mine.board(), NOW)[:-3], 0.0),
+        "good": (word(mine.board(), NOW), 0.0),
+    }
+    theirs.board().read(words, NOW)
+    assert theirs.targets[0].load.others_running == 1
+
+
+@pytest.mark.parametrize("odd", [Note("call", -1, "a", 5), Note("group", -5, "a"), Note("call", 5, "a", 2**63)])
+def test_notes_that_cannot_be_do_not_end_the_exchange(odd: Note) -> None:
+    route = OneTier(load("home-cost")(["a", "b"], 0))
+    Share(route.targets[0].load, 1)
+    said = msgspec.msgpack.encode(Word({}, 1, (odd,)))
+    route.board().read({"g": (said, 0.0)}, NOW)
+
+
+def test_a_target_only_others_have_is_passed_over() -> None:
+    theirs = OneTier()
+    said = msgspec.msgpack.encode(Word({}, 2, (note(1, "elsewhere"), note(2, "b"))))
+    theirs.board().read({"g": (said, 0.0)}, NOW)
+    assert theirs.policy.heard_notes == [note(2, "b")]
+
+
+def test_a_quiet_route_keeps_no_old_load_of_others() -> None:
+    """Otherwise a target that others had filled stays full here: no call goes there, so nobody asks again."""
+    mine, theirs = OneTier(), OneTier()
+    reads = theirs.board()
+    busy(reads)
+    for _ in range(64):
+        Share(mine.targets[0].load, 500)
+    word(reads, NOW)
+    reads.read({"g": (word(mine.board(), NOW), 0.0)}, NOW)
+    assert theirs.targets[0].load.others_running == 64
+    now = NOW
+    while now < NOW + 60 and reads.word(now) is not None:
+        now += 0.2
+        reads.read({"g": (word(mine.board(), now), 0.0)}, now)
+    if now < NOW + 60:  # it asks no more
+        for _ in range(20):
+            now += 0.2
+            reads.word(now)
+        assert theirs.targets[0].load.others_running == 0
+
+
+def test_a_route_whose_servers_another_route_tells_of_has_notes_to_tell() -> None:
+    """Several routes on one server: the load is the server's, the tables are each route's own."""
+    mine = OneTier()
+    board = Board(mine, {})  # type: ignore[arg-type]
+    for step in range(100):
+        Share(mine.targets[0].load, 100).end()
+        mine.policy.to_tell = [note(step)]
+        said = board.word(NOW + step * 0.2)
+    assert said is not None, "20 s of calls later it is still not quiet"
+    assert msgspec.msgpack.decode(said, type=Word).count == 100
+
+
+def test_a_reload_goes_on_where_the_board_was() -> None:
+    mine, theirs = OneTier(), OneTier()
+    old, reads = mine.board(), theirs.board()
+    busy(old)
+    mine.policy.to_tell = [note(1), note(2)]
+    reads.read({"g": (word(old, NOW), 0.0)}, NOW)
+    new, reader = mine.board(), theirs.board()
+    new.inherit(old)
+    reader.inherit(reads)
+    mine.policy.to_tell = [note(3)]
+    reader.read({"g": (word(new, NOW), 0.0)}, NOW)
+    assert theirs.policy.heard_notes == [note(1), note(2), note(3)]
+
+
+async def test_without_a_store_what_was_told_counts_for_two_seconds() -> None:
+    mine, theirs, clock = OneTier(), OneTier(), FixedClock(NOW)
+    Share(mine.targets[0].load, 500)
+    Share(theirs.targets[1].load, 5)
+    board, up = theirs.board(), True
+
+    async def store(said: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
+        if not up:
+            raise StoreDown("away")
+        return {name: {"g": (word(mine.board(), NOW), 0.0)} for name in said}
+
+    exchange = Exchange(store, lambda: {"r": board}, clock)
+    await exchange.once()
+    assert theirs.targets[0].load.others_running == 1
+    up = False
+    clock.advance(1.9)
+    await exchange.once()
+    assert theirs.targets[0].load.others_running == 1
+    clock.advance(0.2)
+    await exchange.once()
+    assert theirs.targets[0].load.others_running == 0
+    up = True
+    await exchange.once()
+    assert theirs.targets[0].load.others_running == 1
+
+
+def test_gateways_follow_each_others_exceptions_through_the_board() -> None:
+    """The policy itself, its words as they cross the wire."""
+    gateways = [Gateway(load("home-cost"), [Replica(name) for name in ("a", "b", "c")]) for _ in range(2)]
+    routes = []
+    for gateway in gateways:
+        route = OneTier(gateway.policy, ("a", "b", "c"))
+        route.targets = gateway.replicas
+        routes.append(route)
+    prompt = Prompt(3000, key("c"))
+    at = gateways[0].scores(prompt)[0].index
+    gateways[0].replicas[at].load.prefill += 10**6
+    away = gateways[0].serve(prompt).score.index
+    gateways[0].replicas[at].load.prefill -= 10**6
+    assert away != at
+    routes[1].board().read({"g": (word(routes[0].board(), NOW), 0.0)}, NOW)
+    found = gateways[1].place(Prompt(3500, key("c"), follow_up=True), NOW).score
+    assert (found.index, found.reason, found.cached) == (away, "exception", 3000)
