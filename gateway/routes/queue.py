@@ -86,7 +86,7 @@ class Queue(Generic[T]):
         """
         now = self._clock()
         if again:
-            self._classes[waiter.priority].correct(waiter.tenant, -waiter.tokens)
+            self._not_placed(waiter)
         if not again or waiter.deadline is None:
             waiter.deadline = now + seconds
         if goes := not self._before(waiter):
@@ -112,8 +112,13 @@ class Queue(Generic[T]):
             pass
 
     def spent(self, waiter: Waiter, input: int, output: int) -> None:
-        """A placed call has ended, and really took so many tokens: instead of the estimate, this is charged."""
-        self._classes[waiter.priority].correct(waiter.tenant, input - waiter.tokens + OUTPUT_WEIGHT * output)
+        """The call has ended, and really took so many tokens: they are charged instead of the estimates.
+
+        To be told of every call that was placed, once or more often: only what was charged since is taken back.
+        """
+        real = input + OUTPUT_WEIGHT * output
+        self._classes[waiter.priority].correct(waiter.tenant, real - waiter.charged)
+        waiter.charged = 0
 
     def _next(self) -> list[Place[T]]:
         """Whose turn it is, and whom to try when that one cannot go."""
@@ -191,7 +196,7 @@ class Queue(Generic[T]):
             if not future.done() or future.cancelled():
                 self._abandon(place)
             elif future.exception() is None:  # it was placed, and will never know
-                self._classes[place.waiter.priority].correct(place.waiter.tenant, -place.waiter.tokens)
+                self._not_placed(place.waiter)
                 try:
                     release(future.result())
                 finally:
@@ -220,7 +225,14 @@ class Queue(Generic[T]):
 
     def _placed(self, waiter: Waiter) -> None:
         self._classes[waiter.priority].charge(waiter.tenant, waiter.tokens)
+        waiter.charged += waiter.tokens
         self._drain.count(self._clock())
+
+    def _not_placed(self, waiter: Waiter) -> None:
+        """The last placement was none."""
+        undone = min(waiter.tokens, waiter.charged)
+        self._classes[waiter.priority].correct(waiter.tenant, -undone)
+        waiter.charged -= undone
 
     def _before(self, waiter: Waiter) -> int:
         """Calls that wait and go before one that comes now."""

@@ -24,6 +24,8 @@ class Waiter(Struct):
     """Bytes that it holds while it waits."""
     deadline: float | None = None
     """The queue's own: until when it may wait, by the queue's clock."""
+    charged: int = 0
+    """The queue's own: what its tenant was charged for it so far."""
 
 
 class Place(Generic[T]):

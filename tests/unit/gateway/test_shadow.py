@@ -158,6 +158,15 @@ async def test_a_failure_on_both_sides_is_the_same_status(world: World) -> None:
     assert (await world.result()).same_status
 
 
+def test_only_answers_are_compared_further() -> None:
+    failed = Comparison(Seen(422, 1, 0.1, 0.1), Seen(422, 2, 0.2, 0.2))
+    assert failed.same_status and failed.tokens is None and failed.ttft is None
+    answered = Comparison(Seen(200, 1, 0.5, 0.5), Seen(200, 3, 0.25, 1.0))
+    assert answered.same_status and answered.tokens == 2 and answered.ttft == -0.25
+    unknown = Comparison(Seen(200, None, None, 0.5), Seen(200, 3, 0.25, 1.0))
+    assert unknown.tokens is None and unknown.ttft is None
+
+
 async def test_what_is_not_to_be_mirrored_is_not(world: World) -> None:
     world.ended(route="another")
     world.ended(primary=Seen(499, None, None, 0.1))
@@ -196,6 +205,7 @@ async def test_closing_ends_what_is_under_way(world: World) -> None:
     received = await asyncio.to_thread(world.target.wait_for_calls)
     world.ended(call_id="tl-2")  # has not begun
     await world.shadow.close()
+    assert len(asyncio.all_tasks()) == 1
     assert await asyncio.to_thread(received.closed.wait, 5)
     assert world.shadow.bytes == 0 and world.compared == []
     world.ended(call_id="tl-3")
@@ -204,25 +214,17 @@ async def test_closing_ends_what_is_under_way(world: World) -> None:
 
 
 async def test_the_call_is_forgotten_when_its_shadow_has_ended(world: World) -> None:
-    one = call(STREAM)
-    held = weakref.ref(_raw_holder(one))
-    world.shadow.ended(one, "m", PRIMARY)
-    del one
-    await world.result()
+    class Name(str):
+        """Can be watched, and lives as long as the call that has it."""
+
+    name = Name("tl-1")
+    held = weakref.ref(name)
+    world.ended(STREAM, call_id=name)
+    del name
+    assert (await world.result()).same_status
     await asyncio.sleep(0)
     gc.collect()
     assert held() is None
-
-
-def _raw_holder(one: Call) -> Any:
-    """Something that lives as long as the call's body."""
-
-    class Held:
-        pass
-
-    held = Held()
-    object.__setattr__(one.body, "fields", {**one.body.fields, "_held": held})
-    return held
 
 
 async def test_every_exception_stays_inside(world: World, upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:

@@ -191,6 +191,24 @@ async def test_what_a_call_really_took_is_charged_in_the_end() -> None:
 
 
 @virtual
+async def test_a_call_that_was_placed_twice_is_charged_once() -> None:
+    """Its first target failed."""
+    model = Model()
+    retried = call("a", tokens=100)
+    await model.line_up(retried, call("b", tokens=150), call("b"), call("b"))
+    model.more()
+    await model.line_up(retried, call("a"), call("a"))
+    model.more(2)
+    assert [waiter.tenant for waiter in model.placed] == ["a", "b", "a"] and model.placed[2] is retried
+    model.queue.spent(retried, 100, 0)
+    model.queue.spent(retried, 0, 0)  # nothing was charged since
+    model.queue.spent(call("b"), 0, 0)  # was never placed
+    model.more(4)
+    assert [waiter.tenant for waiter in model.placed[3:]] == ["a", "a", "b", "b"]
+    await model.close()
+
+
+@virtual
 async def test_a_tenant_that_was_away_is_not_ahead_of_those_who_waited() -> None:
     model = Model()
     await model.line_up(*(call("a", tokens=100) for _ in range(20)))
@@ -283,6 +301,7 @@ async def test_who_goes_at_once_pushes_nobody_out() -> None:
     (task,) = await model.line_up(call(priority="low"))
     model.room += 1  # nobody has told the queue
     assert await model.ask(call(priority="high")) == 1
+    await settle()
     assert not task.done()
     await model.close()
 
