@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.routes.policies.api import Prompt
+from gateway.routes.policies.round_robin import RoundRobin
 from gateway.simulate import study, workloads
 from gateway.simulate.calls import Call, count
 from gateway.simulate.oracle import Oracle, Truth
@@ -102,10 +103,33 @@ def test_a_heavier_target_is_given_more() -> None:
         assert outcome.token_imbalance < 1.2, policy  # of the weighted mean: alone, half of all would make it 2
 
 
-def test_all_targets_are_worth_the_same_to_the_measure_of_imbalance() -> None:
-    run, _ = replay([call(10 + number / 100, (number, 10), answer=1000) for number in range(8)], 20.0, replicas=4)
+def test_imbalance_counts_the_calls_that_are_there_when_one_comes() -> None:
+    """Calls of ten seconds on two targets in turn; then a long time of nothing, and one more."""
+    times = (10.0, 11.0, 12.0, 39.0)
+    calls = [call(time, (number, 10), answer=500) for number, time in enumerate(times)]
+    targets = [Replica(name, 1.0, 1000.0, 100_000) for name in ("a", "b")]
+    run = Replay(calls, targets, [Side("g", RoundRobin(["a", "b"]), targets)], 0.2, 40.0, Truth(targets))
     run.run()
-    assert run.busiest / run.busy < 2.1
+    assert run.busiest == 1 + 1 + 2 + 1
+    assert run.busy == (1 + 2 + 3 + 1) / 2
+
+
+def test_a_prompt_that_has_been_read_is_no_longer_pending() -> None:
+    """A long answer is still being written where the first call went: that is no reason to go elsewhere."""
+    later = [call(12.0 + number, (number, 10), answer=0) for number in range(2, 14)]
+    run, (side,) = replay([call(10.0, (1, 500), answer=2000), *later], 40.0, replicas=2)
+    run.run()
+    charged = sorted(target.load.charged for target in side.targets)
+    assert charged[0] > 0
+    assert charged[1] > 500
+
+
+def test_the_oracle_goes_where_the_prompt_is() -> None:
+    calls = [call(10.0 + number, (1, 900), (10 + number, 10)) for number in range(20)]
+    run, (side,) = replay(calls, 40.0, replicas=4)
+    run.run()
+    assert sum(target.load.charged > 0 for target in side.targets) == 1
+    assert run.cached_tokens == 19 * 900
 
 
 def test_fleets_of_a_size() -> None:
