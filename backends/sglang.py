@@ -76,14 +76,14 @@ def _named(name: str) -> tuple[str, str]:
 
 
 def _summed(told: Exposition, name: str) -> int | None:
-    """Over data-parallel ranks, which have engines of their own: tensor-parallel ranks tell the same number again.
+    """Over data-parallel ranks, which have engines of their own.
 
-    Samples with a priority are parts of those without one.
+    Of each the largest counts: tensor-parallel ranks tell the same again, and samples with a priority a part of it.
     """
     for full in _named(name):
         ranks: dict[str, float] = {}
         for labels, value in told.samples(full):
-            if not labels.get("priority") and isfinite(value):
+            if isfinite(value):
                 rank = labels.get("dp_rank", "")
                 ranks[rank] = max(value, ranks.get(rank, 0.0))
         if ranks:

@@ -65,7 +65,7 @@ def test_sglang(case: Case) -> None:
     case()
 
 
-@pytest.mark.parametrize("name", ["openai", "vllm", "llamacpp", "tgi"])
+@pytest.mark.parametrize("name", ["openai", "vllm", "llamacpp", "sglang", "tgi"])
 def test_built_in_adapters_come_through_the_entry_points(name: str) -> None:
     assert type(registry.load(name)).__module__ == f"backends.{name}"
 

@@ -145,6 +145,12 @@ async def test_facts(forwarder: Forwarder, address: Address, say: Say) -> None:
     assert asked == ["/v1/models", "/version"]
 
 
+async def test_facts_are_those_of_the_targets_model(forwarder: Forwarder, address: Address, say: Say) -> None:
+    data = [{"id": "served", "max_model_len": 2048}, {"id": "other", "max_model_len": 4096}]
+    say({"/v1/models": whole({"object": "list", "data": data})})
+    assert await forwarder.describe(address, OpenAI(), HASTY) == Facts(context=2048, models=("other", "served"))
+
+
 @pytest.mark.parametrize("status", [404, 405, 501])
 async def test_a_path_that_is_not_there_tells_nothing(
     forwarder: Forwarder, address: Address, say: Say, status: int

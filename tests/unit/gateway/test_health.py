@@ -172,6 +172,9 @@ def test_how_long_an_ejection_still_lasts(breaker: Breaker, clock: FixedClock) -
     breaker.attempt()
     breaker.succeeded()
     assert (breaker.ejections, breaker.seconds_left) == (0, 0.0)
+    fail(breaker)
+    breaker.succeeded()
+    assert (breaker.ejections, breaker.seconds_left) == (0, 0.0), "a last resort that worked ends it before its time"
 
 
 def test_a_recovery_is_told_once_and_only_after_an_ejection(clock: FixedClock) -> None:
