@@ -55,6 +55,8 @@ class Document:
     def __init__(self, text: str, file: str, environment: Mapping[str, str] | None = None) -> None:
         self.file = file
         self.mistakes: list[Mistake] = []
+        self.references: dict[tuple[str | int, ...], str] = {}
+        """What the text says where it refers to a variable or a file, whose content may be secret."""
         self._environment = os.environ if environment is None else environment
         self._marks: dict[tuple[str | int, ...], yaml.Mark] = {}
         self._root: yaml.Node | None = None
@@ -170,7 +172,8 @@ class Document:
             if secret and ((reference := _REFERENCE.fullmatch(node.value)) is None or reference[3]):
                 raise ValueError("a secret must not stand in the table; write ${NAME} or ${file:/path}")
             value = _constructed(node)
-            if isinstance(value, str):
+            if isinstance(value, str) and "${" in value:
+                self.references[path] = value
                 value = self._substituted(value, node)
             if unit is not None:
                 if (number := unit.parse(value)) <= 0 and not unit.zero:
@@ -200,7 +203,7 @@ class Document:
                 return match[0]
             return found or default or ""
 
-        return _REFERENCE.sub(look_up, text) if "${" in text else text
+        return _REFERENCE.sub(look_up, text)
 
 
 def files(text: str) -> tuple[str, ...]:
