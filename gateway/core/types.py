@@ -310,7 +310,7 @@ class TargetState(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Report(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What a gateway worker says of its targets."""
+    """What a gateway worker says of its targets; it travels as MessagePack."""
 
     gateway: str
     """Its boot id."""

@@ -21,7 +21,7 @@ EJECTION_SECONDS: Final = 60.0
 MAX_NAMED: Final = 20
 """Targets that a message names."""
 
-_report = msgspec.json.Decoder(Report)
+_report = msgspec.msgpack.Decoder(Report)
 _Seen = tuple[float, Report, TargetState]
 """The age of a report in seconds, the report, and what it says of one target."""
 

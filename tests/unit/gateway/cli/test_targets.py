@@ -73,7 +73,7 @@ class Worker:
             running = self.running.pop(0) if len(self.running) > 1 and version else self.running[0]
             state = TargetState(name="a", route="big", state="up", order=version, running=running)
             self.told.append(state)
-            await self._store.report(msgspec.json.encode(Report(gateway="worker", targets=(state,))))
+            await self._store.report(msgspec.msgpack.encode(Report(gateway="worker", targets=(state,))))
             await asyncio.sleep(0.02)
         await self._store.close()
 

@@ -40,7 +40,7 @@ def reported(tmp_path: Path) -> Reported:
 
 
 def says(boot: str, *states: TargetState, age: float = 0.5) -> dict[str, tuple[bytes, float]]:
-    return {boot: (msgspec.json.encode(Report(gateway=boot, config_hash="c0ffee", targets=states)), age)}
+    return {boot: (msgspec.msgpack.encode(Report(gateway=boot, config_hash="c0ffee", targets=states)), age)}
 
 
 def state(name: str = "a", **fields: Any) -> TargetState:
