@@ -160,7 +160,11 @@ def _members(file: Path, name: str | None) -> list[study.Member]:
     route: RouteSpec | None = next(iter(table.routes.values()), None) if name is None else table.routes.get(name)
     if route is None:
         raise click.BadParameter(f"{name!r}: expected one of {', '.join(table.routes)}", param_hint="--route")
-    return [study.Member(target.name, target.weight) for target in route.targets]
+    return [
+        study.Member(target.name, target.weight, target.kv_tokens or study.KV_TOKENS)
+        for target in route.targets
+        if target.canary is None  # it has conversations of its own
+    ]
 
 
 def _scene(options: dict[str, Any]) -> Scene:

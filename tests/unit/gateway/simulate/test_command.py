@@ -21,7 +21,8 @@ routes:
   large:
     targets:
       - {name: a, backend: vllm, url: "http://a", weight: 3}
-      - {name: b, backend: vllm, url: "http://b"}
+      - {name: b, backend: vllm, url: "http://b", kv_tokens: 2M}
+      - {name: new, backend: vllm, url: "http://new", canary: 0.1}
 """
 drawn = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="the extra `plot` is not installed")
 
@@ -79,6 +80,12 @@ def test_targets_are_those_of_a_route(table: str) -> None:
     assert said(table, *QUICK[:2], "--policies", "session")["replicas"] == 1
     assert said(table, *QUICK[:2], "--route", "large", "--policies", "session")["replicas"] == 2
     assert said(table, *QUICK, "--route", "large", "--policies", "session")["replicas"] == 4
+
+
+def test_a_target_has_the_cache_that_the_table_says(table: str) -> None:
+    arguments = (table, *QUICK[:2], "--route", "large", "--policies", "session")
+    assert said(*arguments)["kv_tokens"] == 2_000_000
+    assert said(*arguments, "--kv-tokens", "64k")["kv_tokens"] == 64_000
 
 
 def test_the_weights_of_a_route_count(table: str) -> None:
