@@ -8,6 +8,7 @@ though it reads most of them several times.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,10 +17,12 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Struct
 
-from gateway.routes.load import Load, Told
+from gateway.routes.load import KNOWN_GATEWAYS, Load, Told
 from gateway.routes.policies.api import Note, Tells
 from gateway.routes.tier import Tier
 from gateway.store import StoreDown
+
+log = logging.getLogger("trunkline.routes")
 
 SECONDS: Final = 0.2
 RING: Final = 32
@@ -52,6 +55,10 @@ class Shared(Protocol):
         """The board's."""
 
     @property
+    def waiting(self) -> int:
+        """Calls in its queue."""
+
+    @property
     def tiers(self) -> tuple[Tier, ...]:
         """Whose policies may have notes."""
 
@@ -61,6 +68,7 @@ class Board:
 
     def __init__(self, route: Shared, loads: Mapping[str, Load]) -> None:
         self.route, self.loads = route, loads
+        self._all = [target.load for tier in route.tiers for target in tier.targets]
         self._written = 0
         self._ring: deque[Note] = deque(maxlen=RING)
         self._heard: dict[str, int] = {}
@@ -78,10 +86,12 @@ class Board:
                 notes = tier.policy.notes()
                 self._ring.extend(notes)
                 self._written += len(notes)
-        charged = sum(load.charged for load in self.loads.values())
-        if charged != self._charged or any(load.running for load in self.loads.values()):
+        charged = sum(load.charged for load in self._all)
+        if charged != self._charged or self.route.waiting or any(load.running for load in self._all):
             self._charged, self._busy = charged, now
         if now - self._busy > QUIET_SECONDS:
+            for load in self.loads.values():
+                load.told({}, now)  # nobody listens any more: what was heard would stay for ever
             return None
         loads = {url: load.tells() for url, load in self.loads.items() if load.charged}
         return _encoder.encode(Word(loads, self._written, tuple(self._ring)))
@@ -100,17 +110,22 @@ class Board:
             self._apply(gateway, word)
         for url, load in self.loads.items():
             load.told(told[url], now)
-        for gone in self._heard.keys() - words.keys():
-            del self._heard[gone]
+        while len(self._heard) > KNOWN_GATEWAYS:  # one that was only silent goes on where it was
+            del self._heard[next(iter(self._heard))]
 
     def _apply(self, gateway: str, word: Word) -> None:
-        heard = self._heard.get(gateway, 0)
+        heard = self._heard.pop(gateway, 0)
         fresh = word.count - heard if word.count >= heard else word.count  # it has been restarted
         self._heard[gateway] = word.count
-        notes = word.notes[-fresh:] if fresh else ()
+        notes = [note for note in word.notes[-fresh:] if _possible(note)] if fresh else []
         for tier in self.route.tiers if notes else ():
             if isinstance(tier.policy, Tells):
                 tier.policy.heard([note for note in notes if note.target in tier.names], tier.targets)
+
+
+def _possible(note: Note) -> bool:
+    """Peers may be of another version."""
+    return 0 < note.key < 1 << 64 and 0 <= note.tokens < 1 << 60
 
 
 class Exchange:
@@ -156,5 +171,8 @@ class Exchange:
 
     async def _run(self) -> None:
         while True:
-            await self.once()
+            try:
+                await self.once()
+            except Exception:  # a bug of ours; without the exchange each gateway would be on its own for good
+                log.exception("what gateways tell each other could not be exchanged")
             await asyncio.sleep(SECONDS * random.uniform(0.9, 1.1))  # noqa: S311 - jitter

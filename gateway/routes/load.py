@@ -11,6 +11,8 @@ RATE: Final = 8000.0
 """Prompt tokens a second that a target is assumed to read, only to let what others told grow old (routing rule)."""
 STALE_SECONDS: Final = 2.0
 """A gateway that has told nothing for so long is dead: what it told no longer counts."""
+KNOWN_GATEWAYS: Final = 256
+"""Workers that are remembered, those that were heard of last."""
 LEAST_CHARGE: Final = 16
 """Tokens; even a prompt that is all in the cache has its question read."""
 
@@ -80,14 +82,15 @@ class Load:
             known = self._known.get(gateway)
             if known is not None:
                 self.clock += max(0, told.charged - known)  # a restarted gateway begins at 0
+            self._known.pop(gateway, None)
             self._known[gateway] = told.charged
             if old <= STALE_SECONDS:
                 prefill += told.prefill
                 waiting += told.waiting
                 running += told.running
                 age += old * told.prefill
-        for gone in self._known.keys() - by_gateway.keys():
-            del self._known[gone]
+        while len(self._known) > KNOWN_GATEWAYS:  # one that was only silent goes on where it was
+            del self._known[next(iter(self._known))]
         self.others_prefill, self.others_waiting, self.others_running = prefill, waiting, running
         self._told_at = now - (age / prefill if prefill else 0.0)
 

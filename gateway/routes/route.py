@@ -102,6 +102,11 @@ class Route:
         return [target for tier in self.tiers for target in tier.targets]
 
     @property
+    def waiting(self) -> int:
+        """Calls in its queue."""
+        return self._queue.waiting
+
+    @property
     def keyed(self) -> bool:
         """There is a choice for which a prompt's keys matter."""
         return any(tier.keyed for tier in self.tiers)

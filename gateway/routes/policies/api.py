@@ -86,7 +86,7 @@ class Scorer(Protocol):
     def score(self, prompt: Prompt, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> list[Score]:
         """Scores of some or all of `usable`, which are places in `targets`, at least one and in rising order.
 
-        `targets` are always those the policy was made for.
+        `targets` are always those the policy was made for; a list of `usable` is not changed afterwards.
         """
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 from math import ceil
 from random import Random
 from typing import Final
@@ -39,7 +40,7 @@ SAMPLE: Final = 8
 """Of a large tier's warm targets so many are looked at."""
 REFRESH_SECONDS: Final = 0.05
 """For so long the weights of young targets and a large tier's mean load are taken as they were."""
-KEPT_PLACES: Final = 32768
+KEPT_PLACES: Final = 8192
 """Places in the remembered orders of groups, all together."""
 
 
@@ -65,6 +66,7 @@ class HomeCost:
     def __init__(self, names: Sequence[str], seed: int = 0) -> None:
         self._places = {name: place for place, name in enumerate(names)}
         self._rendezvous, self._random = Rendezvous(names), Random(seed)  # noqa: S311 - no secret
+        self._luck = self._random.getrandbits(64)  # of the next call, drawn before it comes: to look changes nothing
         self._groups, self._exceptions = Groups(len(names)), Exceptions()
         self._alpha, self._phi, self._psi = ALPHA, PHI, PSI
         self._ring: deque[Note] = deque(maxlen=RING)
@@ -75,31 +77,36 @@ class HomeCost:
 
     def score(self, prompt: Prompt, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> list[Score]:
         self._refresh(targets, usable, now)
-        key = prompt.conversation or self._random.getrandbits(64)
-        draws = self._rendezvous.draws(key, self._weights)
+        draws = self._rendezvous.draws(prompt.conversation or self._luck, self._weights)
         look = self._look(prompt, draws, targets, usable)
         if len(usable) <= FEW:
             order = sorted(usable, key=draws.__getitem__, reverse=True)  # of equals the nearest to home is picked
         else:
-            order = self._worthwhile(look, draws, usable)
-        homes, stamps, tokens = look.homes[: look.count], look.stamps, prompt.tokens
+            order = self._worthwhile(look, draws, targets, usable)
+        homes, stamps, tokens, prefix = look.homes[: look.count], look.stamps, prompt.tokens, float(prompt.prefix)
+        first, home, last = homes[0] if homes else -1, look.home, look.last
+        begins = -1 if prompt.follow_up else home
         scores = []
         for place in order:
             target = targets[place]
             load = target.load
-            warm = stamps and load.clock - stamps[place] < target.kv_tokens
-            cached = value = float(prompt.prefix) if warm else 0.0
-            if place in homes:
-                value = self._psi * prompt.prefix if place == homes[0] and not warm else float(prompt.prefix)
-            if place == look.last:
+            cached = value = 0.0
+            if stamps and load.clock - stamps[place] < target.kv_tokens:
+                cached = value = prefix
+            elif place == first:
+                value = self._psi * prefix
+            elif place in homes:
+                value = prefix
+            if place == last:
                 cached, value = max(cached, look.length), max(value, look.length)
-            if place == look.home and not prompt.follow_up:
+            if place == begins:
                 value = max(value, cached + self._phi * (tokens - cached))  # it pays when the conversation goes on
             cost = (load.pending(now) + tokens - self._kappa * value) / target.weight
-            scores.append(Score(place, cost, int(cached), _reason(look, place, cached)))
+            scores.append(Score(place, cost, int(cached), _reason(home, last, place, cached)))
         return scores
 
     def pick(self, scores: Sequence[Score]) -> Score:
+        self._luck = self._random.getrandbits(64)
         return cheapest(scores)
 
     def placed(self, prompt: Prompt, score: Score, targets: Sequence[Candidate]) -> None:
@@ -120,7 +127,7 @@ class HomeCost:
 
     def told(self, prompt: Prompt, score: Score, prompt_tokens: int, cached_tokens: int) -> None:
         if prompt.follow_up and score.reason == "home" and prompt_tokens > 0:
-            self._alpha += ALPHA_RATE * (min(1.0, cached_tokens / prompt_tokens) - self._alpha)
+            self._alpha += ALPHA_RATE * (min(1.0, max(0, cached_tokens) / prompt_tokens) - self._alpha)
 
     def notes(self) -> list[Note]:
         notes = list(self._ring)
@@ -181,14 +188,22 @@ class HomeCost:
                 del self._orders[next(iter(self._orders))]
         return order
 
-    def _worthwhile(self, look: Look, draws: Sequence[float], usable: Sequence[int]) -> list[int]:
-        """Of a large tier: home, the first of each order, some where something is cached, and two at random."""
-        allowed = usable if len(usable) == len(draws) else set(usable)
-        warm = [place for place, stamp in enumerate(look.stamps) if stamp != NEVER]
-        if len(warm) > SAMPLE:
-            warm = self._random.sample(warm, SAMPLE)
-        random = self._random.sample(usable, 2)
-        places = dict.fromkeys((look.home, _first(draws, usable), *look.homes[:2], look.last, *warm, *random))
+    def _worthwhile(
+        self, look: Look, draws: Sequence[float], targets: Sequence[Candidate], usable: Sequence[int]
+    ) -> list[int]:
+        """Of a large tier: home, the first of each order, some where the group is cached, and two by chance."""
+        luck, count = self._luck, len(usable)
+        allowed = usable if count == len(draws) else set(usable)
+        places = dict.fromkeys((look.home, _first(draws, usable), *look.homes[:2], look.last))
+        places |= dict.fromkeys((usable[luck % count], usable[(luck >> 32) % count]))
+        if look.stamps:
+            start, warm = luck % len(targets), 0
+            for place in chain(range(start, len(targets)), range(start)):
+                stamp = look.stamps[place]
+                if stamp != NEVER and targets[place].load.clock - stamp < targets[place].kv_tokens:
+                    places[place], warm = None, warm + 1
+                    if warm == SAMPLE:
+                        break
         return [place for place in places if place in allowed]
 
     def _refresh(self, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> None:
@@ -211,11 +226,11 @@ def _group(prompt: Prompt) -> int | None:
     return prompt.group if prompt.prefix >= S_MIN else None
 
 
-def _reason(look: Look, place: int, cached: float) -> Reason:
-    if look.home < 0:
-        return "no_key"
-    if place == look.home:
+def _reason(home: int, last: int, place: int, cached: float) -> Reason:
+    if place == home:
         return "home"
-    if place == look.last:
+    if home < 0:
+        return "no_key"
+    if place == last:
         return "exception"
     return "warm" if cached else "spill"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.routes.policies.api import Candidate, Prompt, Score, cheapest, ripe
+from gateway.routes.policies.api import Candidate, Prompt, Score, ripe
 from gateway.routes.policies.least_tokens import LeastTokens
 from gateway.routes.rendezvous import Rendezvous
 
@@ -27,4 +27,4 @@ class Session:
         return [Score(place, float(rank), reason="spill" if rank else "session") for rank, place in enumerate(order)]
 
     def pick(self, scores: Sequence[Score]) -> Score:
-        return cheapest(scores)
+        return self._keyless.pick(scores)

@@ -13,8 +13,8 @@ from typing import Final
 GROUPS: Final = 4096
 EXCEPTIONS: Final = 16384
 WAYS: Final = 4
-STAMPS: Final = 65536
-"""Stamps of all groups together: tiers of more than 16 targets remember fewer groups."""
+STAMPS: Final = 49152
+"""Stamps of all groups together: tiers of more than 12 targets remember fewer groups."""
 NEVER: Final = -(1 << 62)
 SHARE_HALF_LIFE: Final = 512
 """Grouped calls."""
