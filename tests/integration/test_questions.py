@@ -21,14 +21,13 @@ from gateway import forward
 from gateway.config import Timeouts
 from gateway.forward import Forwarder
 
-HASTY = Timeouts(connect=0.2)
+HASTY = Timeouts(connect=1.0)
 MODELS = {"object": "list", "data": [{"id": "served", "max_model_len": 2048, "parent": None}]}
 Say = Callable[..., list[str]]
 
 
 @pytest.fixture
-async def forwarder(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Forwarder]:
-    monkeypatch.setattr(forward, "PROBE_SECONDS", 0.3)
+async def forwarder() -> AsyncIterator[Forwarder]:
     forwarder = Forwarder(1000)
     yield forwarder
     await forwarder.close()
@@ -53,6 +52,8 @@ def say(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Say:
             asked.append(received.path)
             return by_path.get(received.path, whole({"detail": "Not Found"}, 404))
 
+        stalls = any(Act.STALL in script for script in by_path.values())
+        monkeypatch.setattr(forward, "PROBE_SECONDS", 0.3 if stalls else 20.0)
         monkeypatch.setattr(target, "answers", answers)
         return asked
 
