@@ -50,6 +50,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import choosing
 import garbage
 import stub
 import uvloop
@@ -257,7 +258,11 @@ def measure(
         subject = bed.trunkline(chosen.trunkline)
         measured["trunkline"] = Measurement(bed, subject, plan, steps).run()
         measured["trunkline"].values |= relayed
-        measured["trunkline"].values["garbage"] = [garbage.cpu_us() for _ in range(plan.rounds)]
+        values = measured["trunkline"].values
+        values["garbage"] = [garbage.cpu_us() for _ in range(plan.rounds)]
+        values["choice_8"] = [choosing.choice_us(8) for _ in range(plan.rounds)]
+        values["choice_256"] = [choosing.choice_us(256) for _ in range(plan.rounds)]
+        values["keys"] = [choosing.keys_us() for _ in range(plan.rounds)]
         check_conditions(measured["trunkline"], get(subject.port, "/metrics") or "", say)
         subject.server.stop()
         if chosen.peer.exists() and not chosen.no_peer:

@@ -38,6 +38,9 @@ KINDS = {
     "admission": Kind("admission in 4 dimensions, CPU of the gateway", "us", 60),
     "redis_admission": Kind("the same and its settlement, CPU of Redis", "us", 1e6 / 15_000),
     "free_scripts": Kind("Redis scripts per call of a key without limits", "", 0.05),
+    "choice_8": Kind("choosing among 8 targets", "us", 15),
+    "choice_256": Kind("choosing among 256 targets", "us", 60),
+    "keys": Kind("reading the keys of a chat", "us"),
     "garbage": Kind("CPU to refuse a garbage key", "us", 20),
 }
 RISING = ("calls_per_second", "streams_per_second")
