@@ -201,10 +201,27 @@ async def test_a_call_that_was_placed_twice_is_charged_once() -> None:
     model.more(2)
     assert [waiter.tenant for waiter in model.placed] == ["a", "b", "a"] and model.placed[2] is retried
     model.queue.spent(retried, 100, 0)
-    model.queue.spent(retried, 0, 0)  # nothing was charged since
-    model.queue.spent(call("b"), 0, 0)  # was never placed
     model.more(4)
     assert [waiter.tenant for waiter in model.placed[3:]] == ["a", "a", "b", "b"]
+    await model.close()
+
+
+@virtual
+async def test_no_charge_is_taken_back_twice() -> None:
+    model = Model()
+    denied = call("a", tokens=100)
+    task, *_ = await model.line_up(denied, call("a"), call("b", tokens=50), call("b"))
+    model.more()
+    model.room = 0
+    model.release(await task)
+    model.start(denied, again=True)
+    await settle()
+    model.more(2)
+    model.queue.spent(denied, 100, 0)
+    model.queue.spent(denied, 0, 0)  # nothing was charged since
+    model.queue.spent(call("a", tokens=100), 0, 0)  # was never placed
+    model.more(2)
+    assert [waiter.tenant for waiter in model.placed[1:]] == ["a", "b", "b", "a"]
     await model.close()
 
 
