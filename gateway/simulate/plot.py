@@ -40,9 +40,9 @@ def draw(runs: Sequence[Run], title: str, path: Path) -> None:
             name = f"{outcome.policy} (mean {outcome.ttft_mean:.3g} s, hit {outcome.hit_ratio:.0%})"
             axes.plot(*_curve(run.ttft), label=name)
         axes.set(xscale="log", ylim=(0, 1), xlabel="time to first token, seconds", ylabel="part of the calls")
-        axes.set_title(title, fontsize="medium")
+        axes.set_title(title.replace(": ", "\n", 1), fontsize="small")
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize="small")
+        axes.legend(loc="best", fontsize="small")
         try:
             figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None, dpi=150)
         except OSError as error:
