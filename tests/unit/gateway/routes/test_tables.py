@@ -96,7 +96,17 @@ def test_a_replaced_group_leaves_nothing_to_its_successor() -> None:
         assert not known and before < -(10**12)
         stamps = groups.stamps(groups.find(hashed))
         assert stamps[1] == 500 and max(stamps[0], stamps[2]) < -(10**12)
-        assert groups.share(groups.find(hashed)) < 1.01 / 1 and groups.share(groups.find(hashed)) > 0
+
+
+def test_a_group_does_not_inherit_the_share_of_the_one_it_replaced() -> None:
+    """Four more keys of one bucket push out a group that had nearly all calls."""
+    groups, bucket = Groups(1), [5 + 4096 * n for n in range(1, 6)]
+    for _ in range(100):
+        groups.sent(bucket[0], 0, 0)
+    for hashed in bucket[1:]:
+        groups.sent(hashed, 0, 0)
+    assert groups.find(bucket[0]) < 0
+    assert [groups.share(groups.find(hashed)) < 0.02 for hashed in bucket[1:]] == [True] * 4
 
 
 def test_a_share_has_a_half_life_of_512_grouped_calls() -> None:
