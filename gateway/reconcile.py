@@ -59,19 +59,16 @@ class Reconciler:
 
     def __init__(
         self,
-        targets: Mapping[str, str],
+        targets: Callable[[], Mapping[str, str]],
         counters: Callable[[str], Awaitable[Tokens | None]],
         ledger: Ledger,
         drift: Callable[[str, str, int, float], None],
         *,
         interval: float = INTERVAL_SECONDS,
     ) -> None:
-        """`targets` are names with their servers' URLs; `counters` asks a target's engine; `drift` is told, for a
-        target and a direction, the tokens that the engine has counted more, and their part of all."""
-        servers: dict[str, list[str]] = {}
-        for name, url in targets.items():
-            servers.setdefault(url.rstrip("/"), []).append(name)
-        self._servers = [_Server(names) for names in servers.values()]
+        """`targets` gives names with their servers' URLs, of the table in force; `counters` asks a target's engine;
+        `drift` is told, for a target and a direction, the tokens that the engine has counted more, and their part."""
+        self._targets, self._known = targets, dict[tuple[str, ...], _Server]()
         self._counters, self._ledger, self._drift, self._interval = counters, ledger, drift, interval
         self._task: asyncio.Task[None] | None = None
 
@@ -93,12 +90,13 @@ class Reconciler:
 
     async def round(self) -> None:
         """Look at every engine and at the ledger once."""
-        seen = await asyncio.gather(*(self._look(server.name) for server in self._servers))
+        servers = self._servers()
+        seen = await asyncio.gather(*(self._look(server.name) for server in servers))
         try:
             counted = await self._ledger.by_target()
         except StoreDown:
             return
-        for server, engine in zip(self._servers, seen, strict=True):
+        for server, engine in zip(servers, seen, strict=True):
             if engine is None:
                 continue
             pairs = [counted.get(name, (0, 0)) for name in server.targets]
@@ -109,6 +107,14 @@ class Reconciler:
                 ratios.append((theirs - ours) / max(theirs, ours, 1))
                 self._drift(server.name, direction, theirs - ours, ratios[-1])
             server.watch(max(ratios, key=abs))
+
+    def _servers(self) -> list[_Server]:
+        """The servers of the table in force. One whose targets are others than before is begun anew."""
+        names: dict[str, list[str]] = {}
+        for name, url in self._targets().items():
+            names.setdefault(url.rstrip("/"), []).append(name)
+        self._known = {tuple(each): self._known.get(tuple(each)) or _Server(each) for each in names.values()}
+        return list(self._known.values())
 
     async def _look(self, target: str) -> Tokens | None:
         try:

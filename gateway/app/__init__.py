@@ -77,7 +77,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
     builder = Builder(
         launched,
         adapters,
-        lambda name: Breaker(name, clock.monotonic, lambda: fleet.routes.targets[name].returned()),
+        lambda name: Breaker(name, clock.monotonic, lambda: fleet.recovered(name)),
         Slots(store, lambda: store.gateways),
         clock.monotonic,
         seed=secrets.randbits(32),
@@ -112,7 +112,8 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
     fleet = Fleet(routes, store, forwarder, metrics, clock, BOOT)
 
     async def counters(name: str) -> tuple[int, int] | None:
-        target = fleet.routes.targets[name]
+        if (target := fleet.routes.targets.get(name)) is None:
+            return None
         text = await forwarder.scrape(target.address, target.adapter, target.timeouts)
         return target.adapter.counters(text) if text is not None and isinstance(target.adapter, Counted) else None
 
@@ -133,8 +134,9 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         await admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)
         return True
 
-    urls = {name: target.address.url for name, target in routes.targets.items()}
-    reconciler = Reconciler(urls, counters, store, drift)
+    reconciler = Reconciler(
+        lambda: {name: target.address.url for name, target in fleet.routes.targets.items()}, counters, store, drift
+    )
     readiness = ops.Readiness(store, fleet.prober)
 
     @asynccontextmanager

@@ -95,6 +95,13 @@ class Fleet:
         self.prober.replace(names, anew)
         self.engines.replace(names, anew)
         routes.ordered(self._orders, self._clock.now())
+        for route in routes:
+            self._compare(route)
+
+    def recovered(self, name: str) -> None:
+        """The target works again after its breaker had ejected it."""
+        if (target := self.routes.targets.get(name)) is not None:
+            target.returned()
 
     def report(self) -> Report:
         """How each target stands with this gateway."""
@@ -126,17 +133,16 @@ class Fleet:
             self.routes.freed()
 
     def _seen(self, name: str, gauges: Gauges | None) -> None:
-        """An engine has told its load: where calls wait in it, more would only wait there, too."""
+        """An engine has told its load, or tells it no longer."""
         if (target := self.routes.targets.get(name)) is None:
             return
-        cap = self.engines.saturated(name)
-        if cap != target.cap:
-            target.capped(cap)
-            self._route_of[name].freed()
+        self._cap(target)
+        if gauges is not None and gauges.asleep != target.asleep:
+            target.sleeps(gauges.asleep)
         if gauges is None:
             return
         if gauges.kv_tokens is not None and gauges.kv_tokens != target.told[1]:
-            target.learned(target.told[0], gauges.kv_tokens)
+            target.learned(target.told[0], gauges.kv_tokens, target.told[2])
         for gauge, value in (
             (self._metrics.engine_running, gauges.running),
             (self._metrics.engine_waiting, gauges.waiting),
@@ -150,14 +156,24 @@ class Fleet:
         if (target := self.routes.targets.get(name)) is None:
             return
         self._facts[name] = facts
-        target.learned(facts.context, facts.kv_tokens or target.told[1])
-        route = self._route_of[name]
+        target.learned(facts.context, facts.kv_tokens or target.told[1], facts.prompt)
+        self._compare(self._route_of[name])
+
+    def _compare(self, route: Route) -> None:
+        """Look at what the route's targets tell of themselves: those of one tier should tell the same."""
         route.measure()
+        differ: set[str] = set()
         for tier in route.tiers:
-            differ = differences([(each.spec.backend, self._facts.get(each.name)) for each in tier.targets])
-            if target in tier.targets:
-                for field in FACTS:
-                    self._metrics.route_drift.labels(route.name, field).set(field in differ)
+            differ.update(differences([(each.spec.backend, self._facts.get(each.name)) for each in tier.targets]))
+        for field in FACTS:
+            self._metrics.route_drift.labels(route.name, field).set(field in differ)
+
+    def _cap(self, target: Target) -> None:
+        """Where calls wait in the engine, more would only wait there, too."""
+        cap = self.engines.saturated(target.name)
+        if cap != target.cap:
+            target.capped(cap)
+            self._route_of[target.name].freed()
 
     def _changed(self, name: str | None) -> None:
         if name is None or name.startswith("target:"):
@@ -190,6 +206,7 @@ class Fleet:
             metrics.target_prefill.labels(name).set(target.load.prefill)
             metrics.target_running.labels(name).set(target.load.running)
             metrics.target_waiting.labels(name).set(target.load.waiting)
+            self._cap(target)  # what was told may have grown old
         heard = self.exchange.read_at
         metrics.load_age.set(-1 if heard == float("-inf") else self._clock.monotonic() - heard)
 

@@ -15,7 +15,7 @@ from gateway.config.units import COUNT, MONEY
 from gateway.core.types import Limit
 
 _SELF_EVIDENT = {"id", "version", "status", "secrets", "created"}
-_TIMES = ("created", "expires", "revoked", "not_after", "time")
+_TIMES = ("created", "expires", "revoked", "not_after", "time", "until")
 
 
 def rows(columns: tuple[str, ...], lines: list[tuple[object, ...]], nothing: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -256,12 +257,20 @@ def table_schema() -> dict[str, Any]:
                 value["type"] = list(unit.json_types) if unit.bare else "string"
                 if shown.get("default") is not None:
                     shown["default"] = unit.shown(shown["default"])
-    schema["$defs"]["TargetSpec"]["properties"]["backend"]["examples"] = list(registry.installed())
+    for name in ("TargetSpec", "FallbackSpec"):
+        schema["$defs"][name]["properties"]["backend"]["examples"] = list(registry.installed())
+    policies = sorted(point.name for point in entry_points(group=checks.POLICIES))
+    schema["$defs"]["RouteSpec"]["properties"]["policy"]["examples"] = policies
     return schema
 
 
 def field_texts(kind: type[Struct]) -> dict[str, str]:
-    """The strings that document a class's fields, each written below its field."""
+    """The strings that document a class's fields, inherited ones included, each written below its field."""
+    kinds = [each for each in reversed(kind.__mro__) if "__struct_fields__" in vars(each) and each is not Struct]
+    return {name: text for each in kinds for name, text in _own_texts(each).items()}
+
+
+def _own_texts(kind: type[Struct]) -> dict[str, str]:
     import ast
     import inspect
     import textwrap

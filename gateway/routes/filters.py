@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Final, Protocol
 
 from gateway.routes.policies.api import Prompt
-from gateway.routes.target import Target
+from gateway.routes.target import UNBOUNDED, Target
 
 BUSY: Final = frozenset({"resting", "full"})
 """Waiting helps."""
@@ -34,17 +34,17 @@ class Ejected:
 
 
 class Down:
-    """Its health route does not answer."""
+    """Its health route does not answer, or its engine has put the model away."""
 
     def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
-        return "down" if target.up is False else None
+        return "down" if target.up is False or target.asleep else None
 
 
 class TooLong:
     """The call does not fit into its context."""
 
     def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
-        return "too_long" if prompt.context > target.context else None
+        return "too_long" if prompt.context > target.context or prompt.tokens > target.prompt_limit else None
 
 
 class Resting:
@@ -66,18 +66,18 @@ class Full:
         return "full" if load.pending(now) >= target.prefill_limit * part else None
 
 
-FILTERS: Final[tuple[Filter, ...]] = (Ordered(), Ejected(), Down(), TooLong(), Resting(), Full())
+ORDERED, EJECTED, DOWN, TOO_LONG, RESTING, FULL = Ordered(), Ejected(), Down(), TooLong(), Resting(), Full()
+FILTERS: Final[tuple[Filter, ...]] = (ORDERED, EJECTED, DOWN, TOO_LONG, RESTING, FULL)
 
-NOTHING: Final[frozenset[str]] = frozenset()
-LENIENCES: Final = (NOTHING, frozenset({"down"}), frozenset({"down", "ejected"}))
+NOTHING: Final[tuple[Filter, ...]] = ()
+LENIENCES: Final = (NOTHING, (DOWN,), (DOWN, EJECTED))
 """What is overlooked when there is nothing better: probes may be wrong, and a last target is better than none."""
 
 
-def refusal(prompt: Prompt, target: Target, now: float, overlooked: Collection[str] = NOTHING) -> str | None:
-    """The first filter's reason that is not overlooked; None: the target can take the call."""
+def refusal(prompt: Prompt, target: Target, now: float, overlooked: Collection[Filter] = NOTHING) -> str | None:
+    """The first reason of a filter that is not overlooked; None: the target can take the call."""
     for each in FILTERS:
-        why = each.refuses(prompt, target, now)
-        if why is not None and why not in overlooked:
+        if each not in overlooked and (why := each.refuses(prompt, target, now)) is not None:
             return why
     # As long as nothing happens to it, it need not be asked again.
     target.clear = not target.bounded and prompt.part == 1 and not overlooked and _idle(target, now)
@@ -85,4 +85,5 @@ def refusal(prompt: Prompt, target: Target, now: float, overlooked: Collection[s
 
 
 def _idle(target: Target, now: float) -> bool:
-    return target.load.pending(now) < target.prefill_limit / 2 and not target.breaker.ejections
+    plain = target.prompt_limit >= UNBOUNDED and not target.breaker.ejections
+    return plain and target.load.pending(now) < target.prefill_limit / 2

@@ -40,6 +40,7 @@ class Load:
         "others_waiting",
         "prefill",
         "running",
+        "stirred",
         "waiting",
     )
 
@@ -60,6 +61,8 @@ class Load:
         """
         self.freed: list[Callable[[], None]] = []
         """Called when something has ended here: there may be room."""
+        self.stirred: list[Callable[[], None]] = []
+        """Called when what others told has changed: there may be no room."""
         self._told_at = 0.0
         self._known: dict[str, int] = {}
 
@@ -92,6 +95,8 @@ class Load:
         while len(self._known) > KNOWN_GATEWAYS:  # one that was only silent goes on where it was
             del self._known[next(iter(self._known))]
         self.others_prefill, self.others_waiting, self.others_running = prefill, waiting, running
+        for stirred in self.stirred:
+            stirred()
         self._told_at = now - (age / prefill if prefill else 0.0)
 
     def tells(self) -> Told:
@@ -120,6 +125,13 @@ class Share:
             self._prefill = 0
             for freed in self._load.freed:
                 freed()
+
+    def undo(self) -> None:
+        """The call has not gone there after all."""
+        if self._prefill:
+            self._load.charged -= self._prefill
+            self._load.clock -= self._prefill
+        self.end()
 
     def end(self) -> None:
         """The call is over, however it ended."""

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct, structs
 
 from backends.api import Usage
-from gateway.core.errors import NoTarget, UpstreamBusy, UpstreamError
+from gateway.core.errors import ContextTooLong, NoTarget, QueueFull, QueueTimeout, UpstreamBusy, UpstreamError
 from gateway.routes.load import Share
 from gateway.routes.policies.api import Prompt, Reason, Score
 from gateway.routes.target import Target
 from gateway.routes.tier import Tier
+
+STANDING_IN: Final[dict[type[Exception], str]] = {
+    NoTarget: "no_target",
+    ContextTooLong: "too_long",
+    QueueFull: "full",
+    QueueTimeout: "full",
+}
+"""Why another route stands in, by what the first one raised."""
 
 
 class Choice(Struct, frozen=True):
@@ -28,9 +36,10 @@ class Choice(Struct, frozen=True):
 
 
 class Placement:
-    """One attempt at one target, from the decision to its end. `waited` is how long it waited for that, in seconds."""
+    """One attempt at one target. Made, it holds the target's load; `begin` makes it count, `end` gives all back."""
 
     __slots__ = (
+        "_begun",
         "_leased",
         "_prompt",
         "_share",
@@ -53,13 +62,19 @@ class Placement:
         self.fallback = ""
         """Why a worse tier, or another route, has been chosen; empty: it has not."""
         self.waited = 0.0
+        """Seconds in the queue."""
         self.headers: list[tuple[bytes, bytes]] = []
         """What the client is told of the way its call has taken."""
-        tier.placed(prompt, score)
+        self._begun = self._trial = False
         target = self.target
-        target.attempts += 1
         target.clear = target.clear and target.load.prefill < target.prefill_limit / 2
-        self._trial = target.breaker.attempt()
+
+    def begin(self) -> None:
+        """The call really goes there."""
+        self._begun = True
+        self._tier.placed(self._prompt, self.score)
+        self.target.attempts += 1
+        self._trial = self.target.breaker.attempt()
 
     @property
     def choice(self) -> Choice:
@@ -70,10 +85,7 @@ class Placement:
         """The target is of another route than the client asked for, which `refused` the call or has failed."""
         if self.address.model is None:
             self.address = structs.replace(self.address, model=route)  # it would not know the name asked for
-        if refused is None:
-            self.fallback = "failed"
-        else:
-            self.fallback = "no_target" if isinstance(refused, NoTarget) else "full"
+        self.fallback = next((word for kind, word in STANDING_IN.items() if isinstance(refused, kind)), "failed")
 
     def tell(self, attempt: int, *more: tuple[bytes, bytes]) -> None:
         """Say in the answer's headers which way the call has gone."""
@@ -105,6 +117,8 @@ class Placement:
             self.target.rest(error.retry_after)
         else:
             self.target.breaker.failed()
+            for stirred in self.target.load.stirred:  # also of the same target in a newer table
+                stirred()
             self.target.clear = False
 
     def refused(self) -> None:
@@ -113,9 +127,12 @@ class Placement:
 
     def end(self) -> None:
         """Give back all that is still held, however it ended."""
-        self.target.breaker.ended(self._trial)
-        self._trial = False
-        self._share.end()
+        if self._begun:
+            self.target.breaker.ended(self._trial)
+            self._trial = False
+            self._share.end()
+        else:
+            self._share.undo()
         give_back, self._leased = self._leased, None
         if give_back is not None:
             give_back()

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from backends.api import Call
 from gateway.config.limits import Price
 from gateway.core.errors import ContextTooLong, NoTarget
 from gateway.core.types import KeyRecord, Spent
 from gateway.routes.explain import Candidacy
-from gateway.routes.filters import LENIENCES, refusal
+from gateway.routes.filters import LENIENCES, NOTHING, Filter, refusal
 from gateway.routes.placement import Placement
 from gateway.routes.policies.api import Prompt, Score
-from gateway.routes.prompt import least_context
 from gateway.routes.queue import Queue, Waiter
 from gateway.routes.slots import Slots
 from gateway.routes.target import UNBOUNDED, Target
@@ -60,6 +59,14 @@ class RetryBudget:
             self.retrying -= counts
 
 
+class _Chosen(Struct, frozen=True):
+    """The best tier with room and its usable places; without places all are only busy, without a tier none can."""
+
+    tier: Tier | None = None
+    usable: Sequence[int] = ()
+    overlooked: tuple[Filter, ...] = NOTHING
+
+
 class Route:
     """One route of the table."""
 
@@ -89,6 +96,7 @@ class Route:
         """The route is used from now on."""
         for target in self.targets:
             target.load.freed.append(self.freed)
+            target.load.stirred.append(target.stirred)
 
     def measure(self) -> None:
         """Look at the targets' contexts anew."""
@@ -112,43 +120,47 @@ class Route:
         return any(tier.keyed for tier in self.tiers)
 
     async def placements(
-        self, call: Call, prompt: Prompt, key: KeyRecord, spent: Callable[[], Spent], most: int
+        self, call: Call, prompt: Prompt, key: KeyRecord, spent: Callable[[], Spent], most: int, *, wait: bool = True
     ) -> AsyncGenerator[Placement, None]:
         """Placements to try in turn, at most `most` of them, each only when the one before has failed.
 
-        Each is at another target. Raises `QueueFull`, `QueueTimeout`, and `NoTarget` or `ContextTooLong` if there is
-        not even a first one; ends when there is no other left to try.
+        Each is at another target. `spent` is asked when the call is over. Raises `QueueFull`, `QueueTimeout` (at once
+        without `wait`), `ContextTooLong`, and `NoTarget` if there is not even a first one; ends when there is no other
+        left to try.
         """
-        if prompt.context > self._longest:
-            prompt = self._fitted(call, prompt)
+        prompt = self._fitted(prompt)
         waiter = Waiter(key.priority, key.tenant, prompt.tokens, len(call.body.raw))
         tried: list[Target] = []
-        with self._budget.call():
-            try:
+        try:
+            with self._budget.call():
                 while len(tried) < min(most, self.attempts) and (not tried or self._budget.allows()):
                     with self._budget.retry(bool(tried)):
-                        placement = await self._place(call, prompt, waiter, tried)
+                        placement = await self._place(call, prompt, waiter, tried, self._wait if wait else 0.0)
                         if placement is None:
                             return
                         tried.append(placement.target)
                         try:
                             yield placement
+                        except GeneratorExit:  # the call is over; else there is another attempt
+                            used = spent()
+                            self._queue.spent(waiter, used.input, used.output)
+                            raise
                         finally:
                             placement.end()
-            finally:
-                if tried:
-                    used = spent()
-                    self._queue.spent(waiter, used.input, used.output)
+        finally:
+            self._queue.spent(waiter, 0, 0)  # what was charged, and came to nothing
 
     def explain(self, prompt: Prompt, *, decided: bool = False) -> list[Candidacy]:
         """What would be picked now, and why; nothing if it is `decided` elsewhere. Changes nothing that matters."""
-        now = self._clock()
-        chosen = None if decided else self._choose(prompt, ())
-        found = []
+        now, found = self._clock(), []
+        with suppress(ContextTooLong):
+            prompt = self._fitted(prompt)
+        chosen = self._choose(prompt, ())
         for number, tier in enumerate(self.tiers):
-            outlooks = tier.outlooks(prompt, now)
+            outlooks = tier.outlooks(prompt, now, chosen.overlooked if tier is chosen.tier else NOTHING)
             scores = [outlook.score for outlook in outlooks if outlook.score is not None]
-            best = min(scores, key=lambda score: score.cost) if scores and chosen and tier is chosen[0] else None
+            picked = bool(scores) and tier is chosen.tier and not decided
+            best = min(scores, key=lambda score: score.cost) if picked else None
             found += [_candidacy(self.name, number, tier, outlook, now, best) for outlook in outlooks]
         return found
 
@@ -162,67 +174,75 @@ class Route:
         for target in self.targets:
             if self.freed in target.load.freed:
                 target.load.freed.remove(self.freed)
+                target.load.stirred.remove(target.stirred)
 
-    async def _place(self, call: Call, prompt: Prompt, waiter: Waiter, tried: Sequence[Target]) -> Placement | None:
+    async def _place(
+        self, call: Call, prompt: Prompt, waiter: Waiter, tried: Sequence[Target], wait: float
+    ) -> Placement | None:
         """The next placement, when there is room for it; None: there is no target left to try."""
-        if tried and not (self._choose(prompt, tried) or (None, ()))[1]:
+        if tried and not self._choose(prompt, tried).usable:
             return None  # a retry does not wait: its client has waited already
-        again, came = False, self._clock()
+        again, came = bool(tried), self._clock()
         while True:
             self._look_again()
             placement = await self._queue.place(
                 waiter,
                 partial(self._attempt, prompt, tried),
                 Placement.end,
-                self._wait,
+                wait,
                 again=again,
                 soonest=partial(self._soonest, prompt, tried),
             )
-            placement.waited = self._clock() - came
-            target = placement.target
-            if target.max_inflight is None:
-                return placement
             try:
-                slot = await self._slots.take(target, f"{call.id}.{len(tried)}")
+                if await self._leased(placement, f"{call.id}.{len(tried)}"):
+                    placement.waited = self._clock() - came
+                    placement.begin()
+                    return placement
             except BaseException:
                 placement.end()
                 raise
-            if slot is not None:
-                placement.leased(slot)
-                return placement
             placement.end()
-            target.rest(TAKEN_SECONDS, "full")
+            placement.target.rest(TAKEN_SECONDS, "full")
+            if tried:
+                return None
             again = True
+
+    async def _leased(self, placement: Placement, name: str) -> bool:
+        """Whether the target has a slot left, where its slots are counted."""
+        if placement.target.max_inflight is None:
+            return True
+        slot = await self._slots.take(placement.target, name)
+        if slot is not None:
+            placement.leased(slot)
+        return slot is not None
 
     def _attempt(self, prompt: Prompt, tried: Sequence[Target]) -> Placement | None:
         """A placement now; None: all that could take the call are full. Raises `NoTarget`."""
-        now = self._clock()
         chosen = self._choose(prompt, tried)
-        if chosen is None:
+        if chosen.tier is None:
             raise NoTarget(f"No target of {self.name!r} can take the call now.", retry_after=1)
-        tier, usable, fallback = chosen
-        if not usable:
+        if not chosen.usable:
             return None
-        placement = Placement(tier, tier.pick(prompt, usable, now), prompt)
-        placement.fallback = fallback
+        placement = Placement(chosen.tier, chosen.tier.pick(prompt, chosen.usable, self._clock()), prompt)
+        if chosen.tier is not self.tiers[0]:
+            placement.fallback = self._passed_over(prompt, chosen.tier, tried)
         return placement
 
-    def _choose(self, prompt: Prompt, tried: Sequence[Target]) -> tuple[Tier, list[int], str] | None:
-        """The best tier with room, its usable places, and why no better one; without places: all are only busy."""
+    def _choose(self, prompt: Prompt, tried: Sequence[Target]) -> _Chosen:
+        """The best tier with room."""
         now = self._clock()
         for overlooked in LENIENCES[: 2 if tried else 3]:
             for tier in self.tiers:
                 if usable := tier.usable(prompt, now, tried, overlooked):
-                    return tier, usable, self._passed_over(prompt, tier, now, tried)
+                    return _Chosen(tier, usable, overlooked)
             for tier in self.tiers:
                 if tier.busy(prompt, now, tried):
-                    return tier, [], ""
-        return None
+                    return _Chosen(tier)
+        return _Chosen()
 
-    def _passed_over(self, prompt: Prompt, chosen: Tier, now: float, tried: Sequence[Target]) -> str:
+    def _passed_over(self, prompt: Prompt, chosen: Tier, tried: Sequence[Target]) -> str:
         """Why the tiers before `chosen` were not: what most of their targets lack."""
-        if chosen is self.tiers[0]:
-            return ""
+        now = self._clock()
         whys = [
             "failed" if target in tried else refusal(prompt, target, now) or "canary"
             for tier in self.tiers[: self.tiers.index(chosen)]
@@ -230,18 +250,19 @@ class Route:
         ]
         return max(whys, key=whys.count)
 
-    def _fitted(self, call: Call, prompt: Prompt) -> Prompt:
-        """The prompt of a call that seems to fit nowhere, for those with the largest context if it may fit after all.
+    def _fitted(self, prompt: Prompt) -> Prompt:
+        """The prompt; one that seems to fit nowhere, but may, as one for the targets with the largest context.
 
         Raises `ContextTooLong` for one that cannot, whatever its text is.
         """
-        least = least_context(call)
-        if least <= self._longest:
+        if prompt.context <= self._longest:
+            return prompt
+        if prompt.least_context <= self._longest:
             return structs.replace(prompt, context=self._longest)
         raise ContextTooLong(
-            f"The prompt and its answer would take at least {least} tokens; "
+            f"The prompt and its answer would take about {prompt.context} tokens; "
             f"the largest context that {self.name!r} has is {self._longest} tokens.",
-            param="messages" if call.endpoint == "chat/completions" else "prompt",
+            param="messages" if prompt.tokens > self._longest else "max_tokens",
         )
 
     def _soonest(self, prompt: Prompt, tried: Sequence[Target]) -> float | None:

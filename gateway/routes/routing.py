@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from backends.api import AnyAdapter, Call
 from gateway.config import RouteSpec, Table, TargetSpec
-from gateway.core.errors import NoRoute, NoTarget, QueueFull, QueueTimeout
+from gateway.core.errors import ContextTooLong, NoRoute, NoTarget, QueueFull, QueueTimeout
 from gateway.core.types import KeyRecord, OrderState, Spent, TargetOrder
 from gateway.routes.exchange import Board
 from gateway.routes.explain import Candidacy, explained
@@ -81,23 +81,29 @@ class Routes:
         try at all.
         """
         tried, refused = 0, None
-        headers_too = [(b"x-trunkline-config", self.config_hash.encode())]
-        for each in self.chain(route):
+        told = [(b"x-trunkline-config", self.config_hash.encode())]
+        chain = list(self.chain(route))
+        turns = [(each, len(chain) == 1) for each in chain]
+        if len(chain) > 1:  # a call waits for its own route, but only when no other has room
+            turns.append((route, True))
+        for each, wait in turns:
+            if wait and refused is not None and not isinstance(refused, QueueFull | QueueTimeout):
+                break
             prompt = self.read(each, call, headers, key, tokens)
-            if explain and each is route:
-                headers_too.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
+            if explain and not tried and each is route:
+                told[1:] = [(b"x-trunkline-explain", explained(self.explain(route, prompt)))]
             try:
-                attempts = each.placements(call, prompt, key, spent, MOST_ATTEMPTS - tried)
+                attempts = each.placements(call, prompt, key, spent, MOST_ATTEMPTS - tried, wait=wait)
                 async with aclosing(attempts) as placements:
                     async for placement in placements:
                         tried += 1
                         if each is not route:
                             placement.stand_in(each.name, refused)
-                        placement.tell(tried, *headers_too)
+                        placement.tell(tried, *told)
                         yield placement
-            except (NoTarget, QueueFull, QueueTimeout) as error:
-                refused = refused or error
-            if tried == MOST_ATTEMPTS:
+            except (NoTarget, ContextTooLong, QueueFull, QueueTimeout) as error:
+                refused = error if refused is None or wait else refused
+            if tried == MOST_ATTEMPTS or (tried and refused is None and each is chain[-1]):
                 return
         if not tried and refused is not None:
             raise refused

@@ -67,8 +67,12 @@ class Target:
         """Calls ever tried there."""
         self.max_inflight = spec.max_inflight
         self.context, self.kv_tokens = spec.context or UNBOUNDED, spec.kv_tokens or KV_TOKENS
-        self.told: tuple[int | None, int | None] = None, None
-        """What the engine says of the two."""
+        self.prompt_limit = UNBOUNDED
+        """Tokens of a prompt alone, where the server bounds them apart."""
+        self.told: tuple[int | None, int | None, int | None] = None, None, None
+        """What the engine says of the three."""
+        self.asleep = False
+        """The server has put its model away."""
         self.prefill_limit = RATE * timeouts.first_byte * spec.weight
         """Outstanding prompt tokens with which a call would not have its first byte in time."""
         self.up: bool | None = None
@@ -88,6 +92,7 @@ class Target:
         self.since, self.attempts = before.since, before.attempts
         self.up, self.why = before.up, before.why
         self.order, self.order_version = before.order, before.order_version
+        self.asleep = before.asleep
         self.cap, self.resting, self.resting_until = before.cap, before.resting, before.resting_until
         self.learned(*before.told)
 
@@ -119,13 +124,24 @@ class Target:
         self.cap = None if running is None else max(1, running)
         self.clear = False
 
-    def learned(self, context: int | None, kv_tokens: int | None) -> None:
+    def learned(self, context: int | None, kv_tokens: int | None, prompt: int | None = None) -> None:
         """What the engine tells of itself; the table goes first."""
-        self.told = context, kv_tokens
+        self.told = context, kv_tokens, prompt
+        self.prompt_limit = prompt or UNBOUNDED
         if self.spec.context is None:
             self.context = context or UNBOUNDED
         if self.spec.kv_tokens is None:
             self.kv_tokens = kv_tokens or KV_TOKENS
+
+    def sleeps(self, asleep: bool) -> None:
+        """Its server says whether it has put its model away."""
+        if self.asleep and not asleep:
+            self.returned()
+        self.asleep, self.clear = asleep, False
+
+    def stirred(self) -> None:
+        """Something has happened to its load or its server: ask the filters again."""
+        self.clear = False
 
     def returned(self) -> None:
         """It is back: slowly at first."""

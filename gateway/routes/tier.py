@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 
-from gateway.routes.filters import BUSY, NOTHING, refusal
+from gateway.routes.filters import BUSY, NOTHING, Filter, refusal
 from gateway.routes.policies.api import Inherits, Learns, Policy, Prompt, Remembers, Score
 from gateway.routes.policies.registry import load as load_policy
 from gateway.routes.target import UNBOUNDED, Target
@@ -45,7 +45,7 @@ class Tier:
         self._context = min((target.context for target in self.targets), default=UNBOUNDED)
 
     def usable(
-        self, prompt: Prompt, now: float, tried: Collection[Target] = (), overlooked: Collection[str] = NOTHING
+        self, prompt: Prompt, now: float, tried: Collection[Target] = (), overlooked: Collection[Filter] = NOTHING
     ) -> list[int]:
         """The places of targets that can take the call."""
         if prompt.context <= self._context and prompt.part == 1:
@@ -87,11 +87,13 @@ class Tier:
         if isinstance(self.policy, Inherits) and type(predecessor.policy) is type(self.policy):
             self.policy.inherit(predecessor.policy, predecessor.names)
 
-    def outlooks(self, prompt: Prompt, now: float) -> list[Outlook]:
+    def outlooks(self, prompt: Prompt, now: float, overlooked: Collection[Filter] = NOTHING) -> list[Outlook]:
         """For an explanation: each target, why not, or at which cost. Changes nothing."""
-        usable = self.usable(prompt, now)
+        usable = self.usable(prompt, now, (), overlooked)
         scores: dict[int, Score] = {}
-        if usable:
+        if len(usable) == 1:
+            scores[usable[0]] = self._lone(prompt, usable[0], now)
+        elif usable:
             scores = {score.index: score for score in self.policy.score(prompt, self.targets, usable, now)}
         return [
             Outlook(target, self._why_not(prompt, place, usable, now), scores.get(place))

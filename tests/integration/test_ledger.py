@@ -229,7 +229,7 @@ async def test_drift_between_a_scripted_engine_and_the_ledger(
         return None if text is None else adapter.counters(text)
 
     reconciler = Reconciler(
-        {"engine": target.url}, look, ledger, lambda _, way, tokens, ratio: drift.update({way: (tokens, ratio)})
+        lambda: {"engine": target.url}, look, ledger, lambda _, way, tokens, ratio: drift.update({way: (tokens, ratio)})
     )
     await reconciler.round()
     call = Entry(

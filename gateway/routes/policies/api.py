@@ -38,7 +38,9 @@ class Prompt(Struct, frozen=True):
     session: int | None = None
     """Hash of the session or user that the client named."""
     context: int = 0
-    """Tokens of prompt and answer together, as far as they can be told."""
+    """Tokens of prompt and answer together, estimated; 0: nothing is known of them."""
+    least_context: int = 0
+    """The same, at the very least."""
     part: float = 1.0
     """The part of a target's room that the call may fill: a call of low priority leaves some for others."""
 

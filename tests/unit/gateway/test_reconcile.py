@@ -23,7 +23,7 @@ class World:
         self.tokens: dict[tuple[str, str], int] = {}
         self.ratios: dict[tuple[str, str], float] = {}
         sides: Any = self
-        self.reconciler = Reconciler(targets, self._counters, sides, self._drift, interval=0.01)
+        self.reconciler = Reconciler(lambda: targets, self._counters, sides, self._drift, interval=0.01)
 
     async def _counters(self, target: str) -> tuple[int, int] | None:
         self.asked.append(target)
