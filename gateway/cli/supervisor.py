@@ -1,7 +1,7 @@
 """Granian as `trunkline serve` runs it: SIGHUP reloads the routing table in every worker, and restarts none of them.
 
 By itself Granian's main process answers SIGHUP by starting all workers anew, which cuts off what is being streamed when
-the time for it is over. A worker's own handler is set by the app once it can reload.
+the time for it is over. A worker's own handler is set by the watcher of its table, once it can reload.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -26,13 +27,38 @@ HEADER_READ_MS = 10_000
 class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes are not typed
     """Starts workers, starts them again when they die, and passes SIGHUP on to them."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._begun: dict[int, Any] = {}
+        """Workers by their number, from before they begin: Granian's own list has them only afterwards."""
+
     def signal_handler_reload(self, *_: Any) -> None:
         """What Granian sets as its main process's handler of SIGHUP."""
-        if os.getpid() != self.pid:
-            return  # a worker that has just been forked: it reads the table as it is now
-        for worker in list(self.wrks):
+        for worker in list(self._begun.values()):
             with suppress(ProcessLookupError, TypeError):  # it has ended, or not begun
                 os.kill(worker._id(), signal.SIGHUP)
+
+    def _spawn_worker(self, *arguments: Any, **options: Any) -> Any:
+        """A worker begins with SIGHUP blocked, until it has a handler: none is lost, and none ends it."""
+        worker = super()._spawn_worker(*arguments, **options)
+        worker.start = _undisturbed(worker.start)
+        self._begun[worker.idx] = worker
+        return worker
+
+
+def _undisturbed(start: Callable[[], None]) -> Callable[[], None]:
+    """`start` with SIGHUP blocked, here and in what it starts."""
+    if not hasattr(signal, "SIGHUP"):
+        return start
+
+    def begin() -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+        try:
+            start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    return begin
 
 
 def ignore_hangup() -> None:

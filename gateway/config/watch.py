@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -117,9 +119,13 @@ class Watcher:
         self._pause = POLL_SECONDS
 
     def open(self) -> None:
-        """Begin to watch. Must be called with a running event loop."""
+        """Begin to watch, and to listen to SIGHUP. Must be called with a running event loop."""
         if self._source.trouble:
             self._refuse(_lines(self._source.trouble), "")
+        with suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+            # `trunkline serve` starts its workers with the signal blocked: one that came meanwhile waits for us.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
         self._task = asyncio.create_task(self._watch(), name="watch the routing table")
 
     def reload(self) -> None:
@@ -127,6 +133,8 @@ class Watcher:
         self._asked.set()
 
     async def close(self) -> None:
+        with suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

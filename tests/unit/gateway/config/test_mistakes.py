@@ -91,7 +91,7 @@ CASES = [
     ('"u*"]', '"u*", uno]', "uno]", ["'uno'", "'one'"]),
     ('"u*"]', "'']", "''", ["empty"]),
     ('aliases: [uno, "u*"]', "aliases: uno", "uno", ["list", "'uno'"]),
-    ("timeouts: {connect: 1s}", "policy: random", "random", ["'random'", "least-tokens", "round-robin"]),
+    ("timeouts: {connect: 1s}", "policy: random", "policy: random", ["'random'", "home-cost", "round-robin"]),
     ("timeouts: {connect: 1s}", "retry: {attempts: 4}", "4}", ["'4'", "3"]),
     ("timeouts: {connect: 1s}", "retry: {attempts: 0}", "0}", ["'0'", "1"]),
     ("timeouts: {connect: 1s}", "retry: {attempts: 1.5}", "1.5}", ["'1.5'", "whole number"]),
