@@ -266,7 +266,7 @@ def table_schema() -> dict[str, Any]:
 
 def field_texts(kind: type[Struct]) -> dict[str, str]:
     """The strings that document a class's fields, inherited ones included, each written below its field."""
-    kinds = [each for each in reversed(kind.__mro__) if "__struct_fields__" in vars(each) and each is not Struct]
+    kinds = [each for each in reversed(kind.__mro__) if issubclass(each, Struct) and each is not Struct]
     return {name: text for each in kinds for name, text in _own_texts(each).items()}
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted(file for package in ("gateway", "backends") for file in (ROOT / package).rglob("*.py"))
 PUBLIC = {
     "gateway.config": [
+        "FallbackSpec",
         "Launch",
         "Mistake",
         "Mistakes",
