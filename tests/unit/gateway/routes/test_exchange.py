@@ -43,7 +43,7 @@ class OneTier:
     """A route with one tier of one server."""
 
     def __init__(self, policy: Policy | None = None, names: tuple[str, ...] = ("a", "b")) -> None:
-        self.name, self.tiers = "r", (self,)
+        self.name, self.tiers, self.waiting = "r", (self,), 0
         self.policy = policy or Listens()
         self.names, self.targets = list(names), [Replica(name) for name in names]
 
@@ -205,6 +205,17 @@ def test_a_quiet_route_keeps_no_old_load_of_others() -> None:
             now += 0.2
             reads.word(now)
         assert theirs.targets[0].load.others_running == 0
+
+
+def test_a_call_that_waits_here_keeps_the_route_listening() -> None:
+    """It has charged nothing, and waits for what others say."""
+    route = OneTier()
+    board = route.board()
+    busy(board)
+    word(board, NOW)
+    assert board.word(NOW + 30) is None
+    route.waiting = 1
+    assert board.word(NOW + 60) is not None
 
 
 def test_a_route_whose_servers_another_route_tells_of_has_notes_to_tell() -> None:
