@@ -145,6 +145,8 @@ class Record:
         self._meter.metrics.in_flight.dec()
         if error is not None:
             self._fail(error)
+        if self._waits_for == "queue":
+            self._wait_over("")
         self._meter.close(self, self._clock.monotonic())
 
     def authenticated(self, key: KeyRecord) -> None:
@@ -160,8 +162,12 @@ class Record:
         self.route, self._price = route, price
 
     def admitted(self, at: float, prompt: Callable[[], int]) -> None:
-        """The call may go on; `at` is when, in seconds since the epoch, `prompt` estimates its prompt's tokens."""
+        """The call may go on, and waits for a target; `at` is when, in seconds since the epoch.
+
+        `prompt` estimates its prompt's tokens.
+        """
         self.admitted_at, self._prompt = at, prompt
+        self._wait_over("queue")
 
     def attempt(self, target: str, choice: Choice) -> None:
         """The call goes to `target`; `choice` tells why there."""
@@ -172,7 +178,6 @@ class Record:
             self.fallback = choice.fallback
             child(metrics.fallbacks, self.route, choice.fallback).inc()
         if choice.waited > WAITED_SECONDS:
-            self.queue_seconds += choice.waited
             child(metrics.queue_wait, self.route).observe(choice.waited)
         self.usage, self._counted, self._size = None, 0, 0  # what another target said before it failed
         self._asked_at = self._wait_over("upstream")
@@ -272,6 +277,8 @@ class Record:
             self.upstream_seconds += now - self._last
         elif self._waits_for == "client":
             self.client_seconds += now - self._last
+        elif self._waits_for == "queue" and now - self._last > WAITED_SECONDS:
+            self.queue_seconds += now - self._last
         self._last, self._waits_for = now, then
         return now
 

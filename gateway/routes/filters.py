@@ -44,7 +44,7 @@ class TooLong:
     """The call does not fit into its context."""
 
     def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
-        return "too_long" if prompt.context > target.context or prompt.tokens > target.prompt_limit else None
+        return "too_long" if prompt.context > target.context or prompt.alone > target.prompt_limit else None
 
 
 class Resting:

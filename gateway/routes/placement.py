@@ -67,7 +67,10 @@ class Placement:
         """What the client is told of the way its call has taken."""
         self._begun = self._trial = False
         target = self.target
-        target.clear = target.clear and target.load.prefill < target.prefill_limit / 2
+        if target.load.prefill >= target.prefill_limit / 2:
+            target.clear = False
+            for stirred in target.load.stirred:  # other targets on the same server, too
+                stirred()
 
     def begin(self) -> None:
         """The call really goes there."""

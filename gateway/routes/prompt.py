@@ -47,9 +47,9 @@ def read(
     Without `keyed` nothing is looked for that only a choice among several targets needs.
     """
     part = LOW_PART if priority == "low" else 1.0
-    context, least = _context(call, tokens)
+    context, least, alone = _context(call, tokens)
     if not keyed:
-        return Prompt(tokens, context=context, least_context=least, part=part)
+        return Prompt(tokens, context=context, least_context=least, alone=alone, part=part)
     salt = _text(call, "cache_salt") or tenant.encode()
     base = (model.encode(), salt)
     named = _named(call, headers)
@@ -64,21 +64,22 @@ def read(
         _hash(*base, b"session", user) if user else None,
         context,
         least,
+        alone,
         part,
     )
 
 
-def _context(call: Call, tokens: int) -> tuple[int, int]:
-    """Tokens of prompt and answer together: estimated, and at the very least.
+def _context(call: Call, tokens: int) -> tuple[int, int, int]:
+    """Tokens of prompt and answer together, estimated and at the very least; and of the prompt alone.
 
     An embedding is of many prompts, and each has the context to itself: 0, as nothing is known of one.
     """
     if call.endpoint == "embeddings":
-        return 0, 0
+        return 0, 0, 0
     answer = max(_number(call, "max_tokens"), _number(call, "max_completion_tokens"))
     if call.endpoint == "completions" and not bytes(call.body.fields.get("prompt", b"")).startswith(b'"'):
-        return answer, answer
-    return tokens + answer, tokens // SURE + answer
+        return answer, answer, 0
+    return tokens + answer, tokens // SURE + answer, tokens
 
 
 def _shared(call: Call, base: tuple[bytes, ...]) -> tuple[int | None, int | None, int, bool]:

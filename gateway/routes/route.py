@@ -17,6 +17,7 @@ from gateway.routes.explain import Candidacy
 from gateway.routes.filters import LENIENCES, NOTHING, Filter, refusal
 from gateway.routes.placement import Placement
 from gateway.routes.policies.api import Prompt, Score
+from gateway.routes.prompt import SURE
 from gateway.routes.queue import Queue, Waiter
 from gateway.routes.slots import Slots
 from gateway.routes.target import UNBOUNDED, Target
@@ -89,7 +90,7 @@ class Route:
         self._slots, self._clock = slots, clock
         self._budget = RetryBudget()
         self._looking: asyncio.TimerHandle | None = None
-        self._longest = UNBOUNDED
+        self._longest = self._longest_prompt = UNBOUNDED
         self.measure()
 
     def open(self) -> None:
@@ -103,6 +104,7 @@ class Route:
         for tier in self.tiers:
             tier.measure()
         self._longest = max((target.context for target in self.targets), default=UNBOUNDED)
+        self._longest_prompt = max((target.prompt_limit for target in self.targets), default=UNBOUNDED)
 
     @property
     def targets(self) -> list[Target]:
@@ -201,8 +203,8 @@ class Route:
             except BaseException:
                 placement.end()
                 raise
+            placement.target.rest(TAKEN_SECONDS, "full")  # before others are told that there is room
             placement.end()
-            placement.target.rest(TAKEN_SECONDS, "full")
             if tried:
                 return None
             again = True
@@ -255,14 +257,15 @@ class Route:
 
         Raises `ContextTooLong` for one that cannot, whatever its text is.
         """
-        if prompt.context <= self._longest:
+        longest, alone = self._longest, self._longest_prompt
+        if prompt.context <= longest and prompt.alone <= alone:
             return prompt
-        if prompt.least_context <= self._longest:
-            return structs.replace(prompt, context=self._longest)
+        if prompt.least_context <= longest and prompt.alone // SURE <= alone:
+            return structs.replace(prompt, context=min(prompt.context, longest), alone=min(prompt.alone, alone))
         raise ContextTooLong(
-            f"The prompt and its answer would take about {prompt.context} tokens; "
-            f"the largest context that {self.name!r} has is {self._longest} tokens.",
-            param="messages" if prompt.tokens > self._longest else "max_tokens",
+            f"The prompt would take about {prompt.alone} tokens, with its answer {prompt.context}; "
+            f"the largest context that {self.name!r} has is {min(longest, alone)} tokens.",
+            param="messages" if prompt.alone > min(longest, alone) else "max_tokens",
         )
 
     def _soonest(self, prompt: Prompt, tried: Sequence[Target]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
 
@@ -80,15 +81,13 @@ class Routes:
         targets are full. Raises `QueueFull`, `QueueTimeout`, `ContextTooLong`, and `NoTarget` if there is no target to
         try at all.
         """
-        tried, refused = 0, None
         told = [(b"x-trunkline-config", self.config_hash.encode())]
         chain = list(self.chain(route))
-        turns = [(each, len(chain) == 1) for each in chain]
-        if len(chain) > 1:  # a call waits for its own route, but only when no other has room
-            turns.append((route, True))
-        for each, wait in turns:
-            if wait and refused is not None and not isinstance(refused, QueueFull | QueueTimeout):
-                break
+        # Nobody waits for one route while another has room; after that, for the first that is only full.
+        turns = deque((each, len(chain) == 1) for each in chain)
+        tried, refused, full = 0, None, None
+        while turns and tried < MOST_ATTEMPTS:
+            each, wait = turns.popleft()
             prompt = self.read(each, call, headers, key, tokens)
             if explain and not tried and each is route:
                 told[1:] = [(b"x-trunkline-explain", explained(self.explain(route, prompt)))]
@@ -103,8 +102,10 @@ class Routes:
                         yield placement
             except (NoTarget, ContextTooLong, QueueFull, QueueTimeout) as error:
                 refused = error if refused is None or wait else refused
-            if tried == MOST_ATTEMPTS or (tried and refused is None and each is chain[-1]):
-                return
+                if full is None and isinstance(error, QueueFull | QueueTimeout):
+                    full = each
+            if not turns and not tried and not wait and full is not None:
+                turns.append((full, True))
         if not tried and refused is not None:
             raise refused
 

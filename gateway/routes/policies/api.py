@@ -41,6 +41,8 @@ class Prompt(Struct, frozen=True):
     """Tokens of prompt and answer together, estimated; 0: nothing is known of them."""
     least_context: int = 0
     """The same, at the very least."""
+    alone: int = 0
+    """Tokens of the prompt alone, as servers bound them; 0: nothing is known of them."""
     part: float = 1.0
     """The part of a target's room that the call may fill: a call of low priority leaves some for others."""
 
