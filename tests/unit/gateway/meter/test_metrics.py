@@ -9,6 +9,7 @@ from gateway.meter import Metrics, exposition
 
 LABELS = {
     "endpoint", "route", "outcome", "error_type", "target", "direction", "scope", "dimension", "source", "version",
+    "policy", "reason", "field", "hash",
 }  # fmt: skip
 
 
@@ -59,5 +60,51 @@ def test_the_ledgers_and_the_limits_metrics_have_the_names_that_dashboards_use()
         "trunkline_gateways 4.0",
         'trunkline_reconcile_drift_tokens{direction="in",target="t"} -5.0',
         'trunkline_reconcile_drift_ratio{direction="out",target="t"} 0.5',
+    ):
+        assert line in text
+
+
+def test_routings_metrics_have_the_names_that_dashboards_use() -> None:
+    metrics = Metrics()
+    metrics.decisions.labels("r", "home-cost", "warm").inc(2)
+    metrics.fallbacks.labels("r", "down").inc()
+    metrics.queue_wait.labels("r").observe(0.3)
+    metrics.queue_calls.labels("r").set(3)
+    metrics.queue_bytes.labels("r").set(500)
+    metrics.prompt_tokens.labels("r", "t").inc(10)
+    metrics.cached_tokens.labels("r", "t").inc(4)
+    metrics.target_prefill.labels("t").set(900)
+    metrics.target_running.labels("t").set(5)
+    metrics.target_waiting.labels("t").set(2)
+    metrics.load_age.set(0.1)
+    metrics.engine_running.labels("t").set(1)
+    metrics.engine_waiting.labels("t").set(2)
+    metrics.engine_cache.labels("t").set(0.5)
+    metrics.route_drift.labels("r", "context").set(1)
+    metrics.shadow.labels("r", "s", "same").inc()
+    metrics.reloads.labels("applied").inc()
+    metrics.config.labels("h").set(1)
+    metrics.config_bad.set(0)
+    text = exposition(metrics).decode().splitlines()
+    for line in (
+        'trunkline_route_decisions_total{policy="home-cost",reason="warm",route="r"} 2.0',
+        'trunkline_fallbacks_total{reason="down",route="r"} 1.0',
+        'trunkline_queue_wait_seconds_sum{route="r"} 0.3',
+        'trunkline_queue_calls{route="r"} 3.0',
+        'trunkline_queue_bytes{route="r"} 500.0',
+        'trunkline_prompt_tokens_total{route="r",target="t"} 10.0',
+        'trunkline_cached_tokens_total{route="r",target="t"} 4.0',
+        'trunkline_target_prefill_tokens{target="t"} 900.0',
+        'trunkline_target_running{target="t"} 5.0',
+        'trunkline_target_waiting{target="t"} 2.0',
+        "trunkline_load_view_age_seconds 0.1",
+        'trunkline_engine_running{target="t"} 1.0',
+        'trunkline_engine_waiting{target="t"} 2.0',
+        'trunkline_engine_kv_usage_ratio{target="t"} 0.5',
+        'trunkline_route_drift{field="context",route="r"} 1.0',
+        'trunkline_shadow_calls_total{outcome="same",route="r",target="s"} 1.0',
+        'trunkline_config_reloads_total{outcome="applied"} 1.0',
+        'trunkline_config_info{hash="h"} 1.0',
+        "trunkline_config_refused 0.0",
     ):
         assert line in text

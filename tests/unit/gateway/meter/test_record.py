@@ -25,8 +25,10 @@ from gateway.core.errors import (
 )
 from gateway.core.types import Entry, KeyRecord, Secret, Spent
 from gateway.meter import Meter, Metrics, Record, exposition
+from gateway.routes.placement import Choice
 
 CANARY = "canary-7f3a"
+CHOICE = Choice("home-cost", "warm")
 KEY = KeyRecord(id="KEYID", name=CANARY, created=1, secrets=(Secret(digest=CANARY),), tenant="acme")
 
 
@@ -66,7 +68,7 @@ def call(*, stream: bool = True) -> Call:
 
 
 def stream(bench: Bench, record: Record, chunks: int = 3) -> None:
-    record.attempt("target-a")
+    record.attempt("target-a", CHOICE)
     for number in range(chunks):
         bench.clock.advance(1.0)
         record.received(9, 1, Usage(5, 3, 2) if number == chunks - 1 else None)
@@ -96,9 +98,10 @@ def test_an_answered_stream(bench: Bench) -> None:
         "outcome": "answered",
         "status": 200,
         "error_type": None,
-        "attempts": [{"target": "target-a", "outcome": "ok"}],
+        "attempts": [{"target": "target-a", "outcome": "ok", "reason": "warm"}],
         "duration_s": 4.75,
         "overhead_s": 0.25,
+        "queue_s": 0.0,
         "ttft_s": 1.75,
         "chunks": 3,
         "usage": {"prompt_tokens": 5, "completion_tokens": 3, "cached_tokens": 2, "source": "upstream"},
@@ -136,7 +139,7 @@ def test_every_ending_is_recorded(
     with pytest.raises(type(error)), bench.observe() as record:
         record.received_body(call())
         record.routed("route-a")
-        record.attempt("target-a")
+        record.attempt("target-a", CHOICE)
         for _ in range(sent):
             record.received(9, 1, None)
             record.sent()
@@ -154,14 +157,14 @@ def test_attempts_are_listed_with_what_became_of_them(bench: Bench, caplog: pyte
         record.received_body(call())
         record.routed("r")
         for target, error in (("a", UpstreamTimeout("x")), ("b", UpstreamFailed("y")), ("c", None)):
-            record.attempt(target)
+            record.attempt(target, CHOICE)
             if error is not None:
                 record.failed(error)
             record.attempted()
     assert bench.line["attempts"] == [
-        {"target": "a", "outcome": "upstream_timeout"},
-        {"target": "b", "outcome": "upstream_failed"},
-        {"target": "c", "outcome": "ok"},
+        {"target": "a", "outcome": "upstream_timeout", "reason": "warm"},
+        {"target": "b", "outcome": "upstream_failed", "reason": "warm"},
+        {"target": "c", "outcome": "ok", "reason": "warm"},
     ]
     assert bench.value("upstream_attempts_total", route="r", target="a", outcome="upstream_timeout") == 1
 
@@ -172,12 +175,12 @@ def test_time_is_booked_on_whom_it_was_spent(bench: Bench) -> None:
         record.received_body(call())
         record.routed("r")
         bench.clock.advance(0.125)
-        record.attempt("a")
+        record.attempt("a", CHOICE)
         bench.clock.advance(60)
         record.failed(UpstreamTimeout(""))
         record.attempted()
         bench.clock.advance(0.125)
-        record.attempt("b")
+        record.attempt("b", CHOICE)
         bench.clock.advance(30)
         record.attempted()
         raise UpstreamTimeout("")
@@ -196,7 +199,7 @@ def test_nothing_that_a_client_typed_is_in_line_or_metrics(
             record.authenticated(KEY)
             record.received_body(call())
             record.routed("route-a")
-            record.attempt("target-a")
+            record.attempt("target-a", CHOICE)
             record.received(9, 1, Usage(1, 1))
             record.sent()
             if isinstance(error, GatewayError):
@@ -220,7 +223,7 @@ def test_an_answer_that_is_no_stream_has_no_gaps(bench: Bench) -> None:
     with bench.observe() as record:
         record.received_body(call(stream=False))
         record.routed("r")
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         record.received(0, 0, Usage(1, 2))
         record.sent()
         record.attempted()
@@ -276,7 +279,7 @@ def test_usage_that_nobody_told_is_counted(bench: Bench) -> None:
     """Events of the answer, and the prompt as it was estimated at admission."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         for tokens in (1, 0, 2, 1):
             record.received(9, tokens, None)
             record.sent()
@@ -288,7 +291,7 @@ def test_usage_that_nobody_told_is_counted(bench: Bench) -> None:
 def test_a_whole_answer_without_usage_is_estimated_by_its_size(bench: Bench) -> None:
     with bench.observe() as record:
         admitted(bench, record, streamed=False)
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         record.received(400, 0, None)
         record.sent()
         record.attempted()
@@ -298,7 +301,7 @@ def test_a_whole_answer_without_usage_is_estimated_by_its_size(bench: Bench) -> 
 def test_embeddings_without_usage_have_no_answer_in_tokens(bench: Bench) -> None:
     with bench.meter.observe("tl-1", "embeddings") as record:
         admitted(bench, record, streamed=False)
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         record.received(40_000, 0, None)
         record.sent()
         record.attempted()
@@ -308,7 +311,7 @@ def test_embeddings_without_usage_have_no_answer_in_tokens(bench: Bench) -> None
 def test_a_cut_stream_is_charged_what_was_counted(bench: Bench) -> None:
     with pytest.raises(UpstreamFailed), bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         for _ in range(3):
             record.received(9, 1, None)
             record.sent()
@@ -323,7 +326,7 @@ def test_a_client_that_left_before_the_first_token_pays_for_its_prompt(bench: Be
     """The target has read it, or was about to."""
     with pytest.raises(asyncio.CancelledError), bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         record.failed(ClientGone())
         record.attempted()
         raise asyncio.CancelledError
@@ -334,7 +337,7 @@ def test_a_client_that_left_before_the_first_token_pays_for_its_prompt(bench: Be
 def test_a_client_that_left_in_the_middle_pays_for_what_came(bench: Bench) -> None:
     with pytest.raises(asyncio.CancelledError), bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         record.received(9, 1, None)
         record.sent()
         record.failed(ClientGone())
@@ -348,7 +351,7 @@ def test_a_call_that_no_target_has_worked_for_costs_nothing(bench: Bench, error:
     with pytest.raises(GatewayError), bench.observe() as record:
         admitted(bench, record)
         for target in ("a", "b"):
-            record.attempt(target)
+            record.attempt(target, CHOICE)
             record.failed(error)
             record.attempted()
         assert record.spend() == Spent()
@@ -364,7 +367,7 @@ def test_a_second_target_pays_off_the_first_ones_silence(bench: Bench) -> None:
     """A retry is one call: what the target that answered has counted, and only that."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("a")
+        record.attempt("a", CHOICE)
         record.failed(UpstreamTimeout(""))
         record.attempted()
         stream(bench, record)
@@ -376,10 +379,10 @@ def test_a_second_target_pays_off_the_first_ones_silence(bench: Bench) -> None:
 def test_a_client_that_left_after_a_failed_target_owes_the_second_ones_prompt(bench: Bench) -> None:
     with pytest.raises(asyncio.CancelledError), bench.observe() as record:
         admitted(bench, record)
-        record.attempt("a")
+        record.attempt("a", CHOICE)
         record.failed(UpstreamFailed(""))
         record.attempted()
-        record.attempt("b")
+        record.attempt("b", CHOICE)
         record.failed(ClientGone())
         record.attempted()
         raise asyncio.CancelledError
@@ -390,11 +393,11 @@ def test_what_a_target_said_before_it_failed_is_not_what_the_next_one_used(bench
     """A first event that was swallowed (a usage of nothing) and then an error: another target answers."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("a")
+        record.attempt("a", CHOICE)
         record.received(0, 0, Usage(5000, 4000))
         record.failed(UpstreamFailed(""))
         record.attempted()
-        record.attempt("b")
+        record.attempt("b", CHOICE)
         for _ in range(2):
             record.received(9, 1, None)
             record.sent()
@@ -406,7 +409,7 @@ def test_what_was_spent_is_fixed_when_it_is_first_asked_for(bench: Bench) -> Non
     """What was charged is what is written, also if more is heard of later."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         record.received(9, 1, None)
         charged = record.spend()
         record.received(9, 1, Usage(999, 999))
@@ -431,7 +434,7 @@ def test_a_target_that_lies_about_its_usage_gives_nothing_back(
     """Less than nothing would be credit: a budget would grow by it, and a counter cannot fall."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         record.received(9, 1, told)
         record.sent()
         record.attempted()
@@ -443,7 +446,7 @@ def test_a_target_that_lies_beyond_all_numbers_spoils_no_counter(bench: Bench) -
     """Redis counts up to 2 to the 63rd."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         record.received(9, 1, Usage(10**30, 10**30))
         record.sent()
         record.attempted()
@@ -475,7 +478,7 @@ def test_the_metrics_are_the_lines_added_up(bench: Bench) -> None:
 def test_where_counts_come_from_is_counted(bench: Bench, source: str) -> None:
     with bench.observe() as record:
         admitted(bench, record, streamed=source != "estimated")
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         record.received(40, 0 if source == "estimated" else 1, Usage(1, 1) if source == "upstream" else None)
         record.sent()
         record.attempted()
@@ -528,7 +531,7 @@ def test_only_what_targets_counted_is_learned_from(bench: Bench) -> None:
     for streamed in (True, False):
         with bench.observe() as record:
             admitted(bench, record, streamed=streamed)
-            record.attempt("t")
+            record.attempt("t", CHOICE)
             record.received(40, int(streamed), None)
             record.attempted()
     assert len(bench.learned) == 1
@@ -538,7 +541,7 @@ def test_half_an_answer_teaches_nothing_about_the_length_of_answers(bench: Bench
     """Some servers tell the usage so far in each event: of a stream that ended early that is no answer's length."""
     with pytest.raises(asyncio.CancelledError), bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t")
+        record.attempt("t", CHOICE)
         record.received(9, 1, Usage(5, 1))
         record.sent()
         record.failed(ClientGone())
