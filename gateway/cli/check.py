@@ -11,6 +11,7 @@ import msgspec
 
 from backends import registry
 from gateway.config import Mistake, Mistakes, load_table, table_schema
+from gateway.config.reader import hash_of
 
 
 @click.command()
@@ -24,7 +25,8 @@ def check(file: str, as_json: bool) -> None:
     except Mistakes as found:
         errors, warnings = found.found, []
     if as_json:
-        click.echo(json.dumps({"ok": not errors, "mistakes": msgspec.to_builtins([*errors, *warnings])}))
+        told = {"ok": not errors, "mistakes": msgspec.to_builtins([*errors, *warnings])}
+        click.echo(json.dumps(told if table is None else {**told, "config_hash": hash_of(Path(file).read_bytes())}))
         sys.exit(bool(errors))
     for mistake in (*errors, *warnings):
         _show(mistake)
@@ -33,6 +35,9 @@ def check(file: str, as_json: bool) -> None:
         sys.exit(1)
     targets = list(table.targets())
     click.echo(f"{file}: ok ({len(table.routes)} routes, {len(targets)} targets, {len(table.tests)} tests passed)")
+    click.echo(
+        f"  hash {hash_of(Path(file).read_bytes())}: as metrics, /ready and the header x-trunkline-config tell it"
+    )
     for name in sorted({target.backend for _, _, target in targets}):
         point = registry.installed()[name]
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else "?"

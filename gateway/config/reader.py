@@ -39,8 +39,13 @@ class Reading(Struct, frozen=True):
 
     @property
     def config_hash(self) -> str:
-        """12 hexadecimal digits for the text, which names secrets and holds none."""
-        return hashlib.sha256(self.text).hexdigest()[:12]
+        """See `hash_of`."""
+        return hash_of(self.text)
+
+
+def hash_of(text: bytes) -> str:
+    """12 hexadecimal digits for a table's text, which names secrets and holds none."""
+    return hashlib.sha256(text).hexdigest()[:12]
 
 
 def stamp(names: Iterable[str]) -> Stamp:

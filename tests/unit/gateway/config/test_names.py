@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.names import NameIndex, matches, overlap, specificity
+from gateway.config.names import Globs, NameIndex, matches, overlap, specificity
 
 GLOB = st.text(alphabet="ab*", max_size=6)
 NAME = st.text(alphabet="ab", max_size=8)
@@ -83,3 +83,27 @@ def test_the_index_finds_the_most_specific(pairs: list[tuple[str, str]], name: s
         assert found in {route for size, route in globs if size == max(globs)[0]}
     else:
         assert found is None
+
+
+@given(st.lists(st.tuples(GLOB.filter(lambda glob: "*" in glob), st.sampled_from("xyz")), max_size=8))
+def test_rivals_are_those_that_comparing_each_with_each_finds(pairs: list[tuple[str, str]]) -> None:
+    globs = Globs()
+    for number, (glob, owner) in enumerate(pairs):
+        expected = [
+            (other, whose)
+            for other, whose in pairs[:number]
+            if specificity(other) == specificity(glob) and overlap(other, glob)
+        ]
+        assert sorted(globs.rivals(glob)) == sorted(expected)
+        globs.add(glob, owner)
+
+
+@pytest.mark.parametrize("glob", ["vendor-{}/*", "*-{}", "model-{}-*-v1"])
+def test_thousands_of_globs_are_not_compared_each_with_each(glob: str) -> None:
+    """Not a measure of speed: comparing all pairs would take minutes."""
+    globs = Globs()
+    started = time.perf_counter()
+    for number in range(1000, 4000):
+        assert not list(globs.rivals(glob.format(number)))
+        globs.add(glob.format(number), str(number))
+    assert time.perf_counter() - started < 10

@@ -1,0 +1,36 @@
+"""`trunkline check`: a table examined without starting anything."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway.cli import cli
+
+GOOD = "routes:\n  one: {targets: [{name: a, backend: vllm, url: 'http://a'}]}\n"
+
+
+def check(folder: Path, text: str, *options: str) -> Result:
+    file = folder / "routing.yaml"
+    file.write_text(text)
+    return CliRunner().invoke(cli, ["check", str(file), *options])
+
+
+def test_a_good_table_has_a_hash_by_which_a_gateway_tells_it(tmp_path: Path) -> None:
+    expected = sha256(GOOD.encode()).hexdigest()[:12]
+    result = check(tmp_path, GOOD)
+    assert result.exit_code == 0
+    assert "1 routes, 1 targets" in result.stdout and f"hash {expected}" in result.stdout
+    said = json.loads(check(tmp_path, GOOD, "--json").stdout)
+    assert said == {"ok": True, "mistakes": [], "config_hash": expected}
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_bad_table_has_none(tmp_path: Path, options: list[str]) -> None:
+    result = check(tmp_path, "routes: {one: {targets: []}}", *options)
+    assert result.exit_code == 1
+    assert "has no targets" in result.output and "hash" not in result.output

@@ -1,0 +1,112 @@
+"""What the table says of policies, tiers, canaries, queues and other routes, and what it cannot say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.config import Mistake, Mistakes, Table, parse_table
+
+
+def target(name: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "backend": "vllm", "url": f"http://{name}", **fields}
+
+
+def text(**routes: Any) -> str:
+    """A table; `fields` of each route beside a target of its own."""
+    found = {name: {"targets": [target(f"t-{name}")], **fields} for name, fields in routes.items()}
+    return json.dumps({"routes": found}, indent=1)
+
+
+def good(**routes: Any) -> Table:
+    table, warnings = parse_table(text(**routes), "t", {})
+    assert not warnings
+    return table
+
+
+def mistake(**routes: Any) -> Mistake:
+    with pytest.raises(Mistakes) as caught:
+        parse_table(text(**routes), "t", {})
+    (found,) = caught.value.found
+    return found
+
+
+def line(what: str, **routes: Any) -> int:
+    content = text(**routes)
+    return content[: content.index(what)].count("\n") + 1
+
+
+def test_defaults() -> None:
+    route = good(one={}).routes["one"]
+    assert route.policy == "home-cost" and route.fallback_route is None and route.shadow is None
+    assert (route.queue.calls, route.queue.size, route.queue_wait) == (256, 64 * 2**20, 10.0)
+    spec = route.targets[0]
+    assert (spec.canary, spec.max_inflight, spec.context, spec.kv_tokens) == (None, None, None, None)
+
+
+def test_all_that_can_be_said() -> None:
+    table = good(
+        one={
+            "policy": "session",
+            "targets": [target("a", max_inflight=64, context="32k", kv_tokens="500k"), target("b", canary=0.05)],
+            "fallback": [target("c"), target("d", tier=2)],
+            "fallback_route": "two",
+            "queue": {"calls": 0, "size": "1MiB", "wait": "2s"},
+            "shadow": {"target": target("s"), "share": 0.1, "concurrency": 2},
+        },
+        two={},
+    )
+    route = table.routes["one"]
+    assert [each.tier for each in route.fallback] == [1, 2]
+    assert (route.targets[0].context, route.targets[0].kv_tokens) == (32_000, 500_000)
+    assert [spec.name for _, _, spec in table.targets()] == ["a", "b", "c", "d", "s", "t-two"]
+
+
+@pytest.mark.parametrize("policy", ["home-cost", "least-tokens", "round-robin", "session"])
+def test_our_policies_are_known(policy: str) -> None:
+    assert good(one={"policy": policy}).routes["one"].policy == policy
+
+
+def test_a_policy_that_is_not_installed() -> None:
+    found = mistake(one={"policy": "chance"})
+    assert found.line == line('"policy"', one={"policy": "chance"})
+    assert "'chance'" in found.message and "home-cost, least-tokens, round-robin, session" in found.message
+
+
+def test_a_fallback_route_must_be_there() -> None:
+    found = mistake(one={"fallback_route": "too"}, two={})
+    assert found.line == line('"fallback_route"', one={"fallback_route": "too"}, two={})
+    assert "'too'" in found.message and "two" in found.message
+
+
+def test_fallback_routes_must_end() -> None:
+    assert "one -> one" in mistake(one={"fallback_route": "one"}).message
+    with pytest.raises(Mistakes, match="one -> two -> one"):
+        good(one={"fallback_route": "two"}, two={"fallback_route": "one"})
+    assert good(one={"fallback_route": "two"}, two={"fallback_route": "three"}, three={})
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        [target("a", canary=0.1)],
+        [target("a", canary=0.5), target("b", canary=0.5), target("c")],
+    ],
+)
+def test_canaries_leave_something_to_others(targets: list[dict[str, Any]]) -> None:
+    assert "canaries" in mistake(one={"targets": targets}).message
+
+
+def test_nobody_waits_longer_than_for_the_first_byte() -> None:
+    found = mistake(one={"queue": {"wait": "2m"}})
+    assert "120 s" in found.message and "60 s" in found.message
+
+
+def test_a_shadow_has_a_name_and_place_like_other_targets() -> None:
+    shadow = {"target": target("t-one"), "share": 0.1}
+    with pytest.raises(Mistakes, match="used twice"):
+        good(one={"shadow": shadow})
+    with pytest.raises(Mistakes, match="needs either 'url' or 'launch'"):
+        good(one={"shadow": {"target": {"name": "s", "backend": "vllm"}, "share": 0.1}})
