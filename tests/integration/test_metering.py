@@ -163,12 +163,12 @@ def test_a_client_that_left_is_counted(gateway: GatewayProcess, key: str, solo: 
 def test_labels_never_come_from_a_client(gateway: GatewayProcess, key: str, solo: Target) -> None:
     before = set(samples(gateway))
     for i in range(20):
-        ask(gateway, chat(f"canary-{i}"), key)
-        ask(gateway, {"model": f"canary-{i}", "input": "x"}, key, f"/v1/embeddings?canary={i}")
-        ask(gateway, chat("solo", user=f"canary-{i}"), key, f"/v1/canary-{i}")
-        ask(gateway, chat("solo-alias"), key, headers={"x-canary": f"canary-{i}"})
+        ask(gateway, chat(f"intruder-{i}"), key)
+        ask(gateway, {"model": f"intruder-{i}", "input": "x"}, key, f"/v1/embeddings?intruder={i}")
+        ask(gateway, chat("solo", user=f"intruder-{i}"), key, f"/v1/intruder-{i}")
+        ask(gateway, chat("solo-alias"), key, headers={"x-intruder": f"intruder-{i}"})
     text = gateway.metrics()
-    assert "canary" not in text
+    assert "intruder" not in text
     assert "solo-alias" not in text
     unknown = {"route": "other", "outcome": "refused", "error_type": "caller_unknown_model"}
     assert total(samples(gateway), "requests_total", **unknown) >= 40
@@ -185,7 +185,7 @@ def test_the_record_tells_the_calls_way(gateway: GatewayProcess, solo: Target) -
     assert line["key_id"] == issued.record.id
     assert line["tenant"] == "team-a"
     assert (line["route"], line["target"], line["endpoint"]) == ("solo", "solo", "chat/completions")
-    assert line["attempts"] == [{"target": "solo", "outcome": "ok"}]
+    assert line["attempts"] == [{"target": "solo", "outcome": "ok", "reason": "only"}]
     assert (line["status"], line["outcome"], line["stream"]) == (200, "answered", False)
     assert line["usage"]["prompt_tokens"] == 5
     assert line["cost_micros"] == 0

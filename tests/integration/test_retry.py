@@ -124,6 +124,6 @@ def test_a_target_that_refuses_connections() -> None:
 
             attempts = eventually(tried_while_up, "a call that met the closed port", 20)
             assert attempts == [
-                {"target": "one", "outcome": "upstream_unreachable"},
-                {"target": "other", "outcome": "ok"},
+                {"target": "one", "outcome": "upstream_unreachable", "reason": "turn"},
+                {"target": "other", "outcome": "ok", "reason": "turn"},
             ]
