@@ -238,7 +238,7 @@ class Route:
                 if usable := tier.usable(prompt, now, tried, overlooked):
                     return _Chosen(tier, usable, overlooked)
             for tier in self.tiers:
-                if tier.busy(prompt, now, tried):
+                if tier.busy(prompt, now, tried, overlooked):
                     return _Chosen(tier)
         return _Chosen()
 

@@ -15,6 +15,8 @@ KV_TOKENS: Final = 1_000_000
 """Assumed of a prefix cache that tells nothing of its size: twice too much costs nothing, half costs 3 to 8 %."""
 REST_SECONDS: Final = 0.5
 """How long a target is left alone that sheds load without saying for how long."""
+MOST_REST_SECONDS: Final = 30.0
+"""One absurd `Retry-After` must not take a target away for long."""
 UNBOUNDED: Final = 1 << 60
 
 
@@ -102,8 +104,8 @@ class Target:
         return self.max_inflight is not None or self.cap is not None
 
     def rest(self, seconds: float | None, why: str = "resting") -> None:
-        """Send nothing for so long."""
-        until = self._clock() + (REST_SECONDS if seconds is None else seconds)
+        """Send nothing for so long, at most 30 s."""
+        until = self._clock() + (REST_SECONDS if seconds is None else min(seconds, MOST_REST_SECONDS))
         if until > self.resting_until:
             self.resting, self.resting_until, self.clear = why, until, False
 

@@ -62,9 +62,11 @@ class Tier:
             places = [place for place in places if self.targets[place] not in tried]
         return self._split(prompt, places) if self._canaries else places
 
-    def busy(self, prompt: Prompt, now: float, tried: Collection[Target] = ()) -> bool:
-        """Waiting may help: a target that is well has only no room now."""
-        return any(refusal(prompt, target, now) in BUSY for target in self.targets if target not in tried)
+    def busy(
+        self, prompt: Prompt, now: float, tried: Collection[Target] = (), overlooked: Collection[Filter] = NOTHING
+    ) -> bool:
+        """Waiting may help: all that a target lacks is room."""
+        return any(refusal(prompt, target, now, overlooked) in BUSY for target in self.targets if target not in tried)
 
     def pick(self, prompt: Prompt, usable: Sequence[int], now: float) -> Score:
         """The policy's choice among `usable`, which are not none."""
