@@ -82,6 +82,8 @@ class World:
         self.routes = self.build(text)
         self.routes.open()
         self.spent = Spent()
+        self.held: list[tuple[AsyncGenerator[Placement, None], Placement]] = []
+        """Calls that a test leaves where they are."""
 
     def build(self, text: str, before: Routes | None = None) -> Routes:
         return self.builder.build(parse_table(text, "t", {})[0], "hash", before)
