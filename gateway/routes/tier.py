@@ -31,6 +31,9 @@ class Tier:
         self.targets, self.policy_name = tuple(targets), policy
         self.names = [target.name for target in targets]
         self.policy: Policy = load_policy(policy)(self.names, seed)
+        # Asking a protocol whether an object has it costs more than a choice.
+        self._memory = self.policy if isinstance(self.policy, Remembers) and len(self.targets) > 1 else None
+        self._learner = self.policy if isinstance(self.policy, Learns) else None
         self._canaries = [place for place, target in enumerate(targets) if target.canary]
         self._context = UNBOUNDED
         self.measure()
@@ -76,13 +79,13 @@ class Tier:
 
     def placed(self, prompt: Prompt, score: Score) -> None:
         """The call goes to the scored target; its load already has the charge."""
-        if len(self.targets) > 1 and isinstance(self.policy, Remembers):
-            self.policy.placed(prompt, score, self.targets)
+        if self._memory is not None:
+            self._memory.placed(prompt, score, self.targets)
 
     def told(self, prompt: Prompt, score: Score, prompt_tokens: int, cached_tokens: int) -> None:
         """What the target of a placed call reported."""
-        if isinstance(self.policy, Learns):
-            self.policy.told(prompt, score, prompt_tokens, cached_tokens)
+        if self._learner is not None:
+            self._learner.told(prompt, score, prompt_tokens, cached_tokens)
 
     def inherit(self, predecessor: Tier) -> None:
         """Take over what the tier's predecessor has learned, where the policy is the same."""

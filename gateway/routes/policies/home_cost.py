@@ -83,9 +83,10 @@ class HomeCost:
             order = sorted(usable, key=draws.__getitem__, reverse=True)  # of equals the nearest to home is picked
         else:
             order = self._worthwhile(look, draws, targets, usable)
-        homes, stamps, tokens, prefix = look.homes[: look.count], look.stamps, prompt.tokens, float(prompt.prefix)
-        first, home, last = homes[0] if homes else -1, look.home, look.last
+        homes, stamps, tokens, prefix = set(look.homes[: look.count]), look.stamps, prompt.tokens, float(prompt.prefix)
+        first, home, last = look.homes[0] if homes else -1, look.home, look.last
         begins = -1 if prompt.follow_up else home
+        other: Reason = "spill" if home >= 0 else "no_key"
         scores = []
         for place in order:
             target = targets[place]
@@ -102,7 +103,12 @@ class HomeCost:
             if place == begins:
                 value = max(value, cached + self._phi * (tokens - cached))  # it pays when the conversation goes on
             cost = (load.pending(now) + tokens - self._kappa * value) / target.weight
-            scores.append(Score(place, cost, int(cached), _reason(home, last, place, cached)))
+            reason: Reason = "warm" if cached else other
+            if place == home:
+                reason = "home"
+            elif place == last:
+                reason = "exception"
+            scores.append(Score(place, cost, int(cached), reason))
         return scores
 
     def pick(self, scores: Sequence[Score]) -> Score:
@@ -224,13 +230,3 @@ def _first(draws: Sequence[float], usable: Sequence[int]) -> int:
 
 def _group(prompt: Prompt) -> int | None:
     return prompt.group if prompt.prefix >= S_MIN else None
-
-
-def _reason(home: int, last: int, place: int, cached: float) -> Reason:
-    if place == home:
-        return "home"
-    if home < 0:
-        return "no_key"
-    if place == last:
-        return "exception"
-    return "warm" if cached else "spill"
