@@ -44,6 +44,13 @@ class Told(Source):
         self.readings.put_nowait(reading)
         return reading
 
+    async def again(self) -> None:
+        """Have the same content read once more."""
+        self.path.touch()
+        now = watch.stamp([str(self.path)])
+        while (await self.readings.get()).stamp != now:
+            pass
+
 
 class Watched:
     """A watcher and what came of it, in order: a `Loaded`, or the text of a refusal."""
@@ -154,9 +161,8 @@ async def test_a_bad_table_is_told_once_with_every_place_and_the_next_good_one_i
         told = await found.refused()
         assert f"{path}:2:" in told and "'nonsense'" in told
         assert f"{path}:5:1: unknown key 'limit'" in told
-        path.touch()  # the same content again
-        while (await made.readings.get()).stamp[str(path)] != watch.stamp([str(path)])[str(path)]:
-            pass
+        await made.again()
+        await made.again()  # so what came of the first time has been told
         replace(path, text("three"))
         assert list((await found.applied()).table.routes) == ["three"]
 
@@ -284,9 +290,8 @@ async def test_a_table_that_cannot_be_applied_is_refused_once(path: Path) -> Non
         found.error = ValueError("no room")
         replace(path, text("two"))
         assert await found.refused() == f"{path}: no room"
-        await made.readings.get()
-        path.touch()
-        await made.readings.get()
+        await made.again()
+        await made.again()
         found.error = RuntimeError("secret details")
         replace(path, text("three"))
         told = await found.refused()
