@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +18,7 @@ from integration.client import eventually, get
 UPSTREAM_KEY = "canary-upstream-credential"
 BEHIND_PROXY = {"TRUNKLINE_TRUSTED_PROXIES": "127.0.0.1/32"}
 """Lets a test choose the address that it calls from."""
+SHEDDING = 16
 HASTY = {"connect": "1s", "first_byte": "700ms", "idle": "700ms"}
 
 
@@ -47,6 +48,8 @@ def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
             "retry": {"attempts": 3},
         },
     }
+    for number in range(SHEDDING):
+        routes[f"shed-{number}"] = {"targets": [target(f"shed-{number}")], "timeouts": HASTY}
     for case in FAILURES:
         pair = [target(f"{case}-a"), target(f"{case}-b")]
         routes[f"pair-{case}"] = {"targets": pair, "timeouts": HASTY, "policy": "round-robin"}
@@ -77,6 +80,18 @@ def vllm(upstream: Upstream) -> Target:
 def hasty(upstream: Upstream) -> Target:
     """The target of the route "hasty", whose timeouts are short."""
     return _renewed(upstream, "hasty")
+
+
+@pytest.fixture(scope="session")
+def sheds(gateway: GatewayProcess, upstream: Upstream) -> Callable[[], tuple[str, Target]]:
+    """Gives a route and its target, each time others: one that sheds load is left alone for a while."""
+    numbers = iter(range(SHEDDING))
+
+    def fresh() -> tuple[str, Target]:
+        name = f"shed-{next(numbers)}"
+        return name, upstream.target(name)
+
+    return fresh
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from harness.gateway_process import GatewayProcess
@@ -11,6 +12,7 @@ from integration.cases import FAILURES, most_calls
 from integration.client import Reply, ask, chat, eventually, record
 
 SECRET = "secret-of-upstream"
+Sheds = Callable[[], tuple[str, Target]]
 
 
 def is_streamed(case: str) -> bool:
@@ -31,18 +33,24 @@ def check(reply: Reply, status: int, error_type: str, gateway: GatewayProcess) -
 
 @pytest.mark.parametrize("case", FAILURES)
 def test_a_failure_before_the_first_byte_has_its_status(
-    gateway: GatewayProcess, key: str, hasty: Target, case: str
+    gateway: GatewayProcess, key: str, hasty: Target, sheds: Sheds, case: str
 ) -> None:
-    hasty.script, status, error_type = FAILURES[case]
+    script, status, error_type = FAILURES[case]
+    model, target = sheds() if status == 503 else ("hasty", hasty)
+    target.script = script
     fields = {"stream": True} if is_streamed(case) else {}
-    check(ask(gateway, chat("hasty", **fields), key), status, error_type, gateway)
-    assert len(hasty.calls) in most_calls(case)  # there is no other target to try
+    check(ask(gateway, chat(model, **fields), key), status, error_type, gateway)
+    assert len(target.calls) in most_calls(case)  # there is no other target to try
 
 
 @pytest.mark.parametrize("case", ["500", "503", "hang", "eof", "reset", "html-200", "redirect"])
-def test_a_stream_fails_with_the_same_status(gateway: GatewayProcess, key: str, hasty: Target, case: str) -> None:
-    hasty.script, status, error_type = FAILURES[case]
-    check(ask(gateway, chat("hasty", stream=True), key), status, error_type, gateway)
+def test_a_stream_fails_with_the_same_status(
+    gateway: GatewayProcess, key: str, hasty: Target, sheds: Sheds, case: str
+) -> None:
+    script, status, error_type = FAILURES[case]
+    model, target = sheds() if status == 503 else ("hasty", hasty)
+    target.script = script
+    check(ask(gateway, chat(model, stream=True), key), status, error_type, gateway)
 
 
 @pytest.mark.parametrize("fields", [{}, {"stream": True}], ids=["whole", "stream"])
@@ -66,17 +74,24 @@ def test_a_redirect_is_not_followed(gateway: GatewayProcess, key: str, hasty: Ta
     assert solo.calls == []
 
 
-def test_a_busy_target_says_when_to_come_again(gateway: GatewayProcess, key: str, hasty: Target) -> None:
-    hasty.script = whole({"error": "x"}, 429, retry_after=7)
-    answer = ask(gateway, chat("hasty"), key)
+def test_a_busy_target_says_when_to_come_again(gateway: GatewayProcess, key: str, sheds: Sheds) -> None:
+    """And is not asked before: from then on the gateway says it itself."""
+    model, target = sheds()
+    target.script = whole({"error": "x"}, 429, retry_after=7)
+    answer = ask(gateway, chat(model), key)
     assert answer.status == 503
     assert answer.header("retry-after") == "7"
+    answer = ask(gateway, chat(model), key)
+    assert (answer.status, answer.error["type"]) == (429, "rate_limit_error")
+    assert 5 <= int(answer.header("retry-after") or 0) <= 7
+    assert len(target.calls) == 1
 
 
 @pytest.mark.parametrize("value", ["-5", "nan", "inf", "soon", "1e9", "", "Wed, 21 Oct 2015 07:28:00 GMT", "\u00b2"])
-def test_an_odd_retry_after_is_no_trouble(gateway: GatewayProcess, key: str, hasty: Target, value: str) -> None:
-    hasty.script = whole({"error": "x"}, 429, retry_after=value)
-    answer = ask(gateway, chat("hasty"), key)
+def test_an_odd_retry_after_is_no_trouble(gateway: GatewayProcess, key: str, sheds: Sheds, value: str) -> None:
+    model, target = sheds()
+    target.script = whole({"error": "x"}, 429, retry_after=value)
+    answer = ask(gateway, chat(model), key)
     assert answer.status == 503
     assert 0 <= int(answer.header("retry-after") or 0) <= 120
 
@@ -116,10 +131,11 @@ def test_a_4xx_that_is_no_json_is_worded_here(gateway: GatewayProcess, key: str,
 )
 @pytest.mark.parametrize("fields", [{}, {"stream": True}], ids=["whole", "stream"])
 def test_an_error_in_a_200_gets_a_real_status(
-    gateway: GatewayProcess, key: str, hasty: Target, error: bytes, status: int, fields: dict[str, bool]
+    gateway: GatewayProcess, key: str, hasty: Target, sheds: Sheds, error: bytes, status: int, fields: dict[str, bool]
 ) -> None:
-    hasty.script = stream(b"data: " + error + b"\n\n", DONE) if fields else whole(error)
-    answer = ask(gateway, chat("hasty", **fields), key)
+    model, target = sheds() if status == 503 else ("hasty", hasty)
+    target.script = stream(b"data: " + error + b"\n\n", DONE) if fields else whole(error)
+    answer = ask(gateway, chat(model, **fields), key)
     assert answer.status == status, answer
     assert SECRET not in repr(answer)
     assert answer.error["message"]
