@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from harness.clock import FixedClock
 from harness.virtual_time import run
@@ -18,8 +19,8 @@ from backends.body import Body
 from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
 from gateway.health import Breaker
-from gateway.routes import Builder, Placement, Route, Routes, Slots, Target
-from gateway.routes.policies.api import Prompt
+from gateway.routes import Builder, Placement, Route, Routes, Slots, Target, tier
+from gateway.routes.policies.api import Policy, Prompt
 from gateway.store import Limits
 from gateway.store.memory import MemoryStore
 
@@ -64,7 +65,10 @@ def call(model: str = "r", id: str = "c", **fields: object) -> Call:
 class World:
     """Routes as the gateway has them."""
 
-    def __init__(self, text: str, *, store: Limits | None = None, gateways: int = 1) -> None:
+    def __init__(
+        self, text: str, *, store: Limits | None = None, gateways: int = 1, policy: Policy | None = None
+    ) -> None:
+        """With a `policy` all tiers have this one, whatever the table says."""
         try:
             self.clock: Any = asyncio.get_running_loop().time
         except RuntimeError:
@@ -79,7 +83,8 @@ class World:
             self.clock,
             queued=lambda *told: self.queued.append(told),
         )
-        self.routes = self.build(text)
+        with patch.object(tier, "load_policy", lambda _: lambda *_: policy) if policy else nullcontext():
+            self.routes = self.build(text)
         self.routes.open()
         self.spent = Spent()
         self.held: list[tuple[AsyncGenerator[Placement, None], Placement]] = []

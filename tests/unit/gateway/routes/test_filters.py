@@ -89,8 +89,9 @@ def test_a_call_that_fits_exactly_fits(a: Target) -> None:
 
 def test_a_bound_of_the_prompt_alone_counts_too(a: Target) -> None:
     a.learned(1000, None, 100)
-    assert refusal(Prompt(100, context=900), a, 0.0) is None
-    assert refusal(Prompt(101, context=900), a, 0.0) == "too_long"
+    assert refusal(Prompt(100, context=900, alone=100), a, 0.0) is None
+    assert refusal(Prompt(101, context=900, alone=101), a, 0.0) == "too_long"
+    assert refusal(Prompt(5000), a, 0.0) is None, "many prompts, each with a context of its own"
 
 
 def test_a_server_that_has_put_its_model_away_is_down(a: Target) -> None:

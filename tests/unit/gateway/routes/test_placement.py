@@ -64,9 +64,10 @@ def test_a_call_without_a_first_token_ends_wholly(of: World) -> None:
     assert counts(of) == (0, 0, 0)
 
 
-def test_a_placement_that_came_to_nothing_leaves_no_mark(of: World) -> None:
+def test_a_placement_that_came_to_nothing_leaves_no_mark() -> None:
     """Its slot was denied, or its client left: nothing has been sent, so no cache has changed."""
-    of.route.tiers[0].policy = told = Told()
+    told = Told()
+    of = World(one("a", "b"), policy=told)
     eject(of["a"])
     assert isinstance(of.clock, FixedClock)
     of.clock.advance(10.0)
@@ -80,8 +81,9 @@ def test_a_placement_that_came_to_nothing_leaves_no_mark(of: World) -> None:
     assert (of["a"].attempts, told.events, of["a"].breaker.closed) == (0, [], True)
 
 
-def test_the_policy_hears_of_it_once_the_charge_is_there(of: World) -> None:
-    of.route.tiers[0].policy = told = Told()
+def test_the_policy_hears_of_it_once_the_charge_is_there() -> None:
+    told = Told()
+    of = World(one("a", "b"), policy=told)
     placement = place(of)
     assert told.events == [("placed", 0)]
     placement.answered(Usage(1000, 5, 700))
@@ -89,8 +91,9 @@ def test_the_policy_hears_of_it_once_the_charge_is_there(of: World) -> None:
 
 
 @pytest.mark.parametrize("usage", [None, Usage(1000, 5)])
-def test_a_target_that_tells_nothing_of_its_cache_teaches_nothing(of: World, usage: Usage | None) -> None:
-    of.route.tiers[0].policy = told = Told()
+def test_a_target_that_tells_nothing_of_its_cache_teaches_nothing(usage: Usage | None) -> None:
+    told = Told()
+    of = World(one("a", "b"), policy=told)
     place(of).answered(usage)
     assert told.events == [("placed", 0)]
 

@@ -192,8 +192,7 @@ async def test_a_policy_that_fails_leaks_nothing() -> None:
                 raise ZeroDivisionError
             return scores[0]
 
-    of = tiers("abc")
-    of.route.tiers[0].policy = Broken()
+    of = World(one("a", "b", "c", retry={"attempts": 3}), policy=Broken())
     calls, _ = await of.first()
     with pytest.raises(ZeroDivisionError):
         await anext(calls)

@@ -94,7 +94,7 @@ async def test_a_target_that_asks_for_a_pause_has_it() -> None:
 @virtual
 async def test_a_client_is_told_when_the_first_pause_ends_and_does_not_wait_in_vain() -> None:
     of = World(one("a", "b", queue={"wait": "5s"}))
-    of["a"].rest(60.0)
+    of["a"].rest(25.0)
     of["b"].rest(20.0)
     with pytest.raises(QueueTimeout) as caught:
         await of.tried()

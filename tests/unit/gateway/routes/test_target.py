@@ -62,6 +62,12 @@ def test_a_rest_without_a_length_is_short() -> None:
     assert made.resting_until == 100.0 + REST_SECONDS
 
 
+def test_no_server_can_take_itself_away_for_long() -> None:
+    made = target(FixedClock(100.0))
+    made.rest(3600.0)
+    assert made.resting_until == 130.0
+
+
 def test_the_table_goes_before_what_the_engine_tells() -> None:
     made = given(context=100)
     made.learned(4096, 50_000)

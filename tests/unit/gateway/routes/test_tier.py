@@ -11,7 +11,7 @@ from unit.gateway.routes.building import PROMPT, World, eject, one, targets
 
 from gateway.routes.filters import EJECTED
 from gateway.routes.load import Share
-from gateway.routes.policies.api import Candidate, Prompt, Score
+from gateway.routes.policies.api import Candidate, Policy, Prompt, Score
 from gateway.routes.tier import Tier
 
 
@@ -34,16 +34,9 @@ class Told:
         self.events.append(("told", cached_tokens))
 
 
-def world(*names: str, **canaries: float) -> World:
-    return World(
-        one(
-            targets=[
-                each
-                for name in names
-                for each in targets(name, **({"canary": canaries[name]} if name in canaries else {}))
-            ]
-        )
-    )
+def world(*names: str, policy: Policy | None = None, **canaries: float) -> World:
+    listed = [targets(name, **({"canary": canaries[name]} if name in canaries else {}))[0] for name in names]
+    return World(one(targets=listed), policy=policy)
 
 
 def tier(*names: str, **canaries: float) -> Tier:
@@ -83,9 +76,9 @@ def test_waiting_helps_only_where_a_target_has_no_room_now(state: str, busy: boo
 
 
 def test_a_target_alone_needs_no_policy() -> None:
-    of = world("a")
+    told = Told()
+    of = world("a", policy=told)
     single = of.route.tiers[0]
-    single.policy = told = Told()
     score = single.pick(PROMPT, [0], of.clock())
     assert (score.index, score.reason) == (0, "only")
     single.placed(PROMPT, score)
@@ -94,9 +87,9 @@ def test_a_target_alone_needs_no_policy() -> None:
 
 def test_the_last_usable_one_of_several_is_scored_all_the_same() -> None:
     """What is cached there decides what it is charged, and the policy must learn where the call went."""
-    of = world("a", "b", "c")
+    told = Told()
+    of = world("a", "b", "c", policy=told)
     some = of.route.tiers[0]
-    some.policy = told = Told()
     score = some.pick(PROMPT, [1], of.clock())
     assert (score.index, score.cached) == (1, 1)
     some.placed(PROMPT, score)
@@ -182,9 +175,9 @@ def test_a_tier_takes_over_from_one_of_the_same_policy() -> None:
 
 
 def test_an_outlook_tells_of_every_target_why_or_at_which_cost() -> None:
-    of = world("a", "b", "c", "d", d=0.3)
+    told = Told()
+    of = world("a", "b", "c", "d", policy=told, d=0.3)
     some = of.route.tiers[0]
-    some.policy = told = Told()
     of["a"].ordered("drained", 1)
     looks = {look.target.name: look for look in some.outlooks(PROMPT, of.clock())}
     assert {name: look.refused for name, look in looks.items()} == {"a": "drained", "b": "", "c": "", "d": "canary"}
