@@ -3,30 +3,31 @@
 TEST_VLLM_URL takes a running vLLM (started by `environment.py serve`) instead of starting one.
 TEST_VLLM_THROUGH takes what stands at this address for the gateway; `direct` takes vLLM itself, which tells how
 repeatable vLLM's own answers are.
+TEST_VLLM_REPLICAS takes two that run (`environment.py serve PORT replica CONTEXT`, contexts 2048 and 1536), URLs with a
+space between; the test that kills one is skipped.
 """
 
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
+from contextlib import ExitStack
 
 import httpx
 import pytest
 from harness.gateway_process import gateway_process
-from harness.redis_server import free_port
+from harness.vllm_server import VLLMServer, client, vllm_server
 
-HERE = Path(__file__).parent
-START_LIMIT = 300.0
+CONTEXTS = (2048, 1536)
+"""Tokens, of the two replicas."""
 
 Row = tuple[str, ...]
 TABLES = pytest.StashKey[dict[str, list[Row]]]()
 HEADINGS: dict[str, Row] = {
     "transparency": ("case", "status", "bytes", "events", "gateway against vLLM"),
+    "routing": ("policy", "calls", "calls 1 + 2", "hits 1", "hits 2", "hits both", "mean TTFT", "p90 TTFT"),
+    "a killed replica": ("what became of the calls", "calls"),
     "disconnect": ("client leaves", "how", "which way", "running/waiting", "idle after"),
 }
 
@@ -69,28 +70,6 @@ def tell(pytestconfig: pytest.Config) -> Callable[[str], None]:
     return line
 
 
-def until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, tell: Callable[[str], None]) -> None:
-    began = told = time.monotonic()
-    with client(url) as ours:
-        while True:
-            now = time.monotonic()
-            if process.poll() is not None or now - began > START_LIMIT:
-                end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-                pytest.fail(f"vLLM did not start within {now - began:.0f} s; {log} ends in:\n{end}", pytrace=False)
-            with suppress(httpx.TransportError):
-                if ours.get("/health").status_code == 200:
-                    return tell(f"vLLM answers after {now - began:.0f} s; its log is {log}")
-            if now - told > 15:
-                told = now
-                tell(f"vLLM is starting: {now - began:.0f} s")
-            time.sleep(0.25)
-
-
-def client(url: str, **headers: str) -> httpx.Client:
-    # identity: the bytes compared are those the server made, not a compression of them
-    return httpx.Client(base_url=url, headers={"accept-encoding": "identity", **headers}, timeout=120, trust_env=False)
-
-
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory, tell: Callable[[str], None]) -> Iterator[httpx.Client]:
     """vLLM itself."""
@@ -98,23 +77,31 @@ def vllm(tmp_path_factory: pytest.TempPathFactory, tell: Callable[[str], None]) 
         with client(url) as ours:
             yield ours
         return
-    port, log = free_port(), tmp_path_factory.mktemp("vllm") / "vllm.log"
     tell("vLLM is starting: this takes a minute or two")
-    serve = [str(HERE / "environment.py"), "serve", str(port)]
-    with (
-        log.open("wb") as sink,
-        subprocess.Popen(
-            [sys.executable, str(HERE / "leash.py"), sys.executable, *serve],
-            stdin=subprocess.PIPE,  # held, not written to: vLLM ends when this closes, which leaving the block does
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            cwd=log.parent,
-            start_new_session=True,  # Ctrl-C is for pytest
-        ) as process,
-        client(f"http://127.0.0.1:{port}") as ours,
-    ):
-        until_healthy(f"http://127.0.0.1:{port}", process, log, tell)
-        yield ours
+    with vllm_server(tmp_path_factory.mktemp("vllm")) as started:
+        started.wait_ready(tell)
+        yield started.client
+
+
+@pytest.fixture(scope="session")
+def replicas(
+    tmp_path_factory: pytest.TempPathFactory, tell: Callable[[str], None]
+) -> Iterator[tuple[VLLMServer, VLLMServer]]:
+    """Two vLLMs with small prefix caches, whose contexts differ."""
+    if urls := os.environ.get("TEST_VLLM_REPLICAS"):
+        one, other = (VLLMServer(url) for url in urls.split())
+        with one.client, other.client:
+            yield one, other
+        return
+    tell("two more vLLMs are starting")
+    with ExitStack() as stack:
+        long, short = (
+            stack.enter_context(vllm_server(tmp_path_factory.mktemp("replica"), "replica", str(context)))
+            for context in CONTEXTS
+        )
+        for started in (long, short):
+            started.wait_ready(tell)
+        yield long, short
 
 
 @pytest.fixture(scope="session")

