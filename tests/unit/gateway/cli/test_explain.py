@@ -1,0 +1,158 @@
+"""`trunkline explain`: where a call would go, as the gateways that run report it, or as if all were idle."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway.cli import cli
+from gateway.core.types import Report, TargetState
+from gateway.store.memory import MemoryStore
+
+Run = Callable[..., Result]
+Said = Callable[..., Any]
+Refused = Callable[..., str]
+
+TABLE = """
+routes:
+  big:
+    aliases: ["gpt-*"]
+    targets:
+      - {name: a, backend: vllm, url: "http://a:8000", context: 8k}
+      - {name: b, backend: vllm, url: "http://b:8000", api_key: "${NOT_SET_HERE}"}
+    fallback:
+      - {name: spare, backend: tgi, url: "http://spare"}
+    fallback_route: small
+  small:
+    policy: round-robin
+    targets:
+      - {name: s, backend: llamacpp, launch: {model: embedded}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def routing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "table.yaml"
+    path.write_text(TABLE)
+    monkeypatch.setenv("TRUNKLINE_ROUTING", str(path))
+    return path
+
+
+def report(folder: Path, *states: TargetState) -> None:
+    """What a gateway that runs here says of its targets."""
+
+    async def say() -> None:
+        store = MemoryStore(folder / "keys.json", boot="g")
+        word = msgspec.msgpack.encode(Report(gateway="g", config_hash="h", targets=states))
+        await store.report(word)
+
+    asyncio.run(say())
+
+
+def body(folder: Path, **fields: object) -> str:
+    file = folder / "body.json"
+    file.write_text(json.dumps({"model": "big", "messages": [{"role": "user", "content": "hi"}], **fields}))
+    return str(file)
+
+
+def by_name(answer: Any) -> dict[str, Any]:
+    return {each["target"]: each for each in answer["candidates"]}
+
+
+def test_all_targets_of_the_chain_are_shown(said: Said, run: Run) -> None:
+    answer = said("explain", "--model", "gpt-4o")
+    assert (answer["model"], answer["route"], answer["policy"], answer["gateways"]) == ("gpt-4o", "big", "home-cost", 0)
+    assert [(each["target"], each["route"], each["tier"]) for each in answer["candidates"]] == [
+        ("a", "big", 0),
+        ("b", "big", 0),
+        ("spare", "big", 1),
+        ("s", "small", 0),
+    ]
+    assert answer["picked"] in ("a", "b") and by_name(answer)[answer["picked"]]["picked"]
+    text = run("explain", "--model", "gpt-4o").stdout
+    assert f"home-cost picks {answer['picked']}" in text and "no gateway reports" in text
+    (chosen,) = [line for line in text.splitlines() if line.startswith("->")]
+    assert chosen.split()[1] == answer["picked"]
+
+
+def test_the_same_body_goes_the_same_way(said: Said, tmp_path: Path) -> None:
+    picks = {said("explain", "--body", body(tmp_path, user="u"))["picked"] for _ in range(3)}
+    assert len(picks) == 1
+
+
+def test_a_body_is_read_from_standard_input_too(tmp_path: Path) -> None:
+    text = Path(body(tmp_path, max_tokens=9000)).read_text()
+    result = CliRunner().invoke(cli, ["explain", "--body", "-", "--json"], input=text)
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert by_name(answer)["a"]["refused"] == "too_long" and answer["picked"] == "b"
+
+
+def test_what_gateways_report_counts(said: Said, run: Run, tmp_path: Path) -> None:
+    report(
+        tmp_path,
+        TargetState(name="a", route="big", state="up", running=7, waiting=2, prefill=900),
+        TargetState(name="b", route="big", state="down", why="no route to host"),
+        TargetState(name="gone", route="big", state="up"),
+    )
+    answer = said("explain", "--model", "big")
+    shown = by_name(answer)
+    assert (answer["gateways"], answer["picked"]) == (1, "a")
+    assert (shown["a"]["running"], shown["a"]["waiting"]) == (7, 2) and 0 < shown["a"]["pending"] <= 900
+    assert shown["b"]["refused"] == "down"
+    assert "as 1 running gateways report" in run("explain", "--model", "big").stdout
+
+
+@pytest.mark.parametrize("state", ["ejected", "resting", "full"])
+def test_a_target_that_takes_no_calls_is_passed_over(said: Said, tmp_path: Path, state: Any) -> None:
+    report(tmp_path, TargetState(name="a", route="big", state=state), TargetState(name="b", route="big", state=state))
+    answer = said("explain", "--model", "big")
+    assert [by_name(answer)[name]["refused"] for name in "ab"] == [state] * 2
+    assert answer["picked"] == "spare"
+
+
+def test_operators_orders_count(said: Said, run: Run) -> None:
+    for name in ("a", "b", "spare"):
+        assert run("targets", "drain", name).exit_code == 0
+    answer = said("explain", "--model", "big")
+    assert answer["picked"] == "s" and by_name(answer)["a"]["refused"] == "drained"
+    assert run("targets", "drain", "s").exit_code == 0
+    assert said("explain", "--model", "big")["picked"] is None
+    assert "No target can take it now" in run("explain", "--model", "big").stdout
+
+
+def test_a_key_that_may_not_is_told_of(run: Run, said: Said) -> None:
+    id = said("keys", "create", "--name", "n", "--model", "small")["id"]
+    assert "would be refused with 403" in run("explain", "--model", "big", "--key", id).stdout
+    assert "403" not in run("explain", "--model", "small", "--key", id).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "--model"),
+        (("--model", "none"), "'none' does not exist"),
+        (("--model", "big", "--key", "nobody"), "there is no such key"),
+        (("--model", "big", "--routing", "nowhere.yaml"), "nowhere.yaml"),
+    ],
+)
+def test_what_cannot_be_explained_says_why(refused: Refused, arguments: tuple[str, ...], told: str) -> None:
+    assert told in refused("explain", *arguments)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"model": 5}'])
+def test_a_body_that_is_no_call_is_named(refused: Refused, tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    assert "--body" in refused("explain", "--body", str(tmp_path / "bad.json"))
+
+
+def test_nothing_that_was_typed_is_shown(run: Run, tmp_path: Path) -> None:
+    done = run("explain", "--body", body(tmp_path, messages=[{"role": "user", "content": "my secret"}]))
+    assert done.exit_code == 0 and "secret" not in done.output
