@@ -66,9 +66,15 @@ class World:
     """Routes as the gateway has them."""
 
     def __init__(
-        self, text: str, *, store: Limits | None = None, gateways: int = 1, policy: Policy | None = None
+        self,
+        text: str,
+        *,
+        store: Limits | None = None,
+        gateways: int = 1,
+        policy: Policy | None = None,
+        adapters: Callable[[str], Any] = lambda name: name,
     ) -> None:
-        """With a `policy` all tiers have this one, whatever the table says."""
+        """With a `policy` all tiers have this one, whatever the table says. By default no call can really be made."""
         try:
             self.clock: Any = asyncio.get_running_loop().time
         except RuntimeError:
@@ -77,7 +83,7 @@ class World:
         self.queued: list[tuple[str, int, int]] = []
         self.builder = Builder(
             {},
-            lambda name: name,  # type: ignore[arg-type,return-value] # no call is really made
+            adapters,
             lambda name: Breaker(name, self.clock),
             Slots(self.store, lambda: gateways),
             self.clock,
@@ -97,8 +103,7 @@ class World:
         """As the gateway does it; the routes before."""
         before = self.routes
         self.routes = self.build(text, before)
-        self.routes.open()
-        before.close()
+        self.routes.open(before)
         return before
 
     @property
