@@ -82,7 +82,7 @@ CASES = [
     ("url: http://b:80", "url: http://b:80/v1/", "url: http://b:80/v1/", ["/v1"]),
     ("url: http://b:80", "url: http://u:p@b:80", "url: http://u", ["base URL"]),
     ("url: http://b:80", "url: http://b:99999", "url: http://b", ["99999"]),
-    ("url: http://b:80", "url: 'http://b:80?x=1'", "url: 'http", ["x=1"]),
+    ("url: http://b:80", "url: 'http://b:80?x=1'", "url: 'http", ["base URL"]),
     ("url: http://b:80", "url: ftp://b", "url: ftp", ["ftp://b"]),
     ("url: http://b:80", "url: 'http://[::1'", "url: 'http", ["::1"]),
     ("name: b", "name: a", "name: a", ["'a'", "twice"]),

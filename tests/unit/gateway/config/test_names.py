@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.config import names
 from gateway.config.names import Globs, NameIndex, matches, overlap, specificity
 
 GLOB = st.text(alphabet="ab*", max_size=6)
@@ -99,11 +100,12 @@ def test_rivals_are_those_that_comparing_each_with_each_finds(pairs: list[tuple[
 
 
 @pytest.mark.parametrize("glob", ["vendor-{}/*", "*-{}", "model-{}-*-v1"])
-def test_thousands_of_globs_are_not_compared_each_with_each(glob: str) -> None:
-    """Not a measure of speed: comparing all pairs would take minutes."""
+def test_globs_that_cannot_meet_are_not_compared(glob: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with each would be a million comparisons for a table of a thousand routes."""
+    compared = []
+    monkeypatch.setattr(names, "overlap", lambda *pair: compared.append(pair))
     globs = Globs()
-    started = time.perf_counter()
-    for number in range(1000, 4000):
+    for number in range(1000, 1500):
         assert not list(globs.rivals(glob.format(number)))
         globs.add(glob.format(number), str(number))
-    assert time.perf_counter() - started < 10
+    assert not compared
