@@ -141,7 +141,11 @@ class Prober:
     async def _watch(self, name: str) -> None:
         rounds = 0
         while True:
-            why = await self._ask(name, thorough=rounds == 0)
+            try:
+                why = await self._ask(name, thorough=rounds == 0)
+            except Exception:  # a bug of ours, or an odd target; its probes go on
+                log.exception("target %s could not be probed", name)
+                why = "cannot be probed"
             self._learn(name, why)
             rounds = 0 if why else (rounds + 1) % CREDENTIAL_ROUNDS
             await asyncio.sleep(PROBE_SECONDS[0 if why else 1] * random.uniform(0.9, 1.1))  # noqa: S311 # only to spread

@@ -7,7 +7,6 @@ import gc
 import json
 import logging
 import secrets
-import signal
 import sys
 import warnings
 from collections.abc import AsyncIterator
@@ -39,6 +38,8 @@ from gateway.reconcile import Reconciler
 from gateway.routes import Builder, Slots
 from gateway.shadow import Shadow
 from gateway.store import open_store
+
+log = logging.getLogger("trunkline.app")
 
 PULSE_SECONDS = 1.0
 
@@ -124,9 +125,12 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
     async def pulse() -> None:
         """What the store knows of itself, for metrics: gauges of several workers cannot be asked when scraped."""
         while True:
-            await admission.look()
-            metrics.settle_pending.set(store.unsettled)
-            metrics.gateways.set(store.gateways)
+            try:
+                await admission.look()
+                metrics.settle_pending.set(store.unsettled)
+                metrics.gateways.set(store.gateways)
+            except Exception:  # a bug of ours; the pulse goes on
+                log.exception("the state of the store could not be shown")
             await asyncio.sleep(PULSE_SECONDS)
 
     async def explains(token: bytes, source: str | None) -> bool:
@@ -148,7 +152,6 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         reconciler.open()
         watcher.open()
         pulsing = asyncio.create_task(pulse(), name="pulse")
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.reload)
         # What start-up made stays for good: looking through it again and again costs a tenth of each call's CPU.
         gc.collect()
         gc.freeze()

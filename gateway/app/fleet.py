@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -21,6 +22,8 @@ from gateway.routes.filters import refusal
 from gateway.routes.policies.api import Prompt, ripe
 from gateway.routes.target import UNBOUNDED
 from gateway.store import Store, StoreDown
+
+log = logging.getLogger("trunkline.fleet")
 
 PULSE_SECONDS = 1.0
 ORDERS_SECONDS = 10.0
@@ -182,10 +185,13 @@ class Fleet:
 
     async def _run(self) -> None:
         while True:
-            await self._obey()
-            self._show()
-            with suppress(StoreDown):
-                await self._store.report(_encoder.encode(self.report()))
+            try:
+                await self._obey()
+                self._show()
+                with suppress(StoreDown):
+                    await self._store.report(_encoder.encode(self.report()))
+            except Exception:  # a bug of ours; without this task no order would be heard any more
+                log.exception("the targets could not be looked after")
             self._asked.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(PULSE_SECONDS):

@@ -54,13 +54,12 @@ class Reloader:
         routes = self._builder.build(table, loaded.config_hash, before)
         mirrors = self._mirrors(table)
         # Nothing below waits or fails: no call sees half of it.
-        routes.open()
+        routes.open(before)
         parts.admission.revise(rules(table), {name: spec.price for name, spec in table.routes.items()}.get)
         parts.forwarder.answer_limit = table.bodies.answer
         parts.shadow.mirrors = mirrors
         self._fleet.adopt(routes)
         self._plane.swap(structs.replace(parts, routes=routes), table.bodies)
-        before.close()
         self._table = table
         self._metrics.reloads.labels("applied").inc()
         self._tell(loaded.config_hash)
@@ -72,7 +71,8 @@ class Reloader:
         """A new table cannot be used: the last good one stays."""
         self._metrics.reloads.labels("refused").inc()
         self._metrics.config_bad.set(1)
-        self._readiness.config_error = why
+        lines = len(why.splitlines())  # what is wrong may quote the table: that is for the log
+        self._readiness.config_error = f"a newer table cannot be used ({lines} mistake{'s' * (lines > 1)}, see the log)"
         log.error("the routing table %s stays in force; the new one cannot be used:\n%s", self._hash, why)
 
     def _tell(self, config_hash: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from gateway.config.table import Launch, Place, Table, TargetSpec
 
 POLICIES = "trunkline.policies"
+_NAME = re.compile("[!-~](?:[ -~]{0,98}[!-~])?")
+"""It stands in headers and labels."""
 
 
 def check(document: Document, table: Table) -> None:
@@ -39,6 +42,9 @@ def _check_targets(document: Document, table: Table) -> None:
         if target.backend not in backends:
             known = ", ".join(backends)
             document.report((*path, "backend"), f"unknown backend {target.backend!r}; known backends: {known}")
+        if not _NAME.fullmatch(target.name):
+            told = f"target name {target.name!r}: expected 1 to 100 printable ASCII characters, no space at the ends"
+            document.report((*path, "name"), told)
         if target.name in names:
             document.report((*path, "name"), f"target name {target.name!r} is used twice")
         names.setdefault(target.name, path)
@@ -59,9 +65,13 @@ def _check_place(document: Document, path: Place, target: TargetSpec) -> None:
     if target.url is not None and "${" in target.url:
         pass  # a variable that is not set here, which has been told
     elif target.url is not None and not _is_base_url(target.url):
-        document.report((*path, "url"), f"{target.url!r} is not a base URL such as 'http://vllm-a:8000'")
+        shown = target.url.rpartition("@")[2].partition("?")[0]  # what is before may be a password
+        document.report((*path, "url"), f"{shown!r} is not a base URL such as 'http://vllm-a:8000'")
     elif target.url is not None and target.url.rstrip("/").endswith("/v1"):
         document.report((*path, "url"), f"{target.url!r}: leave out '/v1', the gateway adds it")
+    if target.api_key is not None and not target.api_key.isprintable():
+        told = f"target {target.name!r}: the credential holds a line break or another control character"
+        document.report((*path, "api_key"), told)
     if target.launch is not None:
         _check_launch(document, path, target, target.launch)
 

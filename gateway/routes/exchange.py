@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.routes.load import KNOWN_GATEWAYS, Load, Told
-from gateway.routes.policies.api import Note, Tells
+from gateway.routes.policies.api import Note
 from gateway.routes.tier import Tier
 from gateway.store import StoreDown
 
@@ -41,6 +41,10 @@ class Word(Struct, frozen=True, array_like=True):
     count: int = 0
     """Notes ever written; the last ones are in `notes`."""
     notes: tuple[Note, ...] = ()
+    waiting: int = 0
+    """Calls in the route's queue."""
+    inflight: dict[str, int] = {}
+    """Calls at targets with `max_inflight`, by name."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -49,6 +53,9 @@ _decoder = msgspec.msgpack.Decoder(Word)
 
 class Shared(Protocol):
     """A route as the exchange needs it."""
+
+    others_waiting: int
+    """Calls in other gateways' queues, as they last told."""
 
     @property
     def name(self) -> str:
@@ -68,6 +75,7 @@ class Board:
 
     def __init__(self, route: Shared, loads: Mapping[str, Load]) -> None:
         self.route, self.loads = route, loads
+        self._bounded = [target for tier in route.tiers for target in tier.targets if target.max_inflight is not None]
         self._all = [target.load for tier in route.tiers for target in tier.targets]
         self._written = 0
         self._ring: deque[Note] = deque(maxlen=RING)
@@ -82,23 +90,35 @@ class Board:
     def word(self, now: float) -> bytes | None:
         """What to write; None: the route is quiet, and its board need not even be read."""
         for tier in self.route.tiers:
-            if isinstance(tier.policy, Tells):
-                notes = tier.policy.notes()
+            if tier.teller is not None:
+                notes = tier.teller.notes()
                 self._ring.extend(notes)
                 self._written += len(notes)
         charged = sum(load.charged for load in self._all)
         if charged != self._charged or self.route.waiting or any(load.running for load in self._all):
             self._charged, self._busy = charged, now
         if now - self._busy > QUIET_SECONDS:
+            self.route.others_waiting = 0
+            for target in self._bounded:
+                target.inflight.others = 0
             for load in self.loads.values():
                 load.told({}, now)  # nobody listens any more: what was heard would stay for ever
             return None
         loads = {url: load.tells() for url, load in self.loads.items() if load.charged}
-        return _encoder.encode(Word(loads, self._written, tuple(self._ring)))
+        word = Word(
+            loads,
+            self._written,
+            tuple(self._ring),
+            self.route.waiting,
+            {target.name: target.inflight.own for target in self._bounded if target.inflight.own},
+        )
+        return _encoder.encode(word)
 
     def read(self, words: Words, now: float) -> None:
         """Apply what others wrote. Words that cannot be read are left out: another version's, for a while."""
         told: dict[str, dict[str, tuple[Told, float]]] = {url: {} for url in self.loads}
+        self.route.others_waiting = 0
+        inflight: Counter[str] = Counter()
         for gateway, (raw, age) in words.items():
             try:
                 word = _decoder.decode(raw)
@@ -108,8 +128,12 @@ class Board:
                 if url in told:
                     told[url][gateway] = said, age
             self._apply(gateway, word)
+            self.route.others_waiting += word.waiting
+            inflight.update(word.inflight)
         for url, load in self.loads.items():
             load.told(told[url], now)
+        for target in self._bounded:
+            target.inflight.others = inflight[target.name]
         while len(self._heard) > KNOWN_GATEWAYS:  # one that was only silent goes on where it was
             del self._heard[next(iter(self._heard))]
 
@@ -119,8 +143,8 @@ class Board:
         self._heard[gateway] = word.count
         notes = [note for note in word.notes[-fresh:] if _possible(note)] if fresh else []
         for tier in self.route.tiers if notes else ():
-            if isinstance(tier.policy, Tells):
-                tier.policy.heard([note for note in notes if note.target in tier.names], tier.targets)
+            if tier.teller is not None:
+                tier.teller.heard([note for note in notes if note.target in tier.names], tier.targets)
 
 
 def _possible(note: Note) -> bool:

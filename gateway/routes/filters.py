@@ -59,10 +59,10 @@ class Full:
 
     def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
         load, part = target.load, prompt.part
-        running = load.running + load.others_running
-        for most in (target.max_inflight, target.cap):
-            if most is not None and running >= max(1.0, most * part):
-                return "full"
+        if target.max_inflight is not None and target.inflight.all >= max(1.0, target.max_inflight * part):
+            return "full"
+        if target.cap is not None and load.running + load.others_running >= max(1.0, target.cap * part):
+            return "full"
         return "full" if load.pending(now) >= target.prefill_limit * part else None
 
 

@@ -59,7 +59,7 @@ class Load:
 
         Local to this gateway: other gateways count from elsewhere.
         """
-        self.freed: list[Callable[[], None]] = []
+        self.freed: list[Callable[[Load], None]] = []
         """Called when something has ended here: there may be room."""
         self.stirred: list[Callable[[], None]] = []
         """Called when what others told has changed: there may be no room."""
@@ -124,7 +124,7 @@ class Share:
             self._load.waiting -= 1
             self._prefill = 0
             for freed in self._load.freed:
-                freed()
+                freed(self._load)
 
     def undo(self) -> None:
         """The call has not gone there after all."""
@@ -140,4 +140,4 @@ class Share:
             self._load.running -= 1
             self._running = False
             for freed in self._load.freed:
-                freed()
+                freed(self._load)

@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 
 from backends.api import Usage
 from gateway.core.errors import ContextTooLong, NoTarget, QueueFull, QueueTimeout, UpstreamBusy, UpstreamError
-from gateway.routes.load import Share
+from gateway.routes.load import RATE, Share
 from gateway.routes.policies.api import Prompt, Reason, Score
 from gateway.routes.target import Target
 from gateway.routes.tier import Tier
@@ -40,11 +40,14 @@ class Placement:
 
     __slots__ = (
         "_begun",
+        "_ended",
         "_leased",
         "_prompt",
         "_share",
         "_tier",
+        "_timer",
         "_trial",
+        "_way",
         "address",
         "fallback",
         "headers",
@@ -59,14 +62,17 @@ class Placement:
         self.score, self._tier, self._prompt = score, tier, prompt
         self._share = Share(self.target.load, prompt.tokens - score.cached)
         self._leased: Callable[[], Any] | None = None
+        self._way: Callable[[Target], None] | None = None
         self.fallback = ""
         """Why a worse tier, or another route, has been chosen; empty: it has not."""
         self.waited = 0.0
         """Seconds in the queue."""
         self.headers: list[tuple[bytes, bytes]] = []
         """What the client is told of the way its call has taken."""
-        self._begun = self._trial = False
+        self._begun = self._ended = self._trial = False
+        self._timer: asyncio.TimerHandle | None = None
         target = self.target
+        target.inflight.own += 1
         if target.load.prefill >= target.prefill_limit / 2:
             target.clear = False
             for stirred in target.load.stirred:  # other targets on the same server, too
@@ -78,6 +84,11 @@ class Placement:
         self._tier.placed(self._prompt, self.score)
         self.target.attempts += 1
         self._trial = self.target.breaker.attempt()
+        if (
+            self._prompt.whole
+        ):  # nobody sees when its first token comes; other calls' prompts wait for this one no longer
+            seconds = self.target.load.prefill / RATE
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._share.first_token)
 
     @property
     def choice(self) -> Choice:
@@ -100,13 +111,16 @@ class Placement:
         if self.fallback:
             self.headers.append((b"x-trunkline-fallback", self.fallback.encode()))
 
-    def leased(self, give_back: Callable[[], asyncio.Future[Any] | None]) -> None:
-        """A slot that is counted for all gateways is held, too."""
-        self._leased = give_back
+    def leased(self, give_back: Callable[[], asyncio.Future[Any] | None], make_way: Callable[[Target], None]) -> None:
+        """A slot that is counted for all gateways is held, too; `make_way` is told just before it is free."""
+        self._leased, self._way = give_back, make_way
 
     def first_token(self) -> None:
-        """The prompt has been read."""
+        """The prompt has been read. A target that is on trial works: other calls need not wait for this one's end."""
         self._share.first_token()
+        if self._trial:
+            self._trial = False
+            self.target.breaker.succeeded()
 
     def answered(self, usage: Usage | None) -> None:
         """The target answered well."""
@@ -130,6 +144,14 @@ class Placement:
 
     def end(self) -> None:
         """Give back all that is still held, however it ended."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._way is not None:
+            self._way(self.target)
+        self.target.inflight.own -= 1
+        if self._timer is not None:
+            self._timer.cancel()
         if self._begun:
             self.target.breaker.ended(self._trial)
             self._trial = False

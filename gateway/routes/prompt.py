@@ -49,12 +49,12 @@ def read(
     part = LOW_PART if priority == "low" else 1.0
     context, least, alone = _context(call, tokens)
     if not keyed:
-        return Prompt(tokens, context=context, least_context=least, alone=alone, part=part)
+        return Prompt(tokens, context=context, least_context=least, alone=alone, whole=not call.stream, part=part)
     salt = _text(call, "cache_salt") or tenant.encode()
     base = (model.encode(), salt)
-    named = _named(call, headers)
+    named = next((value for name in SESSION_HEADERS if (value := headers.get(name))), b"")
     conversation, group, prefix, follow_up = _shared(call, base)
-    user = named or _text(call, "user")
+    user = named or _text(call, "prompt_cache_key") or _text(call, "user")
     return Prompt(
         tokens,
         _hash(*base, b"session", named) if named else conversation,
@@ -65,6 +65,7 @@ def read(
         context,
         least,
         alone,
+        not call.stream,
         part,
     )
 
@@ -106,14 +107,6 @@ def _shared(call: Call, base: tuple[bytes, ...]) -> tuple[int | None, int | None
     follow_up = any(each.role == "assistant" for each in messages[first:])
     prefix = sum(map(len, parts))
     return _hash(*base, *parts, b"question", question), _hash(*base, *parts) if prefix else None, prefix, follow_up
-
-
-def _named(call: Call, headers: Mapping[bytes, bytes]) -> bytes:
-    """The session the client named, if it did."""
-    for name in SESSION_HEADERS:
-        if value := headers.get(name):
-            return value
-    return _text(call, "prompt_cache_key")
 
 
 def _text(call: Call, name: str) -> bytes:

@@ -21,7 +21,7 @@ PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 """The first goes first."""
 OUTPUT_WEIGHT: Final = 2
 """An output token counts as two of the prompt."""
-LOOK: Final = 4
+LOOK: Final = 16
 """So many are tried when there is room: the first may fit only a target that has none."""
 RETRY_AFTER: Final = (1.0, 120.0)
 """The least and the most that a refused client is told to wait, in seconds."""
@@ -55,6 +55,10 @@ class Queue(Generic[T]):
         self._bytes = 0
         self._trying = self._stirred = False
         self._drain = Drain()
+
+    def revise(self, calls: int, size: int) -> None:
+        """Other bounds hold for calls that come from now on."""
+        self._calls, self._size = calls, size
 
     @property
     def waiting(self) -> int:

@@ -15,6 +15,7 @@ from gateway.core.errors import ContextTooLong, NoTarget
 from gateway.core.types import KeyRecord, Spent
 from gateway.routes.explain import Candidacy
 from gateway.routes.filters import LENIENCES, NOTHING, Filter, refusal
+from gateway.routes.load import Load
 from gateway.routes.placement import Placement
 from gateway.routes.policies.api import Prompt, Score
 from gateway.routes.prompt import SURE
@@ -27,6 +28,9 @@ RETRY_SHARE, RETRY_FLOOR = 0.2, 3
 """Retries in flight may be a fifth of all calls in flight, but three are always allowed."""
 LOOK_SECONDS = 0.05
 """How often a queue looks for room that nobody told of: in other gateways, or because a rest is over."""
+WAY_SECONDS = 0.075
+"""How long a freed slot is left to other gateways, which look each 0.05 s."""
+_ANY_CALL = Prompt(tokens=1)
 TAKEN_SECONDS = 0.05
 """How long a target is taken for full whose last slot another gateway had."""
 
@@ -81,17 +85,28 @@ class Route:
         slots: Slots,
         clock: Callable[[], float],
         *,
+        bounds: tuple[int, int],
         price: Price | None = None,
         fallback_route: str | None = None,
     ) -> None:
-        """A call waits in `queue` for at most `wait` seconds; `clock` is monotonic."""
+        """A call waits in `queue`, with `bounds` of calls and bytes, for at most `wait` seconds by `clock`."""
+        self._bounds = bounds
         self.name, self.tiers, self.attempts, self.price = name, tuple(tiers), attempts, price
         self.fallback_route, self._queue, self._wait = fallback_route, queue, wait
         self._slots, self._clock = slots, clock
+        self.others_waiting = 0
+        """Calls in other gateways' queues for this route, as they last told."""
+        self._heir: Route | None = None
         self._budget = RetryBudget()
         self._looking: asyncio.TimerHandle | None = None
         self._longest = self._longest_prompt = UNBOUNDED
         self.measure()
+
+    def inherit(self, before: Route) -> None:
+        """Take over what the route of the table before has learned."""
+        for tier, predecessor in zip(self.tiers, before.tiers, strict=False):
+            tier.inherit(predecessor)
+        self._queue.revise(*self._bounds)
 
     def open(self) -> None:
         """The route is used from now on."""
@@ -117,16 +132,30 @@ class Route:
         return self._queue.waiting
 
     @property
+    def queue(self) -> Queue[Placement]:
+        """Where its calls wait; the same for the route of this name in every table."""
+        return self._queue
+
+    @property
     def keyed(self) -> bool:
         """There is a choice for which a prompt's keys matter."""
         return any(tier.keyed for tier in self.tiers)
 
     async def placements(
-        self, call: Call, prompt: Prompt, key: KeyRecord, spent: Callable[[], Spent], most: int, *, wait: bool = True
+        self,
+        call: Call,
+        prompt: Prompt,
+        key: KeyRecord,
+        spent: Callable[[], Spent],
+        most: int,
+        *,
+        wait: bool = True,
+        lenient: bool = True,
     ) -> AsyncGenerator[Placement, None]:
         """Placements to try in turn, at most `most` of them, each only when the one before has failed.
 
-        Each is at another target. `spent` is asked when the call is over. Raises `QueueFull`, `QueueTimeout` (at once
+        Each is at another target; if `lenient` and there is nothing better, also at one that seems to be down.
+        `spent` is asked when the call is over. Raises `QueueFull`, `QueueTimeout` (at once
         without `wait`), `ContextTooLong`, and `NoTarget` if there is not even a first one; ends when there is no other
         left to try.
         """
@@ -137,7 +166,7 @@ class Route:
             with self._budget.call():
                 while len(tried) < min(most, self.attempts) and (not tried or self._budget.allows()):
                     with self._budget.retry(bool(tried)):
-                        placement = await self._place(call, prompt, waiter, tried, self._wait if wait else 0.0)
+                        placement = await self._place(call, prompt, waiter, tried, self._wait if wait else 0.0, lenient)
                         if placement is None:
                             return
                         tried.append(placement.target)
@@ -152,12 +181,12 @@ class Route:
         finally:
             self._queue.spent(waiter, 0, 0)  # what was charged, and came to nothing
 
-    def explain(self, prompt: Prompt, *, decided: bool = False) -> list[Candidacy]:
+    def explain(self, prompt: Prompt, *, decided: bool = False, lenient: bool = True) -> list[Candidacy]:
         """What would be picked now, and why; nothing if it is `decided` elsewhere. Changes nothing that matters."""
         now, found = self._clock(), []
         with suppress(ContextTooLong):
             prompt = self._fitted(prompt)
-        chosen = self._choose(prompt, ())
+        chosen = self._choose(prompt, (), lenient)
         for number, tier in enumerate(self.tiers):
             outlooks = tier.outlooks(prompt, now, chosen.overlooked if tier is chosen.tier else NOTHING)
             scores = [outlook.score for outlook in outlooks if outlook.score is not None]
@@ -166,30 +195,35 @@ class Route:
             found += [_candidacy(self.name, number, tier, outlook, now, best) for outlook in outlooks]
         return found
 
-    def freed(self) -> None:
-        """There may be room at a target."""
-        if self._queue.waiting:
+    def freed(self, load: Load | None = None) -> None:
+        """There may be room: at targets with this load, or anywhere."""
+        if not self._queue.waiting:
+            return
+        now = self._clock()
+        if load is None or any(
+            refusal(_ANY_CALL, target, now) is None for target in self.targets if target.load is load
+        ):
             self._queue.freed()
 
-    def close(self) -> None:
-        """The route is not used any more; calls in flight go on."""
+    def close(self, heir: Route | None = None) -> None:
+        """The route is not used any more. Calls in flight go on; those that wait in the queue go the heir's way."""
+        self._heir = heir
         for target in self.targets:
             if self.freed in target.load.freed:
                 target.load.freed.remove(self.freed)
                 target.load.stirred.remove(target.stirred)
 
     async def _place(
-        self, call: Call, prompt: Prompt, waiter: Waiter, tried: Sequence[Target], wait: float
+        self, call: Call, prompt: Prompt, waiter: Waiter, tried: Sequence[Target], wait: float, lenient: bool
     ) -> Placement | None:
         """The next placement, when there is room for it; None: there is no target left to try."""
-        if tried and not self._choose(prompt, tried).usable:
+        if tried and not self._choose(prompt, tried, lenient).usable:
             return None  # a retry does not wait: its client has waited already
         again, came = bool(tried), self._clock()
         while True:
-            self._look_again()
             placement = await self._queue.place(
                 waiter,
-                partial(self._attempt, prompt, tried),
+                partial(self._attempt, prompt, tried, lenient),
                 Placement.end,
                 wait,
                 again=again,
@@ -215,25 +249,37 @@ class Route:
             return True
         slot = await self._slots.take(placement.target, name)
         if slot is not None:
-            placement.leased(slot)
+            placement.leased(slot, self._make_way)
         return slot is not None
 
-    def _attempt(self, prompt: Prompt, tried: Sequence[Target]) -> Placement | None:
+    def _make_way(self, target: Target) -> None:
+        """A slot of the target comes free: leave it to other gateways if more of its calls are ours than should be.
+
+        Who frees a slot is the first to know; without this a gateway with a queue would keep its slots for ever.
+        """
+        waiting, inflight = self._queue.waiting, target.inflight
+        if self.others_waiting and inflight.own * (waiting + self.others_waiting) > waiting * inflight.all:
+            target.rest(WAY_SECONDS, "full")
+
+    def _attempt(self, prompt: Prompt, tried: Sequence[Target], lenient: bool = True) -> Placement | None:
         """A placement now; None: all that could take the call are full. Raises `NoTarget`."""
-        chosen = self._choose(prompt, tried)
+        if self._heir is not None:
+            return self._heir._attempt(prompt, tried, lenient)
+        chosen = self._choose(prompt, tried, lenient)
         if chosen.tier is None:
             raise NoTarget(f"No target of {self.name!r} can take the call now.", retry_after=1)
         if not chosen.usable:
+            self._look_again()
             return None
         placement = Placement(chosen.tier, chosen.tier.pick(prompt, chosen.usable, self._clock()), prompt)
         if chosen.tier is not self.tiers[0]:
             placement.fallback = self._passed_over(prompt, chosen.tier, tried)
         return placement
 
-    def _choose(self, prompt: Prompt, tried: Sequence[Target]) -> _Chosen:
+    def _choose(self, prompt: Prompt, tried: Sequence[Target], lenient: bool = True) -> _Chosen:
         """The best tier with room."""
         now = self._clock()
-        for overlooked in LENIENCES[: 2 if tried else 3]:
+        for overlooked in LENIENCES[: (2 if tried else 3) if lenient else 1]:
             for tier in self.tiers:
                 if usable := tier.usable(prompt, now, tried, overlooked):
                     return _Chosen(tier, usable, overlooked)

@@ -83,16 +83,18 @@ class Routes:
         """
         told = [(b"x-trunkline-config", self.config_hash.encode())]
         chain = list(self.chain(route))
-        # Nobody waits for one route while another has room; after that, for the first that is only full.
-        turns = deque((each, len(chain) == 1) for each in chain)
+        # Nobody waits for one route, or tries what seems to be down there, while another can take the call. After
+        # that the call waits for the first that is only full, and if none is, takes what there is.
+        alone = len(chain) == 1
+        turns = deque((each, alone, alone) for each in chain)
         tried, refused, full = 0, None, None
         while turns and tried < MOST_ATTEMPTS:
-            each, wait = turns.popleft()
+            each, wait, lenient = turns.popleft()
             prompt = self.read(each, call, headers, key, tokens)
             if explain and not tried and each is route:
                 told[1:] = [(b"x-trunkline-explain", explained(self.explain(route, prompt)))]
             try:
-                attempts = each.placements(call, prompt, key, spent, MOST_ATTEMPTS - tried, wait=wait)
+                attempts = each.placements(call, prompt, key, spent, MOST_ATTEMPTS - tried, wait=wait, lenient=lenient)
                 async with aclosing(attempts) as placements:
                     async for placement in placements:
                         tried += 1
@@ -101,11 +103,12 @@ class Routes:
                         placement.tell(tried, *told)
                         yield placement
             except (NoTarget, ContextTooLong, QueueFull, QueueTimeout) as error:
-                refused = error if refused is None or wait else refused
+                if refused is None or wait or isinstance(refused, ContextTooLong):
+                    refused = error  # that it fits nowhere is said only if it does not fit anywhere
                 if full is None and isinstance(error, QueueFull | QueueTimeout):
                     full = each
-            if not turns and not tried and not wait and full is not None:
-                turns.append((full, True))
+            if not turns and not tried and not wait and not lenient:
+                turns.extend([(full, True, False)] if full is not None else [(each, False, True) for each in chain])
         if not tried and refused is not None:
             raise refused
 
@@ -124,9 +127,14 @@ class Routes:
     def explain(self, route: Route, prompt: Prompt) -> list[Candidacy]:
         """What each tier of the route, and of those that stand in for it, says of each target."""
         found: list[Candidacy] = []
-        for each in self.chain(route):
-            decided = any(candidacy.picked for candidacy in found)
-            found += each.explain(prompt, decided=decided)
+        chain = list(self.chain(route))
+        for lenient in (len(chain) == 1, True):
+            found = []
+            for each in chain:
+                decided = any(candidacy.picked for candidacy in found)
+                found += each.explain(prompt, decided=decided, lenient=lenient)
+            if any(candidacy.picked for candidacy in found):
+                break
         return found
 
     def ordered(self, orders: Mapping[str, TargetOrder], now: float) -> None:
@@ -138,20 +146,20 @@ class Routes:
             if (state, version) != (target.order, target.order_version):
                 target.ordered(state, version)
 
-    def open(self) -> None:
-        """This table is in force."""
+    def open(self, before: Routes | None = None) -> None:
+        """This table is in force, instead of `before`."""
         for route in self:
+            if before is not None and (old := before.get(route.name)) is not None:
+                route.inherit(old)
             route.open()
+        if before is not None:
+            for route in before:
+                route.close(self.get(route.name))
 
     def freed(self) -> None:
         """There may be room anywhere."""
         for route in self:
             route.freed()
-
-    def close(self) -> None:
-        """Another table has taken over; calls in flight go on."""
-        for route in self:
-            route.close()
 
 
 class Builder:
@@ -189,15 +197,7 @@ class Builder:
         tiers = [
             Tier([self._target(each, spec, loads, before) for each in tier], spec.policy, self._seed) for tier in specs
         ]
-        if before is not None and (old := before.get(name)) is not None:
-            for tier, predecessor in zip(tiers, old.tiers, strict=False):
-                tier.inherit(predecessor)
-        queue: Queue[Placement] = Queue(
-            calls=spec.queue.calls,
-            size=spec.queue.size,
-            clock=self._clock,
-            changed=lambda calls, size: self._queued(name, calls, size),
-        )
+        queue = self._queue(name, spec) if before is None or (old := before.get(name)) is None else old.queue
         return Route(
             name,
             tiers,
@@ -206,8 +206,17 @@ class Builder:
             spec.queue_wait,
             self._slots,
             self._clock,
+            bounds=(spec.queue.calls, spec.queue.size),
             price=spec.price,
             fallback_route=spec.fallback_route,
+        )
+
+    def _queue(self, name: str, spec: RouteSpec) -> Queue[Placement]:
+        return Queue(
+            calls=spec.queue.calls,
+            size=spec.queue.size,
+            clock=self._clock,
+            changed=lambda calls, size: self._queued(name, calls, size),
         )
 
     def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:

@@ -40,9 +40,8 @@ class Slots:
             verdict = await self._store.admit(ask)
         except StoreDown:
             share = max(1, target.max_inflight // max(1, self._gateways()))
-            return _nothing if target.load.running <= share else None  # this call runs there already
+            if target.inflight.own > share:  # this call is one of them
+                return None
+            self._store.hold(ask)  # for when the store is back
+            return partial(self._store.settle, ask, 0, [1])
         return partial(self._store.settle, ask, verdict.at, [1]) if verdict.denied is None else None
-
-
-def _nothing() -> None:
-    return None

@@ -44,6 +44,19 @@ class Breaker(Protocol):
         """It is over, whatever it told."""
 
 
+class Inflight:
+    """Calls at one target, ours and those of other gateways as they last told; its server may have others."""
+
+    __slots__ = ("others", "own")
+
+    def __init__(self) -> None:
+        self.own = self.others = 0
+
+    @property
+    def all(self) -> int:
+        return self.own + self.others
+
+
 class Target:
     """One target of a route. `clock` is monotonic; the load is that of its server, which other routes may use, too."""
 
@@ -62,6 +75,7 @@ class Target:
         self.address = Address(spec.name, url.rstrip("/"), spec.model, spec.api_key)
         self.adapter, self.timeouts, self.breaker = adapter, timeouts, breaker
         self.load = Load() if load is None else load
+        self.inflight = Inflight()
         self._clock = clock
         self.since = float("-inf")
         """When it came or came back, by the clock; minus infinity: long ago."""
@@ -75,7 +89,7 @@ class Target:
         """What the engine says of the three."""
         self.asleep = False
         """The server has put its model away."""
-        self.prefill_limit = RATE * timeouts.first_byte * spec.weight
+        self.prefill_limit = RATE * timeouts.first_byte
         """Outstanding prompt tokens with which a call would not have its first byte in time."""
         self.up: bool | None = None
         self.why = ""
@@ -91,7 +105,7 @@ class Target:
 
     def inherit(self, before: Target) -> None:
         """Take over what is known of the same server from the table before."""
-        self.since, self.attempts = before.since, before.attempts
+        self.since, self.attempts, self.inflight = before.since, before.attempts, before.inflight
         self.up, self.why = before.up, before.why
         self.order, self.order_version = before.order, before.order_version
         self.asleep = before.asleep

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from msgspec import Struct
 
 from gateway.routes.filters import BUSY, NOTHING, Filter, refusal
-from gateway.routes.policies.api import Inherits, Learns, Policy, Prompt, Remembers, Score
+from gateway.routes.policies.api import Inherits, Learns, Policy, Prompt, Remembers, Score, Tells
 from gateway.routes.policies.registry import load as load_policy
 from gateway.routes.target import UNBOUNDED, Target
 
@@ -34,6 +34,11 @@ class Tier:
         # Asking a protocol whether an object has it costs more than a choice.
         self._memory = self.policy if isinstance(self.policy, Remembers) and len(self.targets) > 1 else None
         self._learner = self.policy if isinstance(self.policy, Learns) else None
+        self.teller = self.policy if isinstance(self.policy, Tells) else None
+        """The policy, if it has something to tell other gateways."""
+        heaviest = max((target.weight for target in targets), default=1.0)
+        for target in targets:  # weights are relative; the heaviest is taken to read as fast as targets do
+            target.prefill_limit *= target.weight / heaviest
         self._canaries = [place for place, target in enumerate(targets) if target.canary]
         self._context = UNBOUNDED
         self.measure()

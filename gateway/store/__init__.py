@@ -52,6 +52,9 @@ class Limits(Protocol):
     def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         """Charge what a call used that was admitted without the store, as soon as it answers again; once."""
 
+    def hold(self, ask: Ask) -> None:
+        """Count the leases of an ask that was granted without the store, as soon as it answers again, until settled."""
+
     def held(self) -> list[Ask]:
         """Granted asks that are not settled, as far as this worker must count them itself when it is cut off."""
 

@@ -96,6 +96,9 @@ class MemoryStore:
     def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         """Nothing: this store is never cut off from its counters."""
 
+    def hold(self, ask: Ask) -> None:
+        self._counters.hold(ask)
+
     def held(self) -> list[Ask]:
         """None, for the same reason."""
         return []

@@ -81,6 +81,9 @@ class RedisStore:
     def hears(self) -> bool:
         return self._changes.hears
 
+    def hold(self, ask: Ask) -> None:
+        self._counters.hold(ask)
+
     def held(self) -> list[Ask]:
         return self._counters.held()
 

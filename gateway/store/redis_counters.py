@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gateway.core.types import Ask, Dimension, Standing, Verdict
@@ -46,6 +47,7 @@ class RedisCounters:
         self._known: list[str] = []
         """Gates of settlements that Redis has confirmed: they will not be sent again."""
         self._rebuilding: asyncio.Task[None] | None = None
+        self._back = asyncio.Event()
 
     async def close(self) -> None:
         if self._rebuilding is not None:
@@ -55,6 +57,9 @@ class RedisCounters:
     @property
     def unsettled(self) -> int:
         return len(self._unsettled)
+
+    def hold(self, ask: Ask) -> None:
+        self._held[ask.call_id] = ask
 
     def held(self) -> list[Ask]:
         return list(self._held.values())
@@ -147,27 +152,31 @@ class RedisCounters:
         waiting, self._unsettled = self._unsettled, {}
         for keys, arguments in waiting.values():
             self._send_settlement(keys, arguments)
+        self._back.set()  # leases of calls that were let in meanwhile are not known there yet
 
     async def renew(self) -> None:
         """Keep the leases and reservations of living calls alive; those of a gateway that died expire."""
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RENEW_SECONDS):
+                    await self._back.wait()
+            self._back.clear()
             self._forget_gates()
-            if not self._held:
-                continue
-            try:
-                seconds, micros = await self._pipe.call("TIME")
-            except StoreDown:
-                continue
-            deadline = int(seconds) * MICRO + int(micros) + LEASE_MICROS
-            for ask in list(self._held.values()):
-                for dimension in ask.dimensions:
-                    key = TAG + dimension.key
-                    if dimension.kind == "lease":  # without XX: a Redis that has lost its leases learns them again
-                        self._pipe.post("ZADD", key, deadline, ask.call_id)
-                        self._pipe.post("PEXPIRE", key, LEASE_KEY_MS)
-                    elif dimension.kind == "budget":
-                        self._pipe.post("ZADD", key + ":open", "XX", deadline, f"{ask.call_id} {dimension.amount}")
+            if self._held:
+                with suppress(StoreDown):
+                    await self._renew_held()
+
+    async def _renew_held(self) -> None:
+        seconds, micros = await self._pipe.call("TIME")
+        deadline = int(seconds) * MICRO + int(micros) + LEASE_MICROS
+        for ask in list(self._held.values()):
+            for dimension in ask.dimensions:
+                key = TAG + dimension.key
+                if dimension.kind == "lease":  # without XX: a Redis that has lost its leases learns them again
+                    self._pipe.post("ZADD", key, deadline, ask.call_id)
+                    self._pipe.post("PEXPIRE", key, LEASE_KEY_MS)
+                elif dimension.kind == "budget":
+                    self._pipe.post("ZADD", key + ":open", "XX", deadline, f"{ask.call_id} {dimension.amount}")
 
     def _forget_gates(self) -> None:
         known, self._known = self._known, []

@@ -43,6 +43,8 @@ class Prompt(Struct, frozen=True):
     """The same, at the very least."""
     alone: int = 0
     """Tokens of the prompt alone, as servers bound them; 0: nothing is known of them."""
+    whole: bool = False
+    """Its answer comes whole, and nobody sees when the prompt has been read."""
     part: float = 1.0
     """The part of a target's room that the call may fill: a call of low priority leaves some for others."""
 

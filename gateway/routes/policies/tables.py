@@ -1,21 +1,25 @@
 """The two fixed-size tables of the routing rule: what hashing cannot know of where prompts are cached.
 
-Both age by the token clocks of targets and need no timer. Their memory is taken when they are first used and never
-grows: less than a megabyte for a tier of a route.
+Both age by the token clocks of targets and need no timer. They begin small and grow to a bound: less than a megabyte
+for a tier of a route.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 GROUPS: Final = 4096
 EXCEPTIONS: Final = 16384
+FIRST: Final = 256
+"""Slots to begin with. All sizes are powers of two."""
 WAYS: Final = 4
 STAMPS: Final = 49152
 """Stamps of all groups together: tiers of more than 12 targets remember fewer groups."""
 NEVER: Final = -(1 << 62)
+GONE: Final = 0xFFFF
+"""A target that is no longer in the table."""
 SHARE_HALF_LIFE: Final = 512
 """Grouped calls."""
 _GROWTH = 2 ** (1 / SHARE_HALF_LIFE)
@@ -23,17 +27,30 @@ _TOO_LARGE = 1e100
 
 
 class Buckets:
-    """Keys of 64 bits in buckets of four: a new key takes the place of the bucket's oldest."""
+    """Keys of 64 bits in buckets of four; at its largest, a new key takes the place of its bucket's oldest.
 
-    def __init__(self, entries: int) -> None:
+    The table doubles when a bucket is full by being put behind itself: each key is then in its right bucket and in one
+    where nobody looks for it, and where it is overwritten in time. Columns that belong to the slots double alike.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.entries = entries = min(most, FIRST)
+        """Slots."""
         self._keys = array("Q", bytes(8 * entries))  # 0 is no key
         self._touched = array("Q", bytes(8 * entries))
-        self._buckets = entries // WAYS
         self._touches = 0
+
+    def copy(self) -> Buckets:
+        """The same keys in the same slots."""
+        made = Buckets(self._most)
+        made.entries, made._touches = self.entries, self._touches
+        made._keys, made._touched = self._keys[:], self._touched[:]
+        return made
 
     def find(self, key: int) -> int:
         """The key's slot; -1 if it has none."""
-        first = key % self._buckets * WAYS
+        first = key * WAYS % self.entries
         bucket = self._keys[first : first + WAYS]
         return first + bucket.index(key) if key in bucket else -1
 
@@ -42,17 +59,24 @@ class Buckets:
         slot = self.find(key)
         new = slot < 0
         if new:
-            first = key % self._buckets * WAYS
-            slot = min(range(first, first + WAYS), key=self._touched.__getitem__)
+            slot = self._oldest(key)
+            while self._keys[slot] and self.entries * 2 <= self._most:
+                self._keys, self._touched = self._keys * 2, self._touched * 2
+                self.entries *= 2
+                slot = self._oldest(key)
             self._keys[slot] = key
         self._touches += 1
         self._touched[slot] = self._touches
         return slot, new
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Keys and their slots, the longest untouched first."""
-        taken = [(key, slot) for slot, key in enumerate(self._keys) if key]
-        return iter(sorted(taken, key=lambda entry: self._touched[entry[1]]))
+    def _oldest(self, key: int) -> int:
+        """The slot in the key's bucket that is free, or holds what nobody looks for, or was not touched for longest."""
+        first = key * WAYS % self.entries
+        for slot in range(first, first + WAYS):
+            if self._keys[slot] * WAYS % self.entries != first:
+                self._keys[slot] = 0
+                return slot
+        return min(range(first, first + WAYS), key=self._touched.__getitem__)
 
 
 class Groups:
@@ -60,7 +84,9 @@ class Groups:
 
     def __init__(self, targets: int) -> None:
         self._targets = targets
-        self._entries = max(WAYS, min(GROUPS, STAMPS // max(1, targets)) // WAYS * WAYS)
+        self._most = GROUPS
+        while self._most * targets > STAMPS and self._most > WAYS:
+            self._most //= 2
         self._buckets: Buckets | None = None
         self._counts: array[float] = array("d")
         self._stamps: array[int] = array("q")
@@ -97,21 +123,26 @@ class Groups:
         self._stamps[slot * self._targets + target] = clock
 
     def inherit(self, other: Groups, places: Sequence[tuple[int, int]]) -> None:
-        """Take over what is known of targets that are in both lists, given as (place there, place here)."""
+        """Take over what is known of targets that are in both lists, given as (place there, place here).
+
+        Where fewer groups can be remembered than were, all are forgotten.
+        """
+        if other._buckets is None or other._buckets.entries > self._most:
+            return
+        self._buckets, self._counts = other._buckets.copy(), other._counts[:]
         self._one, self._sum = other._one, other._sum
-        for group, there in other._buckets or ():
-            slot, _ = self._claim(group)
-            self._counts[slot] = other._counts[there]
-            stamps = other.stamps(there)
-            for before, place in places:
-                self._stamps[slot * self._targets + place] = stamps[before]
+        self._stamps = array("q", [NEVER]) * (self._buckets.entries * self._targets)
+        for before, place in places:
+            self._stamps[place :: self._targets] = other._stamps[before :: other._targets]
 
     def _claim(self, group: int) -> tuple[int, bool]:
         if self._buckets is None:
-            self._buckets = Buckets(self._entries)
-            self._counts = array("d", bytes(8 * self._entries))
-            self._stamps = array("q", [NEVER]) * (self._entries * self._targets)
+            self._buckets = Buckets(self._most)
+            self._counts = array("d", bytes(8 * self._buckets.entries))
+            self._stamps = array("q", [NEVER]) * (self._buckets.entries * self._targets)
         slot, new = self._buckets.claim(group)
+        while len(self._counts) < self._buckets.entries:
+            self._counts, self._stamps = self._counts * 2, self._stamps * 2
         if new:
             self._counts[slot] = 0.0
             self._stamps[slot * self._targets : (slot + 1) * self._targets] = array("q", [NEVER]) * self._targets
@@ -128,26 +159,31 @@ class Exceptions:
         self._stamps: array[int] = array("q")
 
     def __contains__(self, conversation: int) -> bool:
-        return self._buckets is not None and self._buckets.find(conversation) >= 0
+        return self.get(conversation) is not None
 
     def get(self, conversation: int) -> tuple[int, int, int] | None:
         """Target, tokens, stamp; None if there is none."""
         slot = -1 if self._buckets is None else self._buckets.find(conversation)
-        return None if slot < 0 else (self._targets[slot], self._tokens[slot], self._stamps[slot])
+        if slot < 0 or self._targets[slot] == GONE:
+            return None
+        return self._targets[slot], self._tokens[slot], self._stamps[slot]
 
     def put(self, conversation: int, target: int, tokens: int, clock: int) -> None:
         """The conversation's last call went to `target`."""
         if self._buckets is None:
             self._buckets = Buckets(EXCEPTIONS)
-            self._targets = array("H", bytes(2 * EXCEPTIONS))
-            self._tokens = array("q", bytes(8 * EXCEPTIONS))
-            self._stamps = array("q", bytes(8 * EXCEPTIONS))
+            self._targets = array("H", bytes(2 * self._buckets.entries))
+            self._tokens = array("q", bytes(8 * self._buckets.entries))
+            self._stamps = array("q", bytes(8 * self._buckets.entries))
         slot, _ = self._buckets.claim(conversation)
+        while len(self._targets) < self._buckets.entries:
+            self._targets, self._tokens, self._stamps = self._targets * 2, self._tokens * 2, self._stamps * 2
         self._targets[slot], self._tokens[slot], self._stamps[slot] = target, tokens, clock
 
     def inherit(self, other: Exceptions, places: Sequence[tuple[int, int]]) -> None:
         """Take over what is known of targets that are in both lists, given as (place there, place here)."""
+        if other._buckets is None:
+            return
+        self._buckets, self._tokens, self._stamps = other._buckets.copy(), other._tokens[:], other._stamps[:]
         moved = dict(places)
-        for conversation, slot in other._buckets or ():
-            if (place := moved.get(other._targets[slot])) is not None:
-                self.put(conversation, place, other._tokens[slot], other._stamps[slot])
+        self._targets = array("H", [moved.get(target, GONE) for target in other._targets])
