@@ -60,7 +60,7 @@ async def storm(gateway: GatewayProcess, weather: Storm, key: str, calls: int, a
             call = Exchange(post(body, key), str(n % ROUTES))
             await call.join(gateway.port)
             call.send()
-            await call.end
+            await asyncio.wait([call.end], timeout=30)  # one that hangs is lost, and seen to be
             call.leave()
             done.append(call)
 
