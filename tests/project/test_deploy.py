@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 import click
@@ -27,7 +27,9 @@ from gateway.cli import COMMANDS, cli
 from gateway.config import Settings
 from gateway.core.errors import GatewayError
 from gateway.edge import ops
+from gateway.engines import FIELDS
 from gateway.meter import Metrics
+from gateway.routes.policies.api import Reason
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -37,7 +39,8 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PROMETHEUS: dict[str, Any] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
 ALERTS = [r for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for r in group["rules"]]
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboards/trunkline.json").read_text())
-PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+ROWS: list[dict[str, Any]] = [each for each in DASHBOARD["panels"] if each["type"] == "row"]
+PANELS: list[dict[str, Any]] = [each for each in DASHBOARD["panels"] if each["type"] != "row"]
 FILES = sorted(file for file in DEPLOY.rglob("*") if file.is_file() and file.name != ".env")
 TEXTS = {file: file.read_text() for file in FILES}
 
@@ -318,7 +321,9 @@ def test_every_address_is_a_service_and_its_port() -> None:
 def test_the_routing_table_passes_the_check() -> None:
     command = [sys.executable, "-P", "-m", "gateway", "check", str(DEPLOY / "routing.yaml"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30)
-    assert json.loads(done.stdout) == {"ok": True, "mistakes": []}, done.stderr
+    said = json.loads(done.stdout)
+    assert said["ok"], done.stderr
+    assert said["mistakes"] == []
 
 
 def test_the_model_servers_of_the_table_are_those_of_compose() -> None:
@@ -371,6 +376,10 @@ BUILT_IN_PANELS = {"stat", "timeseries"}
 
 def test_panels_are_complete() -> None:
     seen: set[tuple[int, int]] = set()
+    for row in ROWS:
+        assert not row["collapsed"], f"{row['title']}: the panels that follow would not be in it"
+        assert (row["gridPos"]["x"], row["gridPos"]["w"], row["gridPos"]["h"]) == (0, 24, 1), row["title"]
+        seen |= {(x, row["gridPos"]["y"]) for x in range(24)}
     for panel in PANELS:
         title = panel["title"]
         assert panel["type"] in BUILT_IN_PANELS, title
@@ -383,7 +392,7 @@ def test_panels_are_complete() -> None:
         seen |= cells
         for part in (panel, *panel["targets"]):
             assert part["datasource"] == {"type": "prometheus", "uid": datasource()["uid"]}, title
-    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     assert len({panel["title"] for panel in PANELS}) == len(PANELS)
 
 
@@ -475,9 +484,17 @@ def label_values(metric: str, label: str) -> set[str] | None:
     """The values that a label of a metric can have, where the code says so."""
     listed = re.search(r"outcome \(([\w, ]+)\)", Metrics().requests._documentation)
     assert listed
+    outcomes = {
+        "trunkline_upstream_attempts_total": {"ok", *error_types()},
+        "trunkline_config_reloads_total": {"applied", "refused"},
+        "trunkline_shadow_calls_total": {"same", "other", "dropped"},
+        "trunkline_requests_total": set(listed[1].split(", ")),
+    }
     return {
         "error_type": {"", *error_types()},
-        "outcome": {"ok", *error_types()} if "attempts" in metric else set(listed[1].split(", ")),
+        "outcome": outcomes.get(metric),
+        "reason": set(get_args(Reason)) if metric == "trunkline_route_decisions_total" else None,
+        "field": set(FIELDS),
         "direction": {"in", "out"},
         "job": {job["job_name"] for job in PROMETHEUS["scrape_configs"]},
     }.get(label)
@@ -519,6 +536,23 @@ def test_the_dashboard_can_be_narrowed_to_routes() -> None:
             for metric, matchers, _ in parse(target["expr"]).selectors:
                 narrowed = ("route", "=~", "$route") in matchers
                 assert narrowed == ("route" in EXPORTED[metric]), f"{panel['title']}: {metric}"
+
+
+NOT_SHOWN = {
+    "trunkline_cost_micros_total": "a matter of accounting: `trunkline usage`",
+    "trunkline_config_loaded_timestamp_seconds": "'Gateways by routing table' shows changes",
+}
+
+
+def test_every_metric_of_routing_is_shown() -> None:
+    shown = {each.metric for panel in PANELS for target in panel["targets"] for each in parse(target["expr"]).selectors}
+    of_routing = re.compile(
+        "trunkline_(route_|fallbacks|queue_|prompt_|cached_|target_|load_|engine_|shadow_|config_|cost_)"
+    )
+    for name in EXPORTED:
+        kind = re.sub("_(bucket|sum|count)$", "", name)
+        if of_routing.match(name) and name not in NOT_SHOWN:
+            assert shown & {kind, f"{kind}_bucket"}, f"{name}: no panel"
 
 
 def test_legends_and_colours_name_what_the_expressions_return() -> None:
@@ -564,6 +598,16 @@ def test_promtool_accepts_configuration_and_alerts() -> None:
         pytest.skip("no promtool on the PATH")
     done = subprocess.run(["promtool", "check", "config", DEPLOY / "prometheus.yml"], capture_output=True, timeout=30)
     assert done.returncode == 0, done.stdout
+
+
+def test_promtool_accepts_what_panels_ask(tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("no promtool on the PATH")
+    asked = [target["expr"] for panel in PANELS for target in panel["targets"]]
+    rules = [{"record": f"panel:{i}", "expr": expr.replace("$__rate_interval", "1m")} for i, expr in enumerate(asked)]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yml"], capture_output=True, timeout=30)
+    assert done.returncode == 0, done.stderr + done.stdout
 
 
 def test_docker_compose_accepts_the_file() -> None:
