@@ -24,6 +24,8 @@ give the command of an environment that holds the wheel alone: `--trunkline PATH
 Growth: nine calls and one stream in turn, RSS sampled twice a second, and a line fitted through the samples after the
 first fifth of the run. 4 MiB over 100,000 calls is 42 bytes a call: less than one object left behind.
 
+Reloads: see reloading.py. They have the gateway's core to themselves, after it has been stopped.
+
 Every round is repeated; targets are judged by the median, the best round is shown beside it because other work on the
 machine only ever makes a round worse.
 
@@ -46,12 +48,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import choosing
 import garbage
+import reloading
 import stub
 import uvloop
 from figures import Figures, own_table, peer_table
@@ -79,10 +82,11 @@ class Plan:
     paced: int
     latency: int
     long_run: int
+    reloads: int = 0
 
 
-FULL = Plan(rounds=3, calls=5_000, streams=2_500, paced=400, latency=300, long_run=100_000)
-QUICK = Plan(rounds=1, calls=2_000, streams=1_000, paced=160, latency=100, long_run=10_000)
+FULL = Plan(rounds=3, calls=5_000, streams=2_500, paced=400, latency=300, long_run=100_000, reloads=10)
+QUICK = Plan(rounds=1, calls=2_000, streams=1_000, paced=160, latency=100, long_run=10_000, reloads=2)
 PEER = Plan(rounds=1, calls=400, streams=120, paced=64, latency=160, long_run=0)
 
 
@@ -217,9 +221,7 @@ class Measurement:
         return outcome
 
     def _count(self, outcome: Outcome) -> None:
-        self.figures.calls += outcome.calls
-        self.figures.failures += outcome.failures
-        self.figures.first_fault = self.figures.first_fault or outcome.first_fault
+        self.figures.count(outcome.calls, outcome.failures, outcome.first_fault)
 
     @contextmanager
     def _step(self, title: str, total: int | None = None) -> Iterator[Tick]:
@@ -246,7 +248,7 @@ def measure(
     """Measure the gateway, then the peer where there is one."""
     plan = QUICK if chosen.quick else FULL
     if chosen.calls:
-        plan = Plan(plan.rounds, plan.calls, plan.streams, plan.paced, plan.latency, chosen.calls)
+        plan = replace(plan, long_run=chosen.calls)
     measured: dict[str, Figures] = {}
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
@@ -265,6 +267,7 @@ def measure(
         values["keys"] = [choosing.keys_us() for _ in range(plan.rounds)]
         check_conditions(measured["trunkline"], get(subject.port, "/metrics") or "", say)
         subject.server.stop()
+        reload(bed, chosen.trunkline, Path(folder), pinned[0], subject.secret, plan, steps, measured["trunkline"])
         if chosen.peer.exists() and not chosen.no_peer:
             try:
                 measured["litellm"] = Measurement(bed, bed.peer(chosen.peer), PEER, steps).run()
@@ -281,6 +284,22 @@ def relay_latency(bed: Bed, plan: Plan, steps: Steps) -> dict[str, list[float]]:
     relay.server.stop()
     values = measurement.figures.values
     return {"relay_p50": values["added_p50"], "relay_p99": values["added_p99"]}
+
+
+def reload(
+    bed: Bed, command: Path, folder: Path, core: int, secret: str, plan: Plan, steps: Steps, figures: Figures
+) -> None:
+    """Reloads of a large table; if there are none, that is a failure and not the end of the bench."""
+    redis_url = f"redis://127.0.0.1:{bed.redis_port}/0"
+    with steps.step("trunkline: reloads", plan.reloads) as tick:
+        try:
+            place = reloading.Place(command, folder, core, bed.burst_port, redis_url, secret)
+            reloads, outcome = place.measure(plan.reloads, tick)
+        except (NotReady, Stalled) as error:
+            figures.count(1, 1, f"reloads: {error}")
+            return
+    figures.values |= reloads.figures()
+    figures.count(outcome.calls, outcome.failures, outcome.first_fault)
 
 
 def check_conditions(figures: Figures, metrics: str, say: Callable[[str], None]) -> None:

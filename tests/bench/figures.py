@@ -41,6 +41,15 @@ KINDS = {
     "choice_8": Kind("choosing among 8 targets", "us", 15),
     "choice_256": Kind("choosing among 256 targets", "us", 60),
     "keys": Kind("reading the keys of a chat", "us"),
+    "reload": Kind("reload of 1,000 routes, from SIGHUP", "s", 1),
+    "reload_watched": Kind("the same, from the renaming of the file", "s"),
+    "reload_step": Kind("p99 latency while reloading / before", ""),
+    "quiet_p50": Kind("latency before reloads, p50", "ms"),
+    "quiet_p99": Kind("latency before reloads, p99", "ms"),
+    "quiet_max": Kind("latency before reloads, slowest", "ms"),
+    "reloading_p50": Kind("latency while reloading, p50", "ms"),
+    "reloading_p99": Kind("latency while reloading, p99", "ms"),
+    "reloading_max": Kind("latency while reloading, slowest", "ms"),
     "garbage": Kind("CPU to refuse a garbage key", "us", 20),
 }
 RISING = ("calls_per_second", "streams_per_second")
@@ -57,6 +66,12 @@ class Figures:
 
     def add(self, name: str, value: float) -> None:
         self.values.setdefault(name, []).append(value)
+
+    def count(self, calls: int, failures: int, first_fault: str | None) -> None:
+        """Add what became of calls."""
+        self.calls += calls
+        self.failures += failures
+        self.first_fault = self.first_fault or first_fault
 
     def median(self, name: str) -> float | None:
         values = self.values.get(name)
