@@ -14,7 +14,10 @@ CONSECUTIVE = 5
 WINDOW_SECONDS, WINDOW_CALLS, WINDOW_SHARE = 30.0, 10, 0.5
 EJECT_SECONDS, EJECT_MAX_SECONDS = 10.0, 120.0
 PROBE_SECONDS = (0.25, 5.0)
-"""Between probes of one target, more or less: while it is not up, and while it is."""
+"""Between probes of one target, more or less: at first while it is not up, then twice as long each time, and as long
+as this at most; while it is up."""
+SPREAD = 200
+"""So many targets or more are first probed in the course of a second, not all at once."""
 CREDENTIAL_ROUNDS = 12
 """Probes of a target that is up, about a minute's, after which its credential is tried again."""
 
@@ -139,7 +142,8 @@ class Prober:
             task.cancel()
 
     async def _watch(self, name: str) -> None:
-        rounds = 0
+        rounds, pause = 0, PROBE_SECONDS[0]
+        await asyncio.sleep(random.random() * min(1.0, len(self.up) / SPREAD))  # noqa: S311 # only to spread
         while True:
             try:
                 why = await self._ask(name, thorough=rounds == 0)
@@ -148,7 +152,9 @@ class Prober:
                 why = "cannot be probed"
             self._learn(name, why)
             rounds = 0 if why else (rounds + 1) % CREDENTIAL_ROUNDS
-            await asyncio.sleep(PROBE_SECONDS[0 if why else 1] * random.uniform(0.9, 1.1))  # noqa: S311 # only to spread
+            pause = min(2 * pause, PROBE_SECONDS[1]) if why else PROBE_SECONDS[0]
+            seconds = pause if why else PROBE_SECONDS[1]
+            await asyncio.sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311 # only to spread
 
     async def _ask(self, name: str, *, thorough: bool) -> str:
         why = await self._probe(name)

@@ -74,7 +74,13 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         settings.redis_url, settings.state_path, settings.redis_timeout, records_url=settings.records_url, boot=BOOT
     )
     keyring = Keyring(store, peppers, clock, Throttle(clock, refused=metrics.throttled.inc))
-    admin_keys = AdminKeys(store, peppers, clock, bootstrap=settings.admin_digest())
+    admin_keys = AdminKeys(
+        store,
+        peppers,
+        clock,
+        bootstrap=settings.admin_digest(),
+        throttle=Throttle(clock, refused=metrics.throttled.inc),
+    )
     builder = Builder(
         launched,
         adapters,
@@ -134,9 +140,8 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
             await asyncio.sleep(PULSE_SECONDS)
 
     async def explains(token: bytes, source: str | None) -> bool:
-        """Whether an admin key asks."""
-        await admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)
-        return True
+        """Whether an admin key asks; one that is good for one thing only is not good for this."""
+        return not (await admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)).once
 
     reconciler = Reconciler(
         lambda: {name: target.address.url for name, target in fleet.routes.targets.items()}, counters, store, drift
@@ -148,7 +153,8 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         await store.open()
         await keyring.open()
         ledger.open()
-        fleet.open()
+        await admin_keys.open()
+        await fleet.open()
         reconciler.open()
         watcher.open()
         pulsing = asyncio.create_task(pulse(), name="pulse")

@@ -26,6 +26,8 @@ from gateway.store import Store, StoreDown
 log = logging.getLogger("trunkline.fleet")
 
 PULSE_SECONDS = 1.0
+ORDERS_TRIES, ORDERS_PAUSE = 20, 0.05
+"""How often, and seconds between, a worker that starts asks the store for them before it serves without."""
 ORDERS_SECONDS = 10.0
 """Between two readings of operators' orders that no notice asked for."""
 _ANY_CALL = Prompt(tokens=1)
@@ -68,7 +70,12 @@ class Fleet:
         self._task: asyncio.Task[None] | None = None
         store.watch(self._changed)
 
-    def open(self) -> None:
+    async def open(self) -> None:
+        """Begin, with operators' orders known if the store answers soon: a drained target is to get no call."""
+        for _ in range(ORDERS_TRIES):
+            if await self._obey():
+                break
+            await asyncio.sleep(ORDERS_PAUSE)
         self.prober.open()
         self.engines.open()
         self.exchange.open()
@@ -99,7 +106,13 @@ class Fleet:
         self.engines.replace(names, anew)
         routes.ordered(self._orders, self._clock.now())
         for route in routes:
-            self._compare(route)
+            old = before.get(route.name)
+            if old is None or [target.spec for target in old.targets] != [target.spec for target in route.targets]:
+                self._compare(route)
+        for route in before:
+            if routes.get(route.name) is None:
+                for field in FACTS:
+                    self._metrics.forget(self._metrics.route_drift, route.name, field)
 
     def recovered(self, name: str) -> None:
         """The target works again after its breaker had ejected it."""
@@ -133,15 +146,16 @@ class Fleet:
         self._metrics.target_up.labels(name).set(not why)
         if target.up is None or target.why != why:
             target.probed(why)
-            self.routes.freed()
+            self._route_of[name].freed()
 
     def _seen(self, name: str, gauges: Gauges | None) -> None:
         """An engine has told its load, or tells it no longer."""
         if (target := self.routes.targets.get(name)) is None:
             return
         self._cap(target)
-        if gauges is not None and gauges.asleep != target.asleep:
-            target.sleeps(gauges.asleep)
+        asleep = gauges is not None and gauges.asleep
+        if asleep != target.asleep:
+            target.sleeps(asleep)
         if gauges is None:
             return
         if gauges.kv_tokens is not None and gauges.kv_tokens != target.told[1]:
@@ -197,14 +211,15 @@ class Fleet:
                 async with asyncio.timeout(PULSE_SECONDS):
                     await self._asked.wait()
 
-    async def _obey(self) -> None:
-        """Apply operators' orders; those that end by themselves end here."""
+    async def _obey(self) -> bool:
+        """Apply operators' orders; those that end by themselves end here. Whether they are known."""
         now = self._clock.monotonic()
         if now - self._orders_at > ORDERS_SECONDS:
             with suppress(StoreDown):
                 self._orders = {order.id: order for order in await self._store.all(TargetOrder)}
                 self._orders_at = now
         self.routes.ordered(self._orders, self._clock.now())
+        return self._orders_at > float("-inf")
 
     def _show(self) -> None:
         metrics = self._metrics
@@ -218,8 +233,16 @@ class Fleet:
 
     def _forget(self, name: str) -> None:
         metrics = self._metrics
-        for gauge in (metrics.target_prefill, metrics.target_running, metrics.target_waiting, metrics.target_up):
-            gauge.labels(name).set(0)
+        for gauge in (
+            metrics.target_prefill,
+            metrics.target_running,
+            metrics.target_waiting,
+            metrics.target_up,
+            metrics.engine_running,
+            metrics.engine_waiting,
+            metrics.engine_cache,
+        ):
+            metrics.forget(gauge, name)
 
     def _state(self, route: Route, target: Target) -> TargetState:
         now = self._clock.monotonic()

@@ -51,7 +51,7 @@ class Reloader:
         if objections := self._objections(table, self._table):
             raise ValueError("\n".join(objections))
         before = parts.routes
-        routes = self._builder.build(table, loaded.config_hash, before)
+        routes = await self._builder.rebuild(table, loaded.config_hash, before)
         mirrors = self._mirrors(table)
         # Nothing below waits or fails: no call sees half of it.
         routes.open(before)
@@ -76,7 +76,8 @@ class Reloader:
         log.error("the routing table %s stays in force; the new one cannot be used:\n%s", self._hash, why)
 
     def _tell(self, config_hash: str) -> None:
-        self._metrics.config.labels(self._hash).set(0)
+        if self._hash != config_hash:
+            self._metrics.forget(self._metrics.config, self._hash)
         self._metrics.config.labels(config_hash).set(1)
         self._metrics.config_at.set(self._clock.now())
         self._metrics.config_bad.set(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -22,6 +23,8 @@ BACKLOG = 4096
 BACKPRESSURE = 16384
 """Connections a worker holds; Granian counts idle keep-alive ones too, so its default stops accepting early."""
 HEADER_READ_MS = 10_000
+ASK_SECONDS = 0.5
+"""Between two requests to a worker to stop."""
 
 
 class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes are not typed
@@ -37,6 +40,24 @@ class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes a
         for worker in list(self._begun.values()):
             with suppress(ProcessLookupError, TypeError):  # it has ended, or not begun
                 os.kill(worker._id(), signal.SIGHUP)
+
+    def _stop_workers(self) -> None:
+        """Ask again and again: a worker that is only starting does not hear of it the first time."""
+        stopped = threading.Event()
+
+        def ask() -> None:
+            while not stopped.wait(ASK_SECONDS):
+                for worker in self.wrks:
+                    with suppress(Exception):
+                        worker.terminate()
+
+        asking = threading.Thread(target=ask, name="stop workers", daemon=True)
+        asking.start()
+        try:
+            super()._stop_workers()
+        finally:
+            stopped.set()
+            asking.join()
 
     def _spawn_worker(self, *arguments: Any, **options: Any) -> Any:
         """A worker begins with SIGHUP blocked, until it has a handler: none is lost, and none ends it."""

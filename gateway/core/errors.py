@@ -315,10 +315,13 @@ class UpstreamTimeout(UpstreamError):
 
 
 class UpstreamBusy(UpstreamError):
+    """It sheds load; `broken` if it may as well be dead: proxies answer 503, without a time, for what is not there."""
+
     status = 503
     code = "upstream_busy"
     error_type = "upstream_busy"
     public = "The model server is busy."
+    broken = False
 
 
 class Internal(GatewayError):

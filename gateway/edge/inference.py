@@ -8,7 +8,7 @@ from typing import Any, Final, get_args
 
 from backends.api import Endpoint
 from gateway.config.table import Bodies
-from gateway.core.errors import GatewayError, Internal, MethodNotAllowed
+from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated
 from gateway.dataplane import Parts, serve
 from gateway.edge.client import AsgiClient
 from gateway.keys import Network
@@ -43,6 +43,16 @@ class DataPlane:
         """Serve calls that come from now on by another table; those under way go on with theirs."""
         self.parts, self._bodies = parts, bodies
 
+    async def _allow_explanation(self, client: AsgiClient, endpoint: Endpoint) -> None:
+        """See whether an admin asks. Raises what is wrong with the key, after it was recorded."""
+        try:
+            if self._explains is None or not await self._explains(client.headers[EXPLAIN], client.source):
+                raise Unauthenticated
+            client.explains = True
+        except Unauthenticated:
+            with self.parts.meter.observe(client.call_id, endpoint):
+                raise Unauthenticated(f"an admin key as '{EXPLAIN.decode()}: tladm_...', or leave it out") from None
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         endpoint = PATHS.get(scope["path"]) if scope["type"] == "http" else None
         if endpoint is None:
@@ -52,8 +62,8 @@ class DataPlane:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{scope['method']} is not possible here; use POST.")
-            if (token := client.headers.get(EXPLAIN)) is not None and self._explains is not None:
-                client.explains = await self._explains(token, client.source)
+            if EXPLAIN in client.headers:
+                await self._allow_explanation(client, endpoint)
             await serve(self.parts, endpoint, client)
         except GatewayError as error:
             await client.fail(error)

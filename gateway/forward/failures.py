@@ -66,7 +66,9 @@ def status_refusal(status: int, retry_header: str | None) -> GatewayError | None
     if status in (401, 403):
         return CredentialRefused(f"status {status}")
     if status in (429, 503):
-        return UpstreamBusy(f"status {status}", retry_after=retry_after(retry_header))
+        busy = UpstreamBusy(f"status {status}", retry_after=retry_after(retry_header))
+        busy.broken = status == 503 and busy.retry_after is None
+        return busy
     if status == 408 or not 400 <= status < 500:
         return UpstreamFailed(f"status {status}")
     return None

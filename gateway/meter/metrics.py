@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal
@@ -247,6 +248,15 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self.build.labels(__version__).set(1)
+
+    @staticmethod
+    def forget(gauge: Gauge, *labels: str) -> None:
+        """Show nothing more of what is no longer there; with several workers, NaN until they end."""
+        if _multiprocess_folder() is not None:
+            gauge.labels(*labels).set(float("nan"))
+        else:
+            with suppress(KeyError):
+                gauge.remove(*labels)
 
 
 @cache

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from gateway.routes.load import KNOWN_GATEWAYS, Load, Told
 from gateway.routes.policies.api import Note
+from gateway.routes.target import Target
 from gateway.routes.tier import Tier
 from gateway.store import StoreDown
 
@@ -100,7 +101,7 @@ class Board:
         if now - self._busy > QUIET_SECONDS:
             self.route.others_waiting = 0
             for target in self._bounded:
-                target.inflight.others = 0
+                target.inflight.others = target.inflight.reserve = 0
             for load in self.loads.values():
                 load.told({}, now)  # nobody listens any more: what was heard would stay for ever
             return None
@@ -134,8 +135,17 @@ class Board:
             load.told(told[url], now)
         for target in self._bounded:
             target.inflight.others = inflight[target.name]
+            target.inflight.reserve = self._owed(target)
         while len(self._heard) > KNOWN_GATEWAYS:  # one that was only silent goes on where it was
             del self._heard[next(iter(self._heard))]
+
+    def _owed(self, target: Target) -> int:
+        """Slots of the target that others' waiting calls are still to get: as their part of all that wait."""
+        theirs, ours = self.route.others_waiting, self.route.waiting
+        if not theirs or target.max_inflight is None:
+            return 0
+        part = max(1, target.max_inflight * theirs // (theirs + ours))
+        return min(theirs, max(0, part - target.inflight.others))
 
     def _apply(self, gateway: str, word: Word) -> None:
         heard = self._heard.pop(gateway, 0)

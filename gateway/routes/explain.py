@@ -33,6 +33,14 @@ class Candidacy(Struct, frozen=True, omit_defaults=True):
     """Prompt tokens it has still to read."""
 
 
+MOST_TOLD = 16
+"""Candidates in a header: with more, clients would refuse the whole answer."""
+
+
 def explained(candidacies: Sequence[Candidacy]) -> bytes:
-    """As one line of JSON, for a header."""
-    return msgspec.json.encode(candidacies)
+    """As one line of JSON for a header: the picked one first, then the cheapest."""
+
+    def rank(each: Candidacy) -> tuple[bool, bool, float]:
+        return not each.picked, each.cost is None, each.cost or 0.0
+
+    return msgspec.json.encode(sorted(candidacies, key=rank)[:MOST_TOLD])

@@ -59,8 +59,12 @@ class Full:
 
     def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
         load, part = target.load, prompt.part
-        if target.max_inflight is not None and target.inflight.all >= max(1.0, target.max_inflight * part):
-            return "full"
+        if target.max_inflight is not None:
+            inflight = target.inflight
+            # Who has none takes a slot even if it is reserved: else gateways would keep the last one for each other.
+            reserved = inflight.reserve if inflight.own else 0
+            if inflight.all + reserved >= max(1.0, target.max_inflight * part):
+                return "full"
         if target.cap is not None and load.running + load.others_running >= max(1.0, target.cap * part):
             return "full"
         return "full" if load.pending(now) >= target.prefill_limit * part else None

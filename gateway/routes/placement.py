@@ -9,7 +9,16 @@ from typing import Any, Final
 from msgspec import Struct, structs
 
 from backends.api import Usage
-from gateway.core.errors import ContextTooLong, NoTarget, QueueFull, QueueTimeout, UpstreamBusy, UpstreamError
+from gateway.core.errors import (
+    ContextTooLong,
+    Disconnected,
+    NoTarget,
+    QueueFull,
+    QueueTimeout,
+    Unreachable,
+    UpstreamBusy,
+    UpstreamError,
+)
 from gateway.routes.load import RATE, Share
 from gateway.routes.policies.api import Prompt, Reason, Score
 from gateway.routes.target import Target
@@ -41,9 +50,9 @@ class Placement:
     __slots__ = (
         "_begun",
         "_ended",
-        "_leased",
         "_prompt",
         "_share",
+        "_slot",
         "_tier",
         "_timer",
         "_trial",
@@ -51,6 +60,7 @@ class Placement:
         "address",
         "fallback",
         "headers",
+        "lost",
         "score",
         "target",
         "waited",
@@ -61,10 +71,12 @@ class Placement:
         self.address = self.target.address
         self.score, self._tier, self._prompt = score, tier, prompt
         self._share = Share(self.target.load, prompt.tokens - score.cached)
-        self._leased: Callable[[], Any] | None = None
+        self._slot: Callable[[], Any] | None = None
         self._way: Callable[[Target], None] | None = None
         self.fallback = ""
         """Why a worse tier, or another route, has been chosen; empty: it has not."""
+        self.lost = False
+        """The connection ended: whatever the target did for the call, it does no more."""
         self.waited = 0.0
         """Seconds in the queue."""
         self.headers: list[tuple[bytes, bytes]] = []
@@ -111,9 +123,9 @@ class Placement:
         if self.fallback:
             self.headers.append((b"x-trunkline-fallback", self.fallback.encode()))
 
-    def leased(self, give_back: Callable[[], asyncio.Future[Any] | None], make_way: Callable[[Target], None]) -> None:
+    def holds(self, give_back: Callable[[], asyncio.Future[Any] | None], make_way: Callable[[Target], None]) -> None:
         """A slot that is counted for all gateways is held, too; `make_way` is told just before it is free."""
-        self._leased, self._way = give_back, make_way
+        self._slot, self._way = give_back, make_way
 
     def first_token(self) -> None:
         """The prompt has been read. A target that is on trial works: other calls need not wait for this one's end."""
@@ -130,9 +142,10 @@ class Placement:
 
     def failed(self, error: UpstreamError) -> None:
         """It did not, and is to blame; one that sheds load is not broken."""
+        self.lost = isinstance(error, Disconnected | Unreachable)
         if isinstance(error, UpstreamBusy):
             self.target.rest(error.retry_after)
-        else:
+        if not isinstance(error, UpstreamBusy) or error.broken:
             self.target.breaker.failed()
             for stirred in self.target.load.stirred:  # also of the same target in a newer table
                 stirred()
@@ -158,6 +171,6 @@ class Placement:
             self._share.end()
         else:
             self._share.undo()
-        give_back, self._leased = self._leased, None
+        give_back, self._slot = self._slot, None
         if give_back is not None:
             give_back()

@@ -3,73 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
-
-from msgspec import Struct, structs
 
 from backends.api import Call
 from gateway.config.limits import Price
-from gateway.core.errors import ContextTooLong, NoTarget
+from gateway.core.errors import NoTarget
 from gateway.core.types import KeyRecord, Spent
-from gateway.routes.explain import Candidacy
-from gateway.routes.filters import LENIENCES, NOTHING, Filter, refusal
+from gateway.routes.budget import RetryBudget
+from gateway.routes.chooser import Chooser
 from gateway.routes.load import Load
 from gateway.routes.placement import Placement
-from gateway.routes.policies.api import Prompt, Score
-from gateway.routes.prompt import SURE
+from gateway.routes.policies.api import Prompt
 from gateway.routes.queue import Queue, Waiter
 from gateway.routes.slots import Slots
-from gateway.routes.target import UNBOUNDED, Target
-from gateway.routes.tier import Outlook, Tier
+from gateway.routes.target import Target
+from gateway.routes.tier import Tier
 
-RETRY_SHARE, RETRY_FLOOR = 0.2, 3
-"""Retries in flight may be a fifth of all calls in flight, but three are always allowed."""
+log = logging.getLogger("trunkline.routes")
+
 LOOK_SECONDS = 0.05
 """How often a queue looks for room that nobody told of: in other gateways, or because a rest is over."""
 WAY_SECONDS = 0.075
 """How long a freed slot is left to other gateways, which look each 0.05 s."""
-_ANY_CALL = Prompt(tokens=1)
 TAKEN_SECONDS = 0.05
 """How long a target is taken for full whose last slot another gateway had."""
-
-
-class RetryBudget:
-    """Keeps retries a small part of the load, so that an outage is not answered with twice the calls."""
-
-    def __init__(self) -> None:
-        self.in_flight = 0
-        self.retrying = 0
-
-    def allows(self) -> bool:
-        return self.retrying < max(RETRY_FLOOR, RETRY_SHARE * self.in_flight)
-
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """One call in flight."""
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-
-    @contextmanager
-    def retry(self, counts: bool) -> Iterator[None]:
-        """One attempt; it is a retry if it `counts`."""
-        self.retrying += counts
-        try:
-            yield
-        finally:
-            self.retrying -= counts
-
-
-class _Chosen(Struct, frozen=True):
-    """The best tier with room and its usable places; without places all are only busy, without a tier none can."""
-
-    tier: Tier | None = None
-    usable: Sequence[int] = ()
-    overlooked: tuple[Filter, ...] = NOTHING
 
 
 class Route:
@@ -90,23 +49,48 @@ class Route:
         fallback_route: str | None = None,
     ) -> None:
         """A call waits in `queue`, with `bounds` of calls and bytes, for at most `wait` seconds by `clock`."""
-        self._bounds = bounds
-        self.name, self.tiers, self.attempts, self.price = name, tuple(tiers), attempts, price
-        self.fallback_route, self._queue, self._wait = fallback_route, queue, wait
-        self._slots, self._clock = slots, clock
+        self.name, self.attempts, self.price, self.fallback_route = name, attempts, price, fallback_route
+        self.queue, self._bounds, self._wait = queue, bounds, wait
+        self.chooser = Chooser(name, tiers, clock)
         self.others_waiting = 0
         """Calls in other gateways' queues for this route, as they last told."""
-        self._heir: Route | None = None
+        self._slots, self._clock = slots, clock
         self._budget = RetryBudget()
+        self._heir: Route | None = None
         self._looking: asyncio.TimerHandle | None = None
-        self._longest = self._longest_prompt = UNBOUNDED
-        self.measure()
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The best first."""
+        return self.chooser.tiers
+
+    @property
+    def targets(self) -> list[Target]:
+        """The targets of all tiers, the best first."""
+        return self.chooser.targets
+
+    @property
+    def waiting(self) -> int:
+        """Calls in its queue."""
+        return self.queue.waiting
+
+    @property
+    def keyed(self) -> bool:
+        """There is a choice for which a prompt's keys matter."""
+        return any(tier.keyed for tier in self.tiers)
+
+    def measure(self) -> None:
+        """Look at the targets' contexts anew."""
+        self.chooser.measure()
 
     def inherit(self, before: Route) -> None:
-        """Take over what the route of the table before has learned."""
+        """Take over what the route of the table before has learned; a policy that cannot begins anew."""
         for tier, predecessor in zip(self.tiers, before.tiers, strict=False):
-            tier.inherit(predecessor)
-        self._queue.revise(*self._bounds)
+            try:
+                tier.inherit(predecessor)
+            except Exception:  # a policy is anybody's code, and the table is in force already
+                log.exception("route %s: what its policy had learned is lost", self.name)
+        self.queue.revise(*self._bounds)
 
     def open(self) -> None:
         """The route is used from now on."""
@@ -114,32 +98,18 @@ class Route:
             target.load.freed.append(self.freed)
             target.load.stirred.append(target.stirred)
 
-    def measure(self) -> None:
-        """Look at the targets' contexts anew."""
-        for tier in self.tiers:
-            tier.measure()
-        self._longest = max((target.context for target in self.targets), default=UNBOUNDED)
-        self._longest_prompt = max((target.prompt_limit for target in self.targets), default=UNBOUNDED)
+    def close(self, heir: Route | None = None) -> None:
+        """The route is not used any more. Calls in flight go on; those that wait in the queue go the heir's way."""
+        self._heir = heir
+        for target in self.targets:
+            if self.freed in target.load.freed:
+                target.load.freed.remove(self.freed)
+                target.load.stirred.remove(target.stirred)
 
-    @property
-    def targets(self) -> list[Target]:
-        """The targets of all tiers, the best first."""
-        return [target for tier in self.tiers for target in tier.targets]
-
-    @property
-    def waiting(self) -> int:
-        """Calls in its queue."""
-        return self._queue.waiting
-
-    @property
-    def queue(self) -> Queue[Placement]:
-        """Where its calls wait; the same for the route of this name in every table."""
-        return self._queue
-
-    @property
-    def keyed(self) -> bool:
-        """There is a choice for which a prompt's keys matter."""
-        return any(tier.keyed for tier in self.tiers)
+    def freed(self, load: Load | None = None) -> None:
+        """There may be room: at targets with this load, or anywhere."""
+        if self.queue.waiting and (load is None or self.chooser.has_room(load)):
+            self.queue.freed()
 
     async def placements(
         self,
@@ -155,18 +125,19 @@ class Route:
         """Placements to try in turn, at most `most` of them, each only when the one before has failed.
 
         Each is at another target; if `lenient` and there is nothing better, also at one that seems to be down.
-        `spent` is asked when the call is over. Raises `QueueFull`, `QueueTimeout` (at once
-        without `wait`), `ContextTooLong`, and `NoTarget` if there is not even a first one; ends when there is no other
-        left to try.
+        `spent` is asked when the call is over. Raises `QueueFull`, `QueueTimeout` (at once without `wait`),
+        `ContextTooLong`, and `NoTarget` if there is not even a first one; ends when there is no other left to try.
         """
-        prompt = self._fitted(prompt)
+        prompt = self.chooser.fitted(prompt)
         waiter = Waiter(key.priority, key.tenant, prompt.tokens, len(call.body.raw))
-        tried: list[Target] = []
+        seconds, tried = self._wait if wait else 0.0, list[Target]()
+        moves = True  # it is nobody's double: its first attempt, or the target it was at is gone
         try:
             with self._budget.call():
-                while len(tried) < min(most, self.attempts) and (not tried or self._budget.allows()):
-                    with self._budget.retry(bool(tried)):
-                        placement = await self._place(call, prompt, waiter, tried, self._wait if wait else 0.0, lenient)
+                while len(tried) < min(most, self.attempts) and (moves or self._budget.allows()):
+                    with self._budget.attempt(again=not moves):
+                        attempt = partial(self._attempt, prompt, tried, lenient)
+                        placement = await self._place(call, prompt, waiter, tried, attempt, seconds if moves else None)
                         if placement is None:
                             return
                         tried.append(placement.target)
@@ -174,63 +145,37 @@ class Route:
                             yield placement
                         except GeneratorExit:  # the call is over; else there is another attempt
                             used = spent()
-                            self._queue.spent(waiter, used.input, used.output)
+                            self.queue.spent(waiter, used.input, used.output)
                             raise
                         finally:
                             placement.end()
+                        moves, waiter.deadline = placement.lost, None
         finally:
-            self._queue.spent(waiter, 0, 0)  # what was charged, and came to nothing
-
-    def explain(self, prompt: Prompt, *, decided: bool = False, lenient: bool = True) -> list[Candidacy]:
-        """What would be picked now, and why; nothing if it is `decided` elsewhere. Changes nothing that matters."""
-        now, found = self._clock(), []
-        with suppress(ContextTooLong):
-            prompt = self._fitted(prompt)
-        chosen = self._choose(prompt, (), lenient)
-        for number, tier in enumerate(self.tiers):
-            outlooks = tier.outlooks(prompt, now, chosen.overlooked if tier is chosen.tier else NOTHING)
-            scores = [outlook.score for outlook in outlooks if outlook.score is not None]
-            picked = bool(scores) and tier is chosen.tier and not decided
-            best = min(scores, key=lambda score: score.cost) if picked else None
-            found += [_candidacy(self.name, number, tier, outlook, now, best) for outlook in outlooks]
-        return found
-
-    def freed(self, load: Load | None = None) -> None:
-        """There may be room: at targets with this load, or anywhere."""
-        if not self._queue.waiting:
-            return
-        now = self._clock()
-        if load is None or any(
-            refusal(_ANY_CALL, target, now) is None for target in self.targets if target.load is load
-        ):
-            self._queue.freed()
-
-    def close(self, heir: Route | None = None) -> None:
-        """The route is not used any more. Calls in flight go on; those that wait in the queue go the heir's way."""
-        self._heir = heir
-        for target in self.targets:
-            if self.freed in target.load.freed:
-                target.load.freed.remove(self.freed)
-                target.load.stirred.remove(target.stirred)
+            self.queue.spent(waiter, 0, 0)  # what was charged, and came to nothing
 
     async def _place(
-        self, call: Call, prompt: Prompt, waiter: Waiter, tried: Sequence[Target], wait: float, lenient: bool
+        self,
+        call: Call,
+        prompt: Prompt,
+        waiter: Waiter,
+        tried: Sequence[Target],
+        attempt: Callable[[], Placement | None],
+        seconds: float | None,
     ) -> Placement | None:
-        """The next placement, when there is room for it; None: there is no target left to try."""
-        if tried and not self._choose(prompt, tried, lenient).usable:
-            return None  # a retry does not wait: its client has waited already
+        """The next placement, when there is room for it within so many seconds; None: there is none.
+
+        Without `seconds` it does not wait at all: the target has had its turn, and so have those that wait.
+        """
+        if tried and not self._can_retry(prompt, tried, seconds):
+            return None
         again, came = bool(tried), self._clock()
         while True:
-            placement = await self._queue.place(
-                waiter,
-                partial(self._attempt, prompt, tried, lenient),
-                Placement.end,
-                wait,
-                again=again,
-                soonest=partial(self._soonest, prompt, tried),
+            soonest = partial(self._latest.chooser.soonest, prompt, tried)
+            placement = await self.queue.place(
+                waiter, attempt, Placement.end, seconds or 0.0, again=again, soonest=soonest
             )
             try:
-                if await self._leased(placement, f"{call.id}.{len(tried)}"):
+                if await self._has_slot(placement, f"{call.id}.{len(tried)}"):
                     placement.waited = self._clock() - came
                     placement.begin()
                     return placement
@@ -239,93 +184,50 @@ class Route:
                 raise
             placement.target.rest(TAKEN_SECONDS, "full")  # before others are told that there is room
             placement.end()
-            if tried:
+            if seconds is None:
                 return None
             again = True
 
-    async def _leased(self, placement: Placement, name: str) -> bool:
+    def _can_retry(self, prompt: Prompt, tried: Sequence[Target], seconds: float | None) -> bool:
+        """Whether there is another target to try: with room now, or with `seconds` one that may have it then."""
+        chosen = self.chooser.choose(prompt, tried)
+        return bool(chosen.usable) or (bool(seconds) and chosen.tier is not None)
+
+    async def _has_slot(self, placement: Placement, name: str) -> bool:
         """Whether the target has a slot left, where its slots are counted."""
         if placement.target.max_inflight is None:
             return True
         slot = await self._slots.take(placement.target, name)
         if slot is not None:
-            placement.leased(slot, self._make_way)
+            placement.holds(slot, self._make_way)
         return slot is not None
 
     def _make_way(self, target: Target) -> None:
-        """A slot of the target comes free: leave it to other gateways if more of its calls are ours than should be.
+        """Our last slot of the target comes free: others, who wait without any, are to have a chance to take it.
 
-        Who frees a slot is the first to know; without this a gateway with a queue would keep its slots for ever.
+        Who frees a slot is the first to know. The reserve that the exchange sets keeps the balance above that.
         """
-        waiting, inflight = self._queue.waiting, target.inflight
-        if self.others_waiting and inflight.own * (waiting + self.others_waiting) > waiting * inflight.all:
+        if self.others_waiting and target.inflight.own == 1:
             target.rest(WAY_SECONDS, "full")
 
     def _attempt(self, prompt: Prompt, tried: Sequence[Target], lenient: bool = True) -> Placement | None:
         """A placement now; None: all that could take the call are full. Raises `NoTarget`."""
         if self._heir is not None:
             return self._heir._attempt(prompt, tried, lenient)
-        chosen = self._choose(prompt, tried, lenient)
+        chosen = self.chooser.choose(prompt, tried, lenient=lenient)
         if chosen.tier is None:
             raise NoTarget(f"No target of {self.name!r} can take the call now.", retry_after=1)
         if not chosen.usable:
             self._look_again()
             return None
         placement = Placement(chosen.tier, chosen.tier.pick(prompt, chosen.usable, self._clock()), prompt)
-        if chosen.tier is not self.tiers[0]:
-            placement.fallback = self._passed_over(prompt, chosen.tier, tried)
+        placement.fallback = self.chooser.passed_over(prompt, chosen.tier, tried)
         return placement
 
-    def _choose(self, prompt: Prompt, tried: Sequence[Target], lenient: bool = True) -> _Chosen:
-        """The best tier with room."""
-        now = self._clock()
-        for overlooked in LENIENCES[: (2 if tried else 3) if lenient else 1]:
-            for tier in self.tiers:
-                if usable := tier.usable(prompt, now, tried, overlooked):
-                    return _Chosen(tier, usable, overlooked)
-            for tier in self.tiers:
-                if tier.busy(prompt, now, tried, overlooked):
-                    return _Chosen(tier)
-        return _Chosen()
-
-    def _passed_over(self, prompt: Prompt, chosen: Tier, tried: Sequence[Target]) -> str:
-        """Why the tiers before `chosen` were not: what most of their targets lack."""
-        now = self._clock()
-        whys = [
-            "failed" if target in tried else refusal(prompt, target, now) or "canary"
-            for tier in self.tiers[: self.tiers.index(chosen)]
-            for target in tier.targets
-        ]
-        return max(whys, key=whys.count)
-
-    def _fitted(self, prompt: Prompt) -> Prompt:
-        """The prompt; one that seems to fit nowhere, but may, as one for the targets with the largest context.
-
-        Raises `ContextTooLong` for one that cannot, whatever its text is.
-        """
-        longest, alone = self._longest, self._longest_prompt
-        if prompt.context <= longest and prompt.alone <= alone:
-            return prompt
-        if prompt.least_context <= longest and prompt.alone // SURE <= alone:
-            return structs.replace(prompt, context=min(prompt.context, longest), alone=min(prompt.alone, alone))
-        raise ContextTooLong(
-            f"The prompt would take about {prompt.alone} tokens, with its answer {prompt.context}; "
-            f"the largest context that {self.name!r} has is {min(longest, alone)} tokens.",
-            param="messages" if prompt.alone > min(longest, alone) else "max_tokens",
-        )
-
-    def _soonest(self, prompt: Prompt, tried: Sequence[Target]) -> float | None:
-        """Seconds until any target can have room, if that is known: all have asked for a pause."""
-        now = self._clock()
-        left = []
-        for target in self.targets:
-            if target in tried or (why := refusal(prompt, target, now)) is None:
-                continue
-            if why == "full":
-                return None
-            if why == "resting":
-                left.append(target.resting_until - now)
-        return min(left, default=None)
+    @property
+    def _latest(self) -> Route:
+        """The route of this name in the newest table."""
+        return self if self._heir is None else self._heir._latest
 
     def _look_again(self) -> None:
         """As long as calls wait, look for room now and then."""
@@ -334,26 +236,8 @@ class Route:
 
     def _look(self) -> None:
         self._looking = None
-        if self._queue.waiting:
-            self._queue.freed()
+        if self._heir is not None:
+            self._latest._look_again()
+        elif self.queue.waiting:
+            self.queue.freed()
             self._look_again()
-
-
-def _candidacy(route: str, number: int, tier: Tier, outlook: Outlook, now: float, best: Score | None) -> Candidacy:
-    target, score = outlook.target, outlook.score
-    load = target.load
-    return Candidacy(
-        route,
-        number,
-        target.name,
-        tier.policy_name,
-        outlook.refused,
-        None if score is None else round(score.cost, 3),
-        0 if score is None else score.cached,
-        "" if score is None else score.reason,
-        score is not None and score is best,
-        target.weight,
-        load.running + load.others_running,
-        load.waiting + load.others_waiting,
-        int(load.pending(now)),
-    )

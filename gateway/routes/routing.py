@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
@@ -22,6 +23,8 @@ from gateway.routes.slots import Slots
 from gateway.routes.target import Breaker, Target
 from gateway.routes.tier import Tier
 
+ROUTES_A_TURN = 10
+"""Made in one turn of the event loop."""
 MOST_ATTEMPTS = 3
 """Targets tried for one call, those of a fallback route included."""
 
@@ -29,11 +32,16 @@ MOST_ATTEMPTS = 3
 class Routes:
     """The routes, and the order in which one call tries their targets."""
 
-    def __init__(self, table: Table, routes: Mapping[str, Route], config_hash: str = "") -> None:
+    def __init__(
+        self, table: Table, routes: Mapping[str, Route], config_hash: str = "", before: Routes | None = None
+    ) -> None:
         self._routes, self._names = routes, table.names()
         self.config_hash = config_hash
         self.targets = {target.name: target for route in routes.values() for target in route.targets}
         self.boards = dict(_boards(routes.values()))
+        if before is not None:
+            for name, board in self.boards.items():
+                board.inherit(before.boards.get(name))
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self._routes.values())
@@ -103,6 +111,7 @@ class Routes:
                         placement.tell(tried, *told)
                         yield placement
             except (NoTarget, ContextTooLong, QueueFull, QueueTimeout) as error:
+                error.headers = {**error.headers, **{name.decode(): value.decode() for name, value in told}}
                 if refused is None or wait or isinstance(refused, ContextTooLong):
                     refused = error  # that it fits nowhere is said only if it does not fit anywhere
                 if full is None and isinstance(error, QueueFull | QueueTimeout):
@@ -132,7 +141,7 @@ class Routes:
             found = []
             for each in chain:
                 decided = any(candidacy.picked for candidacy in found)
-                found += each.explain(prompt, decided=decided, lenient=lenient)
+                found += each.chooser.explain(prompt, decided=decided, lenient=lenient)
             if any(candidacy.picked for candidacy in found):
                 break
         return found
@@ -182,13 +191,21 @@ class Builder:
 
     def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
         """The routes of `table`. Whatever it raises, `before` is as it was."""
+        return Routes(table, dict(self._made(table, before)), config_hash, before)
+
+    async def rebuild(self, table: Table, config_hash: str, before: Routes) -> Routes:
+        """As `build`, some routes at a time: calls go on meanwhile."""
+        routes = {}
+        for name, route in self._made(table, before):
+            routes[name] = route
+            if len(routes) % ROUTES_A_TURN == 0:
+                await asyncio.sleep(0)
+        return Routes(table, routes, config_hash, before)
+
+    def _made(self, table: Table, before: Routes | None) -> Iterator[tuple[str, Route]]:
         loads = {} if before is None else {target.address.url: target.load for target in before.targets.values()}
-        routes = {name: self._route(name, spec, loads, before) for name, spec in table.routes.items()}
-        made = Routes(table, routes, config_hash)
-        if before is not None:
-            for board in made.boards.values():
-                board.inherit(before.boards.get(board.route.name))
-        return made
+        for name, spec in table.routes.items():
+            yield name, self._route(name, spec, loads, before)
 
     def _route(self, name: str, spec: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Route:
         numbers = sorted({each.tier for each in spec.fallback})

@@ -47,10 +47,12 @@ class Breaker(Protocol):
 class Inflight:
     """Calls at one target, ours and those of other gateways as they last told; its server may have others."""
 
-    __slots__ = ("others", "own")
+    __slots__ = ("others", "own", "reserve")
 
     def __init__(self) -> None:
         self.own = self.others = 0
+        self.reserve = 0
+        """Slots that calls waiting in other gateways have a right to."""
 
     @property
     def all(self) -> int:

@@ -67,7 +67,8 @@ class Tier:
                 place for place, target in enumerate(self.targets) if refusal(prompt, target, now, overlooked) is None
             ]
         if tried:
-            places = [place for place in places if self.targets[place] not in tried]
+            names = {target.name for target in tried}  # perhaps of the table before
+            places = [place for place in places if self.names[place] not in names]
         return self._split(prompt, places) if self._canaries else places
 
     def busy(

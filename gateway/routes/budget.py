@@ -1,0 +1,41 @@
+"""How many retries there may be: few, so that an outage is not answered with twice the calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+RETRY_SHARE: Final = 0.2
+RETRY_FLOOR: Final = 3
+"""Retries in flight may be a fifth of all calls in flight, but three are always allowed."""
+
+
+class RetryBudget:
+    """Counts a route's calls and retries in flight."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.retrying = 0
+
+    def allows(self) -> bool:
+        """One more retry may begin."""
+        return self.retrying < max(RETRY_FLOOR, RETRY_SHARE * self.in_flight)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """One call in flight."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    @contextmanager
+    def attempt(self, *, again: bool) -> Iterator[None]:
+        """One attempt; `again`: it is a retry."""
+        self.retrying += again
+        try:
+            yield
+        finally:
+            self.retrying -= again
