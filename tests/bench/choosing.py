@@ -52,6 +52,7 @@ def choice_us(targets: int) -> float:
     for prompt in prompts:
         now = time.monotonic()
         placement = Placement(tier, tier.pick(prompt, tier.usable(prompt, now), now), prompt)
+        placement.begin()
         flying.append(placement)
         if len(flying) > IN_FLIGHT:
             flying.pop(0).end()

@@ -8,6 +8,7 @@ simulations they were chosen by are described in docs/routing.md; `trunkline sim
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain
@@ -40,8 +41,8 @@ SAMPLE: Final = 8
 """Of a large tier's warm targets so many are looked at."""
 REFRESH_SECONDS: Final = 0.05
 """For so long the weights of young targets and a large tier's mean load are taken as they were."""
-KEPT_PLACES: Final = 8192
-"""Places in the remembered orders of groups, all together."""
+KEPT_ORDERS, KEPT_PLACES = 1024, 65536
+"""Orders of groups that are remembered, and places in all of them together."""
 
 
 class Look(Struct):
@@ -72,7 +73,8 @@ class HomeCost:
         self._ring: deque[Note] = deque(maxlen=RING)
         self._weights: Sequence[float] | None = None
         self._kappa, self._refreshed = 1.0, float("-inf")
-        self._orders: dict[int, list[int]] = {}
+        self._orders: dict[int, array[int]] = {}
+        self._most_orders = min(KEPT_ORDERS, max(1, KEPT_PLACES // max(1, len(names))))
         self._orders_of: tuple[Sequence[int], Sequence[float] | None] = ((), None)
 
     def score(self, prompt: Prompt, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> list[Score]:
@@ -85,7 +87,7 @@ class HomeCost:
             order = self._worthwhile(look, draws, targets, usable)
         homes, stamps, tokens, prefix = set(look.homes[: look.count]), look.stamps, prompt.tokens, float(prompt.prefix)
         first, home, last = look.homes[0] if homes else -1, look.home, look.last
-        begins = -1 if prompt.follow_up else home
+        begins, kappa = -1 if prompt.follow_up else home, self._kappa
         other: Reason = "spill" if home >= 0 else "no_key"
         scores = []
         for place in order:
@@ -102,7 +104,8 @@ class HomeCost:
                 cached, value = max(cached, look.length), max(value, look.length)
             if place == begins:
                 value = max(value, cached + self._phi * (tokens - cached))  # it pays when the conversation goes on
-            cost = (load.pending(now) + tokens - self._kappa * value) / target.weight
+            pending = load.pending(now) if load.others_prefill else load.prefill
+            cost = (pending + tokens - kappa * value) / target.weight
             reason: Reason = "warm" if cached else other
             if place == home:
                 reason = "home"
@@ -182,15 +185,15 @@ class HomeCost:
                     look.last, look.length = place, float(min(length, prompt.tokens))
         return look
 
-    def _order(self, group: int, usable: Sequence[int]) -> list[int]:
+    def _order(self, group: int, usable: Sequence[int]) -> array[int]:
         """The group's order. Groups come again and again: their orders are kept as long as they are true."""
         if self._orders_of != (usable, self._weights):
             self._orders.clear()
             self._orders_of = (usable, self._weights)
         order = self._orders.get(group)
         if order is None:
-            order = self._orders[group] = self._rendezvous.order(group, usable, self._weights)
-            if len(self._orders) * len(usable) > KEPT_PLACES:
+            order = self._orders[group] = array("H", self._rendezvous.order(group, usable, self._weights))
+            if len(self._orders) > self._most_orders:
                 del self._orders[next(iter(self._orders))]
         return order
 
