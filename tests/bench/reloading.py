@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import re
 import signal
@@ -189,6 +190,12 @@ class Reloading:
         await asyncio.sleep(AFTER_SECONDS)
 
 
+def is_settled(port: int) -> bool:
+    """Whether the gateway has found all targets up: to look at so many for the first time takes a while."""
+    said = get(port, "/ready")
+    return said is not None and all(state == "up" for state in json.loads(said)["targets"].values())
+
+
 def config_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -211,7 +218,7 @@ class Place:
         numbers = range(0, ROUTES, TENTH)
         caller = Caller(port, [chat(f"alias-{number}", self.secret, streams=False) for number in numbers])
         with Server(self._words(routing, port), self.core, self.folder / "routes.log", self._environment()) as server:
-            server.wait_for(lambda: get(port, "/ready") is not None, READY_SECONDS, lambda: tick(0))
+            server.wait_for(lambda: is_settled(port), READY_SECONDS, lambda: tick(0))
             reloading = Reloading(server, routing, self.stub_port, caller, tick)
             uvloop.run(reloading.run(reloads))
             found = IN_FORCE.findall(get(port, "/metrics") or "")
