@@ -82,7 +82,7 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
         raise click.ClickException(str(error)) from None
     launched = {target.name: "http://launched" for _, _, target in table.targets() if target.launch is not None}
     routes = Builder(launched, cache(registry.load), lambda _: _Stands(), Slots(store), time.monotonic).build(table)
-    reports = await _reports(store)
+    reports = await _reports(store, set(routes.targets))
     _apply(routes, reports)
     routes.ordered({order.id: order for order in await store.all(TargetOrder)}, time.time())
     try:
@@ -126,8 +126,8 @@ async def _key(store: Store, id: str | None) -> KeyRecord:
     return record
 
 
-async def _reports(store: Store) -> list[Report]:
-    """What running gateways say; nothing where none runs."""
+async def _reports(store: Store, targets: set[str]) -> list[Report]:
+    """What running gateways say that serve such a table; nothing where none runs."""
     try:
         words = await store.reports()
     except StoreDown:
@@ -135,9 +135,11 @@ async def _reports(store: Store) -> list[Report]:
     reports = []
     for word, _ in words.values():
         try:
-            reports.append(msgspec.msgpack.decode(word, type=Report))
-        except msgspec.DecodeError:
+            report = msgspec.msgpack.decode(word, type=Report)
+        except (msgspec.DecodeError, UnicodeDecodeError):
             continue  # another version's
+        if any(state.name in targets for state in report.targets):
+            reports.append(report)
     return reports
 
 
@@ -184,7 +186,7 @@ def _show(answer: Answer, *, allowed: bool) -> None:
     ]
     rows(COLUMNS, lines, "The route has no targets.")
     out = console()
-    seen = f"as {answer.gateways} running gateways report" if answer.gateways else "no gateway reports: all idle"
+    seen = f"as {answer.gateways} gateway workers report" if answer.gateways else "no gateway reports: all idle"
     if answer.picked is None:
         out.print(f"No target can take it now ({seen}).")
     else:

@@ -13,7 +13,7 @@ import pytest
 
 from backends import registry
 from gateway.cli import COMMANDS
-from gateway.config import Settings, load_table, table_schema
+from gateway.config import Settings, load_table, parse_table, table_schema
 from gateway.config.table import field_texts, parts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,3 +110,21 @@ def test_lock_files_hold_names_versions_and_hashes_only() -> None:
                 f"{lock.name}: {line}"
             )
             assert "://" not in line
+
+
+def _tables() -> list[tuple[str, str]]:
+    """The routing tables in the pages; `[...]` stands for what a page leaves out."""
+    blocks = [
+        (page.name, block) for page in PAGES for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S)
+    ]
+    return [(name, block) for name, block in blocks if "routes:" in block and "[...]" not in block]
+
+
+@pytest.mark.parametrize(("page", "block"), _tables())
+def test_routing_tables_in_the_docs_are_good(page: str, block: str) -> None:
+    table, found = parse_table(block, page, {"CLOUD_KEY": "secret"})
+    assert table.routes and not found
+
+
+def test_there_are_tables_in_the_docs() -> None:
+    assert {page for page, _ in _tables()} >= {"routing.md"}
