@@ -57,9 +57,10 @@ def key(priority: Priority = "normal", tenant: str = "t") -> KeyRecord:
 
 
 def call(model: str = "r", id: str = "c", **fields: object) -> Call:
-    """A chat that asks `model`; `fields` replace those of its body."""
+    """A streamed chat that asks `model`; `fields` replace those of its body."""
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}
-    return Call(id, "chat/completions", model, Body(json.dumps(body).encode()))
+    stream = bool(fields.get("stream", True))
+    return Call(id, "chat/completions", model, Body(json.dumps(body).encode()), stream=stream)
 
 
 class World:
@@ -136,10 +137,11 @@ class World:
         for target in self.routes.targets.values():
             load = target.load
             assert (load.prefill, load.waiting, load.running) == (0, 0, 0), target.name
+            assert target.inflight.own == 0, target.name
             assert not target.breaker._trying, target.name  # type: ignore[attr-defined]
         for route in self.routes:
             assert (route._budget.in_flight, route._budget.retrying) == (0, 0), route.name
-            assert (route._queue.waiting, route._queue.bytes) == (0, 0), route.name
+            assert (route.queue.waiting, route.queue.bytes) == (0, 0), route.name
 
 
 def eject(*targets: Target) -> None:

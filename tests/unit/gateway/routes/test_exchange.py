@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from gateway.routes.exchange import Board, Exchange, Word
 from gateway.routes.load import Share
 from gateway.routes.policies.api import Note, Policy, Prompt, Score
 from gateway.routes.policies.registry import load
+from gateway.routes.target import Inflight
 from gateway.store import StoreDown
 
 NOW = 1000.0
@@ -39,13 +41,21 @@ class Listens:
         raise NotImplementedError
 
 
+@dataclass
+class Bounded(Replica):
+    """A target whose calls may be counted for all gateways."""
+
+    max_inflight: int | None = None
+    inflight: Inflight = field(default_factory=Inflight)
+
+
 class OneTier:
     """A route with one tier of one server."""
 
     def __init__(self, policy: Policy | None = None, names: tuple[str, ...] = ("a", "b")) -> None:
-        self.name, self.tiers, self.waiting = "r", (self,), 0
-        self.policy = policy or Listens()
-        self.names, self.targets = list(names), [Replica(name) for name in names]
+        self.name, self.tiers, self.waiting, self.others_waiting = "r", (self,), 0, 0
+        self.policy = self.teller = policy or Listens()
+        self.names, self.targets = list(names), [Bounded(name) for name in names]
 
     def board(self) -> Board:
         return Board(self, {each.name: each.load for each in self.targets})  # type: ignore[arg-type]
@@ -230,6 +240,49 @@ def test_a_route_whose_servers_another_route_tells_of_has_notes_to_tell() -> Non
     assert msgspec.msgpack.decode(said, type=Word).count == 100
 
 
+def test_slots_and_queues_are_told_by_target_and_route() -> None:
+    mine, theirs, third = OneTier(), OneTier(), OneTier()
+    for route in (mine, theirs, third):
+        route.targets[0].max_inflight = 10
+    mine.targets[0].inflight.own, mine.waiting = 6, 2
+    third.targets[0].inflight.own, third.waiting = 1, 1
+    theirs.waiting = 3
+    reads = theirs.board()
+    words = {name: (word(route.board(), NOW), 0.0) for name, route in (("g", mine), ("h", third))}
+    reads.read(words, NOW)
+    assert (theirs.targets[0].inflight.others, theirs.targets[0].inflight.all) == (7, 7)
+    assert theirs.others_waiting == 3 and theirs.targets[1].inflight.all == 0
+    reads.read({}, NOW + 2.1)
+    assert (theirs.targets[0].inflight.others, theirs.others_waiting, theirs.targets[0].inflight.reserve) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("theirs_run", "theirs_wait", "ours_wait", "reserve"),
+    [(0, 0, 5, 0), (0, 3, 3, 3), (5, 3, 3, 0), (4, 3, 3, 1), (0, 1, 9, 1), (9, 50, 0, 1), (0, 50, 0, 10)],
+)
+def test_others_who_wait_have_a_right_to_their_part_of_the_slots(
+    theirs_run: int, theirs_wait: int, ours_wait: int, reserve: int
+) -> None:
+    mine, theirs = OneTier(), OneTier()
+    for route in (mine, theirs):
+        route.targets[0].max_inflight = 10
+    theirs.targets[0].inflight.own, theirs.waiting, mine.waiting = theirs_run, theirs_wait, ours_wait
+    busy(theirs_board := theirs.board())
+    mine.board().read({"g": (word(theirs_board, NOW), 0.0)}, NOW)
+    assert mine.targets[0].inflight.reserve == reserve
+
+
+def test_a_quiet_route_reserves_nothing() -> None:
+    route = OneTier()
+    route.targets[0].max_inflight = 10
+    board = route.board()
+    busy(board)
+    word(board, NOW)
+    route.targets[0].inflight.others = route.targets[0].inflight.reserve = 3
+    assert board.word(NOW + 6) is None
+    assert (route.targets[0].inflight.others, route.targets[0].inflight.reserve, route.others_waiting) == (0, 0, 0)
+
+
 def test_a_reload_goes_on_where_the_board_was() -> None:
     mine, theirs = OneTier(), OneTier()
     old, reads = mine.board(), theirs.board()
@@ -272,7 +325,7 @@ async def test_without_a_store_what_was_told_counts_for_two_seconds() -> None:
 
 def test_gateways_follow_each_others_exceptions_through_the_board() -> None:
     """The policy itself, its words as they cross the wire."""
-    gateways = [Gateway(load("home-cost"), [Replica(name) for name in ("a", "b", "c")]) for _ in range(2)]
+    gateways = [Gateway(load("home-cost"), [Bounded(name) for name in ("a", "b", "c")]) for _ in range(2)]
     routes = []
     for gateway in gateways:
         route = OneTier(gateway.policy, ("a", "b", "c"))

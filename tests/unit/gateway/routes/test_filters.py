@@ -24,9 +24,16 @@ STATES: dict[str, State] = {
     "down": lambda t: t.probed("away"),
     "too_long": lambda t: t.learned(100, None),
     "resting": lambda t: t.rest(10.0),
-    "full": lambda t: Share(t.load, 480_000),
+    "full": lambda t: fill(t),
 }
 LONG = Prompt(90, context=101)
+
+
+def fill(target: Target) -> None:
+    """As a placement does."""
+    Share(target.load, 480_000)
+    for stirred in target.load.stirred:
+        stirred()
 
 
 def world(**values: object) -> World:
@@ -124,24 +131,42 @@ def test_the_ejected_one_is_tried_by_one_call_when_its_time_is_over() -> None:
 
 
 @pytest.mark.parametrize(("ours", "theirs", "full"), [(3, 0, False), (4, 0, True), (2, 1, False), (2, 2, True)])
-@pytest.mark.parametrize("bound", ["max_inflight", "cap"])
-def test_calls_of_all_gateways_fill_a_target(bound: str, ours: int, theirs: int, full: bool) -> None:
-    a = world(**({"max_inflight": 4} if bound == "max_inflight" else {}))["a"]
-    if bound == "cap":
-        a.capped(4)
+def test_calls_of_all_gateways_fill_a_target(ours: int, theirs: int, full: bool) -> None:
+    a = world(max_inflight=4)["a"]
+    a.inflight.own, a.inflight.others = ours, theirs
+    assert refusal(PROMPT, a, 0.0) == ("full" if full else None)
+    capped = world()["a"]
+    capped.capped(4)
     for _ in range(ours):
-        Share(a.load, 16).first_token()
-    a.load.told({"g": (Told(0, 0, theirs, 0), 0.0)}, 0.0)
+        Share(capped.load, 16).first_token()
+    capped.load.told({"g": (Told(0, 0, theirs, 0), 0.0)}, 0.0)
+    assert refusal(PROMPT, capped, 0.0) == ("full" if full else None)
+
+
+def test_calls_of_another_target_on_the_same_server_do_not_fill_its_slots(a: Target) -> None:
+    bounded = world(max_inflight=1)["a"]
+    Share(bounded.load, 16)
+    assert refusal(PROMPT, bounded, 0.0) is None
+
+
+@pytest.mark.parametrize(("own", "full"), [(0, False), (1, True)])
+def test_slots_that_others_wait_for_are_left_to_them_but_not_the_only_one(own: int, full: bool) -> None:
+    a = world(max_inflight=4)["a"]
+    a.inflight.own, a.inflight.others, a.inflight.reserve = own, 2, 1
     assert refusal(PROMPT, a, 0.0) == ("full" if full else None)
 
 
 def test_the_smaller_bound_counts() -> None:
     a = world(max_inflight=4)["a"]
     a.capped(2)
-    Share(a.load, 16)
-    assert refusal(PROMPT, a, 0.0) is None
-    Share(a.load, 16)
-    assert refusal(PROMPT, a, 0.0) == "full"
+    for running, why in ((1, None), (2, "full")):
+        Share(a.load, 16)
+        a.inflight.own = running
+        assert refusal(PROMPT, a, 0.0) == why
+    a.capped(8)
+    for inflight, why in ((3, None), (4, "full")):
+        a.inflight.own = inflight
+        assert refusal(PROMPT, a, 0.0) == why
 
 
 def test_a_target_is_full_that_could_not_read_one_more_in_time(a: Target) -> None:
@@ -160,8 +185,7 @@ def test_low_priority_leaves_three_tenths_free(bound: int) -> None:
     low, taken = Prompt(10, part=0.7), 0
     a = world(max_inflight=bound)["a"]
     while refusal(low, a, 0.0) is None:
-        Share(a.load, 16)
-        taken += 1
+        taken = a.inflight.own = taken + 1
     assert taken == max(1, -(-7 * bound // 10))
     assert (refusal(PROMPT, a, 0.0) is None) == (taken < bound)
 

@@ -174,18 +174,19 @@ def test_one_call_tries_an_ejected_target_however_it_ends(of: World) -> None:
 
 
 def test_a_slot_is_given_back_once(of: World) -> None:
-    given: list[None] = []
+    said: list[str] = []
     placement = place(of)
-    placement.leased(lambda: given.append(None))
+    placement.holds(lambda: said.append("given back"), lambda target: said.append(f"way at {target.name}"))
+    assert of["a"].inflight.own == 1
     placement.end()
     placement.end()
-    assert len(given) == 1
+    assert said == ["way at a", "given back"] and of["a"].inflight.own == 0
 
 
 def test_a_room_is_told_of_when_there_is_one(of: World) -> None:
     """The load tells at the first token and at the end; a slot must be free by then or soon after."""
     told: list[tuple[int, int]] = []
-    of["a"].load.freed.append(lambda: told.append((of["a"].load.waiting, of["a"].load.running)))
+    of["a"].load.freed.append(lambda load: told.append((load.waiting, load.running)))
     placement = place(of)
     placement.first_token()
     placement.end()

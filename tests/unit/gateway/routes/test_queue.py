@@ -20,7 +20,7 @@ from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.types import Priority
 from gateway.routes.drain import Drain
 from gateway.routes.fair import Turns
-from gateway.routes.queue import PRIORITIES, Queue, Waiter
+from gateway.routes.queue import LOOK, PRIORITIES, Queue, Waiter
 
 Task = asyncio.Task[int]
 
@@ -649,7 +649,7 @@ async def test_who_is_behind_goes_when_the_first_gives_up() -> None:
         model = Model()
         blocking = [
             asyncio.create_task(model.queue.place(call(f"x{n}"), lambda: None, model.release, 10 if n else 5))
-            for n in range(4)
+            for n in range(LOOK)
         ]
         await settle()
         (task,) = await model.line_up(call("b"))

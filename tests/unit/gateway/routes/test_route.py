@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.gateway.routes.building import PROMPT, World, eject, one, targets, virtual
 
-from gateway.core.errors import NoTarget, UpstreamFailed
+from gateway.core.errors import NoTarget, Unreachable, UpstreamFailed
+from gateway.routes.budget import RETRY_FLOOR, RetryBudget
 from gateway.routes.load import Share
 from gateway.routes.policies.api import Candidate, Prompt, Score
 from gateway.routes.policies.registry import installed
-from gateway.routes.route import RETRY_FLOOR, RetryBudget
 
 POLICIES = sorted(installed())
 STATES = ("well", "up", "down", "ejected", "drained", "out")
@@ -164,6 +164,21 @@ async def test_retries_are_a_small_part_of_the_load(calls: int, retries: int) ->
 
 
 @virtual
+async def test_a_call_whose_target_is_gone_is_no_retry() -> None:
+    """It doubles nothing: nobody works on it any more. Only its attempts and its targets are bounded."""
+    of = tiers("abc")
+    started = [await of.first() for _ in range(8)]
+    for calls, placement in started:
+        placement.failed(Unreachable("away"))
+        assert await anext(calls, None) is not None
+        assert of.route._budget.retrying == 0
+        of.held.append((calls, placement))
+    for calls, _ in started:
+        await calls.aclose()
+    of.idle()
+
+
+@virtual
 async def test_the_budget_is_given_back_however_a_call_ends() -> None:
     of = tiers("abc")
     for steps in range(5):
@@ -201,10 +216,11 @@ async def test_a_policy_that_fails_leaks_nothing() -> None:
 
 def test_a_closed_route_hears_of_no_room() -> None:
     of = World(one("a", fallback=targets("b")))
-    assert all(len(target.load.freed) == 1 for target in of.routes.targets.values())
+    loads = [target.load for target in of.routes.targets.values()]
+    assert all((len(load.freed), len(load.stirred)) == (1, 1) for load in loads)
     of.route.close()
     of.route.close()
-    assert not any(target.load.freed for target in of.routes.targets.values())
+    assert not any(load.freed or load.stirred for load in loads)
 
 
 def test_a_prompt_needs_keys_only_where_there_is_a_choice() -> None:

@@ -139,15 +139,20 @@ def test_what_others_did_is_no_call_of_ours() -> None:
     assert groups.stamps(groups.find(other))[1] == 7
 
 
-def test_a_table_for_more_targets_takes_over_the_newest() -> None:
-    old, new, put = Groups(8), Groups(256), hashes(4096)
+@pytest.mark.parametrize(("known", "kept"), [(100, True), (4000, False)])
+def test_a_table_for_more_targets_takes_over_all_or_nothing(known: int, kept: bool) -> None:
+    """A new table must be in force at once, and what is forgotten is only an expectation."""
+    old, new, put = Groups(8), Groups(64), hashes(known)
     for n, hashed in enumerate(put):
         old.sent(hashed, 3, n)
-    new.inherit(old, [(3, 200)])
-    kept = [hashed for hashed in put if new.find(hashed) >= 0]
-    assert len(kept) > 150
-    assert min(put.index(hashed) for hashed in kept) > 2000
-    assert all(new.stamps(new.find(hashed))[200] == put.index(hashed) for hashed in kept)
+    before = [hashed for hashed in put if old.find(hashed) >= 0]
+    new.inherit(old, [(3, 60)])
+    assert [hashed for hashed in put if new.find(hashed) >= 0] == (before if kept else [])
+    for hashed in before if kept else ():
+        stamps = new.stamps(new.find(hashed))
+        assert stamps[60] == put.index(hashed) and stamps.count(stamps[0]) == 63
+    new.sent(put[0], 5, 9)
+    assert new.stamps(new.find(put[0]))[5] == 9
 
 
 def test_the_ring_holds_the_newest_32() -> None:

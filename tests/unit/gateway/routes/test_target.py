@@ -37,9 +37,8 @@ def test_nothing_said_is_no_bound() -> None:
 
 
 def test_what_it_can_read_in_time_bounds_what_it_is_given_to_read() -> None:
-    """8,000 tokens a second, times its weight, until the first byte must be there."""
+    """8,000 tokens a second, until the first byte must be there."""
     assert target().prefill_limit == 8000 * 60
-    assert given(weight=0.5).prefill_limit == 8000 * 30
     assert target(timeouts=Timeouts(first_byte=3.0)).prefill_limit == 24_000
 
 
