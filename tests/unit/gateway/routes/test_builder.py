@@ -11,6 +11,7 @@ from harness.routing import key as hashed
 from harness.virtual_time import settle
 from unit.gateway.routes.building import PROMPT, World, call, eject, one, table, targets, virtual
 
+from gateway.config import parse_table
 from gateway.routes import Placement
 from gateway.routes.load import Share
 from gateway.routes.policies.api import Prompt, Score
@@ -138,6 +139,45 @@ async def test_calls_that_wait_in_the_table_before_are_served_too() -> None:
 
 
 @virtual
+async def test_calls_that_wait_go_where_the_new_table_sends_them() -> None:
+    of = World(one(targets=targets("a", max_inflight=1), queue={"calls": 5}))
+    held, _ = await of.first(call(id="c0"))
+    waits = [asyncio.create_task(of.tried(call(id=f"c{number}"))) for number in (1, 2, 3)]
+    await settle()
+    of.reload(one(targets=[*targets("a", max_inflight=1), *targets("b", max_inflight=1)], queue={"calls": 2}))
+    assert of.route.waiting == 3, "a shorter queue throws nobody out"
+    began = of.clock()
+    assert await asyncio.gather(*waits) == [["b"]] * 3
+    assert of.clock() < began + 0.2
+    of.reload(one(targets=targets("b", max_inflight=1)))
+    await held.aclose()
+    of.idle()
+
+
+@virtual
+async def test_calls_that_wait_for_a_route_that_is_gone_are_served_or_refused_in_time() -> None:
+    of = World(table(r={"targets": targets("a", max_inflight=1)}, s={"targets": targets("b")}))
+    held, _ = await of.first(call(id="c0"))
+    served, late = (asyncio.create_task(of.tried(call(id=f"c{number}"))) for number in (1, 2))
+    await settle()
+    of.reload(table(s={"targets": targets("b")}))
+    await asyncio.sleep(0.5)
+    late.cancel()
+    await held.aclose()
+    assert await served == ["a"]
+
+
+@virtual
+async def test_a_call_does_not_come_twice_to_a_target_because_the_table_changed() -> None:
+    of = World(one("a", "b", retry={"attempts": 3}))
+    calls, placement = await of.first()
+    first = placement.target.name
+    of.reload(one("a", "b", retry={"attempts": 3}))
+    went = [first, *[each.target.name async for each in calls]]
+    assert sorted(went) == ["a", "b"]
+
+
+@virtual
 async def test_a_removed_target_ends_its_calls_and_gets_no_more() -> None:
     of = World(one("a", "b", policy="least-tokens"))
     held = [await of.first() for _ in range(4)]
@@ -152,6 +192,29 @@ async def test_a_removed_target_ends_its_calls_and_gets_no_more() -> None:
     assert gone.load.running == 0 and not gone.load.freed
     assert "http://a" not in of.routes.boards["r"].loads
     of.idle()
+
+
+@virtual
+async def test_what_happens_while_a_large_table_is_built_is_not_lost() -> None:
+    text = table(**{f"r{n}": {"targets": targets(f"a{n}", f"b{n}")} for n in range(40)})
+    of = World(text)
+    before = of.routes
+    building = asyncio.create_task(of.builder.rebuild(parse_table(text, "t", {})[0], "new", before))
+    while not building.done():
+        await asyncio.sleep(0)
+        before.targets["a0"].rest(5.0)
+        before.targets["a1"].probed("away")
+        before.targets["a2"].capped(3)
+        before.targets["a3"].sleeps(True)
+        before.targets["a4"].learned(4096, None)
+        before.targets["a5"].attempts += 1
+    of.routes = await building
+    of.routes.open(before)
+    assert (of["a0"].resting_until, of["a1"].why, of["a2"].cap) == (5.0, "away", 3)
+    assert (of["a3"].asleep, of["a4"].context) == (True, 4096)
+    assert of["a5"].attempts == before.targets["a5"].attempts > 0
+    route = of.routes.get("r4")
+    assert route is not None and route.tiers[0].usable(Prompt(10, context=9000), of.clock()) == [1]
 
 
 def test_a_build_that_fails_changes_nothing() -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
 from harness.clock import FixedClock
-from unit.gateway.routes.building import PROMPT, World, eject, one, targets
+from unit.gateway.routes.building import PROMPT, World, eject, one, targets, virtual
 from unit.gateway.routes.test_tier import Told
 
 from backends.api import Usage
 from gateway.core.errors import (
     ContextTooLong,
+    Disconnected,
     GatewayError,
     NoTarget,
     QueueFull,
     QueueTimeout,
     Unreachable,
     UpstreamBusy,
+    UpstreamError,
     UpstreamFailed,
 )
 from gateway.routes import Placement
@@ -171,6 +174,56 @@ def test_one_call_tries_an_ejected_target_however_it_ends(of: World) -> None:
     trial.answered(None)
     trial.end()
     assert not of["a"].breaker.ejections
+
+
+def test_a_first_token_ends_a_trial(of: World) -> None:
+    """Its answer may take minutes: other calls need not wait for its end to know that the target works."""
+    assert isinstance(of.clock, FixedClock)
+    eject(of["a"])
+    of.clock.advance(10.0)
+    trial = place(of)
+    trial.first_token()
+    assert not of["a"].breaker.ejections
+    trial.failed(UpstreamFailed("cut"))
+    trial.end()
+    assert of["a"].breaker.closed, "one failure"
+
+
+@virtual
+async def test_an_answer_that_comes_whole_has_its_prompt_read_in_the_usual_time() -> None:
+    """Nobody sees its first token; the prompts of others wait for it no longer than a target needs to read."""
+    of = World(one("a", "b"))
+    placements = [place(of, Prompt(8000, whole=True)), place(of, Prompt(4000, whole=True)), place(of, Prompt(80_000))]
+    await asyncio.sleep(1.01)
+    assert counts(of) == (84_000, 2, 3)
+    await asyncio.sleep(0.5)
+    assert counts(of) == (80_000, 1, 3)
+    for placement in placements:
+        placement.end()
+    of.idle()
+
+
+@virtual
+async def test_a_whole_answer_that_ends_early_leaves_nothing_behind() -> None:
+    of = World(one("a", "b"))
+    placement = place(of, Prompt(8000, whole=True))
+    placement.end()
+    of.idle()
+    later = place(of, Prompt(9000))
+    await asyncio.sleep(2)
+    assert counts(of) == (9000, 1, 1)
+    later.end()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [(Unreachable(""), True), (Disconnected(""), True), (UpstreamFailed(""), False), (UpstreamBusy(""), False)],
+)
+def test_a_call_is_lost_when_its_target_is_gone(of: World, error: UpstreamError, lost: bool) -> None:
+    placement = place(of)
+    placement.failed(error)
+    placement.end()
+    assert placement.lost == lost
 
 
 def test_a_slot_is_given_back_once(of: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 from harness.virtual_time import settle
 from unit.gateway.routes.building import World, call, key, one, targets, virtual
 
-from gateway.core.errors import ContextTooLong, QueueFull, QueueTimeout, UpstreamBusy
+from gateway.core.errors import ContextTooLong, QueueFull, QueueTimeout, Unreachable, UpstreamBusy
 from gateway.core.types import Spent
 from gateway.routes.load import Told
 
@@ -220,6 +220,47 @@ async def test_a_retry_does_not_wait() -> None:
     assert await of.tried(call(id="c1")) == ["a"]
     assert of.clock() == began
     await held.aclose()
+
+
+@virtual
+async def test_a_call_whose_target_is_gone_may_wait_for_another() -> None:
+    """Nobody works on it any more: it is as if it came now."""
+    of = World(one(targets=[*targets("a"), *targets("b", max_inflight=1)], queue={"wait": "5s"}))
+    of["a"].rest(0.1)
+    held, placement = await of.first(call(id="c0"))
+    assert placement.target.name == "b"
+    await asyncio.sleep(0.2)
+    calls, placement = await of.first(call(id="c1"))
+    await asyncio.sleep(7.0)
+    placement.failed(Unreachable("away"))
+    asyncio.get_running_loop().call_later(2.0, asyncio.ensure_future, held.aclose())
+    began = of.clock()
+    assert (await anext(calls)).target.name == "b"
+    assert of.clock() == pytest.approx(began + 2.0, abs=0.1)
+    await calls.aclose()
+    of.idle()
+
+
+@virtual
+async def test_the_last_slot_of_a_gateway_goes_to_those_who_wait_in_others() -> None:
+    of = World(one(targets=targets("a", max_inflight=1)))
+    held, _ = await of.first(call(id="c0"))
+    of.route.others_waiting = 3
+    waits = asyncio.create_task(of.first(call(id="c1")))
+    await settle()
+    began = of.clock()
+    await held.aclose()
+    calls, _ = await waits
+    assert began < of.clock() < began + 0.5, "they had their chance, and did not take it"
+    of.route.others_waiting = 0
+    next_one = asyncio.create_task(of.first(call(id="c2")))
+    await settle()
+    began = of.clock()
+    await calls.aclose()
+    calls, _ = await next_one
+    assert of.clock() == began
+    await calls.aclose()
+    of.idle()
 
 
 @virtual
