@@ -14,6 +14,8 @@ from harness.vllm_server import VLLMServer
 
 MODEL, CHAT = "smollm2-135m", "/v1/chat/completions"
 NAMES = ("vllm-1", "vllm-2")
+CONTEXTS = (2048, 1536)
+"""Tokens; their servers are alike in everything else."""
 
 Replicas = tuple[VLLMServer, VLLMServer]
 Messages = list[dict[str, str]]
@@ -21,13 +23,13 @@ Messages = list[dict[str, str]]
 
 @contextmanager
 def routed(replicas: Replicas, policy: str) -> Iterator[tuple[GatewayProcess, str]]:
-    """A gateway with one route to all of them, and a key."""
+    """A gateway with one route to all of them, and a key; patient, as the machine may have much else to do."""
     targets = [
         {"name": name, "backend": "vllm", "url": replica.url} for name, replica in zip(NAMES, replicas, strict=True)
     ]
     limits = {"default": {"rpm": 100_000, "concurrency": 64}}
-    table = json.dumps({"routes": {MODEL: {"policy": policy, "targets": targets}}, "limits": limits})
-    with gateway_process(table) as gateway:
+    route = {"policy": policy, "targets": targets, "timeouts": {"first_byte": "300s"}, "queue": {"wait": "120s"}}
+    with gateway_process(json.dumps({"routes": {MODEL: route}, "limits": limits})) as gateway:
         yield gateway, gateway.issue().secret
 
 

@@ -26,6 +26,12 @@ def client(url: str, **headers: str) -> httpx.Client:
     return httpx.Client(base_url=url, headers={"accept-encoding": "identity", **headers}, timeout=120, trust_env=False)
 
 
+def metric(towards: httpx.Client, name: str) -> int:
+    """One of a vLLM's own metrics, named without `vllm:`, summed over its labels."""
+    lines = towards.get("/metrics").text.splitlines()
+    return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:{name}{{")))
+
+
 class VLLMServer:
     """One server; without `process` it is somebody else's."""
 
@@ -53,9 +59,8 @@ class VLLMServer:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-30:]) if self._log else ""
 
     def metric(self, name: str) -> int:
-        """One of its own metrics, without `vllm:`, summed over labels."""
-        lines = self.client.get("/metrics").text.splitlines()
-        return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:{name}{{")))
+        """One of its own metrics."""
+        return metric(self.client, name)
 
     @property
     def busy(self) -> tuple[int, int]:

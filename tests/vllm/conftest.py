@@ -17,10 +17,8 @@ from contextlib import ExitStack
 import httpx
 import pytest
 from harness.gateway_process import gateway_process
-from harness.vllm_server import VLLMServer, client, vllm_server
-
-CONTEXTS = (2048, 1536)
-"""Tokens, of the two replicas."""
+from harness.replicas import CONTEXTS, Replicas
+from harness.vllm_server import VLLMServer, client, metric, vllm_server
 
 Row = tuple[str, ...]
 TABLES = pytest.StashKey[dict[str, list[Row]]]()
@@ -84,9 +82,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory, tell: Callable[[str], None]) 
 
 
 @pytest.fixture(scope="session")
-def replicas(
-    tmp_path_factory: pytest.TempPathFactory, tell: Callable[[str], None]
-) -> Iterator[tuple[VLLMServer, VLLMServer]]:
+def replicas(tmp_path_factory: pytest.TempPathFactory, tell: Callable[[str], None]) -> Iterator[Replicas]:
     """Two vLLMs with small prefix caches, whose contexts differ."""
     if urls := os.environ.get("TEST_VLLM_REPLICAS"):
         one, other = (VLLMServer(url) for url in urls.split())
@@ -145,12 +141,7 @@ def dial() -> Iterator[Callable[[httpx.Client, dict[str, object]], socket.socket
 @pytest.fixture
 def gauge(vllm: httpx.Client) -> Callable[[str], int]:
     """One of vLLM's own metrics, summed over its labels."""
-
-    def read(name: str) -> int:
-        lines = vllm.get("/metrics").text.splitlines()
-        return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:{name}{{")))
-
-    return read
+    return lambda name: metric(vllm, name)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from harness.gateway_process import GatewayProcess
-from harness.replicas import CHAT, MODEL, NAMES, Answer, Replicas, routed, stream, user
+from harness.replicas import CHAT, CONTEXTS, MODEL, NAMES, Answer, Replicas, routed, stream, user
 from harness.vllm_server import client
 from integration.client import eventually, samples, total
 from integration.client import record as line_of
@@ -16,10 +16,9 @@ from integration.engine import sent
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
-CONTEXTS = (2048, 1536)
 PLACES = 4
 """Calls that each works on at once."""
-CALLS, TOKENS = 24, 96
+CALLS, TOKENS = 24, 48
 """While one is killed: twelve at each."""
 
 
