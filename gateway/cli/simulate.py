@@ -21,10 +21,15 @@ from gateway.config.units import COUNT
 from gateway.routes.policies import registry
 from gateway.simulate import plot, study, trace, workloads
 from gateway.simulate.calls import Call, count
+from gateway.simulate.overload import overloaded
 
 REPLICAS: Final = 8
 """Without a table."""
-COLUMNS: Final = ("policy", "TTFT mean", "p50", "p95", "p99", "hit ratio", "imbalance")
+OVERLOADED: Final = (
+    "More prompt tokens come than the targets can read, so waiting grows\n"
+    "as long as calls come. Give more --replicas or a smaller --load."
+)
+COLUMNS: Final = ("policy", "TTFT mean, s", "p50, s", "p95, s", "p99, s", "hit ratio", "imbalance")
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -123,6 +128,8 @@ def simulate(**options: Any) -> None:
         click.echo(json.dumps({"policies": msgspec.to_builtins(shown), **about}))
         return
     click.echo(_title(about))
+    if too_much := overloaded(scene.calls, scene.seconds, fleet, shown):
+        click.echo(f"Overloaded: {', '.join(too_much)}. {OVERLOADED}")
     rows(COLUMNS, [_row(outcome) for outcome in shown], "")
 
 
