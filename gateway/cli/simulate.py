@@ -25,10 +25,7 @@ from gateway.simulate.overload import overloaded
 
 REPLICAS: Final = 8
 """Without a table."""
-OVERLOADED: Final = (
-    "More prompt tokens come than the targets can read, so waiting grows\n"
-    "as long as calls come. Give more --replicas or a smaller --load."
-)
+OVERLOADED: Final = "More comes than the targets can read: give more --replicas or a smaller --load."
 COLUMNS: Final = ("policy", "TTFT mean, s", "p50, s", "p95, s", "p99, s", "hit ratio", "imbalance")
 
 
@@ -129,7 +126,7 @@ def simulate(**options: Any) -> None:
         return
     click.echo(_title(about))
     if too_much := overloaded(scene.calls, scene.seconds, fleet, shown):
-        click.echo(f"Overloaded: {', '.join(too_much)}. {OVERLOADED}")
+        click.echo(f"Overloaded: {', '.join(too_much)}.\n{OVERLOADED}")
     rows(COLUMNS, [_row(outcome) for outcome in shown], "")
 
 
