@@ -46,7 +46,7 @@ def overlap(one: str, other: str) -> bool:
 
 
 class Globs:
-    """Globs and their owners. A new one is compared with those that it could meet at all, not with each of thousands."""
+    """Globs and their owners. A new one is compared with those that it could meet, not with each of thousands."""
 
     def __init__(self) -> None:
         self._shorter: defaultdict[tuple[int, str], list[tuple[str, str]]] = defaultdict(list)
