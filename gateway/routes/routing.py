@@ -1,30 +1,22 @@
-"""All routes of a table, how they are built, and how they take over from the table before."""
+"""All routes of a table, the order in which a call tries their targets, and how a table takes over from another."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
 
-from backends.api import AnyAdapter, Call
-from gateway.config import RouteSpec, Table, TargetSpec
+from backends.api import Call
+from gateway.config import Table
 from gateway.core.errors import ContextTooLong, NoRoute, NoTarget, QueueFull, QueueTimeout
 from gateway.core.types import KeyRecord, OrderState, Spent, TargetOrder
 from gateway.routes.exchange import Board
 from gateway.routes.explain import Candidacy, explained
-from gateway.routes.load import Load
 from gateway.routes.placement import Placement
 from gateway.routes.policies.api import Prompt
 from gateway.routes.prompt import read
-from gateway.routes.queue import Queue
 from gateway.routes.route import Route
-from gateway.routes.slots import Slots
-from gateway.routes.target import Breaker, Target
-from gateway.routes.tier import Tier
 
-ROUTES_A_TURN = 10
-"""Made in one turn of the event loop."""
 MOST_ATTEMPTS = 3
 """Targets tried for one call, those of a fallback route included."""
 
@@ -95,7 +87,7 @@ class Routes:
         # that the call waits for the first that is only full, and if none is, takes what there is.
         alone = len(chain) == 1
         turns = deque((each, alone, alone) for each in chain)
-        tried, refused, full = 0, None, None
+        tried, refused, full, ours = 0, None, None, None
         while turns and tried < MOST_ATTEMPTS:
             each, wait, lenient = turns.popleft()
             prompt = self.read(each, call, headers, key, tokens)
@@ -107,11 +99,12 @@ class Routes:
                     async for placement in placements:
                         tried += 1
                         if each is not route:
-                            placement.stand_in(each.name, refused)
+                            placement.stand_in(each.name, ours)
                         placement.tell(tried, *told)
                         yield placement
             except (NoTarget, ContextTooLong, QueueFull, QueueTimeout) as error:
                 error.headers = {**error.headers, **{name.decode(): value.decode() for name, value in told}}
+                ours = error if ours is None and each is route else ours
                 if refused is None or wait or isinstance(refused, ContextTooLong):
                     refused = error  # that it fits nowhere is said only if it does not fit anywhere
                 if full is None and isinstance(error, QueueFull | QueueTimeout):
@@ -157,9 +150,17 @@ class Routes:
 
     def open(self, before: Routes | None = None) -> None:
         """This table is in force, instead of `before`."""
+        known = {} if before is None else before.targets
+        for name, target in self.targets.items() if before is not None else ():
+            old = known.get(name)
+            if old is not None and old.breaker is target.breaker:  # the same server
+                target.inherit(old)
+            else:
+                target.returned()
         for route in self:
-            if before is not None and (old := before.get(route.name)) is not None:
-                route.inherit(old)
+            if before is not None and (old_route := before.get(route.name)) is not None:
+                route.inherit(old_route)
+            route.measure()
             route.open()
         if before is not None:
             for route in before:
@@ -169,87 +170,6 @@ class Routes:
         """There may be room anywhere."""
         for route in self:
             route.freed()
-
-
-class Builder:
-    """Makes routes from tables, each taking over from the one before what it has learned and what is under way."""
-
-    def __init__(
-        self,
-        urls: Mapping[str, str],
-        adapters: Callable[[str], AnyAdapter],
-        breaker: Callable[[str], Breaker],
-        slots: Slots,
-        clock: Callable[[], float],
-        *,
-        seed: int = 0,
-        queued: Callable[[str, int, int], None] = lambda route, calls, size: None,
-    ) -> None:
-        """`urls` has those of launched targets; `queued` is told of a route's waiting calls and their bytes."""
-        self._urls, self._adapters, self._breaker, self._slots = urls, adapters, breaker, slots
-        self._clock, self._seed, self._queued = clock, seed, queued
-
-    def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
-        """The routes of `table`. Whatever it raises, `before` is as it was."""
-        return Routes(table, dict(self._made(table, before)), config_hash, before)
-
-    async def rebuild(self, table: Table, config_hash: str, before: Routes) -> Routes:
-        """As `build`, some routes at a time: calls go on meanwhile."""
-        routes = {}
-        for name, route in self._made(table, before):
-            routes[name] = route
-            if len(routes) % ROUTES_A_TURN == 0:
-                await asyncio.sleep(0)
-        return Routes(table, routes, config_hash, before)
-
-    def _made(self, table: Table, before: Routes | None) -> Iterator[tuple[str, Route]]:
-        loads = {} if before is None else {target.address.url: target.load for target in before.targets.values()}
-        for name, spec in table.routes.items():
-            yield name, self._route(name, spec, loads, before)
-
-    def _route(self, name: str, spec: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Route:
-        numbers = sorted({each.tier for each in spec.fallback})
-        specs: list[list[TargetSpec]] = [list(spec.targets)]
-        specs += [[each for each in spec.fallback if each.tier == tier] for tier in numbers]
-        tiers = [
-            Tier([self._target(each, spec, loads, before) for each in tier], spec.policy, self._seed) for tier in specs
-        ]
-        queue = self._queue(name, spec) if before is None or (old := before.get(name)) is None else old.queue
-        return Route(
-            name,
-            tiers,
-            spec.retry.attempts,
-            queue,
-            spec.queue_wait,
-            self._slots,
-            self._clock,
-            bounds=(spec.queue.calls, spec.queue.size),
-            price=spec.price,
-            fallback_route=spec.fallback_route,
-        )
-
-    def _queue(self, name: str, spec: RouteSpec) -> Queue[Placement]:
-        return Queue(
-            calls=spec.queue.calls,
-            size=spec.queue.size,
-            clock=self._clock,
-            changed=lambda calls, size: self._queued(name, calls, size),
-        )
-
-    def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
-        url = (spec.url if spec.url is not None else self._urls[spec.name]).rstrip("/")
-        load = loads.setdefault(url, Load())
-        old = None if before is None else before.targets.get(spec.name)
-        if old is not None and old.address.url == url and old.spec.backend == spec.backend:
-            target = Target(spec, url, old.adapter, route.timeouts, old.breaker, self._clock, load)
-            target.inherit(old)
-            return target
-        target = Target(
-            spec, url, self._adapters(spec.backend), route.timeouts, self._breaker(spec.name), self._clock, load
-        )
-        if before is not None:
-            target.returned()
-        return target
 
 
 def _boards(routes: Iterable[Route]) -> Iterator[tuple[str, Board]]:

@@ -68,6 +68,7 @@ class Counters:
     def settle(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         """End a granted ask; one that was not granted here, or is settled already, changes nothing."""
         if ask.call_id not in self._granted:
+            self.let_go(ask)  # it may have been held
             return
         self._granted.discard(ask.call_id)
         now = int(self._now() * MICRO)

@@ -107,7 +107,7 @@ def test_what_gateways_report_counts(said: Said, run: Run, tmp_path: Path) -> No
     assert (answer["gateways"], answer["picked"]) == (1, "a")
     assert (shown["a"]["running"], shown["a"]["waiting"]) == (7, 2) and 0 < shown["a"]["pending"] <= 900
     assert shown["b"]["refused"] == "down"
-    assert "as 1 running gateways report" in run("explain", "--model", "big").stdout
+    assert "as 1 gateway workers report" in run("explain", "--model", "big").stdout
 
 
 @pytest.mark.parametrize("state", ["ejected", "resting", "full"])

@@ -1,0 +1,96 @@
+"""Makes the routes of a table: anew, or so that they can take over from those of the table before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+
+from backends.api import AnyAdapter
+from gateway.config import RouteSpec, Table, TargetSpec
+from gateway.routes.load import Load
+from gateway.routes.placement import Placement
+from gateway.routes.queue import Queue
+from gateway.routes.route import Route
+from gateway.routes.routing import Routes
+from gateway.routes.slots import Slots
+from gateway.routes.target import Breaker, Target
+from gateway.routes.tier import Tier
+
+ROUTES_A_TURN = 10
+"""Made in one turn of the event loop."""
+
+
+class Builder:
+    """Makes routes from tables, each taking over from the one before what it has learned and what is under way."""
+
+    def __init__(
+        self,
+        urls: Mapping[str, str],
+        adapters: Callable[[str], AnyAdapter],
+        breaker: Callable[[str], Breaker],
+        slots: Slots,
+        clock: Callable[[], float],
+        *,
+        seed: int = 0,
+        queued: Callable[[str, int, int], None] = lambda route, calls, size: None,
+    ) -> None:
+        """`urls` has those of launched targets; `queued` is told of a route's waiting calls and their bytes."""
+        self._urls, self._adapters, self._breaker, self._slots = urls, adapters, breaker, slots
+        self._clock, self._seed, self._queued = clock, seed, queued
+
+    def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
+        """The routes of `table`. Whatever it raises, `before` is as it was."""
+        return Routes(table, dict(self._made(table, before)), config_hash, before)
+
+    async def rebuild(self, table: Table, config_hash: str, before: Routes) -> Routes:
+        """As `build`, some routes at a time: calls go on meanwhile."""
+        routes = {}
+        for name, route in self._made(table, before):
+            routes[name] = route
+            if len(routes) % ROUTES_A_TURN == 0:
+                await asyncio.sleep(0)
+        return Routes(table, routes, config_hash, before)
+
+    def _made(self, table: Table, before: Routes | None) -> Iterator[tuple[str, Route]]:
+        loads = {} if before is None else {target.address.url: target.load for target in before.targets.values()}
+        for name, spec in table.routes.items():
+            yield name, self._route(name, spec, loads, before)
+
+    def _route(self, name: str, spec: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Route:
+        numbers = sorted({each.tier for each in spec.fallback})
+        specs: list[list[TargetSpec]] = [list(spec.targets)]
+        specs += [[each for each in spec.fallback if each.tier == tier] for tier in numbers]
+        tiers = [
+            Tier([self._target(each, spec, loads, before) for each in tier], spec.policy, self._seed) for tier in specs
+        ]
+        queue = self._queue(name, spec) if before is None or (old := before.get(name)) is None else old.queue
+        return Route(
+            name,
+            tiers,
+            spec.retry.attempts,
+            queue,
+            spec.queue_wait,
+            self._slots,
+            self._clock,
+            bounds=(spec.queue.calls, spec.queue.size),
+            price=spec.price,
+            fallback_route=spec.fallback_route,
+        )
+
+    def _queue(self, name: str, spec: RouteSpec) -> Queue[Placement]:
+        return Queue(
+            calls=spec.queue.calls,
+            size=spec.queue.size,
+            clock=self._clock,
+            changed=lambda calls, size: self._queued(name, calls, size),
+        )
+
+    def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
+        url = (spec.url if spec.url is not None else self._urls[spec.name]).rstrip("/")
+        load = loads.setdefault(url, Load())
+        old = None if before is None else before.targets.get(spec.name)
+        if old is not None and old.address.url == url and old.spec.backend == spec.backend:
+            return Target(spec, url, old.adapter, route.timeouts, old.breaker, self._clock, load)
+        return Target(
+            spec, url, self._adapters(spec.backend), route.timeouts, self._breaker(spec.name), self._clock, load
+        )
