@@ -135,7 +135,7 @@ async def _attempt(
     except GatewayError as error:
         record.failed(error)
         if isinstance(error, Rejected):
-            placement.refused()
+            placement.refused(error)
         raise
     except asyncio.CancelledError:
         record.failed(ClientGone())

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from heapq import heappop, heappush
 from typing import Final, TypeVar
 
 from backends.api import Facts, Gauges
@@ -76,6 +77,8 @@ class Engines:
         self._scrape, self._describe, self._seen, self._learned = scrape, describe, seen, learned
         self._clock, self._every = clock, every
         self._engines: dict[str, _Engine] = {}
+        self._dues: list[tuple[float, str]] = []
+        """When to look at whom, the soonest first; where an engine's own `due` is another by now, it holds."""
         self._looks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -98,14 +101,15 @@ class Engines:
         for name in [name for name in self._engines if name not in names or name in anew]:
             del self._engines[name]
         for name in names:
-            self._engines.setdefault(name, _Engine(self._clock()))
-        self._wake.set()
+            if name not in self._engines:
+                self._engines[name] = _Engine(self._clock())
+                self._look_at(name, self._clock())
 
     def recovered(self, name: str) -> None:
         """The target came back: it may be another by now, so ask it soon what it is."""
         if engine := self._engines.get(name):
-            engine.due = engine.facts_due = self._clock()
-            self._wake.set()
+            engine.facts_due = self._clock()
+            self._look_at(name, engine.facts_due)
 
     def gauges(self, name: str) -> Gauges | None:
         """The target's load, if it told it within the last 5 s."""
@@ -166,17 +170,23 @@ class Engines:
         while True:
             self._wake.clear()
             now = self._clock()
-            idle = sorted((engine.due, name) for name, engine in self._engines.items() if not engine.looking)
-            for due, name in idle:
-                if due > now or len(self._looks) >= AT_ONCE:
-                    break
-                self._start(name)
-            soonest = min((due - now for due, _ in idle if due > now), default=None)
+            while self._dues and self._dues[0][0] <= now and len(self._looks) < AT_ONCE:
+                due, name = heappop(self._dues)
+                engine = self._engines.get(name)
+                if engine is not None and engine.due == due and not engine.looking:
+                    self._start(name)
+            waits = self._dues and len(self._looks) < AT_ONCE
+            soonest = self._dues[0][0] - now if waits else None
             try:
                 async with asyncio.timeout(soonest):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    def _look_at(self, name: str, due: float) -> None:
+        self._engines[name].due = due
+        heappush(self._dues, (due, name))
+        self._wake.set()
 
     def _start(self, name: str) -> None:
         engine, began = self._engines[name], self._clock()
@@ -188,7 +198,9 @@ class Engines:
                 log.error("target %s: a look at its engine failed", name, exc_info=error)
             now = self._clock()
             pause = random.uniform(*self._every)  # noqa: S311 # only to spread
-            engine.looking, engine.due = False, now + (SLOW_SECONDS if now - began >= SCRAPE_SECONDS else pause)
+            engine.looking = False
+            if self._engines.get(name) is engine:
+                self._look_at(name, now + (SLOW_SECONDS if now - began >= SCRAPE_SECONDS else pause))
             self._wake.set()
 
         task = asyncio.create_task(self.look(name), name=f"engine {name}")

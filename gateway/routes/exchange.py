@@ -81,7 +81,7 @@ class Board:
         self._written = 0
         self._ring: deque[Note] = deque(maxlen=RING)
         self._heard: dict[str, int] = {}
-        self._charged, self._busy = -1, float("-inf")
+        self._charged, self._busy, self._quiet = -1, float("-inf"), False
 
     def inherit(self, predecessor: Board | None) -> None:
         """Go on where the same route's board of the table before has left off."""
@@ -97,8 +97,11 @@ class Board:
                 self._written += len(notes)
         charged = sum(load.charged for load in self._all)
         if charged != self._charged or self.route.waiting or any(load.running for load in self._all):
-            self._charged, self._busy = charged, now
+            self._charged, self._busy, self._quiet = charged, now, False
         if now - self._busy > QUIET_SECONDS:
+            if self._quiet:
+                return None
+            self._quiet = True
             self.route.others_waiting = 0
             for target in self._bounded:
                 target.inflight.others = target.inflight.reserve = 0

@@ -12,6 +12,7 @@ from backends.api import Usage
 from gateway.core.errors import (
     ContextTooLong,
     Disconnected,
+    GatewayError,
     NoTarget,
     QueueFull,
     QueueTimeout,
@@ -142,6 +143,7 @@ class Placement:
 
     def failed(self, error: UpstreamError) -> None:
         """It did not, and is to blame; one that sheds load is not broken."""
+        self._mark(error)
         self.lost = isinstance(error, Disconnected | Unreachable)
         if isinstance(error, UpstreamBusy):
             self.target.rest(error.retry_after)
@@ -151,9 +153,14 @@ class Placement:
                 stirred()
             self.target.clear = False
 
-    def refused(self) -> None:
+    def refused(self, error: GatewayError) -> None:
         """It answered that the call was wrong: it is well."""
+        self._mark(error)
         self.target.breaker.succeeded()
+
+    def _mark(self, error: GatewayError) -> None:
+        """An error, too, says which way the call has gone."""
+        error.headers = {**error.headers, **{name.decode(): value.decode() for name, value in self.headers}}
 
     def end(self) -> None:
         """Give back all that is still held, however it ended."""

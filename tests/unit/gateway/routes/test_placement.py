@@ -117,7 +117,7 @@ def test_five_failures_eject_its_target(of: World) -> None:
     assert of.route.tiers[0].usable(PROMPT, of.clock()) == [1]
 
 
-@pytest.mark.parametrize("good", [lambda p: p.answered(None), lambda p: p.refused()])
+@pytest.mark.parametrize("good", [lambda p: p.answered(None), lambda p: p.refused(Rejected(400, "no"))])
 def test_an_answer_and_a_refusal_of_the_call_both_tell_that_the_target_is_well(
     of: World, good: Callable[[Placement], None]
 ) -> None:
