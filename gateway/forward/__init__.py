@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Hashable, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
+from typing import Any, TypeGuard, TypeVar
 
 import httpx
 
@@ -31,6 +32,8 @@ from gateway.forward.upstream import ERROR_BODY_LIMIT, Upstream, merged
 
 __all__ = ["FAILURES", "Deadline", "Forwarder", "Upstream", "failure", "merged", "retry_after"]
 
+P = TypeVar("P")
+
 PROBE_SECONDS = 3.0
 SCRAPE_LIMIT = 4 * 1024**2
 """Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
@@ -41,9 +44,13 @@ _NO_ANSWER = (httpx.RequestError, httpx.InvalidURL, TimeoutError)
 
 
 @cache
-def _has(adapter: AnyAdapter, power: type) -> bool:
-    """Whether an adapter has this power; asking a protocol costs tens of microseconds."""
+def _asked(adapter: Hashable, power: type) -> bool:
     return isinstance(adapter, power)
+
+
+def _has(adapter: Any, power: type[P]) -> TypeGuard[P]:
+    """Whether an adapter has this power; to ask a protocol each time would cost tens of microseconds."""
+    return _asked(adapter, power)
 
 
 class Forwarder:

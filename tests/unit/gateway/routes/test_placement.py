@@ -18,6 +18,7 @@ from gateway.core.errors import (
     NoTarget,
     QueueFull,
     QueueTimeout,
+    Rejected,
     Unreachable,
     UpstreamBusy,
     UpstreamError,
