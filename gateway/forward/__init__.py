@@ -50,7 +50,7 @@ def _asked(adapter: Hashable, power: type) -> bool:
 
 def _has(adapter: Any, power: type[P]) -> TypeGuard[P]:
     """Whether an adapter has this power; to ask a protocol each time would cost tens of microseconds."""
-    return _asked(adapter, power)
+    return _asked(adapter, power)  # type: ignore[arg-type] # a class is hashable
 
 
 class Forwarder:
