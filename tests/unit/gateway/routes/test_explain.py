@@ -74,8 +74,11 @@ async def test_the_next_call_goes_where_the_explanation_says(
     found = explain(of, messages=message)
     (expected,) = picked(found)
     calls, placement = await of.first(call(messages=message), tokens=100)
-    assert placement.target.name == expected
-    assert placement.score.reason == next(each.reason for each in found if each.picked)
+    if policy == "least-tokens":  # it draws two: the cheapest is only the likeliest
+        assert placement.target.name in [each.target for each in found if not each.refused]
+    else:
+        assert placement.target.name == expected
+    assert placement.score.reason == next(each.reason for each in found if each.target == placement.target.name)
     await calls.aclose()
 
 
