@@ -152,7 +152,7 @@ def test_calls_of_another_target_on_the_same_server_do_not_fill_its_slots(a: Tar
 @pytest.mark.parametrize(("own", "full"), [(0, False), (1, True)])
 def test_slots_that_others_wait_for_are_left_to_them_but_not_the_only_one(own: int, full: bool) -> None:
     a = world(max_inflight=4)["a"]
-    a.inflight.own, a.inflight.others, a.inflight.reserve = own, 2, 1
+    a.inflight.own, a.inflight.others, a.inflight.reserve = own, 3 - own, 1
     assert refusal(PROMPT, a, 0.0) == ("full" if full else None)
 
 

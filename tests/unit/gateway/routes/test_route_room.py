@@ -103,6 +103,19 @@ async def test_a_client_is_told_when_the_first_pause_ends_and_does_not_wait_in_v
 
 
 @virtual
+async def test_a_full_target_may_have_room_before_any_pause_ends() -> None:
+    of = World(one(targets=[*targets("a", max_inflight=1), *targets("b")], queue={"wait": "5s"}))
+    of["b"].rest(20.0)
+    held, placement = await of.first(call(id="c0"))
+    assert placement.target.name == "a"
+    waits = asyncio.create_task(of.tried(call(id="c1")))
+    await asyncio.sleep(1.0)
+    await held.aclose()
+    assert await waits == ["a"] and of.clock() == 1.0
+    of.idle()
+
+
+@virtual
 async def test_a_call_waits_for_a_pause_that_ends_in_time() -> None:
     of = World(one("a", "b", queue={"wait": "5s"}))
     of["a"].rest(60.0)
