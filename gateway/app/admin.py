@@ -33,7 +33,8 @@ def from_environment() -> Litestar:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    return build(settings, Source(Path(settings.routing)))
+    kept = Path(settings.kept) if settings.kept else None
+    return build(settings, Source(Path(settings.routing), kept=kept))
 
 
 def build(settings: Settings, source: Source) -> Litestar:
