@@ -49,7 +49,10 @@ class LlamaCpp(OpenAI):
         )
 
     def facts(self, answers: Mapping[str, bytes], model: str | None) -> Facts:
-        """A call has one slot, so a slot's context is what counts. A server that routes to others says 0."""
+        """A call has one slot, so a slot's context is what counts. A server that routes to others says 0.
+
+        It bounds the prompt alone: an answer ends where the context does, whatever `max_tokens` asks for.
+        """
         told = listed(answers, model)
         props = understood(answers, "/props", _Props)
         if props is None:
@@ -57,7 +60,8 @@ class LlamaCpp(OpenAI):
         slot = props.default_generation_settings.n_ctx
         return structs.replace(
             told,
-            context=slot or told.context,
+            context=None,
+            prompt=slot or told.context,
             version=props.build_info,
             kv_tokens=slot * props.total_slots or None,  # too much for slots that share one cache: it errs well
         )

@@ -152,8 +152,8 @@ class Prober:
                 why = "cannot be probed"
             self._learn(name, why)
             rounds = 0 if why else (rounds + 1) % CREDENTIAL_ROUNDS
-            pause = min(2 * pause, PROBE_SECONDS[1]) if why else PROBE_SECONDS[0]
             seconds = pause if why else PROBE_SECONDS[1]
+            pause = min(2 * pause, PROBE_SECONDS[1]) if why else PROBE_SECONDS[0]
             await asyncio.sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311 # only to spread
 
     async def _ask(self, name: str, *, thorough: bool) -> str:

@@ -41,7 +41,7 @@ def test_a_real_vllm() -> None:
 
 def test_a_real_llamacpp_counts_the_context_of_one_slot() -> None:
     told = {"/v1/models": recorded("llamacpp/llamacpp-models"), "/props": recorded("llamacpp/llamacpp-props")}
-    expected = Facts(context=2048, models=("smollm2-135m",), version="b0-unknown", kv_tokens=8192)
+    expected = Facts(prompt=2048, models=("smollm2-135m",), version="b0-unknown", kv_tokens=8192)
     assert LlamaCpp().facts(told, None) == expected
     del told["/props"]
     assert LlamaCpp().facts(told, None) == Facts(context=2048, models=("smollm2-135m",))
