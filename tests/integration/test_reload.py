@@ -24,7 +24,7 @@ from harness.upstream import DONE, Gate, Target, Upstream, event, stream
 from integration.client import CHAT, ask, chat, eventually, get, request, samples, total, wire
 
 RELOADS = 20
-CALLS = 10_000
+CALLS = 3_000
 CLIENTS = 8
 
 
