@@ -101,12 +101,12 @@ def test_a_broken_table_leaves_the_old_one_and_everybody_is_told(fleet: list[Eng
         error = eventually(lambda: get(gateway, "/ready").json()["config_error"], "it is told by /ready", 20)
         ready = get(gateway, "/ready")
         assert (ready.status, ready.json()["ready"], ready.json()["config"]) == (200, True, before["config"])
-        assert "routing.yaml:1:" in error
+        assert "routing.yaml" not in error, "what a table says is for the log"
         found = samples(gateway)
         assert total(found, "config_refused") == 1
         assert total(found, "config_reloads_total", outcome="refused") == 1
         assert total(found, "config_info", hash=before["config"]) == 1
-        assert "stays in force" in gateway.stderr() and error in gateway.stderr()
+        assert "stays in force" in gateway.stderr() and "routing.yaml:1:" in gateway.stderr()
         assert ask(gateway, talk("m", "Still?"), key).header("x-trunkline-config") == before["config"]
         gateway.routing.write_text(listing(*fleet))
         eventually(lambda: not get(gateway, "/ready").json()["config_error"] or None, "all is well again", 20)

@@ -189,10 +189,13 @@ def test_a_target_that_comes_back_is_eased_in(upstream: Upstream, fleet: dict[st
         eventually(lambda: get(own, "/ready").json()["targets"][young.name] == "up" or None, "it is up", 20)
         back = [served(own, talk("m", f"New {topic}"), key) for topic in topics]
         assert back.count(young.name) < list(before.values()).count(young.name) / 2
-        (shown,) = [
-            each for each in own.said("targets", "list", "--routing", str(own.routing)) if each["name"] == young.name
-        ]
-        assert shown["state"] == "up" and shown["weight"] <= 1.0
+
+        def listed() -> bool | None:
+            shown = own.said("targets", "list", "--routing", str(own.routing))
+            (state,) = [each for each in shown if each["name"] == young.name]
+            return (state["state"] == "up" and state["weight"] <= 1.0) or None
+
+        eventually(listed, "the list, which is told each second, has it up", 15)
 
 
 def test_the_command_tells_a_script_what_it_did(gateway: GatewayProcess, fleet: dict[str, Engine]) -> None:
