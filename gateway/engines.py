@@ -20,6 +20,8 @@ log = logging.getLogger("trunkline.engines")
 
 EVERY_SECONDS: Final = (1.0, 2.0)
 """Between two looks at a target: chance keeps gateways and targets from falling into step."""
+MANY: Final = 150
+"""Up to so many targets each has its look in that time, about a hundred a second; of more each has it later."""
 AT_ONCE: Final = 64
 """Targets that are looked at at the same time."""
 SCRAPE_SECONDS, DESCRIBE_SECONDS = 2.0, 5.0
@@ -84,6 +86,11 @@ class Engines:
         self._task: asyncio.Task[None] | None = None
         self.replace(targets)
 
+    @property
+    def _slower(self) -> float:
+        """Thousands of targets are looked at less often: looking must not take the time that calls need."""
+        return max(1.0, len(self._engines) / MANY)
+
     def open(self) -> None:
         """Start to look."""
         self._task = asyncio.create_task(self._run(), name="engines")
@@ -114,7 +121,8 @@ class Engines:
     def gauges(self, name: str) -> Gauges | None:
         """The target's load, if it told it within the last 5 s."""
         engine = self._engines.get(name)
-        return engine.gauges if engine and self._clock() - engine.at <= FRESH_SECONDS else None
+        fresh = engine is not None and self._clock() - engine.at <= self._slower * FRESH_SECONDS
+        return engine.gauges if engine is not None and fresh else None
 
     def facts(self, name: str) -> Facts | None:
         """What the target last said that it is."""
@@ -197,7 +205,7 @@ class Engines:
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("target %s: a look at its engine failed", name, exc_info=error)
             now = self._clock()
-            pause = random.uniform(*self._every)  # noqa: S311 # only to spread
+            pause = self._slower * random.uniform(*self._every)  # noqa: S311 # only to spread
             engine.looking = False
             if self._engines.get(name) is engine:
                 self._look_at(name, now + (SLOW_SECONDS if now - began >= SCRAPE_SECONDS else pause))

@@ -154,6 +154,7 @@ class Prober:
             rounds = 0 if why else (rounds + 1) % CREDENTIAL_ROUNDS
             seconds = pause if why else PROBE_SECONDS[1]
             pause = min(2 * pause, PROBE_SECONDS[1]) if why else PROBE_SECONDS[0]
+            seconds *= max(1.0, len(self.up) / SPREAD)  # thousands must not take the time that calls need
             await asyncio.sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311 # only to spread
 
     async def _ask(self, name: str, *, thorough: bool) -> str:

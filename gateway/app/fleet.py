@@ -30,6 +30,7 @@ ORDERS_TRIES, ORDERS_PAUSE = 20, 0.05
 """How often, and seconds between, a worker that starts asks the store for them before it serves without."""
 ORDERS_SECONDS = 10.0
 """Between two readings of operators' orders that no notice asked for."""
+TARGETS_A_TURN = 50
 _ANY_CALL = Prompt(tokens=1)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -119,9 +120,13 @@ class Fleet:
         if (target := self.routes.targets.get(name)) is not None:
             target.returned()
 
-    def report(self) -> Report:
+    async def report(self) -> Report:
         """How each target stands with this gateway."""
-        states = [self._state(route, target) for route in self.routes for target in route.targets]
+        states = []
+        for name in list(self.routes.targets):
+            if name in self.routes.targets:  # not another table, meanwhile
+                states.append(self.state(name))
+            await _turn(len(states))
         return Report(gateway=self._boot, config_hash=self.routes.config_hash, targets=tuple(states))
 
     async def _probe(self, name: str) -> str:
@@ -201,9 +206,9 @@ class Fleet:
         while True:
             try:
                 await self._obey()
-                self._show()
+                await self._show()
                 with suppress(StoreDown):
-                    await self._store.report(_encoder.encode(self.report()))
+                    await self._store.report(_encoder.encode(await self.report()))
             except Exception:  # a bug of ours; without this task no order would be heard any more
                 log.exception("the targets could not be looked after")
             self._asked.clear()
@@ -221,9 +226,12 @@ class Fleet:
         self.routes.ordered(self._orders, self._clock.now())
         return self._orders_at > float("-inf")
 
-    def _show(self) -> None:
+    async def _show(self) -> None:
         metrics = self._metrics
-        for name, target in self.routes.targets.items():
+        for number, name in enumerate(list(self.routes.targets)):
+            await _turn(number)
+            if (target := self.routes.targets.get(name)) is None:  # another table, meanwhile
+                continue
             metrics.target_prefill.labels(name).set(target.load.prefill)
             metrics.target_running.labels(name).set(target.load.running)
             metrics.target_waiting.labels(name).set(target.load.waiting)
@@ -244,7 +252,9 @@ class Fleet:
         ):
             metrics.forget(gauge, name)
 
-    def _state(self, route: Route, target: Target) -> TargetState:
+    def state(self, name: str) -> TargetState:
+        """How a target of the table in force stands."""
+        route, target = self._route_of[name], self.routes.targets[name]
         now = self._clock.monotonic()
         refused = refusal(_ANY_CALL, target, now)
         state: TargetCondition = "unknown" if target.up is None else "up"
@@ -270,6 +280,12 @@ class Fleet:
             kv_tokens=target.spec.kv_tokens or target.told[1],
             version=(facts.version if facts is not None else None) or "",
         )
+
+
+async def _turn(number: int) -> None:
+    """Thousands of targets are gone through in many turns of the event loop: calls go on between them."""
+    if number % TARGETS_A_TURN == TARGETS_A_TURN - 1:
+        await asyncio.sleep(0)
 
 
 def _route_of(routes: Routes) -> Mapping[str, Route]:

@@ -43,7 +43,7 @@ class Bench:
         return self.metrics.registry.get_sample_value(f"trunkline_{metric}", labels)
 
     def state(self, name: str) -> TargetState:
-        return next(state for state in self.fleet.report().targets if state.name == name)
+        return self.fleet.state(name)
 
     async def reported(self) -> Report:
         """What an operator's command reads."""
