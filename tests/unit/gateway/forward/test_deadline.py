@@ -45,12 +45,12 @@ async def test_a_client_that_reads_slowly_takes_none_of_it() -> None:
 
 
 async def test_an_answer_in_time_is_left_alone() -> None:
-    with Deadline(0.05, 0.05) as deadline:
+    with Deadline(0.5, 0.5) as deadline:
         for _ in range(5):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.15)
             deadline.pause()
             deadline.next_piece()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.6)
 
 
 async def test_a_task_that_is_cancelled_is_cancelled() -> None:
