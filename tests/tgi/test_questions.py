@@ -47,4 +47,4 @@ async def test_llamacpp_tells_its_load_and_what_it_is(forwarder: Forwarder, mode
     assert gauges is None or (gauges.running, gauges.waiting) == (0, 0), "its metrics may be off"
     facts = await forwarder.describe(address, LlamaCpp(), Timeouts())
     assert facts is not None and facts.models and facts.version
-    assert facts.context == SLOT_TOKENS and facts.kv_tokens == SLOT_TOKENS * SLOTS
+    assert facts.prompt == SLOT_TOKENS and facts.kv_tokens == SLOT_TOKENS * SLOTS
