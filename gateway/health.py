@@ -43,11 +43,6 @@ class Breaker:
         """Calls may go there; False while ejected, and while one call is trying it."""
         return not self.ejections or (self._clock() >= self._until and not self._trying)
 
-    @property
-    def seconds_left(self) -> float:
-        """Until its ejection ends; 0 when it is not ejected, or may be tried."""
-        return max(0.0, self._until - self._clock()) if self.ejections else 0.0
-
     def attempt(self) -> bool:
         """A call goes there; whether it is the one that tries an ejected target.
 
@@ -66,7 +61,8 @@ class Breaker:
             self._recent.clear()
             self._recovered()
 
-    def failed(self) -> None:
+    def failed(self, trial: bool = False) -> None:
+        """It failed; `trial`: it was the call that tried the target. Calls begun before an ejection lengthen none."""
         now = self._clock()
         self._streak += 1
         self._recent.append((now, False))
@@ -74,7 +70,7 @@ class Breaker:
             self._recent.popleft()
         failures = sum(not good for _, good in self._recent)
         many = len(self._recent) >= WINDOW_CALLS and failures >= WINDOW_SHARE * len(self._recent)
-        if self._trying or (not self.ejections and (self._streak >= CONSECUTIVE or many)):
+        if trial or (not self.ejections and (self._streak >= CONSECUTIVE or many)):
             pause = min(EJECT_SECONDS * 2**self.ejections, EJECT_MAX_SECONDS)
             self.ejections, self._until, self._trying = self.ejections + 1, now + pause, False
             log.warning("target %s is ejected for %.0f s", self.name, pause)

@@ -11,13 +11,12 @@ import sys
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from litestar import Litestar
 
 from backends import registry
-from backends.api import Counted
 from gateway.app.fleet import Fleet
 from gateway.app.reload import Reloader, mirrors, rules
 from gateway.config import Settings
@@ -37,7 +36,7 @@ from gateway.meter.shadows import ShadowMetrics
 from gateway.reconcile import Reconciler
 from gateway.routes import Builder, Slots
 from gateway.shadow import Shadow
-from gateway.store import open_store
+from gateway.store import Store, open_store
 
 log = logging.getLogger("trunkline.app")
 
@@ -118,33 +117,11 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
     )
     fleet = Fleet(routes, store, forwarder, metrics, clock, BOOT)
 
-    async def counters(name: str) -> tuple[int, int] | None:
-        if (target := fleet.routes.targets.get(name)) is None:
-            return None
-        text = await forwarder.scrape(target.address, target.adapter, target.timeouts)
-        return target.adapter.counters(text) if text is not None and isinstance(target.adapter, Counted) else None
-
-    def drift(target: str, direction: str, tokens: int, ratio: float) -> None:
-        metrics.drift_tokens.labels(target, direction).set(tokens)
-        metrics.drift_ratio.labels(target, direction).set(ratio)
-
-    async def pulse() -> None:
-        """What the store knows of itself, for metrics: gauges of several workers cannot be asked when scraped."""
-        while True:
-            try:
-                await admission.look()
-                metrics.settle_pending.set(store.unsettled)
-                metrics.gateways.set(store.gateways)
-            except Exception:  # a bug of ours; the pulse goes on
-                log.exception("the state of the store could not be shown")
-            await asyncio.sleep(PULSE_SECONDS)
-
-    async def explains(token: bytes, source: str | None) -> bool:
-        """Whether an admin key asks; one that is good for one thing only is not good for this."""
-        return not (await admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)).once
-
     reconciler = Reconciler(
-        lambda: {name: target.address.url for name, target in fleet.routes.targets.items()}, counters, store, drift
+        lambda: {name: target.address.url for name, target in fleet.routes.targets.items()},
+        fleet.counters,
+        store,
+        metrics.drift,
     )
     readiness = ops.Readiness(store, fleet.prober)
 
@@ -157,7 +134,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         await fleet.open()
         reconciler.open()
         watcher.open()
-        pulsing = asyncio.create_task(pulse(), name="pulse")
+        pulsing = asyncio.create_task(_pulse(admission, store, metrics), name="pulse")
         # What start-up made stays for good: looking through it again and again costs a tenth of each call's CPU.
         gc.collect()
         gc.freeze()
@@ -193,7 +170,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
             pdb_on_exception=False,
         )
     docs.describe_data_plane(app)
-    plane = DataPlane(parts, table.bodies, app, proxies, explains)
+    plane = DataPlane(parts, table.bodies, app, proxies, partial(_explains, admin_keys))
     reloader = Reloader(
         plane,
         builder,
@@ -207,6 +184,23 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
     )
     watcher = Watcher(source, reloader.apply, reloader.refused)
     return plane
+
+
+async def _pulse(admission: Admission, store: Store, metrics: Metrics) -> None:
+    """What the store knows of itself, for metrics: gauges of several workers cannot be asked when scraped."""
+    while True:
+        try:
+            await admission.look()
+            metrics.settle_pending.set(store.unsettled)
+            metrics.gateways.set(store.gateways)
+        except Exception:  # a bug of ours; the pulse goes on
+            log.exception("the state of the store could not be shown")
+        await asyncio.sleep(PULSE_SECONDS)
+
+
+async def _explains(admin_keys: AdminKeys, token: bytes, source: str | None) -> bool:
+    """Whether an admin key asks; one that is good for one thing only is not good for this."""
+    return not (await admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)).once
 
 
 def _queued(metrics: Metrics, route: str, calls: int, size: int) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import msgspec
 
-from backends.api import Facts, Gauges
+from backends.api import Counted, Facts, Gauges
 from gateway.core.clock import Clock
 from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
 from gateway.engines import FIELDS as FACTS
@@ -128,6 +128,14 @@ class Fleet:
                 states.append(self.state(name))
             await _turn(len(states))
         return Report(gateway=self._boot, config_hash=self.routes.config_hash, targets=tuple(states))
+
+    async def counters(self, name: str) -> tuple[int, int] | None:
+        """Prompt and completion tokens that the target's engine has counted; None if it does not tell."""
+        target = self.routes.targets.get(name)
+        if target is None or not isinstance(target.adapter, Counted):
+            return None
+        text = await self._forwarder.scrape(target.address, target.adapter, target.timeouts)
+        return None if text is None else target.adapter.counters(text)
 
     async def _probe(self, name: str) -> str:
         target = self.routes.targets[name]

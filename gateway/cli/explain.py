@@ -21,6 +21,7 @@ from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, load_table
 from gateway.core.errors import NoRoute
 from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState
+from gateway.edge.admin.fleet import reports
 from gateway.keys import may_use
 from gateway.keys.token import parse
 from gateway.routes import Builder, Routes, Slots, Target
@@ -57,7 +58,7 @@ class _Stands:
 
     def succeeded(self) -> None: ...
 
-    def failed(self) -> None: ...
+    def failed(self, trial: bool = False) -> None: ...
 
     def ended(self, trial: bool) -> None: ...
 
@@ -82,8 +83,8 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
         raise click.ClickException(str(error)) from None
     launched = {target.name: "http://launched" for _, _, target in table.targets() if target.launch is not None}
     routes = Builder(launched, cache(registry.load), lambda _: _Stands(), Slots(store), time.monotonic).build(table)
-    reports = await _reports(store, set(routes.targets))
-    _apply(routes, reports)
+    said = await _reports(store, set(routes.targets))
+    _apply(routes, said)
     routes.ordered({order.id: order for order in await store.all(TargetOrder)}, time.time())
     try:
         route = routes.find(call.model, lambda *names: may_use(key, *names))
@@ -92,7 +93,7 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
     tokens = max(1, int(len(call.body.raw) / BYTES_PER_TOKEN))
     found = routes.explain(route, routes.read(route, call, {}, key, tokens))
     picked = next((each.target for each in found if each.picked), None)
-    answer = Answer(call.model, route.name, found[0].policy, tokens, len(reports), picked, found)
+    answer = Answer(call.model, route.name, found[0].policy, tokens, len(said), picked, found)
     if as_json:
         click.echo(msgspec.json.encode(answer))
         return
@@ -129,24 +130,16 @@ async def _key(store: Store, id: str | None) -> KeyRecord:
 async def _reports(store: Store, targets: set[str]) -> list[Report]:
     """What running gateways say that serve such a table; nothing where none runs."""
     try:
-        words = await store.reports()
+        found = reports(await store.reports())
     except StoreDown:
         return []
-    reports = []
-    for word, _ in words.values():
-        try:
-            report = msgspec.msgpack.decode(word, type=Report)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue  # another version's
-        if any(state.name in targets for state in report.targets):
-            reports.append(report)
-    return reports
+    return [report for _, report in found if any(state.name in targets for state in report.targets)]
 
 
-def _apply(routes: Routes, reports: Sequence[Report]) -> None:
+def _apply(routes: Routes, said: Sequence[Report]) -> None:
     """Let the targets stand as the gateways say, all of their calls together."""
     for name, target in routes.targets.items():
-        states = [state for report in reports for state in report.targets if state.name == name]
+        states = [state for report in said for state in report.targets if state.name == name]
         if not states:
             continue
         told = [Told(state.prefill, state.waiting, state.running, 0) for state in states]

@@ -15,7 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from gateway import __version__
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
-Mode = Literal["livesum", "livemax", "mostrecent"]
+Mode = Literal["livesum", "livemax", "livemin", "mostrecent"]
 """How the gauges of several workers become one."""
 
 # Seconds. Long generations take minutes; a prefix-cached first token takes milliseconds.
@@ -29,18 +29,15 @@ class Metrics:
     """The metrics. Label values come from the routing table and from closed vocabularies, never from a client."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry = registry or CollectorRegistry()
+        self.registry = registry or CollectorRegistry()
+        self._make_calls()
+        self._make_limits()
+        self._make_routing()
+        self._make_engines()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"trunkline_{name}", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"trunkline_{name}", text, labels, buckets=buckets, registry=registry)
-
-        def gauge(name: str, text: str, mode: Mode, *labels: str) -> Gauge:
-            return Gauge(f"trunkline_{name}", text, labels, registry=registry, multiprocess_mode=mode)
-
-        self.requests = counter(
+    def _make_calls(self) -> None:
+        """Calls, their times and tokens."""
+        self.requests = self._counter(
             "requests_total",
             "Calls ended, by endpoint, route, outcome (answered, refused, shed, failed, broke, gone) and error_type.",
             "endpoint",
@@ -48,46 +45,105 @@ class Metrics:
             "outcome",
             "error_type",
         )
-        self.duration = histogram(
+        self.duration = self._histogram(
             "request_duration_seconds", "From a call's arrival to its end.", LONG, "endpoint", "route"
         )
-        self.overhead = histogram(
+        self.overhead = self._histogram(
             "overhead_seconds",
             "The gateway's own part of a call: its duration without waiting for the target or the client.",
             SHORT,
             "route",
         )
-        self.ttft = histogram(
+        self.ttft = self._histogram(
             "time_to_first_token_seconds",
             "From a streamed call's arrival to its first chunk sent to the client.",
             FIRST,
             "route",
             "target",
         )
-        self.itl = histogram(
+        self.itl = self._histogram(
             "inter_token_latency_seconds",
             "Between successive chunks of a stream sent to the client; a chunk may carry several tokens.",
             GAP,
             "route",
             "target",
         )
-        self.tokens = counter(
+        self.tokens = self._counter(
             "tokens_total",
             "Tokens as the targets reported them (estimated from events where they did not), direction in or out.",
             "route",
             "direction",
         )
-        self.in_flight = Gauge(
-            "trunkline_in_flight", "Calls being served now.", registry=registry, multiprocess_mode="livesum"
-        )
-        self.attempts = counter(
+        self.in_flight = self._gauge("in_flight", "Calls being served now.", "livesum")
+        self.attempts = self._counter(
             "upstream_attempts_total",
             "Attempts at targets; outcome is ok or the error_type.",
             "route",
             "target",
             "outcome",
         )
-        self.decisions = counter(
+        self.usage_source = self._counter(
+            "usage_source_total",
+            "Calls that reached a target, by where their token counts come from: upstream, counted or estimated.",
+            "route",
+            "source",
+        )
+        self.cost = self._counter(
+            "cost_micros_total",
+            "What calls cost by the routes' prices, in millionths of the table's currency.",
+            "route",
+        )
+        self.dropped = self._counter("log_lines_dropped_total", "Call records that could not be written to the log.")
+
+    def _make_limits(self) -> None:
+        """Admission, the store and the ledger."""
+        self.denials = self._counter(
+            "limit_denials_total",
+            "Calls denied by a limit, by whose it is (key, tenant, model, key_model) and its dimension.",
+            "scope",
+            "dimension",
+        )
+        self.throttled = self._counter(
+            "auth_throttled_total", "Authentications refused unseen: too many had failed from the same source."
+        )
+        self.redis = self._histogram("redis_seconds", "Waiting for the store to decide an admission.", SHORT)
+        self.degraded = self._gauge(
+            "limits_degraded",
+            "1 while the store does not answer and limits are counted in each gateway on its own.",
+            "livemax",
+        )
+        self.settle_pending = self._gauge(
+            "settle_pending",
+            "Ended calls whose real usage the store has not been told yet, because it does not answer.",
+            "livesum",
+        )
+        self.gateways = self._gauge(
+            "gateways",
+            "Living gateway workers that share the store; while it does not answer, as last heard.",
+            "livemax",
+        )
+        self.ledger_dropped = self._counter(
+            "ledger_entries_dropped_total",
+            "Ended calls that are missing in the usage ledger: it was down for too long.",
+        )
+        self.drift_tokens = self._gauge(
+            "reconcile_drift_tokens",
+            "Tokens the target's engine has counted more than the usage ledger (below 0: less), direction in or out.",
+            "mostrecent",
+            "target",
+            "direction",
+        )
+        self.drift_ratio = self._gauge(
+            "reconcile_drift_ratio",
+            "The drift as a part of the larger of both counts, from -1 to 1, direction in or out.",
+            "mostrecent",
+            "target",
+            "direction",
+        )
+
+    def _make_routing(self) -> None:
+        """Where calls go, and what for; how full the targets are."""
+        self.decisions = self._counter(
             "route_decisions_total",
             "Targets picked, by the policy and its reason: home (the conversation's own target), warm (its system "
             "prompt is cached there), exception (its last call went there), spill (cheaper than home), no_key (nothing "
@@ -96,51 +152,82 @@ class Metrics:
             "policy",
             "reason",
         )
-        self.fallbacks = counter(
+        self.fallbacks = self._counter(
             "fallbacks_total",
             "Calls sent to a fallback target or route, by why no better one: drained, ejected, down, too_long, "
             "resting, full, failed, canary, no_target.",
             "route",
             "reason",
         )
-        self.queue_wait = histogram(
+        self.queue_wait = self._histogram(
             "queue_wait_seconds", "Of calls that had to wait: how long, until a target had room.", FIRST, "route"
         )
-        self.queue_calls = gauge("queue_calls", "Calls waiting for a target with room.", "livesum", "route")
-        self.queue_bytes = gauge("queue_bytes", "Bytes of the bodies of waiting calls.", "livesum", "route")
-        self.prompt_tokens = counter(
+        self.queue_calls = self._gauge("queue_calls", "Calls waiting for a target with room.", "livesum", "route")
+        self.queue_bytes = self._gauge("queue_bytes", "Bytes of the bodies of waiting calls.", "livesum", "route")
+        self.prompt_tokens = self._counter(
             "prompt_tokens_total", "Prompt tokens as the targets reported them.", "route", "target"
         )
-        self.cached_tokens = counter(
+        self.cached_tokens = self._counter(
             "cached_tokens_total",
             "Of the prompt tokens, those that came from the target's cache, where it reports them.",
             "route",
             "target",
         )
-        self.target_prefill = gauge(
+        self.target_up = self._gauge(
+            "target_up", "Whether the target's health route answered its last probe.", "livemin", "target"
+        )
+        self.target_prefill = self._gauge(
             "target_prefill_tokens",
             "Prompt tokens sent to the target and not yet read, estimated.",
             "livesum",
             "target",
         )
-        self.target_running = gauge("target_running", "Calls at the target that have not ended.", "livesum", "target")
-        self.target_waiting = gauge("target_waiting", "Calls at the target without a first token.", "livesum", "target")
-        self.load_age = gauge(
+        self.target_running = self._gauge(
+            "target_running", "Calls at the target that have not ended.", "livesum", "target"
+        )
+        self.target_waiting = self._gauge(
+            "target_waiting", "Calls at the target without a first token.", "livesum", "target"
+        )
+        self.load_age = self._gauge(
             "load_view_age_seconds", "How old the loads are that other gateways last told; -1: never heard.", "livemax"
         )
-        self.engine_running = gauge(
+        self.shadow = self._counter(
+            "shadow_calls_total",
+            "Calls copied to a shadow target: same or other status than the primary's, or dropped for want of room.",
+            "route",
+            "target",
+            "outcome",
+        )
+        self.shadow_ttft = self._histogram(
+            "shadow_time_to_first_token_seconds",
+            "Of copied calls: from asking the shadow target to its first token.",
+            FIRST,
+            "route",
+            "target",
+        )
+        self.shadow_tokens = self._gauge(
+            "shadow_tokens_ratio",
+            "Completion tokens of shadow answers to those of the primaries', since the start.",
+            "mostrecent",
+            "route",
+            "target",
+        )
+
+    def _make_engines(self) -> None:
+        """What engines tell of themselves, and which table and version this is."""
+        self.engine_running = self._gauge(
             "engine_running", "Calls that the target's engine says it works on.", "mostrecent", "target"
         )
-        self.engine_waiting = gauge(
+        self.engine_waiting = self._gauge(
             "engine_waiting", "Calls that the target's engine says wait in it.", "mostrecent", "target"
         )
-        self.engine_cache = gauge(
+        self.engine_cache = self._gauge(
             "engine_kv_usage_ratio",
             "Part of its cache that the target's engine says is in use.",
             "mostrecent",
             "target",
         )
-        self.route_drift = gauge(
+        self.route_drift = self._gauge(
             "route_drift",
             "1 while targets of one route differ in what they tell of themselves, by field: context, models, version, "
             "loras.",
@@ -148,106 +235,32 @@ class Metrics:
             "route",
             "field",
         )
-        self.shadow = counter(
-            "shadow_calls_total",
-            "Calls copied to a shadow target: same or other status than the primary's, or dropped for want of room.",
-            "route",
-            "target",
-            "outcome",
+        self.config = self._gauge("config_info", "1 for the table in force, by its hash.", "livemax", "hash")
+        self.config_at = self._gauge(
+            "config_loaded_timestamp_seconds", "When the table in force was loaded.", "livemax"
         )
-        self.shadow_ttft = histogram(
-            "shadow_time_to_first_token_seconds",
-            "Of copied calls: from asking the shadow target to its first token.",
-            FIRST,
-            "route",
-            "target",
+        self.reloads = self._counter(
+            "config_reloads_total", "Readings of a changed table, applied or refused.", "outcome"
         )
-        self.shadow_tokens = gauge(
-            "shadow_tokens_ratio",
-            "Completion tokens of shadow answers to those of the primaries', since the start.",
-            "mostrecent",
-            "route",
-            "target",
-        )
-        self.config = gauge("config_info", "1 for the table in force, by its hash.", "livemax", "hash")
-        self.config_at = gauge("config_loaded_timestamp_seconds", "When the table in force was loaded.", "livemax")
-        self.reloads = counter("config_reloads_total", "Readings of a changed table, applied or refused.", "outcome")
-        self.config_bad = gauge(
+        self.config_bad = self._gauge(
             "config_refused", "1 while the newest table cannot be used and the last good one serves.", "livemax"
         )
-        self.usage_source = counter(
-            "usage_source_total",
-            "Calls that reached a target, by where their token counts come from: upstream, counted or estimated.",
-            "route",
-            "source",
-        )
-        self.cost = counter(
-            "cost_micros_total",
-            "What calls cost by the routes' prices, in millionths of the table's currency.",
-            "route",
-        )
-        self.denials = counter(
-            "limit_denials_total",
-            "Calls denied by a limit, by whose it is (key, tenant, model, key_model) and its dimension.",
-            "scope",
-            "dimension",
-        )
-        self.throttled = counter(
-            "auth_throttled_total", "Authentications refused unseen: too many had failed from the same source."
-        )
-        self.redis = histogram("redis_seconds", "Waiting for the store to decide an admission.", SHORT)
-        self.degraded = Gauge(
-            "trunkline_limits_degraded",
-            "1 while the store does not answer and limits are counted in each gateway on its own.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.settle_pending = Gauge(
-            "trunkline_settle_pending",
-            "Ended calls whose real usage the store has not been told yet, because it does not answer.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self.gateways = Gauge(
-            "trunkline_gateways",
-            "Living gateway workers that share the store; while it does not answer, as last heard.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.ledger_dropped = counter(
-            "ledger_entries_dropped_total",
-            "Ended calls that are missing in the usage ledger: it was down for too long.",
-        )
-        self.drift_tokens = Gauge(
-            "trunkline_reconcile_drift_tokens",
-            "Tokens the target's engine has counted more than the usage ledger (below 0: less), direction in or out.",
-            ["target", "direction"],
-            registry=registry,
-            multiprocess_mode="mostrecent",
-        )
-        self.drift_ratio = Gauge(
-            "trunkline_reconcile_drift_ratio",
-            "The drift as a part of the larger of both counts, from -1 to 1, direction in or out.",
-            ["target", "direction"],
-            registry=registry,
-            multiprocess_mode="mostrecent",
-        )
-        self.target_up = Gauge(
-            "trunkline_target_up",
-            "Whether the target's health route answered its last probe.",
-            ["target"],
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self.dropped = counter("log_lines_dropped_total", "Call records that could not be written to the log.")
-        self.build = Gauge(
-            "trunkline_build_info",
-            "Always 1; the label tells the version.",
-            ["version"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
+        self.build = self._gauge("build_info", "Always 1; the label tells the version.", "livemax", "version")
         self.build.labels(__version__).set(1)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"trunkline_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"trunkline_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, mode: Mode, *labels: str) -> Gauge:
+        return Gauge(f"trunkline_{name}", text, labels, registry=self.registry, multiprocess_mode=mode)
+
+    def drift(self, target: str, direction: str, tokens: int, ratio: float) -> None:
+        """How far an engine's count of tokens is from ours."""
+        self.drift_tokens.labels(target, direction).set(tokens)
+        self.drift_ratio.labels(target, direction).set(ratio)
 
     @staticmethod
     def forget(gauge: Gauge, *labels: str) -> None:

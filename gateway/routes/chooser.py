@@ -83,9 +83,9 @@ class Chooser:
 
     def soonest(self, prompt: Prompt, tried: Collection[Target]) -> float | None:
         """Seconds until any target can have room, if that is known: all have asked for a pause."""
-        now, left = self._clock(), []
+        now, left, names = self._clock(), [], {target.name for target in tried}
         for target in self.targets:
-            if target in tried or (why := refusal(prompt, target, now)) is None:
+            if target.name in names or (why := refusal(prompt, target, now)) is None:
                 continue
             if why == "full":
                 return None

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Struct
 
-from gateway.routes.load import KNOWN_GATEWAYS, Load, Told
+from gateway.routes.load import KNOWN_GATEWAYS, STALE_SECONDS, Load, Told
 from gateway.routes.policies.api import Note
 from gateway.routes.target import Target
 from gateway.routes.tier import Tier
@@ -200,7 +200,7 @@ class Exchange:
             self.read_at = self._clock()
         except StoreDown:
             others = {}  # what was told last grows old and counts no more
-            if self._clock() - self.read_at < 2.0:
+            if self._clock() - self.read_at < STALE_SECONDS:
                 return
         for name in mine:
             boards[name].read(others.get(name, {}), self._clock())

@@ -7,9 +7,11 @@ from typing import Final
 
 from msgspec import Struct
 
+from gateway.store import FRESH_SECONDS
+
 RATE: Final = 8000.0
 """Prompt tokens a second that a target is assumed to read, only to let what others told grow old (routing rule)."""
-STALE_SECONDS: Final = 2.0
+STALE_SECONDS: Final = FRESH_SECONDS
 """A gateway that has told nothing for so long is dead: what it told no longer counts."""
 KNOWN_GATEWAYS: Final = 256
 """Workers that are remembered, those that were heard of last."""

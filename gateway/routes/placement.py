@@ -97,9 +97,7 @@ class Placement:
         self._tier.placed(self._prompt, self.score)
         self.target.attempts += 1
         self._trial = self.target.breaker.attempt()
-        if (
-            self._prompt.whole
-        ):  # nobody sees when its first token comes; other calls' prompts wait for this one no longer
+        if self._prompt.whole:  # nobody will see its first token, and its prompt is not being read until its end
             seconds = self.target.load.prefill / RATE
             self._timer = asyncio.get_running_loop().call_later(seconds, self._share.first_token)
 
@@ -148,7 +146,7 @@ class Placement:
         if isinstance(error, UpstreamBusy):
             self.target.rest(error.retry_after)
         if not isinstance(error, UpstreamBusy) or error.broken:
-            self.target.breaker.failed()
+            self.target.breaker.failed(self._trial)
             for stirred in self.target.load.stirred:  # also of the same target in a newer table
                 stirred()
             self.target.clear = False

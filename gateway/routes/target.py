@@ -37,8 +37,8 @@ class Breaker(Protocol):
     def succeeded(self) -> None:
         """It was answered."""
 
-    def failed(self) -> None:
-        """It failed, and the target is to blame."""
+    def failed(self, trial: bool = False) -> None:
+        """It failed, and the target is to blame; `trial`: it was the call that tried an ejected target."""
 
     def ended(self, trial: bool) -> None:
         """It is over, whatever it told."""

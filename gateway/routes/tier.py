@@ -7,11 +7,10 @@ from collections.abc import Collection, Sequence
 from msgspec import Struct
 
 from gateway.routes.filters import BUSY, NOTHING, Filter, refusal
+from gateway.routes.load import RATE
 from gateway.routes.policies.api import Inherits, Learns, Policy, Prompt, Remembers, Score, Tells
 from gateway.routes.policies.registry import load as load_policy
 from gateway.routes.target import UNBOUNDED, Target
-
-ONLY = "only"
 
 
 class Outlook(Struct, frozen=True):
@@ -38,7 +37,7 @@ class Tier:
         """The policy, if it has something to tell other gateways."""
         heaviest = max((target.weight for target in targets), default=1.0)
         for target in targets:  # weights are relative; the heaviest is taken to read as fast as targets do
-            target.prefill_limit *= target.weight / heaviest
+            target.prefill_limit = RATE * target.timeouts.first_byte * target.weight / heaviest
         self._canaries = [place for place, target in enumerate(targets) if target.canary]
         self._context = UNBOUNDED
         self.measure()
@@ -75,7 +74,10 @@ class Tier:
         self, prompt: Prompt, now: float, tried: Collection[Target] = (), overlooked: Collection[Filter] = NOTHING
     ) -> bool:
         """Waiting may help: all that a target lacks is room."""
-        return any(refusal(prompt, target, now, overlooked) in BUSY for target in self.targets if target not in tried)
+        names = {target.name for target in tried}
+        return any(
+            refusal(prompt, target, now, overlooked) in BUSY for target in self.targets if target.name not in names
+        )
 
     def pick(self, prompt: Prompt, usable: Sequence[int], now: float) -> Score:
         """The policy's choice among `usable`, which are not none."""

@@ -23,8 +23,7 @@ def breaker(clock: FixedClock) -> Breaker:
 
 def fail(breaker: Breaker, times: int = 5) -> None:
     for _ in range(times):
-        breaker.attempt()
-        breaker.failed()
+        breaker.failed(breaker.attempt())
 
 
 def test_five_failures_in_a_row_eject(breaker: Breaker) -> None:
@@ -103,16 +102,14 @@ def test_each_failed_try_doubles_the_time_up_to_two_minutes(breaker: Breaker, cl
         assert not breaker.closed
         clock.advance(0.2)
         assert breaker.closed
-        breaker.attempt()
-        breaker.failed()
+        fail(breaker, 1)
         assert not breaker.closed
 
 
 def test_after_it_worked_the_next_ejection_is_short_again(breaker: Breaker, clock: FixedClock) -> None:
     fail(breaker)
     clock.advance(10.1)
-    breaker.attempt()
-    breaker.failed()
+    fail(breaker, 1)
     clock.advance(20.1)
     breaker.attempt()
     breaker.succeeded()
@@ -129,8 +126,7 @@ def test_a_try_whose_client_left_tells_nothing(breaker: Breaker, clock: FixedClo
     assert breaker.attempt()
     breaker.ended(trial=True)
     assert breaker.closed, "another call may try"
-    breaker.attempt()
-    breaker.failed()
+    fail(breaker, 1)
     clock.advance(19)
     assert not breaker.closed
 
@@ -158,23 +154,25 @@ def test_failures_of_calls_begun_before_do_not_lengthen_an_ejection(breaker: Bre
     assert breaker.closed
 
 
-def test_how_long_an_ejection_still_lasts(breaker: Breaker, clock: FixedClock) -> None:
-    assert (breaker.ejections, breaker.seconds_left) == (0, 0.0)
+def test_a_call_begun_before_the_ejection_says_nothing_of_the_trial(breaker: Breaker, clock: FixedClock) -> None:
     fail(breaker)
-    assert (breaker.ejections, breaker.seconds_left) == (1, 10.0)
-    clock.advance(4)
-    assert breaker.seconds_left == pytest.approx(6)
-    clock.advance(7)
-    assert breaker.seconds_left == 0
+    clock.advance(10.1)
+    assert breaker.attempt()
+    breaker.failed()
+    assert breaker.ejections == 1, "an older call failed while the trial runs"
+    breaker.failed(True)
+    assert breaker.ejections == 2
+
+
+def test_ejections_are_counted_until_it_works_again(breaker: Breaker, clock: FixedClock) -> None:
+    assert breaker.ejections == 0
+    fail(breaker)
+    assert breaker.ejections == 1
+    clock.advance(10.1)
     fail(breaker, 1)
-    assert (breaker.ejections, breaker.seconds_left) == (2, 20.0)
-    clock.advance(21)
-    breaker.attempt()
+    assert breaker.ejections == 2
     breaker.succeeded()
-    assert (breaker.ejections, breaker.seconds_left) == (0, 0.0)
-    fail(breaker)
-    breaker.succeeded()
-    assert (breaker.ejections, breaker.seconds_left) == (0, 0.0), "a last resort that worked ends it before its time"
+    assert breaker.ejections == 0, "a last resort that worked ends it before its time"
 
 
 def test_a_recovery_is_told_once_and_only_after_an_ejection(clock: FixedClock) -> None:
