@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -131,6 +131,10 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """How long its targets may take."""
     retry: Retry = Retry()
     """When to try another target."""
+    resume: Literal["text"] | None = None
+    """`text`: a stream whose target dies goes on at another target of its tier, from the text that the client has."""
+    hold: Seconds | None = None
+    """How long a call may wait for targets that are starting, restarting or asleep; default: it is not held."""
     limits: LimitSpec = LimitSpec()
     """Of the model as a whole: all callers together."""
     key_limits: LimitSpec = LimitSpec()
@@ -153,6 +157,8 @@ class Bodies(Part, frozen=True, kw_only=True):
     """The largest answer that is not a stream."""
     timeout: Seconds = 60.0
     """How long a client may take to send its body."""
+    reader: Seconds = 60.0
+    """How long a client may leave unread what was sent to it before its call is ended."""
 
 
 class Ask(Part, frozen=True, kw_only=True):
