@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -53,12 +54,18 @@ class AsgiClient:
         self.source = source_of(scope, proxies)
         self.explains = False
         self.started = False
-        self.gone = False
+        self.gone_at: float | None = None
+        """When we learned that it had left, by the monotonic clock."""
         self._receive, self._send = receive, send
         self._endpoint, self._bodies = endpoint, bodies
         self._finished = False
         self._prepared: list[tuple[bytes, bytes]] = []
         self._watch: asyncio.Future[Any] | None = None
+
+    @property
+    def gone(self) -> bool:
+        """It has left before its answer was sent."""
+        return self.gone_at is not None
 
     async def call(self) -> Call:
         """Read the whole body, then begin to watch for the client's leaving."""
@@ -118,7 +125,7 @@ class AsgiClient:
                 while True:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
-                        self.gone = True
+                        self.gone_at = time.monotonic()
                         raise asyncio.CancelledError
                     piece = message.get("body", b"")
                     size += len(piece)
@@ -134,7 +141,7 @@ class AsgiClient:
     def _left(self, task: asyncio.Task[Any]) -> None:
         if self._watch is None or self._watch.cancelled() or self._finished:
             return
-        self.gone = True
+        self.gone_at = time.monotonic()
         task.cancel()
 
 

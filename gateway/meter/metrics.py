@@ -22,6 +22,7 @@ Mode = Literal["livesum", "livemax", "livemin", "mostrecent"]
 LONG = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
 SHORT = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2.5)
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 30, 60, 120)
+ABORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 GAP = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -31,6 +32,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._make_calls()
+        self._make_aborts()
         self._make_limits()
         self._make_routing()
         self._make_engines()
@@ -94,6 +96,31 @@ class Metrics:
             "route",
         )
         self.dropped = self._counter("log_lines_dropped_total", "Call records that could not be written to the log.")
+
+    def _make_aborts(self) -> None:
+        """Clients that left, and work that was for nothing."""
+        self.aborts = self._counter(
+            "aborts_total",
+            "Calls whose client left before its answer was sent, by phase: body (its body had not come), queue (it was "
+            "at no target), headers (a stream, without the target's headers), first_token (a stream, without the first "
+            "token), stream (a stream, after it), whole (a target worked on an answer that is no stream).",
+            "route",
+            "phase",
+        )
+        self.abort_seconds = self._histogram(
+            "abort_seconds",
+            "From learning that a client had left until nothing was held for its call: the connection to the target "
+            "closed, the lease handed back.",
+            ABORT,
+        )
+        self.wasted = self._counter(
+            "wasted_tokens_total",
+            "Completion tokens that targets sent in attempts that came to nothing, by cause: client_gone (its client "
+            "had left), attempt_failed (it broke, and no other target continued its text). What a target made and had "
+            "not sent is not in it.",
+            "route",
+            "cause",
+        )
 
     def _make_limits(self) -> None:
         """Admission, the store and the ledger."""

@@ -15,6 +15,7 @@ from backends.api import Call, Usage
 from gateway.core.clock import Clock
 from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamError
 from gateway.core.types import Entry, KeyRecord, Spent
+from gateway.meter.aborts import Abort, Client, Phase
 from gateway.meter.metrics import Metrics
 
 log = logging.getLogger("trunkline.meter")
@@ -73,8 +74,9 @@ class Meter:
         self._enter, self.learn = enter, learn
         self._children: dict[tuple[Any, ...], Any] = {}
 
-    def observe(self, call_id: str, endpoint: str) -> Record:
-        return Record(self, self._clock, call_id, endpoint)
+    def observe(self, call_id: str, endpoint: str, client: Client | None = None) -> Record:
+        """A record of the call of this client; without one, it is never known when a client left."""
+        return Record(self, self._clock, call_id, endpoint, client)
 
     def child(self, metric: Any, *labels: str) -> Any:
         """The metric with these labels, looked up in prometheus_client only once."""
@@ -102,6 +104,9 @@ class Meter:
                 child(metrics.cached_tokens, record.route, record.target).inc(spent.cached)
             if spent.cost:
                 child(metrics.cost, record.route).inc(spent.cost)
+        if record.abort is not None:
+            child(metrics.aborts, record.route, record.abort.phase).inc()
+            metrics.abort_seconds.observe(record.abort.seconds)
         if record.admitted_at:
             self._enter(record.entry())
         self._write(_encoder.encode(record.line(total, own, self._clock.now())))
@@ -110,8 +115,8 @@ class Meter:
 class Record:
     """One call's way through the gateway. A context manager: leaving it closes it with the outcome it was left with."""
 
-    def __init__(self, meter: Meter, clock: Clock, call_id: str, endpoint: str) -> None:
-        self._meter, self._clock = meter, clock
+    def __init__(self, meter: Meter, clock: Clock, call_id: str, endpoint: str, client: Client | None) -> None:
+        self._meter, self._clock, self._client = meter, clock, client
         self.call_id, self.endpoint = call_id, endpoint
         self.started = clock.monotonic()
         self.route, self.target, self.model = "other", "", ""
@@ -128,7 +133,12 @@ class Record:
         self._call: Call | None = None
         self._price: Pricing | None = None
         self._prompt: Callable[[], int] = lambda: 0
-        self._size, self._left = 0, False
+        self._size, self._headed = 0, False
+        self._left_in: Phase | None = None
+        """Where the attempt at hand was when its client left."""
+        self.wasted_tokens = 0
+        """Of answers that came to nothing."""
+        self.abort: Abort | None = None
         self._spent: Spent | None = None
         self.error: GatewayError | None = None
         self.outcome = "answered"
@@ -147,7 +157,10 @@ class Record:
             self._fail(error)
         if self._waits_for == "queue":
             self._wait_over("")
-        self._meter.close(self, self._clock.monotonic())
+        ended = self._clock.monotonic()
+        if self.outcome == "gone":
+            self.abort = self._aborted(ended)
+        self._meter.close(self, ended)
 
     def authenticated(self, key: KeyRecord) -> None:
         """From here on we wait for the client's body."""
@@ -179,13 +192,19 @@ class Record:
             child(metrics.fallbacks, self.route, choice.fallback).inc()
         if choice.waited > WAITED_SECONDS:
             child(metrics.queue_wait, self.route).observe(choice.waited)
-        self.usage, self._counted, self._size = None, 0, 0  # what another target said before it failed
+        # What another target said before it failed.
+        self.usage, self._counted, self._size, self._headed = None, 0, 0, False
         self._asked_at = self._wait_over("upstream")
         self.attempts.append({"target": target, "outcome": "ok", "reason": choice.reason})
 
+    def headed(self) -> None:
+        """The target at hand has answered with the headers of a good answer."""
+        self._headed = True
+
     def failed(self, error: GatewayError) -> None:
         """The attempt at hand failed."""
-        self._left = isinstance(error, ClientGone)
+        if isinstance(error, ClientGone):
+            self._left_in = self._phase()
         self.attempts[-1]["outcome"] = error.error_type
         if isinstance(error, UpstreamError):
             log.warning("call %s: target %s: %s: %s", self.call_id, self.target, error.error_type, error.message)
@@ -193,8 +212,10 @@ class Record:
     def attempted(self) -> None:
         """The attempt at hand is over."""
         self._wait_over("")
-        metrics = self._meter.metrics
-        self._meter.child(metrics.attempts, self.route, self.target, self.attempts[-1]["outcome"]).inc()
+        metrics, outcome = self._meter.metrics, self.attempts[-1]["outcome"]
+        self._meter.child(metrics.attempts, self.route, self.target, outcome).inc()
+        if outcome != "ok":
+            self._waste()
 
     def received(self, size: int, tokens: int, usage: Usage | None) -> None:
         """A chunk of so many bytes has come from the target; until it is sent, we wait for the client."""
@@ -228,7 +249,7 @@ class Record:
         if self._size and not self.stream:
             embeds = self.endpoint == "embeddings"
             return self._prompt(), 0, 0 if embeds else max(1, int(self._size / BYTES_PER_TOKEN)), "estimated"
-        if self._left:
+        if self._left_in:
             return self._prompt(), 0, 0, "estimated"  # the target has read the prompt, or was about to
         return 0, 0, 0, ""
 
@@ -293,6 +314,29 @@ class Record:
         self.error = error
         self.outcome = "broke" if self.ttft is not None and error.outcome == "failed" else error.outcome
 
+    def _phase(self) -> Phase:
+        """Where the attempt at hand is."""
+        if not self.stream:
+            return "whole"
+        if self._counted:
+            return "stream"
+        return "first_token" if self._headed else "headers"
+
+    def _waste(self) -> None:
+        """The attempt at hand came to nothing."""
+        made = self._counted if self.usage is None else max(0, min(self.usage.completion_tokens, MOST_TOKENS))
+        if made:
+            self.wasted_tokens += made
+            cause = "client_gone" if self._left_in else "attempt_failed"
+            self._meter.child(self._meter.metrics.wasted, self.route, cause).inc(made)
+
+    def _aborted(self, ended: float) -> Abort | None:
+        """How the client left; None if it is there, and it was us who were told to stop."""
+        if self._client is None or self._client.gone_at is None:
+            return None
+        phase: Phase = self._left_in or ("body" if self._call is None else "queue")
+        return Abort(phase, max(0.0, ended - self._client.gone_at))
+
     def line(self, total: float, own: float, now: float) -> dict[str, Any]:
         """The log line. It holds ids, names of ours and numbers: nothing that a client typed."""
         line: dict[str, Any] = {
@@ -317,6 +361,10 @@ class Record:
         }
         if self.fallback:
             line["fallback"] = self.fallback
+        if self.abort is not None:
+            line["abort"] = {"phase": self.abort.phase, "seconds": round(self.abort.seconds, 6)}
+        if self.wasted_tokens:
+            line["wasted_tokens"] = self.wasted_tokens
         spent = self.spend()
         line["cost_micros"] = spent.cost
         if self.usage_source:

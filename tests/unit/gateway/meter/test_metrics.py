@@ -9,7 +9,7 @@ from gateway.meter import Metrics, exposition
 
 LABELS = {
     "endpoint", "route", "outcome", "error_type", "target", "direction", "scope", "dimension", "source", "version",
-    "policy", "reason", "field", "hash",
+    "policy", "reason", "field", "hash", "phase", "cause",
 }  # fmt: skip
 
 
