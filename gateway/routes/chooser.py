@@ -55,6 +55,16 @@ class Chooser:
                     return Chosen(tier)
         return Chosen()
 
+    def barred(self, tried: Sequence[Target], begun: Target | None) -> Sequence[Target]:
+        """Where a call must not go: where it was; and with an answer that `begun` began, wherever it cannot go on.
+
+        It can at targets of the same tier, which serve the same model, whose adapters know how.
+        """
+        if begun is None:
+            return tried
+        stays = [each for each in self.targets if each.tier != begun.tier or not each.resumes]
+        return [*tried, *stays]
+
     def passed_over(self, prompt: Prompt, chosen: Tier, tried: Collection[Target]) -> str:
         """Why the tiers before `chosen` were not: what most of their targets lack; empty if it is the first."""
         now, names = self._clock(), {target.name for target in tried}

@@ -62,6 +62,7 @@ class Placement:
         "fallback",
         "headers",
         "lost",
+        "resumes",
         "score",
         "target",
         "waited",
@@ -78,6 +79,8 @@ class Placement:
         """Why a worse tier, or another route, has been chosen; empty: it has not."""
         self.lost = False
         """The connection ended: whatever the target did for the call, it does no more."""
+        self.resumes = False
+        """The client has a part of the answer: the next placement goes on with it."""
         self.waited = 0.0
         """Seconds in the queue."""
         self.headers: list[tuple[bytes, bytes]] = []
@@ -150,6 +153,10 @@ class Placement:
             for stirred in self.target.load.stirred:  # also of the same target in a newer table
                 stirred()
             self.target.clear = False
+
+    def resume(self) -> None:
+        """It failed in the middle of its answer: the next placement is to be one that can go on with it."""
+        self.resumes = True
 
     def refused(self, error: GatewayError) -> None:
         """It answered that the call was wrong: it is well."""

@@ -124,34 +124,47 @@ class Route:
     ) -> AsyncGenerator[Placement, None]:
         """Placements to try in turn, at most `most` of them, each only when the one before has failed.
 
-        Each is at another target; if `lenient` and there is nothing better, also at one that seems to be down.
+        Each is at another target; if `lenient` and there is nothing better, also at one that seems to be down. After
+        one that `resumes` all are of its tier, at targets that can go on with its answer, and waiting is allowed.
         `spent` is asked when the call is over. Raises `QueueFull`, `QueueTimeout` (at once without `wait`),
         `ContextTooLong`, and `NoTarget` if there is not even a first one; ends when there is no other left to try.
         """
         prompt = self.chooser.fitted(prompt)
         waiter = Waiter(key.priority, key.tenant, prompt.tokens, len(call.body.raw))
         seconds, tried = self._wait if wait else 0.0, list[Target]()
-        moves = True  # it is nobody's double: its first attempt, or the target it was at is gone
+        moves = True  # it is nobody's double: its first attempt, or the target it was at does nothing more for it
+        begun: Target | None = None
+        settled = False
         try:
             with self._budget.call():
-                while len(tried) < min(most, self.attempts) and (moves or self._budget.allows()):
+                while len(tried) < (min(most, self.attempts) if begun is None else most) and (
+                    moves or self._budget.allows()
+                ):
                     with self._budget.attempt(again=not moves):
-                        attempt = partial(self._attempt, prompt, tried, lenient)
-                        placement = await self._place(call, prompt, waiter, tried, attempt, seconds if moves else None)
+                        attempt = partial(self._attempt, prompt, tried, lenient, begun)
+                        placement = await self._place(
+                            call, prompt, waiter, tried, attempt, seconds if moves else None, begun
+                        )
                         if placement is None:
                             return
                         tried.append(placement.target)
                         try:
                             yield placement
                         except GeneratorExit:  # the call is over; else there is another attempt
-                            used = spent()
-                            self.queue.spent(waiter, used.input, used.output)
+                            settled = self._settle(waiter, spent())
                             raise
                         finally:
                             placement.end()
-                        moves, waiter.deadline = placement.lost, None
+                        if placement.resumes and begun is None:
+                            begun, lenient, seconds = placement.target, True, self._wait
+                        moves, waiter.deadline = placement.lost or begun is not None, None
         finally:
-            self.queue.spent(waiter, 0, 0)  # what was charged, and came to nothing
+            if not settled:  # what was charged came to nothing, or to half an answer
+                self._settle(waiter, Spent() if begun is None else spent())
+
+    def _settle(self, waiter: Waiter, used: Spent) -> bool:
+        self.queue.spent(waiter, used.input, used.output)
+        return True
 
     async def _place(
         self,
@@ -161,16 +174,19 @@ class Route:
         tried: Sequence[Target],
         attempt: Callable[[], Placement | None],
         seconds: float | None,
+        begun: Target | None,
     ) -> Placement | None:
         """The next placement, when there is room for it within so many seconds; None: there is none.
 
         Without `seconds` it does not wait at all: the target has had its turn, and so have those that wait.
         """
-        if tried and not self._can_retry(prompt, tried, seconds):
+        chooser = self._latest.chooser
+        barred = chooser.barred(tried, begun)
+        if tried and not self._can_retry(prompt, barred, seconds):
             return None
         again, came = bool(tried), self._clock()
         while True:
-            soonest = partial(self._latest.chooser.soonest, prompt, tried)
+            soonest = partial(chooser.soonest, prompt, barred)
             placement = await self.queue.place(
                 waiter, attempt, Placement.end, seconds or 0.0, again=again, soonest=soonest
             )
@@ -188,9 +204,9 @@ class Route:
                 return None
             again = True
 
-    def _can_retry(self, prompt: Prompt, tried: Sequence[Target], seconds: float | None) -> bool:
+    def _can_retry(self, prompt: Prompt, barred: Sequence[Target], seconds: float | None) -> bool:
         """Whether there is another target to try: with room now, or with `seconds` one that may have it then."""
-        chosen = self.chooser.choose(prompt, tried)
+        chosen = self._latest.chooser.choose(prompt, barred)
         return bool(chosen.usable) or (bool(seconds) and chosen.tier is not None)
 
     async def _has_slot(self, placement: Placement, name: str) -> bool:
@@ -210,11 +226,13 @@ class Route:
         if self.others_waiting and target.inflight.own == 1:
             target.rest(WAY_SECONDS, "full")
 
-    def _attempt(self, prompt: Prompt, tried: Sequence[Target], lenient: bool = True) -> Placement | None:
+    def _attempt(
+        self, prompt: Prompt, tried: Sequence[Target], lenient: bool, begun: Target | None
+    ) -> Placement | None:
         """A placement now; None: all that could take the call are full. Raises `NoTarget`."""
         if self._heir is not None:
-            return self._heir._attempt(prompt, tried, lenient)
-        chosen = self.chooser.choose(prompt, tried, lenient=lenient)
+            return self._heir._attempt(prompt, tried, lenient, begun)
+        chosen = self.chooser.choose(prompt, self.chooser.barred(tried, begun), lenient=lenient)
         if chosen.tier is None:
             raise NoTarget(f"No target of {self.name!r} can take the call now.", retry_after=1)
         if not chosen.usable:

@@ -75,7 +75,8 @@ class Routes:
         *,
         explain: bool = False,
     ) -> AsyncGenerator[Placement, None]:
-        """Placements to try in turn, each at another target and only when the one before has failed.
+        """Placements to try in turn, each at another target and only when the one before has failed. After one that
+        `resumes` all are for the rest of its answer.
 
         `tokens` is the estimated length of the prompt, `spent` what the call has used when it is over. Waits while all
         targets are full. Raises `QueueFull`, `QueueTimeout`, `ContextTooLong`, and `NoTarget` if there is no target to
@@ -87,8 +88,8 @@ class Routes:
         # that the call waits for the first that is only full, and if none is, takes what there is.
         alone = len(chain) == 1
         turns = deque((each, alone, alone) for each in chain)
-        tried, refused, full, ours = 0, None, None, None
-        while turns and tried < MOST_ATTEMPTS:
+        tried, refused, full, ours, resumes = 0, None, None, None, False
+        while turns and tried < MOST_ATTEMPTS and not resumes:  # another route has other models
             each, wait, lenient = turns.popleft()
             prompt = self.read(each, call, headers, key, tokens)
             if explain and not tried and each is route:
@@ -102,6 +103,7 @@ class Routes:
                             placement.stand_in(each.name, ours)
                         placement.tell(tried, *told)
                         yield placement
+                        resumes = resumes or placement.resumes
             except (NoTarget, ContextTooLong, QueueFull, QueueTimeout) as error:
                 error.headers = {**error.headers, **{name.decode(): value.decode() for name, value in told}}
                 ours = error if ours is None and each is route else ours

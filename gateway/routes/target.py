@@ -115,6 +115,11 @@ class Target:
         self.learned(*before.told)
 
     @property
+    def resumes(self) -> bool:
+        """It can go on with an answer that another server has begun."""
+        return callable(getattr(self.adapter, "resume", None))
+
+    @property
     def bounded(self) -> bool:
         """Each call makes a difference to whether there is room for another."""
         return self.max_inflight is not None or self.cap is not None
