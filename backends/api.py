@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
+import msgspec
 from msgspec import Struct
 
 from backends.body import Body
@@ -26,6 +27,20 @@ class Call(Struct, frozen=True):
     stream: bool = False
     include_usage: bool = False
     """The client asked for the usage event at the end of its stream."""
+
+    @property
+    def choices(self) -> int:
+        """How many answers it asks for, each of which tells why it ended; 1 if that cannot be read."""
+        fields = self.body.fields
+        if "n" not in fields and self.endpoint == "chat/completions":
+            return 1
+        try:
+            several = self.body.get("n", int, 1)
+            prompts = fields.get("prompt", b"") if self.endpoint == "completions" else b""
+            listed = msgspec.json.decode(prompts) if bytes(memoryview(prompts)[:1]) == b"[" else []
+        except ValueError:
+            return 1
+        return several * (len(listed) if listed and not isinstance(listed[0], int) else 1)
 
 
 class Target(Struct, frozen=True):
@@ -68,12 +83,14 @@ class Chunk(Struct, frozen=True):
     tokens: int = 0
     """An estimate: 1 for an event that carries output, as most servers send one token an event."""
     usage: Usage | None = None
-    finished: bool = False
-    """A choice told why it ended."""
+    finished: int = 0
+    """Choices that told why they ended."""
     done: bool = False
     """The stream's own terminator: nothing follows."""
     comment: bool = False
     """Only keeps the connection alive; before the first event it promises nothing and is held back."""
+    opening: bool = False
+    """Only names the role that will speak; before the first output it promises nothing and is held back."""
 
 
 class RequestRefused(Exception):
@@ -117,10 +134,24 @@ class Stateful(Protocol):
 
 
 class StreamReader(Protocol):
-    """The `chunk` half of an adapter, remembering what went before in its stream."""
+    """The `chunk` half of an adapter, remembering what went before in its stream.
+
+    One that holds events back also has `close() -> Iterable[Chunk]`: what it holds when the stream has ended.
+    """
 
     def chunk(self, call: Call, event: bytes) -> Iterable[Chunk]:
         """Read one event, as `Adapter.chunk`."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """For servers that can go on with an answer that another replica of theirs has begun."""
+
+    def resume(self, call: Call, said: str) -> Call:
+        """The call whose answer begins where `said` ends, which has no blanks at its end.
+
+        Asked only for a chat or a completion of one choice, whose last message is not the assistant's.
+        """
 
 
 @runtime_checkable

@@ -33,6 +33,14 @@ class _Choice(Struct):
     finish_reason: str | None = None
 
 
+class _Opening(Struct):
+    delta: dict[str, Raw] = {}
+
+
+class _Openings(Struct):
+    choices: list[_Opening] = []
+
+
 class _Event(_Answer):
     choices: list[_Choice] | None = None
 
@@ -46,8 +54,11 @@ class _Error(Struct):
 
 _NULL = Raw(b"null")
 _NOTHING = _Event()
+_SILENCES = (b"null", b'""', b"[]")
+"""Values of a delta's fields that say nothing."""
 _answer = msgspec.json.Decoder(_Answer)
 _event = msgspec.json.Decoder(_Event)
+_openings = msgspec.json.Decoder(_Openings)
 
 _REQUIRED = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}
 
@@ -97,6 +108,8 @@ class OpenAI:
                 seen = _NOTHING  # perhaps of several lines; the long way tells
             choices, special = seen.choices, seen.error or seen.usage is not None
             if choices and len(choices) == 1 and choices[0].finish_reason is None and not special:
+                if b'"role"' in event and _opens(event[6:]):
+                    return (Chunk(event, opening=True),)
                 return (Chunk(event, 1),)
         data = sse.data(event)
         if data.startswith(b"{"):
@@ -124,12 +137,12 @@ class OpenAI:
             raise fault(seen.error)
         if seen.usage is not None and not seen.choices and not call.include_usage:
             return Chunk(b"", usage=usage(seen.usage))  # asked for by us, not by the client
-        finished = False
-        for choice in seen.choices or ():
-            if choice.finish_reason:
-                finished = True
+        choices = seen.choices or ()
+        finished = sum(1 for choice in choices if choice.finish_reason)
         counted = None if seen.usage is None else usage(seen.usage)
-        return Chunk(event, tokens=len(seen.choices or ()), usage=counted, finished=finished)
+        if not finished and b'"role"' in event and _opens(data):
+            return Chunk(event, usage=counted, opening=True)
+        return Chunk(event, tokens=len(choices), usage=counted, finished=finished)
 
     def _stream_options(self, call: Call) -> bytes:
         given = call.body.fields.get("stream_options")
@@ -138,6 +151,19 @@ class OpenAI:
         options = msgspec.json.decode(given, type=dict[str, Raw])
         options.pop("continuous_usage_stats", None)  # means nothing without include_usage, and much with it
         return msgspec.json.encode({**options, "include_usage": True})
+
+
+def _opens(data: bytes) -> bool:
+    """Whether an event's choices name the role that will speak, and say nothing yet."""
+    try:
+        choices = _openings.decode(data).choices
+    except msgspec.DecodeError:
+        return False
+    return bool(choices) and all(
+        "role" in choice.delta
+        and all(name == "role" or bytes(value) in _SILENCES for name, value in choice.delta.items())
+        for choice in choices
+    )
 
 
 def usage(seen: _Usage | None) -> Usage | None:

@@ -58,7 +58,7 @@ class Seen(Struct):
     data: bytes = b""
     tokens: int = 0
     usage: Usage | None = None
-    finished: bool = False
+    finished: int = 0
     done: int = 0
     comments: int = 0
     fault: int | None = None
@@ -110,9 +110,10 @@ def read(adapter: AnyAdapter, call: Call, blocks: Iterable[bytes]) -> Seen:
                 seen.data += chunk.data
                 seen.tokens += chunk.tokens
                 seen.usage = chunk.usage or seen.usage
-                seen.finished |= chunk.finished
+                seen.finished += chunk.finished
                 seen.done += chunk.done
                 seen.comments += chunk.comment
+    assert not any(getattr(reader, "close", tuple)()), "the reader held back what the stream's end should have freed"
     return seen
 
 

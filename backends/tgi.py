@@ -170,10 +170,10 @@ class _Reader:
         counted = _usage(seen)
         usage = seen.pop("usage", None)
         _complete(call, seen)
-        choices, finished = seen.get("choices") or [], False
+        choices, finished = seen.get("choices") or [], 0
         for choice in choices:
             called = bool(_tool_calls(call, choice.get("delta") or {})) or self._unended_call is not None
-            finished |= _finish(choice, called=called)
+            finished += _finish(choice, called=called)
             self._unended_call = seen if called and not finished else None
         chunks = [] if choices else [*self._end_of_call()]
         pieces = [_event(seen)] if choices else []
@@ -187,7 +187,7 @@ class _Reader:
             return ()
         end = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"}
         event, self._unended_call = _event({**self._unended_call, "choices": [end]}), None
-        return (Chunk(event, finished=True),)
+        return (Chunk(event, finished=1),)
 
 
 def _refuse(call: Call, asked: Mapping[str, Any]) -> None:

@@ -54,10 +54,7 @@ class VLLM(OpenAI):
         pass
 
     def open(self, call: Call) -> StreamReader:
-        fields = call.body.fields
-        one_prompt = call.endpoint == "chat/completions" or bytes(fields.get("prompt", b"")).startswith(b'"')
-        one_choice = one_prompt and bytes(fields.get("n", b"1")) in (b"1", b"null")
-        return _Fingerprinted(self) if one_choice and not call.include_usage else self
+        return _Fingerprinted(self) if call.choices == 1 and not call.include_usage else self
 
 
 class _About(Struct):
@@ -125,3 +122,8 @@ class _Fingerprinted:
                 stamped = held.data[:end] + b',"system_fingerprint":' + stamp + held.data[end:]
                 held = msgspec.structs.replace(held, data=stamped)
         return (held, *chunks)
+
+    def close(self) -> tuple[Chunk, ...]:
+        """The end of an answer whose usage never came."""
+        held, self._held = self._held, None
+        return () if held is None else (held,)

@@ -155,8 +155,8 @@ async def _relay(
             record.received(len(chunk.data), chunk.tokens, chunk.usage)
             if chunk.tokens or chunk.done:
                 first_token()
-            held += chunk.data  # comments before the first event wait: they must not promise a 200
-            if chunk.done or (held and (client.started or not chunk.comment)):
+            held += chunk.data  # comments and openings before the first output wait: they must not promise a 200
+            if chunk.done or (held and (client.started or not (chunk.comment or chunk.opening))):
                 if chunk.done:
                     await lease.end()  # a client that has its answer must find its slot free
                 await client.send(held, last=chunk.done)

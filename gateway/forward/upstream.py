@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import httpx
 
-from backends.api import AnyAdapter, Call, Chunk, UpstreamFault
+from backends.api import DONE, AnyAdapter, Call, Chunk, UpstreamFault
 from backends.sse import Splitter
 from gateway.core.errors import BadReply, Disconnected, GatewayError, UpstreamError
 from gateway.forward.deadline import Deadline
@@ -42,34 +43,38 @@ class Upstream:
             raise blame(fault) from fault
         except (ValueError, RecursionError) as error:
             raise BadReply(f"answer not understood: {error}") from error
-        yield Chunk(reply.body, usage=reply.usage, finished=True, done=True)
+        yield Chunk(reply.body, usage=reply.usage, finished=1, done=True)
 
     async def _events(self) -> AsyncIterator[Chunk]:
         if not self.content_type.startswith("text/event-stream"):
             await self._refuse_whole()
         opener = getattr(self._adapter, "open", None)  # `Stateful`; asking a Protocol costs 12 us
         reader = self._adapter if opener is None else opener(self._call)
-        splitter, finished = Splitter(), False
-        blocks = self._blocks()
-        async for block in blocks:
-            try:
-                events = splitter.feed(block)
-            except ValueError as error:
-                raise BadReply(str(error)) from error
-            for chunk in merged(self._call, reader, events):
-                finished |= chunk.finished
-                yield chunk
-                if chunk.done:
-                    await _drain(blocks)
-                    return
-        for chunk in merged(self._call, reader, splitter.close()):
-            finished |= chunk.finished
+        splitter, unfinished = Splitter(), self._call.choices
+        blocks, lost = self._blocks(), Disconnected("the stream ended before its end was told")
+        try:
+            async for block in blocks:
+                try:
+                    events = splitter.feed(block)
+                except ValueError as error:
+                    raise BadReply(str(error)) from error
+                for chunk in merged(self._call, reader, events):
+                    unfinished -= chunk.finished
+                    yield chunk
+                    if chunk.done:
+                        await _drain(blocks)
+                        return
+        except Disconnected as error:
+            lost = error
+        rest = merged(self._call, reader, splitter.close())
+        for chunk in chain(rest, getattr(reader, "close", tuple)()):
+            unfinished -= chunk.finished
             yield chunk
             if chunk.done:
                 return
-        if not finished or splitter.rest.strip():
-            raise Disconnected("the stream ended before its end was told")
-        yield Chunk(b"data: [DONE]\n\n", done=True)  # some servers close instead
+        if unfinished > 0 or splitter.rest.strip():
+            raise lost
+        yield Chunk(DONE, done=True)  # some servers close instead, and what they had to say is said
 
     async def _refuse_whole(self) -> None:
         """A stream was asked for and something else came: an error in a 200, or nonsense."""
@@ -118,7 +123,7 @@ async def _drain(blocks: AsyncIterator[bytes]) -> None:
 def merged(call: Call, reader: Any, events: Iterable[bytes]) -> Iterator[Chunk]:
     """The chunks of events that arrived together, as one; what came before a failure is yielded before it is raised."""
     data: list[bytes] = []
-    tokens, usage, finished, done, comment = 0, None, False, False, True
+    tokens, usage, finished, done, comment, opening = 0, None, 0, False, True, True
     trouble: GatewayError | None = None
     try:
         for event in events:
@@ -126,9 +131,10 @@ def merged(call: Call, reader: Any, events: Iterable[bytes]) -> Iterator[Chunk]:
                 data.append(chunk.data)
                 tokens += chunk.tokens
                 usage = chunk.usage or usage
-                finished |= chunk.finished
+                finished += chunk.finished
                 done |= chunk.done
                 comment &= chunk.comment
+                opening &= chunk.opening or chunk.comment
             if done:
                 break
     except UpstreamFault as fault:
@@ -138,6 +144,6 @@ def merged(call: Call, reader: Any, events: Iterable[bytes]) -> Iterator[Chunk]:
         trouble = BadReply(f"event not understood: {error}")
         trouble.__cause__ = error
     if data:
-        yield Chunk(b"".join(data), tokens, usage, finished, done, comment)
+        yield Chunk(b"".join(data), tokens, usage, finished, done, comment, opening)
     if trouble is not None:
         raise trouble

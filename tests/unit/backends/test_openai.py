@@ -184,6 +184,54 @@ def test_an_empty_finish_reason_is_none(reason: str) -> None:
     assert not chunk.finished and chunk.tokens == 1
 
 
+@pytest.mark.parametrize(
+    "delta",
+    [
+        '{"role":"assistant"}',
+        '{"role":"assistant","content":""}',
+        '{"role":"assistant","content":null,"tool_calls":[],"reasoning_content":null}',
+    ],
+)
+def test_an_event_that_only_names_the_role_is_an_opening(delta: str) -> None:
+    (chunk,) = chunks(f'{{"choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}')
+    assert chunk.opening and chunk.tokens == 0 and chunk.data
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        '"delta":{"role":"assistant","content":"Hi"},"finish_reason":null',
+        '"delta":{"content":""},"finish_reason":null',
+        '"delta":{"role":"assistant","tool_calls":[{"index":0}]},"finish_reason":null',
+        '"delta":{"role":"assistant","content":""},"finish_reason":"stop"',
+        '"text":"the \\"role\\" of","finish_reason":null',
+    ],
+)
+def test_an_event_with_output_or_an_end_is_no_opening(choice: str) -> None:
+    (chunk,) = chunks(f'{{"choices":[{{"index":0,{choice}}}]}}')
+    assert not chunk.opening and chunk.tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "choices"),
+    [
+        ("chat/completions", '"messages":[]', 1),
+        ("chat/completions", '"n":3,"messages":[]', 3),
+        ("chat/completions", '"n":null', 1),
+        ("chat/completions", '"n":"three"', 1),
+        ("completions", '"prompt":"Hi"', 1),
+        ("completions", '"prompt":["Hi","Ho"]', 2),
+        ("completions", '"prompt":["Hi","Ho"],"n":2', 4),
+        ("completions", '"prompt":[1,2,3]', 1),
+        ("completions", '"prompt":[[1,2],[3]]', 2),
+        ("completions", '"prompt":[]', 1),
+        ("completions", '"prompt":null', 1),
+    ],
+)
+def test_how_many_answers_a_call_asks_for(endpoint: Any, fields: str, choices: int) -> None:
+    assert Call("c", endpoint, "m", Body(f'{{"model":"m",{fields}}}'.encode())).choices == choices
+
+
 def test_the_terminator_is_done() -> None:
     (chunk,) = ADAPTER.chunk(call(CHAT, stream=True), DONE)
     assert chunk.done and chunk.data == DONE and not chunk.finished

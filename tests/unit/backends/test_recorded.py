@@ -49,6 +49,16 @@ def expected_usage(answer: dict[str, Any]) -> Usage | None:
     return Usage(usage["prompt_tokens"], usage.get("completion_tokens", 0), cached)
 
 
+def opens(event: dict[str, Any]) -> bool:
+    """Only the role is told."""
+    deltas = [choice.get("delta") for choice in event["choices"] if not choice["finish_reason"]]
+    return (
+        bool(deltas)
+        and all(delta and "role" in delta and not delta.get("content") for delta in deltas)
+        and not any(delta.get("tool_calls") for delta in deltas)
+    )
+
+
 def test_the_captures_are_there() -> None:
     assert len(WHOLE) > 40 and len(STREAMS) >= 10 and len(CUT_STREAMS) == 4 and len(REFUSALS) > 20
 
@@ -88,7 +98,8 @@ def test_a_stream(capture: Capture) -> None:
     for (_, chunk), event in zip(pairs, told, strict=False):
         assert chunk.finished == any(choice["finish_reason"] for choice in event["choices"])
         assert chunk.usage == expected_usage(event)
-        assert chunk.tokens == len(event["choices"])
+        assert chunk.opening == opens(event)
+        assert chunk.tokens == (0 if chunk.opening else len(event["choices"]))
         assert not chunk.comment
     assert any(chunk.finished for _, chunk in pairs)
     wanted = read(capture, include_usage=True)
