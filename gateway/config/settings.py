@@ -46,8 +46,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     """SHA-256, hexadecimal, of an admin key that is always valid; `trunkline admin hash` makes both."""
     admin_url: str = ""
     """Where operators reach the admin listener, for what it prints; empty: its host and port."""
+    drain_accept: float = 5.0
+    """Seconds that new calls are accepted after SIGTERM, so that load balancers can learn of it; 0: none are."""
     grace: float = 30.0
-    """Seconds that calls in flight may go on after SIGTERM."""
+    """Seconds that calls in flight may go on after that."""
     log_level: str = "info"
     """`debug`, `info`, `warning` or `error`, for the gateway's own messages; call records are always written."""
     launched: str = ""

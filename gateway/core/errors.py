@@ -3,6 +3,7 @@
 GatewayError
   Refused                    the caller's fault, or our policy; the message is for the caller
     BadRequest               400 the body cannot be routed, or asks what the target cannot do
+      BadFraming             400 the head could be read in two ways; the connection is closed
       NeverFits              400 the call alone is larger than a whole limit
       ContextTooLong         400 no target of the route can take so long a prompt and answer
       Unsupported            400 a field this kind of backend cannot honour
@@ -25,10 +26,12 @@ GatewayError
     QueueTimeout             429 all targets stayed busy for as long as a call may wait
     Rejected                 the upstream's own 4xx, in its own words where they are fit to pass on
   ClientGone                 499 the client left; nobody reads the answer, the record does
+    ReaderTooSlow            the client left unread what was sent to it, and its connection was reset
   Unavailable                503 we cannot serve now
     NoTarget                 every target of the route failed or is ejected
     StoreUnavailable         Redis cannot be asked about a key we do not know
     LimitsUnavailable        Redis cannot be asked, and a limit of the call is closed then
+    ShuttingDown             the gateway stops, and the call has not ended in the time for that
   UpstreamError              a target failed; the text stays in our log
     Unreachable              502 no connection
     Disconnected             502 the connection ended before an answer
@@ -95,6 +98,13 @@ class ContextTooLong(BadRequest):
 class Unsupported(BadRequest):
     code = "unsupported_value"
     error_type = "caller_unsupported"
+
+
+class BadFraming(BadRequest):
+    """A proxy before us may have seen another request than we do: nothing more is read from its connection."""
+
+    code = "bad_framing"
+    error_type = "caller_bad_framing"
 
 
 class Unauthenticated(Refused):
@@ -246,6 +256,13 @@ class ClientGone(GatewayError):
     outcome = "gone"
 
 
+class ReaderTooSlow(ClientGone):
+    """As good as gone: it leaves unread what was sent to it. Never the target's failure."""
+
+    code = "reader_too_slow"
+    error_type = "caller_too_slow"
+
+
 class Unavailable(GatewayError):
     """We cannot serve this now; another gateway or a later try may."""
 
@@ -267,6 +284,17 @@ class LimitsUnavailable(Unavailable):
 
     code = "limits_unavailable"
     error_type = "gateway_limits_unavailable"
+
+
+class ShuttingDown(Unavailable):
+    """The gateway stops; nothing is wrong with the call or with its target."""
+
+    code = "gateway_shutting_down"
+    error_type = "gateway_shutting_down"
+    should_retry = True
+
+    def __init__(self) -> None:
+        super().__init__("The gateway is shutting down, and ended this call before its answer was complete.")
 
 
 class UpstreamError(GatewayError):
@@ -330,3 +358,8 @@ class Internal(GatewayError):
     status = 500
     code = "internal_error"
     error_type = "gateway_other"
+
+
+def ended_by(error: BaseException) -> GatewayError:
+    """Why a call was cancelled: what `task.cancel` was given, or else its client has left."""
+    return next((reason for reason in error.args if isinstance(reason, GatewayError)), None) or ClientGone()
