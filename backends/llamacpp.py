@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 from msgspec import Struct, structs
 
-from backends.api import Facts, Gauges
+from backends.api import Call, Facts, Gauges
 from backends.counters import counted
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
 from backends.openai import OpenAI
+from backends.resume import continued
 
 
 class LlamaCpp(OpenAI):
@@ -65,6 +66,10 @@ class LlamaCpp(OpenAI):
             version=props.build_info,
             kv_tokens=slot * props.total_slots or None,  # too much for slots that share one cache: it errs well
         )
+
+    def resume(self, call: Call, said: str) -> Call:
+        """A last message that is the assistant's is gone on with."""
+        return continued(call, said)
 
     def launch(self, model: str, served_name: str, port: int) -> tuple[list[str], Mapping[str, str]]:
         return [sys.executable, "-m", "backends.embedded", "--name", served_name, "--port", str(port)], {}

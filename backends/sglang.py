@@ -14,6 +14,7 @@ from backends.api import Call, Facts, Gauges
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
 from backends.openai import OpenAI
+from backends.resume import continued
 
 _ABOUT = ("/server_info", "/get_server_info")
 """The route's new and its old name."""
@@ -29,6 +30,9 @@ class SGLang(OpenAI):
 
     def check(self, call: Call) -> None:
         pass
+
+    def resume(self, call: Call, said: str) -> Call:
+        return continued(call, said, continue_final_message=b"true")
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """Counted when a call has ended, cached prompt tokens among the first of them."""

@@ -29,6 +29,7 @@ from backends.api import (
 from backends.counters import counted
 from backends.exposition import Exposition
 from backends.facts import understood
+from backends.resume import continued
 
 # Fields with the values that ask for nothing; any other value is refused.
 _CANNOT: dict[str, tuple[Any, ...]] = {
@@ -112,6 +113,10 @@ class TGI:
         if target.api_key is not None:
             headers["authorization"] = "Bearer " + target.api_key
         return UpstreamRequest("/v1/" + call.endpoint, headers, msgspec.json.encode(asked))
+
+    def resume(self, call: Call, said: str) -> Call:
+        """A last message that is the assistant's is gone on with, from version 3."""
+        return continued(call, said)
 
     def reply(self, call: Call, body: bytes) -> Reply:
         answer = msgspec.json.decode(body, type=dict[str, Any])

@@ -13,6 +13,7 @@ from backends.counters import counted
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
 from backends.openai import OpenAI
+from backends.resume import continued
 
 
 class VLLM(OpenAI):
@@ -52,6 +53,9 @@ class VLLM(OpenAI):
 
     def check(self, call: Call) -> None:
         pass
+
+    def resume(self, call: Call, said: str) -> Call:
+        return continued(call, said, continue_final_message=b"true", add_generation_prompt=b"false")
 
     def open(self, call: Call) -> StreamReader:
         return _Fingerprinted(self) if call.choices == 1 and not call.include_usage else self

@@ -14,11 +14,12 @@ from typing import Protocol
 from msgspec import Struct
 
 from backends.api import Call
-from gateway.core.errors import ClientGone, Forbidden, GatewayError, NoTarget, Rejected, UpstreamError
+from gateway.core.errors import Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
 from gateway.forward import Forwarder, Upstream
 from gateway.keys import Caller, Keyring, authorize, may_use
 from gateway.limits import Admission, Lease
 from gateway.meter import Meter, Record
+from gateway.resume import Transcript
 from gateway.routes import Placement, Routes
 from gateway.shadow import Seen, Shadow
 
@@ -37,6 +38,10 @@ class Client(Protocol):
     @property
     def source(self) -> str | None:
         """The address it comes from, as far as that is known."""
+
+    @property
+    def gone_at(self) -> float | None:
+        """When we learned that it had left, by the monotonic clock; None: it has not."""
 
     @property
     def trace(self) -> Mapping[str, str]:
@@ -73,7 +78,7 @@ class Parts(Struct, frozen=True):
 
 async def serve(parts: Parts, endpoint: str, client: Client) -> None:
     """Answer one call, or raise the `GatewayError` that says why not."""
-    with parts.meter.observe(client.call_id, endpoint) as record:
+    with parts.meter.observe(client.call_id, endpoint, client) as record:
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
         call = await client.call()  # 400, 408, 413
@@ -94,31 +99,46 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         async with await admitting as lease:  # 400, 429, 503
             record.admitted(lease.at, lease.input)
             failed: GatewayError = NoTarget(f"No target of {route.name!r} can take the call now.", retry_after=1)
+            transcript = Transcript(call) if route.resumes and call.stream else None
             placements = parts.routes.placements(
                 route, call, client.headers, caller.key, lease.input(), record.spend, explain=client.explains
             )
             async with aclosing(placements):
-                async for placement in placements:  # waits its turn: 400, 429, 503
-                    try:
-                        await _attempt(parts, call, placement, client, lease, record)
-                        return parts.shadow.ended(call, route.name, Seen(*record.seen()))
-                    except UpstreamError as error:
-                        failed = error
-                        if client.started or not error.retryable:
-                            break
+                try:
+                    async for placement in placements:  # waits its turn: 400, 429, 503
+                        try:
+                            await _attempt(parts, call, placement, client, lease, record, transcript)
+                            return parts.shadow.ended(call, route.name, Seen(*record.seen()))
+                        except UpstreamError as error:
+                            failed = error
+                            if not (placement.resumes if client.started else error.retryable):
+                                break
+                except GatewayError as error:
+                    if not client.started or not isinstance(failed, UpstreamError):
+                        raise
+                    raise failed from error  # that its rest could not be asked for is not what broke the stream
             raise failed  # 502, 503, 504
 
 
 async def _attempt(
-    parts: Parts, call: Call, placement: Placement, client: Client, lease: Lease, record: Record
+    parts: Parts,
+    call: Call,
+    placement: Placement,
+    client: Client,
+    lease: Lease,
+    record: Record,
+    transcript: Transcript | None,
 ) -> None:
     """Try one target; tell it and the record how that went."""
     target = placement.target
     record.attempt(target.name, placement.choice)
+    if transcript is not None:
+        call = transcript.rest(target.adapter, started=client.started)
     try:
         async with parts.forwarder.forward(
             call, placement.address, target.adapter, target.timeouts, client.trace
         ) as upstream:
+            record.headed()
             client.prepare(
                 [
                     (b"content-type", upstream.content_type.encode("latin-1")),
@@ -126,19 +146,21 @@ async def _attempt(
                     *lease.headers,
                 ]
             )
-            await _relay(upstream, client, lease, record, placement.first_token)
+            await _relay(upstream, client, lease, record, placement.first_token, transcript)
         placement.answered(record.usage)
     except UpstreamError as error:
         record.failed(error)
         placement.failed(error)
+        if transcript is not None and client.started and record.resumes(transcript.obstacle()):
+            placement.resume()
         raise
     except GatewayError as error:
         record.failed(error)
         if isinstance(error, Rejected):
             placement.refused(error)
         raise
-    except asyncio.CancelledError:
-        record.failed(ClientGone())
+    except asyncio.CancelledError as error:
+        record.failed(ended_by(error))
         raise
     finally:
         placement.end()
@@ -146,12 +168,19 @@ async def _attempt(
 
 
 async def _relay(
-    upstream: Upstream, client: Client, lease: Lease, record: Record, first_token: Callable[[], None]
+    upstream: Upstream,
+    client: Client,
+    lease: Lease,
+    record: Record,
+    first_token: Callable[[], None],
+    transcript: Transcript | None,
 ) -> None:
     """Pass the answer on, piece by piece, as it comes."""
     held = b""
     async with aclosing(upstream.chunks()) as chunks:  # type: ignore[type-var] # they are generators
         async for chunk in chunks:
+            if transcript is not None:
+                chunk = transcript.take(chunk)
             record.received(len(chunk.data), chunk.tokens, chunk.usage)
             if chunk.tokens or chunk.done:
                 first_token()

@@ -122,6 +122,14 @@ class Metrics:
             "cause",
         )
 
+        self.resumes = self._counter(
+            "resumes_total",
+            "Streams of routes with `resume` whose target died, by outcome: resumed (another target went on), failed "
+            "(none did), refused (the call or its answer so far is of a kind that cannot go on elsewhere).",
+            "route",
+            "outcome",
+        )
+
     def _make_limits(self) -> None:
         """Admission, the store and the ledger."""
         self.denials = self._counter(

@@ -104,6 +104,8 @@ class Meter:
                 child(metrics.cached_tokens, record.route, record.target).inc(spent.cached)
             if spent.cost:
                 child(metrics.cost, record.route).inc(spent.cost)
+        if record.unresumed:
+            child(metrics.resumes, record.route, "failed").inc()
         if record.abort is not None:
             child(metrics.aborts, record.route, record.abort.phase).inc()
             metrics.abort_seconds.observe(record.abort.seconds)
@@ -139,6 +141,9 @@ class Record:
         self.wasted_tokens = 0
         """Of answers that came to nothing."""
         self.abort: Abort | None = None
+        self._resuming, self._obstacle = False, ""
+        self.resumed = 0
+        """How often its stream went on at another target."""
         self._spent: Spent | None = None
         self.error: GatewayError | None = None
         self.outcome = "answered"
@@ -192,10 +197,16 @@ class Record:
             child(metrics.fallbacks, self.route, choice.fallback).inc()
         if choice.waited > WAITED_SECONDS:
             child(metrics.queue_wait, self.route).observe(choice.waited)
-        # What another target said before it failed.
-        self.usage, self._counted, self._size, self._headed = None, 0, 0, False
+        self.usage, self._headed = None, False
+        if not self._resuming:
+            self._counted = self._size = 0  # what another target said before it failed
         self._asked_at = self._wait_over("upstream")
         self.attempts.append({"target": target, "outcome": "ok", "reason": choice.reason})
+
+    @property
+    def unresumed(self) -> bool:
+        """Its stream was to go on at another target, and none did; a client that left does not count."""
+        return self._resuming and self.outcome != "gone"
 
     def headed(self) -> None:
         """The target at hand has answered with the headers of a good answer."""
@@ -209,12 +220,19 @@ class Record:
         if isinstance(error, UpstreamError):
             log.warning("call %s: target %s: %s: %s", self.call_id, self.target, error.error_type, error.message)
 
+    def resumes(self, obstacle: str) -> bool:
+        """The stream broke off; whether it goes on at another target, if no `obstacle`, in a word, prevents it."""
+        self._resuming, self._obstacle = not obstacle, obstacle
+        if obstacle:
+            self._meter.child(self._meter.metrics.resumes, self.route, "refused").inc()
+        return not obstacle
+
     def attempted(self) -> None:
         """The attempt at hand is over."""
         self._wait_over("")
         metrics, outcome = self._meter.metrics, self.attempts[-1]["outcome"]
         self._meter.child(metrics.attempts, self.route, self.target, outcome).inc()
-        if outcome != "ok":
+        if outcome != "ok" and not self._resuming:
             self._waste()
 
     def received(self, size: int, tokens: int, usage: Usage | None) -> None:
@@ -282,6 +300,10 @@ class Record:
                 self._meter.child(metrics.ttft, self.route, self.target).observe(self.ttft)
         elif self.stream:
             self._meter.child(metrics.itl, self.route, self.target).observe(now - self._sent_at)
+            if self._resuming:
+                self._resuming = False
+                self.resumed += 1
+                self._meter.child(metrics.resumes, self.route, "resumed").inc()
         self._sent_at = now
         self.chunks += 1
 
@@ -318,7 +340,7 @@ class Record:
         """Where the attempt at hand is."""
         if not self.stream:
             return "whole"
-        if self._counted:
+        if self._counted or self._resuming:
             return "stream"
         return "first_token" if self._headed else "headers"
 
@@ -361,6 +383,10 @@ class Record:
         }
         if self.fallback:
             line["fallback"] = self.fallback
+        if self.resumed:
+            line["resumed"] = self.resumed
+        if self._obstacle:
+            line["not_resumed"] = self._obstacle
         if self.abort is not None:
             line["abort"] = {"phase": self.abort.phase, "seconds": round(self.abort.seconds, 6)}
         if self.wasted_tokens:

@@ -75,6 +75,7 @@ class Builder:
             bounds=(spec.queue.calls, spec.queue.size),
             price=spec.price,
             fallback_route=spec.fallback_route,
+            resumes=spec.resume == "text",
         )
 
     def _queue(self, name: str, spec: RouteSpec) -> Queue[Placement]:

@@ -47,9 +47,12 @@ class Route:
         bounds: tuple[int, int],
         price: Price | None = None,
         fallback_route: str | None = None,
+        resumes: bool = False,
     ) -> None:
         """A call waits in `queue`, with `bounds` of calls and bytes, for at most `wait` seconds by `clock`."""
         self.name, self.attempts, self.price, self.fallback_route = name, attempts, price, fallback_route
+        self.resumes = resumes
+        """A stream whose target dies goes on at another."""
         self.queue, self._bounds, self._wait = queue, bounds, wait
         self.chooser = Chooser(name, tiers, clock)
         self.others_waiting = 0
