@@ -13,7 +13,7 @@ import msgspec
 
 from backends.api import Call, Usage
 from gateway.core.clock import Clock
-from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamError
+from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamError, ended_by
 from gateway.core.types import Entry, KeyRecord, Spent
 from gateway.meter.aborts import Abort, Client, Phase
 from gateway.meter.metrics import Metrics
@@ -165,6 +165,8 @@ class Record:
         ended = self._clock.monotonic()
         if self.outcome == "gone":
             self.abort = self._aborted(ended)
+        if self._resuming and self.error is not None:  # what broke off was to go on, and did not
+            self._waste(gone=self.outcome == "gone")
         self._meter.close(self, ended)
 
     def authenticated(self, key: KeyRecord) -> None:
@@ -233,7 +235,7 @@ class Record:
         metrics, outcome = self._meter.metrics, self.attempts[-1]["outcome"]
         self._meter.child(metrics.attempts, self.route, self.target, outcome).inc()
         if outcome != "ok" and not self._resuming:
-            self._waste()
+            self._waste(gone=self._left_in is not None)
 
     def received(self, size: int, tokens: int, usage: Usage | None) -> None:
         """A chunk of so many bytes has come from the target; until it is sent, we wait for the client."""
@@ -327,7 +329,7 @@ class Record:
 
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
-            error = ClientGone()
+            error = ended_by(error)
         elif not isinstance(error, GatewayError):
             # Where it happened and its type, but not its text: that may hold what a client typed.
             frames = "".join(traceback.format_tb(error.__traceback__))
@@ -344,12 +346,12 @@ class Record:
             return "stream"
         return "first_token" if self._headed else "headers"
 
-    def _waste(self) -> None:
-        """The attempt at hand came to nothing."""
+    def _waste(self, *, gone: bool) -> None:
+        """What has come so far came to nothing: its client is `gone`, or it broke off."""
         made = self._counted if self.usage is None else max(0, min(self.usage.completion_tokens, MOST_TOKENS))
         if made:
             self.wasted_tokens += made
-            cause = "client_gone" if self._left_in else "attempt_failed"
+            cause = "client_gone" if gone else "attempt_failed"
             self._meter.child(self._meter.metrics.wasted, self.route, cause).inc(made)
 
     def _aborted(self, ended: float) -> Abort | None:

@@ -167,3 +167,43 @@ def test_the_waste_of_a_failure_and_of_a_leave_are_told_apart(bench: Bench) -> N
     assert bench.value("wasted_tokens_total", route="r", cause="client_gone") == 2
     assert line["wasted_tokens"] == 6
     assert line["usage"]["completion_tokens"] == 2
+
+
+def carried(record: Record) -> None:
+    """The attempt broke off, and its text is to go on elsewhere."""
+    record.failed(UpstreamFailed(""))
+    record.resumes("")
+    record.attempted()
+
+
+STREAMED = (*TO_TARGET, HEADED, came(4), Record.sent, carried)
+
+
+def test_text_that_another_target_continued_is_not_wasted(bench: Bench) -> None:
+    with bench.meter.observe("tl-1", "chat/completions", bench.client) as record:
+        for step in (*STREAMED, tried, HEADED, came(3), Record.sent, Record.attempted):
+            step(record)
+    assert "wasted_tokens" not in json.loads(bench.written[-1])
+
+
+def test_a_client_that_leaves_before_its_text_was_continued_left_a_stream(bench: Bench) -> None:
+    line = bench.run(*STREAMED, tried, HEADED)
+    assert line["abort"]["phase"] == "stream"
+    assert bench.value("wasted_tokens_total", route="r", cause="client_gone") == line["wasted_tokens"] == 4
+
+
+def test_a_client_that_leaves_a_continued_stream_leaves_all_of_it(bench: Bench) -> None:
+    line = bench.run(*STREAMED, tried, HEADED, came(3), Record.sent)
+    assert bench.value("wasted_tokens_total", route="r", cause="client_gone") == line["wasted_tokens"] == 7
+
+
+def test_text_that_no_target_continued_is_wasted_once(bench: Bench) -> None:
+    with (
+        pytest.raises(UpstreamFailed),
+        bench.meter.observe("tl-1", "chat/completions", bench.client) as record,
+    ):
+        for step in (*STREAMED, tried, carried):
+            step(record)
+        raise UpstreamFailed("")
+    assert bench.value("wasted_tokens_total", route="r", cause="attempt_failed") == 4
+    assert json.loads(bench.written[-1])["wasted_tokens"] == 4
