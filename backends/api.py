@@ -270,4 +270,12 @@ class Launchable(Protocol):
         """The argv and extra environment of a child process that serves `model` on this loopback port."""
 
 
+@runtime_checkable
+class Wakeable(Protocol):
+    """For servers that can put their model away, and fetch it again when they are told to."""
+
+    wake_path: str
+    """Answers 200 to POST when the model is back; of one that was never away, too."""
+
+
 AnyAdapter = Adapter | Any

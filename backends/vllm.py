@@ -22,6 +22,7 @@ class VLLM(OpenAI):
     probe_path = "/health"
     credential_path = MODELS
     counters_path = gauges_path = "/metrics"
+    wake_path = "/wake_up"
     fact_paths = (MODELS, "/version")
 
     def counters(self, text: str) -> tuple[int, int] | None:

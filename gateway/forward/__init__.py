@@ -21,6 +21,7 @@ from backends.api import (
     Guarded,
     Probed,
     RequestRefused,
+    Wakeable,
 )
 from backends.api import Target as Address
 from gateway.config import Timeouts
@@ -35,6 +36,8 @@ __all__ = ["FAILURES", "Deadline", "Forwarder", "Upstream", "failure", "merged",
 P = TypeVar("P")
 
 PROBE_SECONDS = 3.0
+WAKE_SECONDS = 120.0
+"""How long a server may take to fetch its model."""
 SCRAPE_LIMIT = 4 * 1024**2
 """Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
 REFUSED = "credential refused"
@@ -116,6 +119,21 @@ class Forwarder:
             return ""
         return REFUSED if await self._status(address, adapter.credential_path, timeouts) in _REFUSALS else ""
 
+    async def reach(self, address: Address, timeouts: Timeouts) -> str:
+        """ "unreachable" or "timeout" for a target that answers nothing at all; empty when it does, whatever it is."""
+        status = await self._status(address, "/", timeouts)
+        return status if isinstance(status, str) else ""
+
+    async def wake(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str:
+        """Tell a server that sleeps to fetch its model, and wait until it has, for two minutes at most; why it has
+        not: "unreachable", "timeout", "status 404". Empty when it has."""
+        if not _has(adapter, Wakeable):
+            return "cannot be woken"
+        status = await self._status(address, adapter.wake_path, timeouts, "POST", WAKE_SECONDS)
+        if isinstance(status, str):
+            return status
+        return "" if status == 200 else f"status {status}"
+
     async def gauges(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> Gauges | None:
         """The target's load as it tells it; None if it does not tell it, or not now."""
         if not _has(adapter, Gauged):
@@ -143,10 +161,12 @@ class Forwarder:
         """The text in which the target tells its counters; None if it has none, or does not tell them now."""
         return await self._text(address, adapter.counters_path, timeouts) if _has(adapter, Counted) else None
 
-    async def _status(self, address: Address, path: str, timeouts: Timeouts) -> int | str:
+    async def _status(
+        self, address: Address, path: str, timeouts: Timeouts, method: str = "GET", seconds: float = PROBE_SECONDS
+    ) -> int | str:
         """The status with which the target answers, or why there is none."""
         try:
-            async with self._get(address, path, timeouts) as response:
+            async with self._get(address, path, timeouts, method, seconds) as response:
                 return response.status_code
         except (TimeoutError, httpx.TimeoutException):
             return "timeout"
@@ -171,14 +191,16 @@ class Forwarder:
             return response.status_code, bytes(body)
 
     @asynccontextmanager
-    async def _get(self, address: Address, path: str, timeouts: Timeouts) -> AsyncIterator[httpx.Response]:
+    async def _get(
+        self, address: Address, path: str, timeouts: Timeouts, method: str = "GET", seconds: float = PROBE_SECONDS
+    ) -> AsyncIterator[httpx.Response]:
         """A short question beside the calls, and its answer for a few seconds."""
         headers = {"accept-encoding": "identity"}
         if address.api_key is not None:
             headers["authorization"] = f"Bearer {address.api_key}"
-        request = httpx.Request("GET", address.url + path, headers=headers)
+        request = httpx.Request(method, address.url + path, headers=headers)
         request.extensions = {"timeout": {"connect": timeouts.connect}}
-        async with asyncio.timeout(timeouts.connect + PROBE_SECONDS):
+        async with asyncio.timeout(timeouts.connect + seconds):
             response = await self._transport.handle_async_request(request)
             try:
                 yield response
