@@ -54,7 +54,7 @@ def understood(answers: Mapping[str, bytes], path: str, type: type[Any]) -> Any:
     """The answer of this path as a value of this type; None when it is missing or something else."""
     try:
         return msgspec.json.decode(answers.get(path, b""), type=type)
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):  # UnicodeDecodeError is no DecodeError
         return None
 
 

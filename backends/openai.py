@@ -123,6 +123,7 @@ class OpenAI:
     def refusal(self, call: Call, status: int, body: bytes) -> tuple[int, bytes] | None:
         """Pass on what the server said, if it said it in JSON."""
         try:
+            body.decode()  # msgspec does not look into strings that it skips
             msgspec.json.decode(body, type=dict[str, Raw])
         except (ValueError, RecursionError):
             return None

@@ -26,7 +26,7 @@ class Splitter:
     def feed(self, block: bytes) -> list[bytes]:
         """The events that `block` completes. Raises `EventTooLarge`."""
         text = self._rest + block if self._rest else block
-        events = _split_lf(text) if b"\r" not in text else _split_any(text)
+        events = _split_lf(text) if b"\r" not in text else _split_any(text, max(0, len(self._rest) - 3))
         self._rest = events.pop()
         if len(text) > MAX_EVENT and max(map(len, (*events, self._rest))) > MAX_EVENT:
             raise EventTooLarge(f"an event is longer than {MAX_EVENT} bytes")
@@ -50,9 +50,10 @@ def _split_lf(text: bytes) -> list[bytes]:
     return [event + b"\n\n" for event in events] + [rest]
 
 
-def _split_any(text: bytes) -> list[bytes]:
+def _split_any(text: bytes, new: int) -> list[bytes]:
+    """`new`: where to begin to look; before it there is no empty line."""
     events, start = [], 0
-    for match in _BLANK.finditer(text):
+    for match in _BLANK.finditer(text, new):
         if match.end() == len(text) and text.endswith(b"\r"):
             break  # the "\n" of this line end may be in the next block
         events.append(text[start : match.end()])
@@ -62,7 +63,7 @@ def _split_any(text: bytes) -> list[bytes]:
 
 def data(event: bytes) -> bytes:
     """The event's data, its lines joined; empty for comments and other fields alone."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2:
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2].strip()
     lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines).strip()

@@ -6,7 +6,8 @@ Facts are TGI's at version 3.3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -119,6 +120,10 @@ class TGI:
         return continued(call, said)
 
     def reply(self, call: Call, body: bytes) -> Reply:
+        with _understood():
+            return self._reply(call, body)
+
+    def _reply(self, call: Call, body: bytes) -> Reply:
         answer = msgspec.json.decode(body, type=dict[str, Any])
         if "error" in answer:
             raise _fault(answer)
@@ -148,6 +153,15 @@ class TGI:
         return 400 if status == 422 else status, msgspec.json.encode(envelope)
 
 
+@contextmanager
+def _understood() -> Iterator[None]:
+    """What is JSON but not built as TGI's answers are is not understood."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not built as TGI's answers are: {type(error).__name__}") from error
+
+
 class _Info(Struct):
     model_id: str | None = None
     version: str | None = None
@@ -164,6 +178,10 @@ class _Reader:
         self._unended_call: dict[str, Any] | None = None
 
     def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
+        with _understood():
+            return self._chunk(call, event)
+
+    def _chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
         data = sse.data(event)
         if not data:
             return (Chunk(event, comment=True),)

@@ -46,8 +46,9 @@ class Connector:
 
     def moved(self, message: str) -> None:
         """A cluster said `MOVED slot host:port`: connect there from now on, until that fails."""
-        host, _, port = message.split()[-1].rpartition(":")
-        self._moved = (host or (self._moved or self._seeds[0])[0], int(port)) if port.isdigit() else None
+        host, _, port = message.rpartition(" ")[2].rpartition(":")
+        known = port.isascii() and port.isdigit() and len(port) <= 5
+        self._moved = (host or (self._moved or self._seeds[0])[0], int(port)) if known else None
 
     def _many(self, scheme: str, rest: str) -> None:
         login, _, where = rest.rpartition("@")

@@ -146,8 +146,8 @@ class Pipe:
             self._again(command)
         elif word == "MOVED":  # not done there, so it may be asked for again at the right node
             self._moves += 1
+            self._waiting.append(command)  # first: whatever the server says next, this one is not forgotten
             self._connector.moved(rest)
-            self._waiting.append(command)
             if self._moves > MAX_MOVES * (1 + len(self._waiting)):
                 self._fail(ConnectionError("the cluster's nodes send us round in circles"))
             else:
@@ -256,7 +256,7 @@ class _Wire(asyncio.Protocol):
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False and not self._writer.transport.is_closing():
                 self._pipe.answered(reply)
-        except (hiredis.ProtocolError, IndexError) as error:
+        except Exception as error:  # nonsense, or more answers than questions
             self._pipe.lost(self, error)
 
     def connection_lost(self, exc: Exception | None) -> None:
