@@ -1,0 +1,22 @@
+"""All functions that are fuzzed."""
+
+from __future__ import annotations
+
+from fuzz.checks import adapters, body, config, heads, redis, sse, told
+from fuzz.harness import Harness
+
+HARNESSES: tuple[Harness, ...] = (
+    sse.HARNESS,
+    body.HARNESS,
+    adapters.REQUEST,
+    adapters.REPLY,
+    adapters.STREAM,
+    told.METRICS,
+    told.FACTS,
+    heads.VIRTUAL_KEY,
+    heads.RETRY_AFTER,
+    heads.SOURCE,
+    config.QUANTITIES,
+    config.TABLE,
+    redis.HARNESS,
+)
