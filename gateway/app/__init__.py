@@ -17,6 +17,7 @@ from pathlib import Path
 from litestar import Litestar
 
 from backends import registry
+from gateway.app.ending import Ending
 from gateway.app.fleet import Fleet
 from gateway.app.reload import Reloader, mirrors, rules
 from gateway.config import Settings
@@ -127,6 +128,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        ending.open()
         await store.open()
         await keyring.open()
         ledger.open()
@@ -134,7 +136,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         await fleet.open()
         reconciler.open()
         watcher.open()
-        pulsing = asyncio.create_task(_pulse(admission, store, metrics), name="pulse")
+        pulsing.append(asyncio.create_task(_pulse(admission, store, metrics), name="pulse"))
         # What start-up made stays for good: looking through it again and again costs a tenth of each call's CPU.
         gc.collect()
         gc.freeze()
@@ -142,18 +144,24 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         try:
             yield
         finally:
-            pulsing.cancel()
-            await asyncio.wait([pulsing])
-            await watcher.close()
-            await parts.shadow.close()
-            await reconciler.close()
-            await fleet.close()
-            await forwarder.close()
-            await admin_keys.close()
-            await keyring.close()
-            await ledger.close()
-            await store.close()
-            lines.close()
+            await ending.close()
+
+    pulsing: list[asyncio.Task[None]] = []
+
+    async def close() -> None:
+        for pulse in pulsing:
+            pulse.cancel()
+            await asyncio.wait([pulse])
+        await watcher.close()
+        await parts.shadow.close()
+        await reconciler.close()
+        await fleet.close()
+        await forwarder.close()
+        await admin_keys.close()
+        await keyring.close()
+        await ledger.close()
+        await store.close()
+        lines.close()
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -171,6 +179,8 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         )
     docs.describe_data_plane(app)
     plane = DataPlane(parts, table.bodies, app, proxies, partial(_explains, admin_keys))
+    ending = Ending(plane, settings.drain_accept, settings.grace, close)
+    readiness.draining = lambda: plane.draining
     reloader = Reloader(
         plane,
         builder,

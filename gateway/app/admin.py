@@ -11,6 +11,7 @@ from pathlib import Path
 
 from litestar import Litestar
 
+from gateway.app.ending import Ending, NoCalls
 from gateway.config import Settings
 from gateway.config.watch import Loaded, Source, Watcher
 from gateway.core.clock import SystemClock
@@ -56,22 +57,31 @@ def build(settings: Settings, source: Source) -> Litestar:
 
     watcher = Watcher(source, apply, _keep_on)
 
+    offer: asyncio.Task[None] | None = None
+
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        nonlocal offer
+        ending.open()
         await store.open()
         await admin_keys.open()
         watcher.open()
-        offer = None if digest else asyncio.create_task(offer_token(first, store, settings.admin_address, _say))
+        if not digest:
+            offer = asyncio.create_task(offer_token(first, store, settings.admin_address, _say))
         try:
             yield
         finally:
-            if offer is not None:
-                offer.cancel()
-                await asyncio.wait([offer])
-            await watcher.close()
-            await admin_keys.close()
-            await store.close()
+            await ending.close()
 
+    async def close() -> None:
+        if offer is not None:
+            offer.cancel()
+            await asyncio.wait([offer])
+        await watcher.close()
+        await admin_keys.close()
+        await store.close()
+
+    ending = Ending(NoCalls(), 0.0, 0.0, close)
     return build_app(desk, admin_keys, lifespan)
 
 

@@ -21,7 +21,7 @@ PAUSE_SECONDS = (0.5, 30.0)
 """The first and the longest pause before another start."""
 STEADY_SECONDS = 60.0
 """After so long a life the next pause is the first again."""
-STOP_SECONDS = 10
+STOP_SECONDS = 12
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -48,7 +48,7 @@ class Companion:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask it to end, insist after 10 s, and wait."""
+        """Ask it to end, insist after 12 s, and wait."""
         with self._lock:
             self._stopping.set()
             process = self._process
@@ -56,6 +56,12 @@ class Companion:
             _end(process)
         if self._thread.ident is not None:
             self._thread.join(STOP_SECONDS)
+
+    def kill(self) -> None:
+        """End it now; may be called from a signal's handler while `stop` waits."""
+        self._stopping.set()
+        if self._process is not None:
+            _signal(self._process, signal.SIGKILL)
 
     def _run(self) -> None:
         pause = PAUSE_SECONDS[0]
@@ -92,14 +98,13 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask again and again: a worker of Granian's that has only just been forked does not hear of it the first time."""
-    for _ in range(STOP_SECONDS):
-        _signal(process, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(1.0)
-            return
-    log.warning("the admin listener does not stop; killing it")
-    _signal(process, signal.SIGKILL)
+    """Ask once: a second time would mean to hurry."""
+    _signal(process, signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.warning("the admin listener does not stop; killing it")
+        _signal(process, signal.SIGKILL)
 
 
 def _die_with_parent() -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from gateway.config.watch import Source
 from gateway.launch import Launcher
 from gateway.store import examine, shown
 
-ADMIN_GRACE_SECONDS = 5.0
-"""Nobody streams through the admin interface."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -41,6 +40,10 @@ def serve(**options: Any) -> None:
     """Serve the routing table ROUTING (default: routing.yaml).
 
     A changed table is put in force by itself, or at once on SIGHUP; one with mistakes is told and not used.
+
+    SIGTERM ends it in order: /ready says 503, new calls are accepted for TRUNKLINE_DRAIN_ACCEPT seconds more (none
+    after Ctrl-C), those under way may finish within TRUNKLINE_GRACE seconds, and the exit code is 0. A second signal
+    cuts everything at once; then the exit code is 128 and the signal's number.
     """
     ignore_hangup()
     settings, source, table = _read(options)
@@ -59,14 +62,24 @@ def serve(**options: Any) -> None:
         stack.callback(launcher.stop)
         os.environ.update(settings.environment())
         os.environ["TRUNKLINE_LAUNCHED"] = json.dumps(launcher.urls)
+        patience = settings.drain_accept + settings.grace
+        server = supervisor("gateway.app:from_environment", settings.host, settings.port, settings.workers, patience)
         launcher.start()
         _greet(settings)
-        if settings.admin_port:
-            companion = Companion(COMMAND, environment(settings.environment()))
+        companion = Companion(COMMAND, environment(settings.environment())) if settings.admin_port else None
+        if companion is not None:
             stack.callback(companion.stop)
             companion.start()
-        app = "gateway.app:from_environment"
-        supervisor(app, settings.host, settings.port, settings.workers, settings.grace).serve()
+        server.insist = partial(_insist, launcher, companion)
+        server.serve()
+    sys.exit(server.exit_code)
+
+
+def _insist(launcher: Launcher, companion: Companion | None) -> None:
+    """What still stops is not waited for any longer."""
+    launcher.kill()
+    if companion is not None:
+        companion.kill()
 
 
 def serve_admin(**options: Any) -> None:
@@ -81,8 +94,9 @@ def serve_admin(**options: Any) -> None:
         click.echo(
             "The admin interface can be reached from elsewhere and speaks plain HTTP: put TLS before it.", err=True
         )
-    app = "gateway.app.admin:from_environment"
-    supervisor(app, settings.admin_host, settings.admin_port, 1, ADMIN_GRACE_SECONDS).serve()
+    server = supervisor("gateway.app.admin:from_environment", settings.admin_host, settings.admin_port, 1, 0.0)
+    server.serve()
+    sys.exit(server.exit_code)
 
 
 def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:

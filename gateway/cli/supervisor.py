@@ -1,7 +1,8 @@
-"""Granian as `trunkline serve` runs it: SIGHUP reloads the routing table in every worker, and restarts none of them.
+"""Granian as `trunkline serve` runs it: when told to end it ends in order, and SIGHUP reloads the routing table.
 
-By itself Granian's main process answers SIGHUP by starting all workers anew, which cuts off what is being streamed when
-the time for it is over. A worker's own handler is set by the watcher of its table, once it can reload.
+By itself Granian's main process closes the listener at once when it is told to end, and answers SIGHUP by starting all
+workers anew, which cuts off what is being streamed when the time for it is over. A worker's own handlers are set by
+the watcher of its table and by `gateway.app.ending`, which knows the time for each step of its end.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -23,44 +23,56 @@ BACKLOG = 4096
 BACKPRESSURE = 16384
 """Connections a worker holds; Granian counts idle keep-alive ones too, so its default stops accepting early."""
 HEADER_READ_MS = 10_000
-ASK_SECONDS = 0.5
-"""Between two requests to a worker to stop."""
+LAST_SECONDS = 8
+"""After the grace, for a worker to end its calls and give back what it holds; it is killed if that takes longer."""
+_TO_WORKERS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes are not typed
-    """Starts workers, starts them again when they die, and passes SIGHUP on to them."""
+    """Starts workers, starts them again when they die, and tells them to reload and to end.
+
+    The first SIGTERM or SIGINT ends them in order; after SIGINT, which a person sends, no new calls are accepted
+    meanwhile. A second signal kills them, and calls `insist`: what else takes its time is to be cut short.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.insist: Callable[[], None] = lambda: None
+        self.exit_code = 0
+        """128 and the signal's number once a second one came."""
+        self._first = signal.SIGTERM
         self._begun: dict[int, Any] = {}
         """Workers by their number, from before they begin: Granian's own list has them only afterwards."""
 
+    def signal_handler_interrupt(self, number: int = signal.SIGTERM, *_: Any) -> None:
+        """What Granian sets as its main process's handler of SIGTERM and SIGINT."""
+        if self.interrupt_signal:
+            self.exit_code = 128 + number
+            self._tell(signal.SIGKILL)
+            self.insist()
+        else:
+            self._first = signal.Signals(number)
+        super().signal_handler_interrupt()
+
     def signal_handler_reload(self, *_: Any) -> None:
         """What Granian sets as its main process's handler of SIGHUP."""
-        for worker in list(self._begun.values()):
-            with suppress(ProcessLookupError, TypeError):  # it has ended, or not begun
-                os.kill(worker._id(), signal.SIGHUP)
+        self._tell(signal.SIGHUP)
 
     def _stop_workers(self) -> None:
-        """Ask again and again: a worker that is only starting does not hear of it the first time."""
-        stopped = threading.Event()
+        """Tell them once: the signal waits for a worker that is only starting, and one that was told knows the time."""
+        if self._first == signal.SIGINT:
+            self._tell(signal.SIGUSR1)
+        super()._stop_workers()
 
-        def ask() -> None:
-            while not stopped.wait(ASK_SECONDS):
-                for worker in self.wrks:
-                    with suppress(Exception):
-                        worker.terminate()
-
-        asking = threading.Thread(target=ask, name="stop workers", daemon=True)
-        asking.start()
-        try:
-            super()._stop_workers()
-        finally:
-            stopped.set()
-            asking.join()
+    def _tell(self, number: signal.Signals) -> None:
+        for worker in list(self._begun.values()):
+            with suppress(ProcessLookupError):  # it has ended just now
+                if worker.is_alive():
+                    worker.interrupt_by_parent |= number != signal.SIGHUP
+                    os.kill(worker._id(), number)
 
     def _spawn_worker(self, *arguments: Any, **options: Any) -> Any:
-        """A worker begins with SIGHUP blocked, until it has a handler: none is lost, and none ends it."""
+        """A worker begins with its signals blocked, until it has handlers: none is lost, and none ends it."""
         worker = super()._spawn_worker(*arguments, **options)
         worker.start = _undisturbed(worker.start)
         self._begun[worker.idx] = worker
@@ -68,12 +80,13 @@ class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes a
 
 
 def _undisturbed(start: Callable[[], None]) -> Callable[[], None]:
-    """`start` with SIGHUP blocked, here and in what it starts."""
-    if not hasattr(signal, "SIGHUP"):
+    """`start` with the signals for workers blocked, here and in what it starts."""
+    if not hasattr(signal, "pthread_sigmask"):
         return start
+    numbers = [getattr(signal, name) for name in _TO_WORKERS]
 
     def begin() -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         try:
             start()
         finally:
@@ -88,8 +101,11 @@ def ignore_hangup() -> None:
         signal.signal(signal.SIGHUP, lambda *_: None)
 
 
-def supervisor(app: str, host: str, port: int, workers: int, grace: float) -> Supervisor:
-    """A server for the app that the factory `app` (`module:function`) makes in each worker; `grace` in seconds."""
+def supervisor(app: str, host: str, port: int, workers: int, patience: float) -> Supervisor:
+    """A server for the app that the factory `app` (`module:function`) makes in each worker.
+
+    `patience` is for how many seconds a worker that was told to end may serve on.
+    """
     return Supervisor(
         app,
         factory=True,
@@ -106,5 +122,5 @@ def supervisor(app: str, host: str, port: int, workers: int, grace: float) -> Su
         log_level=LogLevels.warning,
         respawn_failed_workers=True,
         respawn_interval=1.0,
-        workers_kill_timeout=max(1, round(grace)),
+        workers_kill_timeout=round(max(0.0, patience)) + LAST_SECONDS,
     )

@@ -54,27 +54,36 @@ class Ready(Struct):
     """The hash of the table in force."""
     config_error: str = ""
     """Why a newer table is not."""
+    detail: str = ""
+    """`draining` once the gateway was told to end."""
 
 
 class Readiness:
-    """Ready once the store has answered, and from then on: an outage of Redis is not ours to spread."""
+    """Ready once the store has answered, until the gateway is told to end: an outage of Redis is not ours to spread."""
 
     def __init__(self, store: Store, prober: Prober, config_hash: str = "") -> None:
         self._store, self._prober = store, prober
-        self._seen = False
+        self._seen, self._said = False, "unknown"
+        self.draining: Callable[[], bool] = lambda: False
+        """Whether the gateway was told to end."""
         self.config, self.config_error = config_hash, ""
 
     async def look(self) -> Ready:
         """The state now."""
-        try:
-            await self._store.ping()
-            said = "ok"
-            self._seen = True
-        except StoreDown as error:
-            said = f"down: {error}"
+        draining = self.draining()
+        if not draining:
+            await self._ask()
         words = {None: "unknown", True: "up", False: "down"}
         targets = {name: words[up] for name, up in self._prober.up.items()}
-        return Ready(self._seen, said, targets, self.config, self.config_error)
+        detail = "draining" if draining else ""
+        return Ready(self._seen and not draining, self._said, targets, self.config, self.config_error, detail)
+
+    async def _ask(self) -> None:
+        try:
+            await self._store.ping()
+            self._seen, self._said = True, "ok"
+        except StoreDown as error:
+            self._said = f"down: {error}"
 
 
 def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Network, ...] = ()) -> Router:
@@ -104,7 +113,11 @@ def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Ne
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @get("/ready", tags=["operations"], summary="Calls can be taken; 503 until the store has answered once")
+    @get(
+        "/ready",
+        tags=["operations"],
+        summary="Calls can be taken; 503 until the store has answered once, and while draining",
+    )
     async def ready() -> Response[Ready]:
         state = await readiness.look()
         return Response(state, status_code=200 if state.ready else 503)

@@ -48,7 +48,8 @@ class GatewayProcess:
         self.routing.write_text(table)
         self._store = ["--redis-url", redis_url] if redis_url else ["--state", str(folder / "keys.json")]
         self._out, self._err = folder / "stdout.log", folder / "stderr.log"
-        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
+        # Nobody needs time to learn that it ends.
+        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", "TRUNKLINE_DRAIN_ACCEPT": "0", **env}
         command = [*TRUNKLINE, "serve", str(self.routing), "--port", str(self.port), "--workers", str(workers)]
         if admin:
             command += ["--admin-port", str(self.admin_port)]
