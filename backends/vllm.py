@@ -16,6 +16,10 @@ from backends.openai import OpenAI
 from backends.resume import continued
 
 
+MOST_DIGITS = 30
+"""Of a number that is believed."""
+
+
 class VLLM(OpenAI):
     """vLLM validates calls well and says what is wrong, so nothing is refused on its behalf."""
 
@@ -76,7 +80,7 @@ def _kv_tokens(told: Exposition) -> int | None:
     total = 0
     for labels, _ in told.samples("vllm:cache_config_info"):
         blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
-        if not (blocks.isdecimal() and size.isdecimal()):
+        if not (blocks.isdecimal() and size.isdecimal()) or len(blocks + size) > MOST_DIGITS:
             return None
         total += int(blocks) * int(size)
     return total or None
