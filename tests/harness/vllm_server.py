@@ -88,9 +88,10 @@ class VLLMServer:
 
 
 @contextmanager
-def vllm_server(folder: Path, *arguments: str) -> Iterator[VLLMServer]:
+def vllm_server(folder: Path, *arguments: str, port: int = 0) -> Iterator[VLLMServer]:
     """A vLLM that is starting, for as long as the block lasts; `arguments` are more of `environment.py serve`."""
-    port, log = free_port(), folder / "vllm.log"
+    port = port or free_port()
+    log = folder / f"vllm-{port}.log"
     serve = [str(HERE / "environment.py"), "serve", str(port), *arguments]
     with (
         log.open("wb") as sink,
