@@ -7,7 +7,7 @@ that leaves. Both unwind the exchange with the target, the lease and the record,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Protocol
 
@@ -76,6 +76,16 @@ class Parts(Struct, frozen=True):
     shadow: Shadow
 
 
+class Exchange(Struct, frozen=True):
+    """What is the same for all attempts to answer a call."""
+
+    client: Client
+    lease: Lease
+    record: Record
+    transcript: Transcript | None
+    """What the client has of a stream that may go on at another target."""
+
+
 async def serve(parts: Parts, endpoint: str, client: Client) -> None:
     """Answer one call, or raise the `GatewayError` that says why not."""
     with parts.meter.observe(client.call_id, endpoint, client) as record:
@@ -98,38 +108,37 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         admitting = parts.admission.admit(call, caller, route.name, record.spend, refresh)
         async with await admitting as lease:  # 400, 429, 503
             record.admitted(lease.at, lease.input)
-            failed: GatewayError = NoTarget(f"No target of {route.name!r} can take the call now.", retry_after=1)
             transcript = Transcript(call) if route.resumes and call.stream else None
             placements = parts.routes.placements(
                 route, call, client.headers, caller.key, lease.input(), record.spend, explain=client.explains
             )
             async with aclosing(placements):
-                try:
-                    async for placement in placements:  # waits its turn: 400, 429, 503
-                        try:
-                            await _attempt(parts, call, placement, client, lease, record, transcript)
-                            return parts.shadow.ended(call, route.name, Seen(*record.seen()))
-                        except UpstreamError as error:
-                            failed = error
-                            if not (placement.resumes if client.started else error.retryable):
-                                break
-                except GatewayError as error:
-                    if not client.started or not isinstance(failed, UpstreamError):
-                        raise
-                    raise failed from error  # that its rest could not be asked for is not what broke the stream
-            raise failed  # 502, 503, 504
+                await _answer(parts, call, placements, Exchange(client, lease, record, transcript))
+            parts.shadow.ended(call, route.name, Seen(*record.seen()))
 
 
-async def _attempt(
-    parts: Parts,
-    call: Call,
-    placement: Placement,
-    client: Client,
-    lease: Lease,
-    record: Record,
-    transcript: Transcript | None,
-) -> None:
+async def _answer(parts: Parts, call: Call, placements: AsyncIterator[Placement], exchange: Exchange) -> None:
+    """Try one target after the other, until one has answered, or what has failed cannot be tried again."""
+    failed: GatewayError = NoTarget("No target can take the call now.", retry_after=1)
+    resumes = False
+    try:
+        async for placement in placements:  # waits its turn: 400, 429, 503
+            try:
+                return await _attempt(parts, call, placement, exchange)
+            except UpstreamError as error:
+                failed, resumes = error, placement.resumes
+                if not (resumes if exchange.client.started else error.retryable):
+                    break
+    except GatewayError as error:
+        if not resumes:
+            raise
+        raise failed from error  # that its rest could not be asked for is not what broke the stream
+    raise failed  # 502, 503, 504
+
+
+async def _attempt(parts: Parts, call: Call, placement: Placement, exchange: Exchange) -> None:
     """Try one target; tell it and the record how that went."""
+    client, lease, record, transcript = exchange.client, exchange.lease, exchange.record, exchange.transcript
     target = placement.target
     record.attempt(target.name, placement.choice)
     if transcript is not None:
@@ -139,14 +148,9 @@ async def _attempt(
             call, placement.address, target.adapter, target.timeouts, client.trace
         ) as upstream:
             record.headed()
-            client.prepare(
-                [
-                    (b"content-type", upstream.content_type.encode("latin-1")),
-                    *placement.headers,
-                    *lease.headers,
-                ]
-            )
-            await _relay(upstream, client, lease, record, placement.first_token, transcript)
+            content_type = (b"content-type", upstream.content_type.encode("latin-1"))
+            client.prepare([content_type, *placement.headers, *lease.headers])
+            await _relay(upstream, exchange, placement.first_token)
         placement.answered(record.usage)
     except UpstreamError as error:
         record.failed(error)
@@ -167,27 +171,19 @@ async def _attempt(
         record.attempted()
 
 
-async def _relay(
-    upstream: Upstream,
-    client: Client,
-    lease: Lease,
-    record: Record,
-    first_token: Callable[[], None],
-    transcript: Transcript | None,
-) -> None:
+async def _relay(upstream: Upstream, exchange: Exchange, first_token: Callable[[], None]) -> None:
     """Pass the answer on, piece by piece, as it comes."""
-    held = b""
+    client, record, transcript, held = exchange.client, exchange.record, exchange.transcript, b""
     async with aclosing(upstream.chunks()) as chunks:  # type: ignore[type-var] # they are generators
         async for chunk in chunks:
-            if transcript is not None:
-                chunk = transcript.take(chunk)
-            record.received(len(chunk.data), chunk.tokens, chunk.usage)
-            if chunk.tokens or chunk.done:
+            part = chunk if transcript is None else transcript.take(chunk)
+            record.received(len(part.data), part.tokens, part.usage)
+            if part.tokens or part.done:
                 first_token()
-            held += chunk.data  # comments and openings before the first output wait: they must not promise a 200
-            if chunk.done or (held and (client.started or not (chunk.comment or chunk.opening))):
-                if chunk.done:
-                    await lease.end()  # a client that has its answer must find its slot free
-                await client.send(held, last=chunk.done)
+            held += part.data  # comments and openings before the first output wait: they must not promise a 200
+            if part.done or (held and (client.started or not (part.comment or part.opening))):
+                if part.done:
+                    await exchange.lease.end()  # a client that has its answer must find its slot free
+                await client.send(held, last=part.done)
                 record.sent()
                 held = b""
