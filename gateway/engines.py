@@ -118,6 +118,11 @@ class Engines:
             engine.facts_due = self._clock()
             self._look_at(name, engine.facts_due)
 
+    def hurry(self, name: str) -> None:
+        """Look at the target as soon as may be: a call waits for it."""
+        if (engine := self._engines.get(name)) is not None and not engine.looking:
+            self._look_at(name, self._clock())
+
     def gauges(self, name: str) -> Gauges | None:
         """The target's load, if it told it within the last 5 s."""
         engine = self._engines.get(name)

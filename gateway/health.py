@@ -7,6 +7,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 
 log = logging.getLogger("trunkline.health")
 
@@ -100,6 +101,7 @@ class Prober:
         self.why: dict[str, str] = {}
         """Of those that are down."""
         self._probe, self._credential, self._told, self._recovered = probe, credential, told, recovered
+        self._hurried: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._opened = False
@@ -128,19 +130,27 @@ class Prober:
                 if self._opened:
                     self._start(name)
 
+    def hurry(self, name: str) -> None:
+        """Probe it as soon as may be: a call waits for it, or could not reach it."""
+        if name in self._hurried:
+            self._hurried[name].set()
+
     def _start(self, name: str) -> None:
+        self._hurried[name] = asyncio.Event()
         self._tasks[name] = asyncio.create_task(self._watch(name), name=f"probe {name}")
 
     def _stop(self, name: str) -> None:
+        self._hurried.pop(name, None)
         if (task := self._tasks.pop(name, None)) is not None:
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
             task.cancel()
 
     async def _watch(self, name: str) -> None:
-        rounds, pause = 0, PROBE_SECONDS[0]
+        rounds, pause, hurried = 0, PROBE_SECONDS[0], self._hurried[name]
         await asyncio.sleep(random.random() * min(1.0, len(self.up) / SPREAD))  # noqa: S311 # only to spread
         while True:
+            hurried.clear()
             try:
                 why = await self._ask(name, thorough=rounds == 0)
             except Exception:  # a bug of ours, or an odd target; its probes go on
@@ -151,7 +161,10 @@ class Prober:
             seconds = pause if why else PROBE_SECONDS[1]
             pause = min(2 * pause, PROBE_SECONDS[1]) if why else PROBE_SECONDS[0]
             seconds *= max(1.0, len(self.up) / SPREAD)  # thousands must not take the time that calls need
-            await asyncio.sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311 # only to spread
+            seconds *= random.uniform(0.9, 1.1)  # noqa: S311 # only to spread
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await hurried.wait()
 
     async def _ask(self, name: str, *, thorough: bool) -> str:
         why = await self._probe(name)

@@ -58,6 +58,13 @@ class Child:
         if self._thread.ident is not None:
             self._thread.join(STOP_SECONDS)
 
+    def kill(self) -> None:
+        """End the process group at once, without waiting; may be called by a signal handler while `stop` waits."""
+        self._stopping.set()
+        process = self._process
+        if process is not None and process.poll() is None:
+            _signal_group(process, signal.SIGKILL)
+
     def _run(self) -> None:
         pause = BACKOFF_SECONDS[0]
         while not self._stopping.is_set():
@@ -126,6 +133,11 @@ class Launcher:
         for stopper in stoppers:
             stopper.join()
         self._folder.cleanup()
+
+    def kill(self) -> None:
+        """End all children at once, without waiting; `stop`, if it waits for them, returns by that."""
+        for child in self._children:
+            child.kill()
 
 
 def free_port() -> int:

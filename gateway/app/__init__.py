@@ -89,6 +89,8 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         clock.monotonic,
         seed=secrets.randbits(32),
         queued=lambda route, calls, size: _queued(metrics, route, calls, size),
+        held=lambda route, calls: _held(metrics, fleet, route, calls),
+        hold_ended=lambda route, outcome, seconds: metrics.hold.labels(route, outcome).observe(seconds),
     )
     routes = builder.build(table, loaded.config_hash)
     routes.open()
@@ -211,6 +213,11 @@ async def _pulse(admission: Admission, store: Store, metrics: Metrics) -> None:
 async def _explains(admin_keys: AdminKeys, token: bytes, source: str | None) -> bool:
     """Whether an admin key asks; one that is good for one thing only is not good for this."""
     return not (await admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)).once
+
+
+def _held(metrics: Metrics, fleet: Fleet, route: str, calls: int) -> None:
+    metrics.held_calls.labels(route).set(calls)
+    fleet.attendant.held(calls)
 
 
 def _queued(metrics: Metrics, route: str, calls: int, size: int) -> None:

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 import msgspec
 
-from backends.api import Counted, Facts, Gauges
+from backends.api import Counted, Facts, Gauges, Probed
+from gateway.app.attendant import Attendant
 from gateway.core.clock import Clock
 from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
 from gateway.engines import FIELDS as FACTS
@@ -68,6 +69,7 @@ class Fleet:
         self.exchange = Exchange(
             store.exchange, lambda: self.routes.boards, clock.monotonic, lambda: self.routes.freed()
         )
+        self.attendant = Attendant(lambda: self.routes, self.prober, self.engines, forwarder, clock.monotonic)
         self._task: asyncio.Task[None] | None = None
         store.watch(self._changed)
 
@@ -80,12 +82,14 @@ class Fleet:
         self.prober.open()
         self.engines.open()
         self.exchange.open()
+        self.attendant.open()
         self._task = asyncio.create_task(self._run(), name="fleet")
 
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        await self.attendant.close()
         await self.exchange.close()
         await self.engines.close()
         await self.prober.close()
@@ -139,6 +143,8 @@ class Fleet:
 
     async def _probe(self, name: str) -> str:
         target = self.routes.targets[name]
+        if not isinstance(target.adapter, Probed) and (self.attendant.wants(name) or target.up is False):
+            return await self._forwarder.reach(target.address, target.timeouts)  # it has no health route
         return await self._forwarder.probe(target.address, target.adapter, target.timeouts)
 
     async def _credential(self, name: str) -> str:
@@ -157,7 +163,7 @@ class Fleet:
         if (target := self.routes.targets.get(name)) is None:
             return
         self._metrics.target_up.labels(name).set(not why)
-        if target.up is None or target.why != why:
+        if target.up is None or target.why != why or target.missed:
             target.probed(why)
             self._route_of[name].freed()
 
@@ -244,6 +250,8 @@ class Fleet:
             metrics.target_running.labels(name).set(target.load.running)
             metrics.target_waiting.labels(name).set(target.load.waiting)
             self._cap(target)  # what was told may have grown old
+            if target.missed:
+                self.prober.hurry(name)
         heard = self.exchange.read_at
         metrics.load_age.set(-1 if heard == float("-inf") else self._clock.monotonic() - heard)
 
@@ -276,7 +284,7 @@ class Fleet:
             url=target.address.url,
             backend=target.spec.backend,
             state=state,
-            why=target.why,
+            why=target.why or ("asleep" if target.asleep else ""),
             order=target.order_version,
             weight=round(ripe(target, now), 4),
             running=target.load.running,

@@ -199,6 +199,20 @@ class Metrics:
         )
         self.queue_calls = self._gauge("queue_calls", "Calls waiting for a target with room.", "livesum", "route")
         self.queue_bytes = self._gauge("queue_bytes", "Bytes of the bodies of waiting calls.", "livesum", "route")
+        self.held_calls = self._gauge(
+            "held_calls",
+            "Calls waiting because no target is there: all start, start anew or sleep. For autoscalers.",
+            "livesum",
+            "route",
+        )
+        self.hold = self._histogram(
+            "hold_seconds",
+            "How long calls were held because no target was there, by how that ended: up (a target had come), expired, "
+            "refused (as many were held as may be, or an operator's order), gone (the client had left).",
+            LONG,
+            "route",
+            "outcome",
+        )
         self.prompt_tokens = self._counter(
             "prompt_tokens_total", "Prompt tokens as the targets reported them.", "route", "target"
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from backends.api import AnyAdapter
 from gateway.config import RouteSpec, Table, TargetSpec
+from gateway.routes.hold import Hold
 from gateway.routes.load import Load
 from gateway.routes.placement import Placement
 from gateway.routes.queue import Queue
@@ -33,10 +34,14 @@ class Builder:
         *,
         seed: int = 0,
         queued: Callable[[str, int, int], None] = lambda route, calls, size: None,
+        held: Callable[[str, int], None] = lambda route, calls: None,
+        hold_ended: Callable[[str, str, float], None] = lambda route, outcome, seconds: None,
     ) -> None:
-        """`urls` has those of launched targets; `queued` is told of a route's waiting calls and their bytes."""
+        """`urls` has those of launched targets; `queued` is told of a route's waiting calls and their bytes, `held` of
+        its held calls, `hold_ended` of how and after how many seconds each was held no longer."""
         self._urls, self._adapters, self._breaker, self._slots = urls, adapters, breaker, slots
         self._clock, self._seed, self._queued = clock, seed, queued
+        self._held, self._hold_ended = held, hold_ended
 
     def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
         """The routes of `table`. Whatever it raises, `before` is as it was."""
@@ -63,19 +68,21 @@ class Builder:
         tiers = [
             Tier([self._target(each, spec, loads, before) for each in tier], spec.policy, self._seed) for tier in specs
         ]
-        queue = self._queue(name, spec) if before is None or (old := before.get(name)) is None else old.queue
+        old = None if before is None else before.get(name)
         return Route(
             name,
             tiers,
             spec.retry.attempts,
-            queue,
+            self._queue(name, spec) if old is None else old.queue,
             spec.queue_wait,
             self._slots,
             self._clock,
+            held=self._hold(name, spec) if old is None else old.held,
             bounds=(spec.queue.calls, spec.queue.size),
             price=spec.price,
             fallback_route=spec.fallback_route,
             resumes=spec.resume == "text",
+            hold=spec.hold,
         )
 
     def _queue(self, name: str, spec: RouteSpec) -> Queue[Placement]:
@@ -85,6 +92,15 @@ class Builder:
             clock=self._clock,
             changed=lambda calls, size: self._queued(name, calls, size),
         )
+
+    def _hold(self, name: str, spec: RouteSpec) -> Hold:
+        queue = Queue[bool](
+            calls=spec.queue.calls,
+            size=spec.queue.size,
+            clock=self._clock,
+            changed=lambda calls, size: self._held(name, calls),
+        )
+        return Hold(name, queue, self._clock, self._hold_ended)
 
     def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
         url = (spec.url if spec.url is not None else self._urls[spec.name]).rstrip("/")

@@ -9,7 +9,7 @@ from msgspec import Struct, structs
 
 from gateway.core.errors import ContextTooLong
 from gateway.routes.explain import Candidacy
-from gateway.routes.filters import LENIENCES, NOTHING, Filter, refusal
+from gateway.routes.filters import BUSY, COLD, DOWN, EJECTED, LENIENCES, NOTHING, Filter, refusal
 from gateway.routes.load import Load
 from gateway.routes.policies.api import Prompt, Score
 from gateway.routes.prompt import SURE
@@ -17,6 +17,7 @@ from gateway.routes.target import UNBOUNDED, Target
 from gateway.routes.tier import Outlook, Tier
 
 _ANY_CALL = Prompt(tokens=1)
+_UP = (None, *BUSY)
 
 
 class Chosen(Struct, frozen=True):
@@ -102,6 +103,23 @@ class Chooser:
             if why == "resting":
                 left.append(target.resting_until - now)
         return min(left, default=None)
+
+    def waits_for(self, prompt: Prompt) -> bool | None:
+        """Whether the call could go somewhere only if a target came up: False if one is up, that may be full.
+
+        None: nowhere, whatever happens.
+        """
+        now, waits = self._clock(), None
+        try:
+            prompt = self.fitted(prompt)
+        except ContextTooLong:
+            return None
+        for target in self.targets:
+            if refusal(prompt, target, now, (DOWN, EJECTED)) in _UP:
+                return False
+            if target.cold and refusal(prompt, target, now, (COLD, DOWN, EJECTED)) in _UP:
+                waits = True
+        return waits
 
     def has_room(self, load: Load) -> bool:
         """Whether a target with this load could take any call at all."""

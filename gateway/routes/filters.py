@@ -33,6 +33,13 @@ class Ejected:
         return None if not target.breaker.ejections or target.breaker.closed else "ejected"
 
 
+class Cold:
+    """It is not there, and the call can be held until it is."""
+
+    def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        return "down" if prompt.patient and target.cold else None
+
+
 class Down:
     """Its health route does not answer, or its engine has put the model away."""
 
@@ -70,8 +77,9 @@ class Full:
         return "full" if load.pending(now) >= target.prefill_limit * part else None
 
 
-ORDERED, EJECTED, DOWN, TOO_LONG, RESTING, FULL = Ordered(), Ejected(), Down(), TooLong(), Resting(), Full()
-FILTERS: Final[tuple[Filter, ...]] = (ORDERED, EJECTED, DOWN, TOO_LONG, RESTING, FULL)
+ORDERED, EJECTED, COLD, DOWN = Ordered(), Ejected(), Cold(), Down()
+TOO_LONG, RESTING, FULL = TooLong(), Resting(), Full()
+FILTERS: Final[tuple[Filter, ...]] = (ORDERED, EJECTED, COLD, DOWN, TOO_LONG, RESTING, FULL)
 
 NOTHING: Final[tuple[Filter, ...]] = ()
 LENIENCES: Final = (NOTHING, (DOWN,), (DOWN, EJECTED))
@@ -90,4 +98,4 @@ def refusal(prompt: Prompt, target: Target, now: float, overlooked: Collection[F
 
 def _idle(target: Target, now: float) -> bool:
     plain = target.prompt_limit >= UNBOUNDED and not target.breaker.ejections
-    return plain and target.load.pending(now) < target.prefill_limit / 2
+    return plain and not target.missed and target.load.pending(now) < target.prefill_limit / 2

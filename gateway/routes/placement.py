@@ -59,6 +59,7 @@ class Placement:
         "_trial",
         "_way",
         "address",
+        "away",
         "fallback",
         "headers",
         "lost",
@@ -79,6 +80,8 @@ class Placement:
         """Why a worse tier, or another route, has been chosen; empty: it has not."""
         self.lost = False
         """The connection ended: whatever the target did for the call, it does no more."""
+        self.away = False
+        """The target was not there: nothing was done for the call."""
         self.resumes = False
         """The client has a part of the answer: the next placement goes on with it."""
         self.waited = 0.0
@@ -146,8 +149,12 @@ class Placement:
         """It did not, and is to blame; one that sheds load is not broken."""
         self._mark(error)
         self.lost = isinstance(error, Disconnected | Unreachable)
+        self.away = isinstance(error, Unreachable)
         if isinstance(error, UpstreamBusy):
             self.target.rest(error.retry_after)
+            self.away = error.broken
+        if self.away:
+            self.target.miss()
         if not isinstance(error, UpstreamBusy) or error.broken:
             self.target.breaker.failed(self._trial)
             for stirred in self.target.load.stirred:  # also of the same target in a newer table

@@ -41,15 +41,19 @@ def read(
     tokens: int,
     priority: Priority = "normal",
     keyed: bool = True,
+    patient: bool = False,
 ) -> Prompt:
     """The prompt of `call`. `model` and `tenant` keep apart what no cache shares; `tokens` is the estimated length.
 
-    Without `keyed` nothing is looked for that only a choice among several targets needs.
+    `patient`: it can be held until a target is up. Without `keyed` nothing is looked for that only a choice among
+    several targets needs.
     """
     part = LOW_PART if priority == "low" else 1.0
     context, least, alone = _context(call, tokens)
     if not keyed:
-        return Prompt(tokens, context=context, least_context=least, alone=alone, whole=not call.stream, part=part)
+        return Prompt(
+            tokens, context=context, least_context=least, alone=alone, whole=not call.stream, patient=patient, part=part
+        )
     salt = _text(call, "cache_salt") or tenant.encode()
     base = (model.encode(), salt)
     named = next((value for name in SESSION_HEADERS if (value := headers.get(name))), b"")
@@ -66,6 +70,7 @@ def read(
         least,
         alone,
         not call.stream,
+        patient,
         part,
     )
 

@@ -13,6 +13,7 @@ from gateway.core.errors import NoTarget
 from gateway.core.types import KeyRecord, Spent
 from gateway.routes.budget import RetryBudget
 from gateway.routes.chooser import Chooser
+from gateway.routes.hold import Hold
 from gateway.routes.load import Load
 from gateway.routes.placement import Placement
 from gateway.routes.policies.api import Prompt
@@ -44,22 +45,28 @@ class Route:
         slots: Slots,
         clock: Callable[[], float],
         *,
+        held: Hold,
         bounds: tuple[int, int],
         price: Price | None = None,
         fallback_route: str | None = None,
         resumes: bool = False,
+        hold: float | None = None,
     ) -> None:
-        """A call waits in `queue`, with `bounds` of calls and bytes, for at most `wait` seconds by `clock`."""
+        """A call waits in `queue`, with `bounds` of calls and bytes, for at most `wait` seconds by `clock`, and in
+        `held`, with the same bounds, for at most `hold` seconds."""
         self.name, self.attempts, self.price, self.fallback_route = name, attempts, price, fallback_route
         self.resumes = resumes
         """A stream whose target dies goes on at another."""
         self.queue, self._bounds, self._wait = queue, bounds, wait
+        self.held, self.hold = held, hold
+        """Calls that wait for targets that are not there; for how long, None: they do not."""
         self.chooser = Chooser(name, tiers, clock)
         self.others_waiting = 0
         """Calls in other gateways' queues for this route, as they last told."""
-        self._slots, self._clock = slots, clock
+        self._slots, self.clock = slots, clock
         self._budget = RetryBudget()
         self._heir: Route | None = None
+        self._closed = False
         self._looking: asyncio.TimerHandle | None = None
 
     @property
@@ -94,6 +101,7 @@ class Route:
             except Exception:  # a policy is anybody's code, and the table is in force already
                 log.exception("route %s: what its policy had learned is lost", self.name)
         self.queue.revise(*self._bounds)
+        self.held.revise(*self._bounds)
 
     def open(self) -> None:
         """The route is used from now on."""
@@ -103,11 +111,16 @@ class Route:
 
     def close(self, heir: Route | None = None) -> None:
         """The route is not used any more. Calls in flight go on; those that wait in the queue go the heir's way."""
-        self._heir = heir
+        self._heir, self._closed = heir, True
         for target in self.targets:
             if self.freed in target.load.freed:
                 target.load.freed.remove(self.freed)
                 target.load.stirred.remove(target.stirred)
+
+    def waits_for(self, prompt: Prompt) -> bool | None:
+        """As the chooser's, of the newest table; a route that is not there any more waits for nothing."""
+        latest = self._latest
+        return None if latest._closed else latest.chooser.waits_for(prompt)
 
     def freed(self, load: Load | None = None) -> None:
         """There may be room: at targets with this load, or anywhere."""
@@ -187,7 +200,7 @@ class Route:
         barred = chooser.barred(tried, begun)
         if tried and not self._can_retry(prompt, barred, seconds):
             return None
-        again, came = bool(tried), self._clock()
+        again, came = bool(tried), self.clock()
         while True:
             soonest = partial(chooser.soonest, prompt, barred)
             placement = await self.queue.place(
@@ -195,7 +208,7 @@ class Route:
             )
             try:
                 if await self._has_slot(placement, f"{call.id}.{len(tried)}"):
-                    placement.waited = self._clock() - came
+                    placement.waited = self.clock() - came
                     placement.begin()
                     return placement
             except BaseException:
@@ -241,7 +254,7 @@ class Route:
         if not chosen.usable:
             self._look_again()
             return None
-        placement = Placement(chosen.tier, chosen.tier.pick(prompt, chosen.usable, self._clock()), prompt)
+        placement = Placement(chosen.tier, chosen.tier.pick(prompt, chosen.usable, self.clock()), prompt)
         placement.fallback = self.chooser.passed_over(prompt, chosen.tier, tried)
         return placement
 

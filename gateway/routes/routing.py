@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing
 
 from backends.api import Call
 from gateway.config import Table
-from gateway.core.errors import ContextTooLong, NoRoute, NoTarget, QueueFull, QueueTimeout
+from gateway.core.errors import NoRoute
 from gateway.core.types import KeyRecord, OrderState, Spent, TargetOrder
 from gateway.routes.exchange import Board
 from gateway.routes.explain import Candidacy, explained
@@ -16,9 +14,7 @@ from gateway.routes.placement import Placement
 from gateway.routes.policies.api import Prompt
 from gateway.routes.prompt import read
 from gateway.routes.route import Route
-
-MOST_ATTEMPTS = 3
-"""Targets tried for one call, those of a fallback route included."""
+from gateway.routes.way import Way
 
 
 class Routes:
@@ -64,7 +60,7 @@ class Routes:
             route = self._routes[route.fallback_route]
             yield route
 
-    async def placements(
+    def placements(
         self,
         route: Route,
         call: Call,
@@ -79,45 +75,31 @@ class Routes:
         `resumes` all are for the rest of its answer.
 
         `tokens` is the estimated length of the prompt, `spent` what the call has used when it is over. Waits while all
-        targets are full. Raises `QueueFull`, `QueueTimeout`, `ContextTooLong`, and `NoTarget` if there is no target to
-        try at all.
+        targets are full, and on a route that holds calls, while none is there; after that a target may be tried once
+        more. Raises `QueueFull`, `QueueTimeout`, `ContextTooLong`, and `NoTarget` if there is no target to try at all.
         """
+        patient = route.hold is not None
         told = [(b"x-trunkline-config", self.config_hash.encode())]
-        chain = list(self.chain(route))
-        # Nobody waits for one route, or tries what seems to be down there, while another can take the call. After
-        # that the call waits for the first that is only full, and if none is, takes what there is.
-        alone = len(chain) == 1
-        turns = deque((each, alone, alone) for each in chain)
-        tried, refused, full, ours, resumes = 0, None, None, None, False
-        while turns and tried < MOST_ATTEMPTS and not resumes:  # another route has other models
-            each, wait, lenient = turns.popleft()
-            prompt = self.read(each, call, headers, key, tokens)
-            if explain and not tried and each is route:
-                told[1:] = [(b"x-trunkline-explain", explained(self.explain(route, prompt)))]
-            try:
-                attempts = each.placements(call, prompt, key, spent, MOST_ATTEMPTS - tried, wait=wait, lenient=lenient)
-                async with aclosing(attempts) as placements:
-                    async for placement in placements:
-                        tried += 1
-                        if each is not route:
-                            placement.stand_in(each.name, ours)
-                        placement.tell(tried, *told)
-                        yield placement
-                        resumes = resumes or placement.resumes
-            except (NoTarget, ContextTooLong, QueueFull, QueueTimeout) as error:
-                error.headers = {**error.headers, **{name.decode(): value.decode() for name, value in told}}
-                ours = error if ours is None and each is route else ours
-                if refused is None or wait or isinstance(refused, ContextTooLong):
-                    refused = error  # that it fits nowhere is said only if it does not fit anywhere
-                if full is None and isinstance(error, QueueFull | QueueTimeout):
-                    full = each
-            if not turns and not tried and not wait and not lenient:
-                turns.extend([(full, True, False)] if full is not None else [(each, False, True) for each in chain])
-        if not tried and refused is not None:
-            raise refused
+        if explain:
+            prompt = self.read(route, call, headers, key, tokens)
+            told.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
 
-    def read(self, route: Route, call: Call, headers: Mapping[bytes, bytes], key: KeyRecord, tokens: int) -> Prompt:
-        """The prompt of a call as the route's policies see it."""
+        def read(each: Route) -> Prompt:
+            return self.read(each, call, headers, key, tokens, patient=patient)
+
+        return Way(list(self.chain(route)), call, key, read, spent, told, route.clock).placements()
+
+    def read(
+        self,
+        route: Route,
+        call: Call,
+        headers: Mapping[bytes, bytes],
+        key: KeyRecord,
+        tokens: int,
+        *,
+        patient: bool | None = None,
+    ) -> Prompt:
+        """The prompt of a call as the route's policies see it; `patient`: it can be held; None: if the route does."""
         return read(
             call,
             headers,
@@ -126,6 +108,7 @@ class Routes:
             tokens=tokens,
             priority=key.priority,
             keyed=route.keyed,
+            patient=route.hold is not None if patient is None else patient,
         )
 
     def explain(self, route: Route, prompt: Prompt) -> list[Candidacy]:

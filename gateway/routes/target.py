@@ -18,6 +18,8 @@ REST_SECONDS: Final = 0.5
 MOST_REST_SECONDS: Final = 30.0
 """One absurd `Retry-After` must not take a target away for long."""
 UNBOUNDED: Final = 1 << 60
+THERE: Final = ("credential", "status 4", "cannot")
+"""How the complaints of probes begin that something answered to: it may take calls though it does not please them."""
 
 
 class Breaker(Protocol):
@@ -96,6 +98,8 @@ class Target:
         self.up: bool | None = None
         self.why = ""
         """What the last probe complained of."""
+        self.missed = False
+        """A call could not reach it, and no probe has since."""
         self.order: OrderState = "open"
         self.order_version = 0
         self.cap: int | None = None
@@ -110,7 +114,7 @@ class Target:
         self.since, self.attempts, self.inflight = before.since, before.attempts, before.inflight
         self.up, self.why = before.up, before.why
         self.order, self.order_version = before.order, before.order_version
-        self.asleep = before.asleep
+        self.asleep, self.missed = before.asleep, before.missed
         self.cap, self.resting, self.resting_until = before.cap, before.resting, before.resting_until
         self.learned(*before.told)
 
@@ -118,6 +122,11 @@ class Target:
     def resumes(self) -> bool:
         """It can go on with an answer that another server has begun."""
         return callable(getattr(self.adapter, "resume", None))
+
+    @property
+    def cold(self) -> bool:
+        """It is not there, or sleeps: a call sent there now would come to nothing, one that waits may be served."""
+        return self.asleep or self.missed or (self.up is False and not self.why.startswith(THERE))
 
     @property
     def bounded(self) -> bool:
@@ -140,7 +149,11 @@ class Target:
         """The last probe's complaint; nothing when all is well."""
         if self.up is False and not why:
             self.returned()
-        self.up, self.why, self.clear = not why, why, False
+        self.up, self.why, self.missed, self.clear = not why, why, False, False
+
+    def miss(self) -> None:
+        """A call could not reach it."""
+        self.missed, self.clear = True, False
 
     def capped(self, running: int | None) -> None:
         """Its engine has calls waiting although only so many run; None: it has none."""

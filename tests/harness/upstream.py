@@ -165,6 +165,7 @@ class Upstream:
         self._thread = threading.Thread(target=self._loop.run_forever, name="upstream", daemon=True)
         self._thread.start()
         self.port = 0
+        self.listening = True
         self.accepted = 0
         """Connections so far."""
         self.listen()
@@ -183,11 +184,13 @@ class Upstream:
 
         self._server = asyncio.run_coroutine_threadsafe(start(), self._loop).result(5)
         self.port = self._server.sockets[0].getsockname()[1]
+        self.listening = True
 
     def vanish(self) -> None:
         """Close the port and every connection: from here on connecting is refused."""
 
         async def stop() -> None:
+            self.listening = False
             self._server.close()
             for connection in list(self._connections):
                 connection.transport.abort()
@@ -233,6 +236,8 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        if not self._upstream.listening:  # accepted in the very moment in which it vanished
+            return transport.abort()
         self._upstream._connections.add(self)
         self._upstream.accepted += 1
         self._task = asyncio.get_running_loop().create_task(self._serve())

@@ -45,6 +45,8 @@ class Prompt(Struct, frozen=True):
     """Tokens of the prompt alone, as servers bound them; 0: nothing is known of them."""
     whole: bool = False
     """Its answer comes whole, and nobody sees when the prompt has been read."""
+    patient: bool = False
+    """Its route holds calls for targets that are not there: it need not be sent to one that seems not to be."""
     part: float = 1.0
     """The part of a target's room that the call may fill: a call of low priority leaves some for others."""
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -126,6 +127,18 @@ def test_stop_insists(child: Callable[..., Child], tmp_path: Path, monkeypatch: 
     started = time.monotonic()
     each.stop()
     assert not alive(pid) and 0.3 <= time.monotonic() - started < 5
+
+
+def test_kill_does_not_wait_and_ends_a_stop_that_does(child: Callable[..., Child], tmp_path: Path) -> None:
+    each = child("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + MARK + WAIT)
+    (pid,) = until(lambda: pids(tmp_path))
+    stopping = threading.Thread(target=each.stop)
+    started = time.monotonic()
+    stopping.start()
+    until(each._stopping.is_set)
+    each.kill()
+    stopping.join(8)
+    assert not stopping.is_alive() and time.monotonic() - started < 8 and not alive(pid)
 
 
 def test_what_a_dead_child_left_behind_ends_too(child: Callable[..., Child], tmp_path: Path) -> None:
