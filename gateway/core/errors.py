@@ -3,10 +3,10 @@
 GatewayError
   Refused                    the caller's fault, or our policy; the message is for the caller
     BadRequest               400 the body cannot be routed, or asks what the target cannot do
-      BadFraming             400 the head could be read in two ways; the connection is closed
       NeverFits              400 the call alone is larger than a whole limit
       ContextTooLong         400 no target of the route can take so long a prompt and answer
       Unsupported            400 a field this kind of backend cannot honour
+      BadFraming             400 the head could be read in two ways; the connection is closed
     Unauthenticated          401 key missing, malformed, unknown, expired or revoked: one answer for all
     Forbidden                403 the key may not use this model
       EndpointNotAllowed     403 the key may not use this endpoint
@@ -259,6 +259,7 @@ class ClientGone(GatewayError):
 class ReaderTooSlow(ClientGone):
     """As good as gone: it leaves unread what was sent to it. Never the target's failure."""
 
+    type = "invalid_request_error"
     code = "reader_too_slow"
     error_type = "caller_too_slow"
 

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from msgspec import Raw
@@ -15,12 +16,13 @@ from msgspec import Raw
 from backends.api import Call, Endpoint
 from backends.body import Body, Malformed
 from gateway.config.table import Bodies
-from gateway.core.errors import BadRequest, BodyTimeout, BodyTooLarge, GatewayError, HeadersTooLarge
+from gateway.core.errors import BadRequest, BodyTimeout, BodyTooLarge, GatewayError, HeadersTooLarge, ReaderTooSlow
 from gateway.edge.errors import render
+from gateway.edge.framing import SUSPECT, refuse_ambiguous
+from gateway.edge.outlet import Outlet, Send
 from gateway.keys.sources import Network, address
 
 Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 
 BOOT: Final = secrets.token_hex(6)
 """Names this worker: the first part of the ids of its calls."""
@@ -29,6 +31,8 @@ _CONTENT_TYPE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,199}")
 _TRACE_VALUE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
 _PORT = re.compile(r"^(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]+)?$")
 MAX_MODEL = 256
+PIECE_SECONDS = 10.0
+"""A body of which nothing comes for so long is not coming."""
 MAX_HEADERS = 32 * 1024
 """Bytes, names and values together; vLLM and TGI would refuse more."""
 
@@ -46,7 +50,8 @@ class AsgiClient:
         proxies: tuple[Network, ...] = (),
     ) -> None:
         self.call_id = f"tl-{BOOT}-{next(_serial):x}"
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._head = scope["headers"]
+        self.headers: dict[bytes, bytes] = dict(self._head)
         self.trace = {"x-request-id": self.call_id}
         for name in ("traceparent", "tracestate"):
             if (value := self.headers.get(name.encode())) is not None and _TRACE_VALUE.fullmatch(value):
@@ -56,9 +61,9 @@ class AsgiClient:
         self.started = False
         self.gone_at: float | None = None
         """When we learned that it had left, by the monotonic clock."""
-        self._receive, self._send = receive, send
+        self._receive, self._outlet = receive, Outlet(scope, send, bodies.reader)
         self._endpoint, self._bodies = endpoint, bodies
-        self._finished = False
+        self._announced = False
         self._prepared: list[tuple[bytes, bytes]] = []
         self._watch: asyncio.Future[Any] | None = None
 
@@ -66,6 +71,15 @@ class AsgiClient:
     def gone(self) -> bool:
         """It has left before its answer was sent."""
         return self.gone_at is not None
+
+    @property
+    def _finished(self) -> bool:
+        return self._outlet.ended
+
+    def check(self) -> None:
+        """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
+        if len(self.headers) != len(self._head) or not SUSPECT.isdisjoint(self.headers):
+            refuse_ambiguous(self._head)
 
     async def call(self) -> Call:
         """Read the whole body, then begin to watch for the client's leaving."""
@@ -85,43 +99,49 @@ class AsgiClient:
         if not self.started:
             headers = self._prepared
             if last:
+                self._announced = True
                 headers.append((b"content-length", b"%d" % len(data)))
             else:
                 headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
             await self._start(200, headers)
-        self._finished = last
-        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        await self._outlet.send(data, last=last)
 
     async def fail(self, error: GatewayError) -> None:
-        """End the exchange with an error: as a response, or as the last event of a stream that has begun."""
-        if self._finished:
+        """End the exchange with an error: as a response, or as the last event of a stream that has begun.
+
+        Half of a whole answer stays that: it was announced to be longer, and the server closes the connection.
+        """
+        if self._finished or self._announced:
             return
         status, headers, body = render(error, self.call_id)
-        self._finished = True
-        if not self.started:
-            await self._start(status, headers)
-            await self._send({"type": "http.response.body", "body": body})
-        else:
-            await self._send({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
+        with suppress(ReaderTooSlow):
+            if not self.started:
+                await self._start(status, headers)
+                await self._outlet.send(body, last=True)
+            else:
+                await self._outlet.send(b"data: " + body + b"\n\n", last=True)
 
     def close(self) -> None:
         # Granian's future keeps its callbacks, and they keep us: without letting go, every call would stay in memory.
-        self._finished, watch, self._watch = True, self._watch, None
+        self._outlet.close()
+        watch, self._watch = self._watch, None
         if watch is not None:
             watch.cancel()
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._outlet.start(status, headers)
 
     async def _body(self) -> bytes:
         limit = self._bodies.request
         announced = self.headers.get(b"content-length", b"0")
         if announced.isdigit() and (len(announced) > 15 or int(announced) > limit):
             raise _too_large(limit)
-        pieces, size = [], 0
+        pieces, size, patience = [], 0, min(PIECE_SECONDS, self._bodies.timeout)
+        loop = asyncio.get_running_loop()
+        by = loop.time() + self._bodies.timeout
         try:
-            async with asyncio.timeout(self._bodies.timeout):
+            async with asyncio.timeout(patience) as deadline:
                 while True:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
@@ -134,8 +154,11 @@ class AsgiClient:
                     pieces.append(piece)
                     if not message.get("more_body", False):
                         break
+                    deadline.reschedule(min(by, loop.time() + patience))
         except TimeoutError:
-            raise BodyTimeout(f"The body did not arrive within {self._bodies.timeout:g} s.") from None
+            raise BodyTimeout(
+                f"The body did not arrive within {self._bodies.timeout:g} s, or nothing of it for {patience:g} s."
+            ) from None
         return b"".join(pieces)
 
     def _left(self, task: asyncio.Task[Any]) -> None:

@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from gateway.core.errors import GatewayError, Rejected, UpstreamError
+from gateway.core.errors import BadFraming, GatewayError, Rejected, UpstreamError
 
 MAX_RETRY_AFTER = 120.0
 
@@ -25,8 +25,8 @@ def render(error: GatewayError, request_id: str) -> tuple[int, list[tuple[bytes,
         seconds = min(error.retry_after, MAX_RETRY_AFTER)
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
         headers.append((b"retry-after-ms", b"%d" % math.ceil(seconds * 1000)))
-    if error.status in (408, 413):
-        headers.append((b"connection", b"close"))  # the rest of the body is not wanted
+    if error.status in (408, 413) or isinstance(error, BadFraming):
+        headers.append((b"connection", b"close"))  # what else comes on it is not wanted
     headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
     return error.status, headers, body
 

@@ -16,6 +16,9 @@ from yarl import URL
 IDLE_CONNECTION_SECONDS = 4.0
 """uvicorn (so vLLM) and llama.cpp close an idle connection after 5 s: ours must be gone before."""
 
+BLOCK_BYTES = 16 * 1024
+"""Of an answer at once. What is read is copied on its way, and stays in memory while its client is slow."""
+
 # What aiohttp raises, in httpx's words. The most specific class in the exception's MRO decides.
 TRANSLATIONS: Final[dict[type[Exception], type[httpx.TransportError]]] = {
     aiohttp.ClientError: httpx.TransportError,
@@ -105,7 +108,7 @@ class _Blocks(httpx.AsyncByteStream):
 
     async def __anext__(self) -> bytes:
         try:
-            block = await self._response.content.readany()
+            block = await self._response.content.read(BLOCK_BYTES)
         except _CAUGHT as error:
             raise translated(error) from error
         if not block:
@@ -141,7 +144,10 @@ def translated(error: Exception) -> httpx.TransportError:
 
 def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), skip_auto_headers=("User-Agent", "Accept")
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept"),
+        read_bufsize=BLOCK_BYTES,
     )
 
 

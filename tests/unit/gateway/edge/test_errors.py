@@ -17,6 +17,7 @@ from gateway.core.errors import (
     OutOfBudget,
     RateLimited,
     Rejected,
+    ShuttingDown,
     Unauthenticated,
     UpstreamError,
 )
@@ -38,6 +39,7 @@ def make(kind: type[GatewayError]) -> GatewayError:
         OutOfBudget: lambda: OutOfBudget("spent", retry_after=2.0, reserved=False),
         Rejected: lambda: Rejected(422, "no", param="tools"),
         Unauthenticated: Unauthenticated,
+        ShuttingDown: ShuttingDown,
     }
     error: GatewayError = special.get(kind, lambda: kind(SECRET, param="p"))()
     return error
@@ -172,5 +174,5 @@ def test_headers_of_the_error_are_sent() -> None:
 
 
 def test_a_body_that_is_not_wanted_ends_the_connection() -> None:
-    for error in (errors.BodyTooLarge("x"), errors.BodyTimeout("x")):
+    for error in (errors.BodyTooLarge("x"), errors.BodyTimeout("x"), errors.BadFraming("x")):
         assert (b"connection", b"close") in render(error, "r")[1]
