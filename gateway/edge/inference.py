@@ -119,6 +119,7 @@ class DataPlane:
         try:
             if method != "POST":
                 raise MethodNotAllowed(f"{method} is not possible here; use POST.")
+            client.check()
             if EXPLAIN in client.headers:
                 await self._allow_explanation(client, endpoint)
             await serve(self.parts, endpoint, client)
