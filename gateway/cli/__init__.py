@@ -17,6 +17,8 @@ COMMANDS = {
     "schema": "gateway.cli.check:schema",
     "explain": "gateway.cli.explain:explain",
     "simulate": "gateway.cli.simulate:simulate",
+    "fake-backend": "gateway.cli.fake_backend:fake_backend",
+    "fake-link": "gateway.cli.fake_link:fake_link",
     "keys": "gateway.cli.keys:keys",
     "usage": "gateway.cli.usage:usage",
     "tenants": "gateway.cli.tenants:tenants_",
