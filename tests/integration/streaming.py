@@ -1,0 +1,119 @@
+"""A gateway in front of scripted targets of every dialect, and clients that listen to streams byte by byte."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from harness.dialects import DIALECTS, Event, StreamKind
+from harness.gateway_process import GatewayProcess, gateway_process
+from harness.upstream import Script, Step, Target, Upstream
+from integration.client import Reply, Wire, ask, request
+
+HASTY = {"connect": "2s", "first_byte": "900ms", "idle": "900ms"}
+CALM = {"connect": "5s", "first_byte": "20s", "idle": "20s"}
+ASKED = {"stream_options": {"include_usage": True}}
+WORDS = [["Once", " upon", " a", " tïme 🐎"], ["Or", " then", " only", " twice", " \n\ndata: [DONE]\n\n", " äh", "!"]]
+"""What the choices say: the first ends while the second still has something to say."""
+
+
+class Speaking:
+    """One gateway. Each dialect has the routes NAME (with short timeouts) and calm-NAME, and so have the spares."""
+
+    def __init__(self, gateway: GatewayProcess, upstream: Upstream, spares: Sequence[str]) -> None:
+        self.gateway, self.upstream = gateway, upstream
+        self.key = gateway.issue().secret
+        self._spares = list(spares)
+
+    def target(self, name: str) -> Target:
+        """The target of this dialect, as new."""
+        return self._renewed(f"speaks-{name}")
+
+    def spare(self, dialect: str) -> tuple[str, Target, Target]:
+        """A route that nobody has used, its target and its fallback: a target that fails is left alone for a while."""
+        name = next(spare for spare in self._spares if spare.endswith(f"-{dialect}"))
+        self._spares.remove(name)
+        return name, self._renewed(f"{name}-first"), self._renewed(f"{name}-other")
+
+    def ask(self, kind: StreamKind, script: Script, *, calm: bool = False, **fields: Any) -> Reply:
+        """What a client gets of this script."""
+        self.target(kind.dialect.name).script = script
+        model = f"calm-{kind.dialect.name}" if calm else kind.dialect.name
+        return self.call(kind, model, **fields)
+
+    def call(self, kind: StreamKind, model: str, **fields: Any) -> Reply:
+        return ask(self.gateway, kind.call(model, **fields), self.key, f"/v1/{kind.endpoint}")
+
+    def listen(self, kind: StreamKind, **fields: Any) -> Listener:
+        """A client of the calm route who has sent its call."""
+        body = kind.call(f"calm-{kind.dialect.name}", **fields)
+        return Listener(self.gateway.port, request(body, self.key, f"/v1/{kind.endpoint}"))
+
+    def _renewed(self, name: str) -> Target:
+        target = self.upstream.target(name)
+        target.restore()
+        return target
+
+
+class Listener:
+    """Reads an answer as it comes."""
+
+    def __init__(self, port: int, call: bytes) -> None:
+        self._wire = Wire(port)
+        self._wire.send(call)
+        self._response: http.client.HTTPResponse | None = None
+        self.body = b""
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wire.leave()
+
+    def until(self, mark: bytes) -> bytes:
+        """All of the body so far, once `mark` has come; fails after ten seconds of silence."""
+        while mark not in self.body:
+            piece = self._begun().read1(65536)
+            assert piece, f"the answer ended after {self.body[-300:]!r}"
+            self.body += piece
+        return self.body
+
+    def rest(self) -> bytes:
+        """The whole body."""
+        self.body += self._begun().read()
+        return self.body
+
+    def _begun(self) -> http.client.HTTPResponse:
+        if self._response is None:
+            self._response = http.client.HTTPResponse(self._wire.socket)
+            self._response.begin()
+        return self._response
+
+
+@contextmanager
+def speaking(upstream: Upstream, spares: int = 0) -> Iterator[Speaking]:
+    """The gateway for as long as the block lasts, with so many spare routes for each dialect."""
+
+    def target(name: str, backend: str) -> dict[str, Any]:
+        return {"name": name, "backend": backend, "url": upstream.target(name).url}
+
+    routes: dict[str, Any] = {}
+    for name in DIALECTS:
+        speaks = target(f"speaks-{name}", name)
+        routes[name] = {"targets": [speaks], "timeouts": HASTY}
+        routes[f"calm-{name}"] = {"targets": [{**speaks, "name": f"calm-{name}"}], "timeouts": CALM}
+    names = [f"spare-{number}-{name}" for number in range(spares) for name in DIALECTS]
+    for spare in names:
+        backend = spare.rpartition("-")[2]
+        pair = {"targets": [target(f"{spare}-first", backend)], "fallback": [target(f"{spare}-other", backend)]}
+        routes[spare] = {**pair, "timeouts": HASTY}
+    with gateway_process(json.dumps({"routes": routes})) as gateway:
+        yield Speaking(gateway, upstream, names)
+
+
+def datas(events: Sequence[Event], *kinds: str) -> list[Step]:
+    """The bytes of the events of these kinds; of all if none is named."""
+    return [event.data for event in events if not kinds or event.kind in kinds]
