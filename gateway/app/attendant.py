@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
@@ -18,6 +19,8 @@ log = logging.getLogger("trunkline.fleet")
 
 ATTEND_SECONDS: Final = 0.5
 """Between two looks at a target that held calls wait for."""
+MOST_HURRIED: Final = 32
+"""Targets, drawn anew each time, that are probed at such a look."""
 WAKE_PAUSE: Final = 5.0
 """Until a target that could not be woken is told again."""
 
@@ -78,7 +81,7 @@ class Attendant:
     def _attend(self, waiting: list[Route]) -> None:
         wanted = {route: [target for target in self._chain(route) if target.cold] for route in waiting}
         self._wanted = frozenset(target.name for targets in wanted.values() for target in targets)
-        for name in self._wanted:
+        for name in random.sample(sorted(self._wanted), min(MOST_HURRIED, len(self._wanted))):
             self._prober.hurry(name)
         for targets in wanted.values():
             sleepers = [target for target in targets if target.asleep and target.up is not False]
@@ -106,6 +109,7 @@ class Attendant:
     async def _wake(self, target: Target) -> None:
         log.warning("target %s is asleep, and calls wait for it: waking it", target.name)
         began = self._clock()
+        self._again_at[target.address.url] = began + WAKE_PAUSE
         why = await self._forwarder.wake(target.address, target.adapter, target.timeouts)
         if why:
             self._again_at[target.address.url] = self._clock() + WAKE_PAUSE

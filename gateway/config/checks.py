@@ -14,11 +14,13 @@ from gateway.config.names import Globs
 
 if TYPE_CHECKING:
     from gateway.config.limits import LimitSpec
-    from gateway.config.table import Launch, Place, Table, TargetSpec
+    from gateway.config.table import Launch, Place, RouteSpec, Table, TargetSpec
 
 POLICIES = "trunkline.policies"
 _NAME = re.compile("[!-~](?:[ -~]{0,98}[!-~])?")
 """It stands in headers and labels."""
+LEAST_HOLD, MOST_HOLD = 1.0, 600.0
+"""Seconds: targets are probed twice a second, and clients give up after ten minutes."""
 
 
 def check(document: Document, table: Table) -> None:
@@ -132,7 +134,23 @@ def _check_routing(document: Document, table: Table) -> None:
         canaries = sum(target.canary or 0 for target in route.targets)
         if route.targets and (canaries > 0.9 or all(target.canary for target in route.targets)):
             document.report((*place, "targets"), f"route {name!r}: canaries leave too little to the other targets")
+        _check_hold(document, name, route)
         _check_fallback_route(document, table, name)
+
+
+def _check_hold(document: Document, name: str, route: RouteSpec) -> None:
+    place, hold = ("routes", name, "hold"), route.hold
+    if hold is None:
+        return
+    if not route.queue.calls:
+        told = f"route {name!r}: no call can be held: as many may be as may wait in the queue, and 'queue.calls' is 0"
+        document.report(place, told)
+    if hold < LEAST_HOLD:
+        told = f"route {name!r}: in {hold:g} s of 'hold' it is hardly noticed that a target is up; write 10s or more"
+        document.report(place, told, warning=True)
+    if hold > MOST_HOLD:
+        told = f"route {name!r}: few clients and proxies wait as long as 'hold', {hold:g} s; write 10m or less"
+        document.report(place, told, warning=True)
 
 
 def _check_fallback_route(document: Document, table: Table, name: str) -> None:

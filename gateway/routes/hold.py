@@ -11,6 +11,8 @@ from gateway.routes.queue import Queue, Waiter
 
 LOOK_SECONDS: Final = 0.05
 """How often it is looked whether a target is up while calls are held."""
+PART: Final = 20.0
+"""Looking at thousands of targets takes longer: a twentieth of the time at most."""
 RETRY_SECONDS: Final = 5.0
 """What a client is told to wait whose call was held in vain."""
 
@@ -62,12 +64,13 @@ class Hold:
     def _in_vain(self, why: str) -> NoTarget:
         return NoTarget(f"No target of {self.name!r} is up, and {why}.", retry_after=RETRY_SECONDS)
 
-    def _look_again(self) -> None:
+    def _look_again(self, least: float = 0.0) -> None:
         if self._looking is None:
-            self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+            self._looking = asyncio.get_running_loop().call_later(max(LOOK_SECONDS, least), self._look)
 
     def _look(self) -> None:
         self._looking = None
         if self.calls:
+            began = self._clock()
             self._queue.freed()
-            self._look_again()
+            self._look_again(PART * (self._clock() - began))

@@ -66,6 +66,7 @@ class Placement:
         "resumes",
         "score",
         "target",
+        "unreached",
         "waited",
     )
 
@@ -81,7 +82,9 @@ class Placement:
         self.lost = False
         """The connection ended: whatever the target did for the call, it does no more."""
         self.away = False
-        """The target was not there: nothing was done for the call."""
+        """The target was not there, as far as its failure tells."""
+        self.unreached = False
+        """No connection: the call was not sent."""
         self.resumes = False
         """The client has a part of the answer: the next placement goes on with it."""
         self.waited = 0.0
@@ -149,7 +152,7 @@ class Placement:
         """It did not, and is to blame; one that sheds load is not broken."""
         self._mark(error)
         self.lost = isinstance(error, Disconnected | Unreachable)
-        self.away = isinstance(error, Unreachable)
+        self.away = self.unreached = isinstance(error, Unreachable)
         if isinstance(error, UpstreamBusy):
             self.target.rest(error.retry_after)
             self.away = error.broken

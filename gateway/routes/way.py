@@ -38,9 +38,14 @@ class Way:
         in seconds."""
         self._chain, self._route, self._call, self._key = chain, chain[0], call, key
         self._read, self._spent, self._told, self._clock = read, spent, list(told), clock
-        self._made = self._worked = 0
+        self._made = 0
+        """Placements so far."""
+        self._worked = 0
+        """Of these, those whose target was sent the call."""
         self._lost = True
+        """All have come to nothing, and no target works on any."""
         self._until: float | None = None
+        """When it is held no longer, by the clock; None: it never was."""
         self._held_for = 0.0
 
     def placements(self) -> AsyncGenerator[Placement, None]:
@@ -91,7 +96,7 @@ class Way:
                 async with aclosing(self._once(most)) as placements:
                     async for placement in placements:
                         yield placement
-                        self._worked += not placement.away
+                        self._worked += not placement.unreached
                         self._lost = self._lost and (placement.lost or placement.away) and not placement.resumes
                 refused = None
             except NoTarget as error:

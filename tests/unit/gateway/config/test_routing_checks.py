@@ -104,6 +104,19 @@ def test_nobody_waits_longer_than_for_the_first_byte() -> None:
     assert "120 s" in found.message and "60 s" in found.message
 
 
+def test_calls_can_only_be_held_where_some_may_wait() -> None:
+    found = mistake(one={"hold": "30s", "queue": {"calls": 0}})
+    assert found.line == line('"hold"', one={"hold": "30s", "queue": {"calls": 0}})
+    assert "'queue.calls' is 0" in found.message
+    assert good(one={"hold": "30s"}).routes["one"].hold == 30.0
+
+
+@pytest.mark.parametrize(("hold", "said"), [("100ms", ["hardly noticed"]), ("1s", []), ("10m", []), ("11m", ["660 s"])])
+def test_a_hold_that_helps_nobody_is_warned_of(hold: str, said: list[str]) -> None:
+    warnings = [found.message for found in parse_table(text(one={"hold": hold}), "t", {})[1]]
+    assert len(warnings) == len(said) and all(word in found for word, found in zip(said, warnings, strict=True))
+
+
 def test_a_shadow_has_a_name_and_place_like_other_targets() -> None:
     shadow = {"target": target("t-one"), "share": 0.1}
     with pytest.raises(Mistakes, match="used twice"):

@@ -141,7 +141,7 @@ class World:
             assert not target.breaker._trying, target.name  # type: ignore[attr-defined]
         for route in self.routes:
             assert (route._budget.in_flight, route._budget.retrying) == (0, 0), route.name
-            assert (route.queue.waiting, route.queue.bytes) == (0, 0), route.name
+            assert (route.queue.waiting, route.queue.bytes, route.held.calls) == (0, 0, 0), route.name
 
 
 def eject(*targets: Target) -> None:
