@@ -16,7 +16,15 @@ from msgspec import Raw
 from backends.api import Call, Endpoint
 from backends.body import Body, Malformed
 from gateway.config.table import Bodies
-from gateway.core.errors import BadRequest, BodyTimeout, BodyTooLarge, GatewayError, HeadersTooLarge, ReaderTooSlow
+from gateway.core.errors import (
+    BadFraming,
+    BadRequest,
+    BodyTimeout,
+    BodyTooLarge,
+    GatewayError,
+    HeadersTooLarge,
+    ReaderTooSlow,
+)
 from gateway.edge.errors import render
 from gateway.edge.framing import SUSPECT, refuse_ambiguous
 from gateway.edge.outlet import Outlet, Send
@@ -146,6 +154,8 @@ class AsgiClient:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
                         self.gone_at = time.monotonic()
+                        # The server says the same of a body with broken chunks, whose sender waits for an answer.
+                        await self.fail(BadFraming("The body broke off, or its chunks are not what they should be."))
                         raise asyncio.CancelledError
                     piece = message.get("body", b"")
                     size += len(piece)

@@ -25,7 +25,7 @@ def render(error: GatewayError, request_id: str) -> tuple[int, list[tuple[bytes,
         seconds = min(error.retry_after, MAX_RETRY_AFTER)
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
         headers.append((b"retry-after-ms", b"%d" % math.ceil(seconds * 1000)))
-    if error.status in (408, 413) or isinstance(error, BadFraming):
+    if error.status in (405, 408, 413) or isinstance(error, BadFraming):
         headers.append((b"connection", b"close"))  # what else comes on it is not wanted
     headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
     return error.status, headers, body

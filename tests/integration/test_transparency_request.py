@@ -11,7 +11,7 @@ from integration.client import CHAT, ask, chat, request, wire
 from integration.conftest import UPSTREAM_KEY
 
 MESSAGES = b'"messages":[{"role":"user","content":"Hi"}]'
-HOP_BY_HOP = ["keep-alive", "te", "trailer", "upgrade", "proxy-authorization", "proxy-connection", "x-secret-hop"]
+HOP_BY_HOP = ["keep-alive", "te", "trailer", "proxy-authorization", "proxy-connection", "x-secret-hop"]
 
 
 @pytest.mark.parametrize(

@@ -174,5 +174,5 @@ def test_headers_of_the_error_are_sent() -> None:
 
 
 def test_a_body_that_is_not_wanted_ends_the_connection() -> None:
-    for error in (errors.BodyTooLarge("x"), errors.BodyTimeout("x"), errors.BadFraming("x")):
-        assert (b"connection", b"close") in render(error, "r")[1]
+    for kind in (errors.MethodNotAllowed, errors.BodyTimeout, errors.BodyTooLarge, errors.BadFraming):
+        assert (b"connection", b"close") in render(kind("x"), "r")[1]
