@@ -90,7 +90,7 @@ async def test_a_killed_gateway_gives_back_all_it_held(
     await asyncio.wait([call.end for call in staying], timeout=10)
     assert all(call.whole and DONE.strip() in call.body for call in staying)
     assert not any(call.degraded for call in staying)
-    report.add("kill -9 of a gateway: slots back", STREAMS, "within 15 s", f"{took:.1f} s", "others lost 0 of 20")
+    report.fault(20, "whole gateway, slots back", STREAMS, "within 15 s", f"{took:.1f} s", "others lost 0 of 20")
 
 
 async def test_a_gateway_that_starts_again_frees_the_slots_of_its_former_self(
@@ -107,7 +107,7 @@ async def test_a_gateway_that_starts_again_frees_the_slots_of_its_former_self(
     took = await freed(other, issued, 5)
     assert ready + took < LEASE_SECONDS * 0.8, "no sooner than the leases would have expired anyway"
     assert took < 1
-    report.add("gateway started again: slots back", STREAMS, "at once", f"{took:.2f} s after it was ready")
+    report.fault(20, "gateway started again, slots back", STREAMS, "at once", f"{took:.2f} s after it was ready")
 
 
 async def test_a_killed_worker_is_replaced_and_its_slots_are_freed(
@@ -127,9 +127,7 @@ async def test_a_killed_worker_is_replaced_and_its_slots_are_freed(
     assert len(lost) == doomed, "the calls of the killed worker end, those of the other one go on"
     await hang_up()
     assert took < LEASE_SECONDS * 0.6
-    report.add(
-        "kill -9 of a worker: slots back", len(lost), "when replaced", f"{took:.1f} s", f"{len(lost)} calls lost"
-    )
+    report.fault(20, "slots back", len(lost), "when replaced", f"{took:.1f} s", f"{len(lost)} calls lost")
 
 
 @pytest.mark.timeout(120)

@@ -25,7 +25,7 @@ def tell(report: Report, name: str, story: Story, took: float) -> None:
     known = story.of("share", "narrow", "open", "free")
     failed = sum(call.status >= 500 for call in known)
     number = f"{took:.1f} s; p99 +{1000 * story.added(0.99):.0f} ms, well after {story.recovered():.1f} s"
-    report.add(name, len(story.calls), "0 5xx of known keys", f"{failed}", number)
+    report.fault(17, name, len(story.calls), "0 5xx of known keys", f"{failed}", number)
 
 
 async def lived_through(url: str, upstream: Upstream, begin: Callable[[], Any], end: Callable[[], Any]) -> Story:

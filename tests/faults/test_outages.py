@@ -35,6 +35,8 @@ def place(upstream: Upstream) -> Iterator[Place]:
 
 
 class Outage(NamedTuple):
+    fault: int
+    """Its number in the table of faults."""
     name: str
     begin: Callable[[Place], Any]
     end: Callable[[Place], Any]
@@ -106,15 +108,15 @@ def restored(place: Place) -> None:
 
 backup, resets = Backup(), Resets()
 OUTAGES = (
-    Outage("frozen", lambda place: place.redis.freeze(), lambda place: place.redis.thaw()),
-    Outage("swallowed by the network", lambda place: place.link.black_hole(), restored),
-    Outage("20 ms away", slow(0.02), restored, degrades=False),
-    Outage("120 ms away", slow(0.12), restored),
-    Outage("400 ms away", slow(0.4), restored),
-    Outage("reset again and again", resets.begin, resets.end, degrades=False),
-    Outage("killed, started empty, records restored", killed, restarted, empties=True),
-    Outage("FLUSHALL, records restored", emptied, lambda place: backup.bring_back(place), empties=True),
-    Outage("SCRIPT FLUSH", lambda place: place.redis.ask("SCRIPT", "FLUSH"), lambda _: None, degrades=False),
+    Outage(15, "frozen", lambda place: place.redis.freeze(), lambda place: place.redis.thaw()),
+    Outage(15, "swallowed by the network", lambda place: place.link.black_hole(), restored),
+    Outage(16, "20 ms away", slow(0.02), restored, degrades=False),
+    Outage(16, "120 ms away", slow(0.12), restored),
+    Outage(16, "400 ms away", slow(0.4), restored),
+    Outage(15, "reset again and again", resets.begin, resets.end, degrades=False),
+    Outage(15, "killed, started empty, records restored", killed, restarted, empties=True),
+    Outage(18, "FLUSHALL, records restored", emptied, lambda place: backup.bring_back(place), empties=True),
+    Outage(17, "SCRIPT FLUSH", lambda place: place.redis.ask("SCRIPT", "FLUSH"), lambda _: None, degrades=False),
 )
 
 
@@ -125,8 +127,9 @@ async def test_redis_is(place: Place, upstream: Upstream, report: Report, outage
     await story.run(await keys(place.fleet), lambda: outage.begin(place), lambda: outage.end(place))
     known = story.of("share", "narrow", "open", "free")
     check(story, degrades=outage.degrades, empties=outage.empties)
-    report.add(
-        f"Redis {outage.name}",
+    report.fault(
+        outage.fault,
+        outage.name,
         len(story.calls),
         "0 5xx of known keys",
         f"{sum(call.status >= 500 for call in known)}",
@@ -134,4 +137,6 @@ async def test_redis_is(place: Place, upstream: Upstream, report: Report, outage
     )
     alone = sum(call.status == 200 and call.degraded for call in story.of("narrow"))
     tries = len([call for call in story.of("narrow") if call.degraded])
-    report.add(f"  admitted meanwhile, limit {NARROW}/min", tries, f"<= {NARROW} + leak", f"{alone}")
+    report.fault(
+        outage.fault, f"{outage.name}: admitted meanwhile, limit {NARROW}/min", tries, f"<= {NARROW} + leak", f"{alone}"
+    )
