@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 from faults.fleet import Fleet, fleet, route
+from faults.leftovers import leftovers
 from faults.report import Report
 from faults.volley import Exchange, chat, eventually, leave, volley
 from faults.ways import HASTY, any_of, live, prepare, target_names
 from harness.redis_server import RedisServer, redis_server
 from harness.upstream import Act, Upstream, event, stream
-from integration.client import samples, total
 
 from gateway.core.types import Allowance, Budget, Limit
 
@@ -78,30 +78,6 @@ async def everything(two: Fleet, secrets: dict[str, str]) -> Counter[int]:
 
     await asyncio.gather(*(client() for _ in range(CLIENTS)))
     return statuses
-
-
-async def leftovers(two: Fleet, redis: RedisServer, upstream: Upstream) -> dict[str, float]:
-    """What is still held once nothing goes on any more; waits for as long as it takes to settle, no longer."""
-    left: dict[str, float] = {}
-
-    def look() -> bool:
-        metrics = [samples(gateway) for gateway in two.gateways]
-        opened = redis.keys("{tl}:budget:*:open")
-        left.update(
-            in_flight=sum(total(found, "in_flight") for found in metrics),
-            slots=sum(redis.ask("ZCARD", name) for name in redis.keys("{tl}:lease:*")),
-            reservations=sum(redis.ask("ZCARD", name) for name in opened),
-            reserved=sum(int(redis.ask("HGET", name.removesuffix(":open"), "o")) for name in opened),
-            gates=len(redis.keys("{tl}:settled:*")),
-            upstream=sum(1 for one in list(upstream._connections) if one._current and one._current.method == "POST"),
-        )
-        return not any(left.values())
-
-    for _ in range(100):  # gates are forgotten every 5 s
-        if look():
-            break
-        await asyncio.sleep(0.1)
-    return left
 
 
 async def ledgers_agree(redis: RedisServer, ids: list[str]) -> None:

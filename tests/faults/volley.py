@@ -24,10 +24,10 @@ def chat(model: str, secret: str, *, stream: bool = False) -> bytes:
     return post(text.replace('"content":""', '"content":"' + "x" * missing + '"').encode(), secret)
 
 
-def post(body: bytes, secret: str) -> bytes:
-    """The bytes of a chat call with this body."""
+def post(body: bytes, secret: str, endpoint: str = "chat/completions") -> bytes:
+    """The bytes of a call with this body."""
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"POST /v1/{endpoint} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         f"authorization: Bearer {secret}\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

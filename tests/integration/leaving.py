@@ -94,6 +94,7 @@ def held(gateway: GatewayProcess, redis: RedisServer) -> dict[str, float]:
     return {
         "in flight": total(found, "in_flight"),
         "queue": total(found, "queue_calls"),
+        "on hold": total(found, "held_calls"),
         "slots": sum(redis.ask("ZCARD", name) for name in redis.keys("{tl}:lease:*")),
         "reservations": sum(redis.ask("ZCARD", name) for name in redis.keys("{tl}:budget:*:open")),
     }

@@ -151,7 +151,7 @@ def test_what_is_held_is_seen_while_it_is_held(
     target.script = case.script
     opened = begun(gateway, target, case, "vllm", issued.secret)
     now = held(gateway, own_redis)
-    assert now == {"in flight": 1, "queue": 0, "slots": 1, "reservations": 1}
+    assert now == {"in flight": 1, "queue": 0, "on hold": 0, "slots": 1, "reservations": 1}
     opened.leave()
     nothing_left(gateway, own_redis)
 

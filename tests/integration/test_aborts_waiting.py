@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from harness.gateway_process import GatewayProcess, Issued, gateway_process
 from harness.link import Link, link
-from harness.redis_server import RedisServer, redis_server
+from harness.redis_server import RedisServer, free_port, redis_server
 from harness.upstream import Act, Target, Upstream, event, stream, whole
 from integration.client import Wire, ask, chat, eventually, record, request, samples, total, wire
 from integration.leaving import (
@@ -51,6 +51,7 @@ def gateway(upstream: Upstream, redis_link: Link) -> Iterator[GatewayProcess]:
         "shadow": {"targets": [spec("primary")], "shadow": {"target": spec("copy"), "share": 1.0}},
         "late": {"targets": [spec("late")], "timeouts": {"first_byte": f"{FIRST_BYTE * 1000:.0f}ms"}},
         "good": {"targets": [spec("good")]},
+        "cold": {"targets": [{**spec("cold"), "url": f"http://127.0.0.1:{free_port()}"}], "hold": "60s"},
     }
     with gateway_process(
         json.dumps({"routes": routes}),
@@ -100,6 +101,18 @@ def test_a_place_in_the_queue_is_left_at_once(
     lines = [line for line in gateway.records() if line.get("abort", {}).get("phase") == "queue"]
     in_time([line["abort"]["seconds"] for line in lines])
     assert all(line["attempts"] == [] and "usage" not in line for line in lines)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_target_that_has_yet_to_start_is_waited_for_by_nobody_who_left(
+    gateway: GatewayProcess, own_redis: RedisServer, issued: Issued, way: str
+) -> None:
+    counted = Counted(gateway, "cold")
+    with wire(gateway, request(chat("cold"), issued.secret)) as opened:
+        eventually(lambda: held(gateway, own_redis)["on hold"] or None, "it waits for the target")
+        WAYS[way](opened)
+        counted(queue=1)
+        nothing_left(gateway, own_redis)
 
 
 @pytest.mark.parametrize("way", ["close", "reset"])
