@@ -207,10 +207,10 @@ async def until_it_leaves(call: Exchange, port: int, chance: random.Random) -> N
 
 async def bytes_seen(call: Exchange, size: int) -> None:
     """Until so many bytes of the answer have come, or all, or it takes long."""
-    for _ in range(500):
+    for _ in range(100):
         if len(call.seen) >= size or call.end.done():
             return
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.005)
 
 
 def prepare(upstream: Upstream, chance: random.Random) -> dict[str, Received]:
