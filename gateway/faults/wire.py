@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
 
     async def send(self, data: bytes) -> None:
         """Write, as fast as the peer reads. Raises `ConnectionResetError` once it has left."""
-        if self._lost.is_set():
+        if self.transport.is_closing():
             raise ConnectionResetError
         self.transport.write(data)
         await self._writable.wait()

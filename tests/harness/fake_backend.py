@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import tempfile
 import threading
@@ -70,7 +71,11 @@ class FakeProcess:
         self._out, self._err = folder / "out.log", folder / "err.log"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*TRUNKLINE, *arguments], stdout=out, stderr=err, stdin=subprocess.PIPE, env={"PYTHONUNBUFFERED": "1"}
+                [*TRUNKLINE, *arguments],
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.PIPE,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
 
     def say(self, line: str) -> None:
