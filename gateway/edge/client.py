@@ -93,6 +93,8 @@ class AsgiClient:
         """Read the whole body, then begin to watch for the client's leaving."""
         if sum(map(len, self.headers)) + sum(map(len, self.headers.values())) > MAX_HEADERS:
             raise HeadersTooLarge(f"The headers are larger than {MAX_HEADERS} bytes.")
+        if self.headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
+            raise BadRequest("Compressed bodies are not taken: send the JSON as it is.", param="content-encoding")
         raw = await self._body()
         task = asyncio.current_task()
         assert task is not None

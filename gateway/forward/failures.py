@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Final
@@ -23,6 +24,8 @@ from gateway.core.errors import (
 )
 
 MAX_RETRY_AFTER = 120.0
+SHORTEST_SECRET: Final = 8
+"""Shorter ones are words such as "none", for servers that want any; they are found in every other text."""
 
 # What a caught httpx exception means. The most specific class in the exception's MRO decides.
 FAILURES: Final[dict[type[Exception], type[UpstreamError]]] = {
@@ -83,6 +86,17 @@ def worded_refusal(call: Call, adapter: AnyAdapter, status: int, body: bytes) ->
     if said is None:
         return Rejected(status if status != 404 else 400, f"The model server refused the call with status {status}.")
     return Rejected(said[0], "", body=said[1])
+
+
+def conceal(refusal: Rejected, secret: str | None) -> None:
+    """Take away the target's own words where they hold our credential for it."""
+    if secret is None or len(secret) < SHORTEST_SECRET:
+        return
+    spellings = {secret, json.dumps(secret)[1:-1], json.dumps(secret)[1:-1].replace("/", "\\/")}
+    said = (refusal.body or b"").decode("utf-8", "replace") + refusal.message
+    if any(spelling in said for spelling in spellings):
+        refusal.message = f"The model server refused the call with status {refusal.status}."
+        refusal.body = None
 
 
 def blame(fault: UpstreamFault) -> GatewayError:

@@ -19,6 +19,9 @@ IDLE_CONNECTION_SECONDS = 4.0
 BLOCK_BYTES = 16 * 1024
 """Of an answer at once. What is read is copied on its way, and stays in memory while its client is slow."""
 
+PLAIN: Final = ("identity", "")
+"""Content codings of a call's answer that is passed on; others would have to be unpacked to be looked at."""
+
 # What aiohttp raises, in httpx's words. The most specific class in the exception's MRO decides.
 TRANSLATIONS: Final[dict[type[Exception], type[httpx.TransportError]]] = {
     aiohttp.ClientError: httpx.TransportError,
@@ -94,6 +97,9 @@ class Transport(httpx.AsyncBaseTransport):
             )
         except _CAUGHT as error:
             raise translated(error) from error
+        if isinstance(request, Post) and (fault := _unfit(response)):
+            response.close()
+            raise httpx.RemoteProtocolError(fault)
         return httpx.Response(response.status, headers=response.raw_headers, stream=_Blocks(response), request=request)
 
 
@@ -133,6 +139,16 @@ class _Connector(aiohttp.TCPConnector):
         if not reused:
             self._served.add(connection.protocol)
         return connection
+
+
+def _unfit(answer: aiohttp.ClientResponse) -> str:
+    """Why an answer cannot be passed on, by its head; empty: it can."""
+    headers = answer.headers
+    if headers.get("content-encoding", "identity").lower() not in PLAIN:
+        return "the answer is compressed, which was not asked for"
+    if not headers.get("content-type", "").isascii():
+        return "the answer's content type is not ASCII"
+    return ""
 
 
 def translated(error: Exception) -> httpx.TransportError:
