@@ -85,6 +85,8 @@ class Chunk(Struct, frozen=True):
     usage: Usage | None = None
     finished: int = 0
     """Choices that told why they ended."""
+    choice: int = 0
+    """The highest index of the choices that it tells of."""
     done: bool = False
     """The stream's own terminator: nothing follows."""
     comment: bool = False

@@ -30,6 +30,7 @@ class _Answer(Struct):
 
 
 class _Choice(Struct):
+    index: int = 0
     finish_reason: str | None = None
 
 
@@ -109,8 +110,8 @@ class OpenAI:
             choices, special = seen.choices, seen.error or seen.usage is not None
             if choices and len(choices) == 1 and choices[0].finish_reason is None and not special:
                 if b'"role"' in event and _opens(event[6:]):
-                    return (Chunk(event, opening=True),)
-                return (Chunk(event, 1),)
+                    return (Chunk(event, choice=choices[0].index, opening=True),)
+                return (Chunk(event, 1, choice=choices[0].index),)
         data = sse.data(event)
         if data.startswith(b"{"):
             return (self._read(call, event, data),)
@@ -141,9 +142,10 @@ class OpenAI:
         choices = seen.choices or ()
         finished = sum(1 for choice in choices if choice.finish_reason)
         counted = None if seen.usage is None else usage(seen.usage)
+        highest = max((choice.index for choice in choices), default=0)
         if not finished and b'"role"' in event and _opens(data):
-            return Chunk(event, usage=counted, opening=True)
-        return Chunk(event, tokens=len(choices), usage=counted, finished=finished)
+            return Chunk(event, usage=counted, choice=highest, opening=True)
+        return Chunk(event, tokens=len(choices), usage=counted, finished=finished, choice=highest)
 
     def _stream_options(self, call: Call) -> bytes:
         given = call.body.fields.get("stream_options")

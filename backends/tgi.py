@@ -125,7 +125,7 @@ class TGI:
 
     def _reply(self, call: Call, body: bytes) -> Reply:
         answer = msgspec.json.decode(body, type=dict[str, Any])
-        if "error" in answer:
+        if answer.get("error") is not None:
             raise _fault(answer)
         counted = _usage(answer)
         _complete(call, answer)
@@ -188,7 +188,7 @@ class _Reader:
         if data == b"[DONE]":
             return (*self._end_of_call(), Chunk(event, done=True))
         seen = msgspec.json.decode(data, type=dict[str, Any])
-        if "error" in seen:
+        if seen.get("error") is not None:
             raise _fault(seen)
         counted = _usage(seen)
         usage = seen.pop("usage", None)
@@ -202,7 +202,8 @@ class _Reader:
         pieces = [_event(seen)] if choices else []
         if usage is not None and call.include_usage:
             pieces.append(_event({**seen, "choices": [], "usage": usage}))
-        return (*chunks, Chunk(b"".join(pieces), tokens=len(choices), usage=counted, finished=finished))
+        highest = max((choice.get("index", 0) for choice in choices), default=0)
+        return (*chunks, Chunk(b"".join(pieces), len(choices), counted, finished, highest))
 
     def _end_of_call(self) -> tuple[Chunk, ...]:
         """The event that tells an OpenAI client that a tool call is complete."""

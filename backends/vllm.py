@@ -15,7 +15,6 @@ from backends.facts import MODELS, listed, understood
 from backends.openai import OpenAI
 from backends.resume import continued
 
-
 MOST_DIGITS = 30
 """Of a number that is believed."""
 

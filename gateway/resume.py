@@ -91,6 +91,8 @@ class Transcript:
         self._size = self._tokens = 0
         self._before = 0
         """Tokens of the parts before the one at hand."""
+        self._blanks = 0
+        """Events at the end of the text that hold nothing but blanks."""
         self._tail = ""
         """Blanks that the client has and the target at hand was not told of."""
         self._joining = self._ended = False
@@ -108,12 +110,11 @@ class Transcript:
         if not started:
             self._forget()
             return self._call
-        self._joining, self._before = True, self._tokens
         text = "".join(self._texts)
         said = text.rstrip()
-        self._tail = text[len(said) :]
+        self._joining, self._tail = True, text[len(said) :]
+        self._tokens = self._before = self._tokens - self._blanks if said else 0  # they will be said again
         if not said:
-            self._before = 0
             return self._call
         assert isinstance(adapter, Resumable), "placements after the first are at targets that can"
         return adapter.resume(self._bounded(), said)
@@ -157,6 +158,7 @@ class Transcript:
             if text:
                 self._texts.append(text)
                 self._size += len(text)
+                self._blanks = 0 if text.strip() else self._blanks + 1
             if delta is not None:
                 if bytes(delta.tool_calls) not in _NOTHING or bytes(delta.function_call) not in _NOTHING:
                     self._held = "tools"

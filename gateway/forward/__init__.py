@@ -29,9 +29,9 @@ from gateway.core.errors import Unsupported, UpstreamTimeout
 from gateway.forward.deadline import Deadline
 from gateway.forward.failures import FAILURES, failure, retry_after, status_refusal, worded_refusal
 from gateway.forward.transport import Post, Transport
-from gateway.forward.upstream import ERROR_BODY_LIMIT, Upstream, merged
+from gateway.forward.upstream import ERROR_BODY_LIMIT, Reading, Upstream
 
-__all__ = ["FAILURES", "Deadline", "Forwarder", "Upstream", "failure", "merged", "retry_after"]
+__all__ = ["FAILURES", "Deadline", "Forwarder", "Reading", "Upstream", "failure", "retry_after"]
 
 P = TypeVar("P")
 

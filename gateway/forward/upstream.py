@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
 from typing import Any
 
 import httpx
@@ -29,6 +28,7 @@ class Upstream:
     ) -> None:
         self._call, self._adapter, self._response = call, adapter, response
         self._deadline, self._answer_limit = deadline, answer_limit
+        self._lost = Disconnected("the stream ended before its end was told")
         self.content_type = response.headers.get("content-type", "application/json")
 
     def chunks(self) -> AsyncIterator[Chunk]:
@@ -49,31 +49,24 @@ class Upstream:
         if not self.content_type.startswith("text/event-stream"):
             await self._refuse_whole()
         opener = getattr(self._adapter, "open", None)  # `Stateful`; asking a Protocol costs 12 us
-        reader = self._adapter if opener is None else opener(self._call)
-        splitter, unfinished = Splitter(), self._call.choices
-        blocks, lost = self._blocks(), Disconnected("the stream ended before its end was told")
-        try:
-            async for block in blocks:
-                try:
-                    events = splitter.feed(block)
-                except ValueError as error:
-                    raise BadReply(str(error)) from error
-                for chunk in merged(self._call, reader, events):
-                    unfinished -= chunk.finished
-                    yield chunk
-                    if chunk.done:
-                        await _drain(blocks)
-                        return
-        except Disconnected as error:
-            lost = error
-        rest = merged(self._call, reader, splitter.close())
-        for chunk in chain(rest, getattr(reader, "close", tuple)()):
-            unfinished -= chunk.finished
+        reading = Reading(self._call, self._adapter if opener is None else opener(self._call))
+        splitter, blocks = Splitter(), self._blocks(cut=True)
+        async for block in blocks:
+            try:
+                events = splitter.feed(block)
+            except ValueError as error:
+                raise BadReply(str(error)) from error
+            for chunk in reading.merged(events):
+                yield chunk
+                if chunk.done:
+                    await _drain(blocks)
+                    return
+        for chunk in reading.merged(splitter.close(), last=True):
             yield chunk
             if chunk.done:
                 return
-        if unfinished > 0 or splitter.rest.strip():
-            raise lost
+        if reading.finished < self._call.choices or splitter.rest.strip():
+            raise self._lost
         yield Chunk(DONE, done=True)  # some servers close instead, and what they had to say is said
 
     async def _refuse_whole(self) -> None:
@@ -97,7 +90,8 @@ class Upstream:
                 raise BadReply(f"the answer is larger than {limit} bytes")
         return b"".join(pieces)
 
-    async def _blocks(self) -> AsyncIterator[bytes]:
+    async def _blocks(self, *, cut: bool = False) -> AsyncIterator[bytes]:
+        """The body as it comes; with `cut` a lost connection is its end, too, and `_lost` tells."""
         stream = self._response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
         blocks = aiter(stream)
@@ -107,7 +101,11 @@ class Upstream:
             except StopAsyncIteration:
                 return
             except httpx.TransportError as error:
-                raise failure(error) from error
+                lost = failure(error)
+                if cut and isinstance(lost, Disconnected):
+                    self._lost = lost
+                    return
+                raise lost from error
             self._deadline.pause()  # a client that reads slowly is not the target's fault
             yield block
             self._deadline.next_piece()
@@ -120,30 +118,54 @@ async def _drain(blocks: AsyncIterator[bytes]) -> None:
             await anext(blocks, None)
 
 
-def merged(call: Call, reader: Any, events: Iterable[bytes]) -> Iterator[Chunk]:
-    """The chunks of events that arrived together, as one; what came before a failure is yielded before it is raised."""
-    data: list[bytes] = []
-    tokens, usage, finished, done, comment, opening = 0, None, 0, False, True, True
-    trouble: GatewayError | None = None
-    try:
-        for event in events:
-            for chunk in reader.chunk(call, event):
+class Reading:
+    """The events of one stream, as chunks; knows how many choices have begun, and how many have told why they ended."""
+
+    def __init__(self, call: Call, reader: Any) -> None:
+        self._call, self._reader = call, reader
+        self._begun = 1
+        self.finished = 0
+
+    def merged(self, events: Iterable[bytes], *, last: bool = False) -> Iterator[Chunk]:
+        """What came together is one chunk; what came before a failure is yielded before it is raised.
+
+        After the `last` events comes what the reader has held back. Raises `GatewayError`, also for a terminator
+        before all that has begun told why it ended: a server that gives up says so in this way, too.
+        """
+        data: list[bytes] = []
+        tokens, usage, finished, choice, done, comment, opening = 0, None, 0, 0, False, True, True
+        trouble: GatewayError | None = None
+        try:
+            for chunk in self._chunks(events, last):
+                finished += chunk.finished
+                choice = max(choice, chunk.choice)
+                if chunk.done and self.finished + finished < max(self._begun, choice + 1):
+                    trouble = Disconnected("the stream's terminator came before its answer had ended")
+                    break
                 data.append(chunk.data)
                 tokens += chunk.tokens
                 usage = chunk.usage or usage
-                finished += chunk.finished
-                done |= chunk.done
                 comment &= chunk.comment
                 opening &= chunk.opening or chunk.comment
-            if done:
-                break
-    except UpstreamFault as fault:
-        trouble = blame(fault)
-        trouble.__cause__ = fault
-    except (ValueError, RecursionError) as error:
-        trouble = BadReply(f"event not understood: {error}")
-        trouble.__cause__ = error
-    if data:
-        yield Chunk(b"".join(data), tokens, usage, finished, done, comment, opening)
-    if trouble is not None:
-        raise trouble
+                if chunk.done:
+                    done = True
+                    break
+        except UpstreamFault as fault:
+            trouble = blame(fault)
+            trouble.__cause__ = fault
+        except (ValueError, RecursionError) as error:
+            trouble = BadReply(f"event not understood: {error}")
+            trouble.__cause__ = error
+        self.finished, self._begun = self.finished + finished, max(self._begun, choice + 1)
+        if data:
+            yield Chunk(b"".join(data), tokens, usage, finished, choice, done, comment, opening)
+        if trouble is not None:
+            raise trouble
+
+    def _chunks(self, events: Iterable[bytes], last: bool) -> Iterator[Chunk]:
+        for event in events:
+            if not event.isascii() and event.startswith(b"data:"):  # a comment may hold anything
+                event.decode()  # what is skipped in JSON is not looked at
+            yield from self._reader.chunk(self._call, event)
+        if last:
+            yield from getattr(self._reader, "close", tuple)()

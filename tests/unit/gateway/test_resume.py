@@ -15,7 +15,7 @@ from backends.llamacpp import LlamaCpp
 from backends.sse import data
 from backends.tgi import TGI
 from backends.vllm import VLLM
-from gateway.forward import merged
+from gateway.forward import Reading
 from gateway.resume import Transcript
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "Tell"}], "stream": True}
@@ -53,7 +53,8 @@ def usage(part: int, prompt: int, completion: int) -> bytes:
 
 def passed(transcript: Transcript, asked: Call, *events: bytes) -> list[Chunk]:
     """What of these events goes to the client, each arriving alone."""
-    return [transcript.take(chunk) for each in events for chunk in merged(asked, VLLM(), [each])]
+    reading = Reading(asked, VLLM())
+    return [transcript.take(chunk) for each in events for chunk in reading.merged([each])]
 
 
 def texts(chunks: list[Chunk]) -> str:
@@ -171,6 +172,16 @@ def test_a_seam_that_is_not_said_again_keeps_what_comes() -> None:
     transcript, before = broken(asked, "Once\n\n")
     transcript.rest(VLLM(), started=True)
     assert texts(before + passed(transcript, asked, said(2, "upon"), said(2, "\n a"))) == "Once\n\nupon\n a"
+
+
+def test_blanks_that_are_said_again_are_counted_once() -> None:
+    """Digits have tokens of their own, and so has the blank before them."""
+    asked = call(max_tokens=6, include_usage=True)
+    transcript, before = broken(asked, "7", ",", " ")
+    assert json.loads(transcript.rest(VLLM(), started=True).body.raw)["max_tokens"] == 4
+    again = [role(2), *(said(2, word) for word in (" ", "8", ",", " ")), end(2, "length"), usage(2, PROMPT + 2, 4)]
+    after = passed(transcript, asked, *again)
+    assert texts(before + after) == "7, 8, " and after[-1].usage == Usage(PROMPT, 6)
 
 
 def test_an_answer_that_has_all_its_tokens_only_ends() -> None:

@@ -27,7 +27,7 @@ from gateway.core.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from gateway.forward import FAILURES, failure, merged, retry_after
+from gateway.forward import FAILURES, Reading, failure, retry_after
 from gateway.forward.transport import translated
 
 CALL = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=True, include_usage=True)
@@ -137,7 +137,7 @@ def test_a_fault_in_a_good_answer_is_blamed_by_its_status(status: int, ours: typ
             raise UpstreamFault(status, "said", param="p")
 
     with pytest.raises(ours) as caught:
-        list(merged(CALL, Faulty(), [b""]))
+        list(Reading(CALL, Faulty()).merged([b""]))
     assert type(caught.value) is ours
     if isinstance(caught.value, Rejected):
         assert (caught.value.status, caught.value.param) == (status, "p")

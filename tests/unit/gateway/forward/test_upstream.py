@@ -8,7 +8,7 @@ from backends.api import Call, Chunk, Usage
 from backends.body import Body
 from backends.openai import OpenAI
 from gateway.core.errors import BadReply, UpstreamFailed
-from gateway.forward import merged
+from gateway.forward import Reading
 
 CALL = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=True, include_usage=True)
 
@@ -27,32 +27,32 @@ ERROR = b'data: {"error":{"message":"died","code":500}}\n\n'
 
 def test_events_that_came_together_become_one_chunk() -> None:
     events = [chunk("a"), b": ping\n\n", chunk("b", '"stop"'), USAGE, DONE]
-    (found,) = merged(CALL, OpenAI(), events)
+    (found,) = Reading(CALL, OpenAI()).merged(events)
     assert found == Chunk(b"".join(events), tokens=2, usage=Usage(3, 2), finished=True, done=True, comment=False)
 
 
 def test_comments_alone_stay_a_comment() -> None:
-    (found,) = merged(CALL, OpenAI(), [b": a\n\n", b":\n\n"])
+    (found,) = Reading(CALL, OpenAI()).merged([b": a\n\n", b":\n\n"])
     assert found.comment and found.data == b": a\n\n:\n\n"
 
 
 def test_nothing_is_yielded_for_nothing() -> None:
-    assert list(merged(CALL, OpenAI(), [])) == []
+    assert list(Reading(CALL, OpenAI()).merged([])) == []
 
 
 def test_what_came_before_a_failure_is_yielded_before_it_is_raised() -> None:
-    found = merged(CALL, OpenAI(), [chunk("a"), ERROR, DONE])
+    found = Reading(CALL, OpenAI()).merged([chunk("a"), ERROR, DONE])
     assert next(found).data == chunk("a")
     with pytest.raises(UpstreamFailed):
         next(found)
 
 
 def test_what_comes_after_the_end_is_not_read() -> None:
-    (found,) = merged(CALL, OpenAI(), [chunk("a", '"stop"'), DONE, b"data: nonsense\n\n"])
+    (found,) = Reading(CALL, OpenAI()).merged([chunk("a", '"stop"'), DONE, b"data: nonsense\n\n"])
     assert found.done and found.data.endswith(DONE)
 
 
 @pytest.mark.parametrize("event", [b"data: nonsense\n\n", b"data: [1]\n\n", b"data: {" + b'"a":[' * 50_000 + b"\n\n"])
 def test_an_event_that_is_not_understood_is_a_bad_reply(event: bytes) -> None:
     with pytest.raises(BadReply):
-        list(merged(CALL, OpenAI(), [event]))
+        list(Reading(CALL, OpenAI()).merged([event]))
