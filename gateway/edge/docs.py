@@ -42,11 +42,20 @@ _ERRORS = {
     "401": "Key missing or not valid",
     "403": "The key may not use this model",
     "404": "No such model",
+    "408": "The body did not arrive in time",
     "413": "Body too large",
     "429": "A limit of the key; see retry-after",
+    "431": "Headers too large",
     "502": "The model server failed",
     "503": "No target can take the call",
     "504": "The model server did not answer in time",
+}
+
+_MODEL_ERRORS = {
+    **{status: _ERRORS[status] for status in ("401", "404")},
+    "403": "The key may not be used from this address",
+    "429": "Too many wrong keys came from this address",
+    "503": "The key cannot be checked at the moment",
 }
 
 
@@ -95,6 +104,12 @@ def describe_data_plane(app: Litestar) -> None:
     for path, item in paths.items():
         if path.startswith("/v1/models") and item.get is not None:
             item.get.security = _KEY
+            item.get.responses = {"200": (item.get.responses or {})["200"], **_refusals(_MODEL_ERRORS)}
+
+
+def _refusals(texts: dict[str, str]) -> dict[str, OpenAPIResponse | Reference]:
+    json = {"application/json": OpenAPIMediaType(schema=_OBJECT)}
+    return {status: OpenAPIResponse(text, content=json) for status, text in texts.items()}
 
 
 def _operation(endpoint: str, summary: str, properties: dict[str, Schema]) -> Operation:
@@ -109,7 +124,8 @@ def _operation(endpoint: str, summary: str, properties: dict[str, Schema]) -> Op
     if "stream" in properties:
         good["text/event-stream"] = OpenAPIMediaType(schema=_STRING)
     responses: dict[str, OpenAPIResponse | Reference] = {
-        "200": OpenAPIResponse("The model server's answer, byte for byte", content=good)
+        "200": OpenAPIResponse("The model server's answer, byte for byte", content=good),
+        **_refusals(_ERRORS),
     }
     for status, text in _ERRORS.items():
         responses[status] = OpenAPIResponse(text, content=json)
