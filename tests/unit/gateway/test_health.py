@@ -305,6 +305,37 @@ async def test_a_target_that_is_down_is_not_asked_about_its_credential() -> None
 
 
 @pytest.mark.usefixtures("hasty")
+async def test_a_hurried_probe_does_not_wait_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "PROBE_SECONDS", (60.0, 60.0))
+    asked: list[str] = []
+    answer = asyncio.Event()
+
+    async def probe(name: str) -> str:
+        asked.append(name)
+        await answer.wait()
+        return ""
+
+    prober = Prober(["a", "b"], probe)
+    prober.hurry("a")
+    prober.open()
+    while sorted(asked) != ["a", "b"]:
+        await asyncio.sleep(0.01)
+    prober.hurry("a")  # it is being probed: that one may be too old
+    answer.set()
+    while asked.count("a") < 2:
+        await asyncio.sleep(0.01)
+    prober.hurry("b")
+    prober.hurry("nobody")
+    while asked.count("b") < 2:
+        await asyncio.sleep(0.01)
+    prober.replace(["a", "b"], anew=["b"])
+    prober.hurry("b")
+    while asked.count("b") < 3:
+        await asyncio.sleep(0.01)
+    await prober.close()
+    assert asked.count("a") == 2
+
+
 async def test_targets_come_and_go_while_the_prober_runs() -> None:
     servers = Servers(a=["", ""], b=["status 500"], c=[""])
     prober = servers.prober("a", "b")

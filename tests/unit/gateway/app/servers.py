@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+SLEEP = 'vllm:num_requests_running 0.0\nvllm:engine_sleep_state{sleep_state="awake"} %d.0\n'
+
 
 class LoopClock:
     """The running loop's time, for both clocks."""
@@ -36,7 +38,10 @@ def threadless() -> None:
 
 
 class Servers(httpx.MockTransport):
-    """`answers[host][path]` is a status, a text or JSON; other paths of a host are not there, other hosts are away."""
+    """`answers[host][path]` is a status, a text, JSON, or a function that gives one of them.
+
+    Other paths of a host are not there, other hosts are away.
+    """
 
     def __init__(self, *hosts: str) -> None:
         self.answers: dict[str, dict[str, Any]] = {host: {"/health": 200} for host in hosts}
@@ -49,6 +54,8 @@ class Servers(httpx.MockTransport):
         if host not in self.answers:
             raise httpx.ConnectError("away")
         answer = self.answers[host].get(path, 404)
+        if callable(answer):
+            answer = answer()
         if isinstance(answer, int):
             return httpx.Response(answer)
         return httpx.Response(200, text=answer if isinstance(answer, str) else json.dumps(answer))
@@ -61,6 +68,17 @@ class Servers(httpx.MockTransport):
         if blocks is not None:
             text += f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="{blocks}"}} 1.0\n'
         self.answers[host]["/metrics"] = text
+
+    def sleeper(self, host: str, wakes: bool = True) -> None:
+        """A vLLM there sleeps until it is woken, if it `wakes`."""
+
+        def wake() -> int:
+            if not wakes:
+                return 500
+            self.answers[host]["/metrics"] = SLEEP % 1
+            return 200
+
+        self.answers[host] |= {"/metrics": SLEEP % 0, "/wake_up": wake}
 
     def facts(self, host: str, context: int, version: str = "0.11") -> None:
         """What a vLLM there says that it is."""

@@ -272,15 +272,31 @@ async def test_as_many_are_held_as_may_wait() -> None:
 @virtual
 async def test_a_client_that_leaves_is_held_no_longer() -> None:
     of = holding("a")
-    told: list[tuple[str, str, float]] = []
-    of.route.held._ended = lambda *each: told.append(each)
     down(of, "a")
     waiting = asyncio.ensure_future(answered(of))
     await held(of, 1)
     waiting.cancel()
     await asyncio.wait([waiting])
-    assert of.route.held.calls == 0 and [(route, outcome) for route, outcome, _ in told] == [("r", "gone")]
+    assert of.route.held.calls == 0
     of.idle()
+
+
+@virtual
+async def test_how_calls_were_held_is_told() -> None:
+    of, told = holding("a", queue={"calls": 1}), list[tuple[str, str, int]]()
+    of.route.held._ended = lambda route, outcome, seconds: told.append((route, outcome, round(seconds)))
+    down(of, "a")
+    waiting = asyncio.ensure_future(answered(of))
+    await held(of, 1)
+    with pytest.raises(NoTarget):
+        await answered(of)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    with pytest.raises(NoTarget):
+        await answered(of)
+    asyncio.get_running_loop().call_later(3.0, up, of, "a")
+    assert await answered(of) == "a"
+    assert told == [("r", "refused", 0), ("r", "gone", 0), ("r", "expired", 30), ("r", "up", 3)]
 
 
 @virtual
@@ -297,7 +313,30 @@ async def test_a_newer_table_takes_over_what_is_held() -> None:
     of.reload(table(other={"targets": targets("c")}))
     with pytest.raises(NoTarget):
         await waiting
+    assert of.clock() < 1, "the route is no more"
     of.idle()
+
+
+@virtual
+async def test_a_route_that_is_up_and_yet_takes_nothing_is_not_asked_for_ever() -> None:
+    of = holding("a")
+    of["a"].ordered("drained", 1)
+    of.route.waits_for = lambda prompt: False  # type: ignore[method-assign]
+    with pytest.raises(NoTarget):
+        await answered(of)
+
+
+@virtual
+async def test_a_call_that_can_wait_does_not_go_where_one_that_cannot_was_let() -> None:
+    of = World(table(r={"targets": targets("a")}, s={"targets": targets("b"), "hold": "30s", "fallback_route": "r"}))
+    of["a"].miss()
+    down(of, "b")
+    assert await answered(of) == "a"
+    waiting = asyncio.ensure_future(answered(of, fields={"model": "s"}))
+    await asyncio.sleep(1)
+    assert not waiting.done()
+    up(of, "b")
+    assert await waiting == "b"
 
 
 @virtual
