@@ -127,8 +127,6 @@ def _operation(endpoint: str, summary: str, properties: dict[str, Schema]) -> Op
         "200": OpenAPIResponse("The model server's answer, byte for byte", content=good),
         **_refusals(_ERRORS),
     }
-    for status, text in _ERRORS.items():
-        responses[status] = OpenAPIResponse(text, content=json)
     return Operation(
         operation_id=endpoint.replace("/", "_"),
         tags=["inference"],
