@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fuzz.harness import Harness
+from fuzz.feeding import Harness
 from hypothesis import strategies as st
 
 MOST_EDITS = 6

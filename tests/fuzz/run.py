@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fuzz.harness import Harness
+from fuzz.feeding import Harness
 from fuzz.mutations import inputs
 from fuzz.targets import HARNESSES
 from hypothesis import HealthCheck, given, settings

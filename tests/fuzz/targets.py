@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fuzz.checks import adapters, body, config, heads, redis, sse, told
-from fuzz.harness import Harness
+from fuzz.feeding import Harness
 
 HARNESSES: tuple[Harness, ...] = (
     sse.HARNESS,

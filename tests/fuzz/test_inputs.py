@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fuzz.harness import CORPUS, Harness
+from fuzz.feeding import CORPUS, Harness
 from fuzz.mutations import inputs
 from fuzz.targets import HARNESSES
 from hypothesis import given

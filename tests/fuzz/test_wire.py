@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from fuzz.harness import Harness
+from fuzz.feeding import Harness
 from fuzz.mutations import inputs
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.upstream import GOOD_STREAM, Upstream, answer, scripted_upstream, whole

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from fuzz.harness import Harness, allow, short
+from fuzz.feeding import Harness, allow, short
 from harness.captures import captures
 
 from backends.body import SMALL, Body, Malformed

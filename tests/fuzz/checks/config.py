@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fuzz.harness import Harness, allow
+from fuzz.feeding import Harness, allow
 
 from gateway.config import Mistakes, Table, parse_table, units
 

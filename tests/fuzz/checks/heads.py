@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from fuzz.harness import Harness, allow
+from fuzz.feeding import Harness, allow
 
 from gateway.edge.client import source_of
 from gateway.forward.failures import MAX_RETRY_AFTER, retry_after

@@ -7,7 +7,7 @@ import itertools
 import logging
 from typing import Any
 
-from fuzz.harness import Harness
+from fuzz.feeding import Harness
 
 from gateway.store import StoreDown
 from gateway.store.pipe import Pipe, Script, _Wire

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from zlib import crc32
 
-from fuzz.harness import Harness
+from fuzz.feeding import Harness
 
 from backends import sse
 from backends.samples import OPENAI

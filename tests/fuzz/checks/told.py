@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from fuzz.checks.adapters import adapters
-from fuzz.harness import Harness, short
+from fuzz.feeding import Harness, short
 from harness.captures import captures
 
 from backends.api import Counted, Described, Facts, Gauged
