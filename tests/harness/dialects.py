@@ -16,7 +16,7 @@ class Event(NamedTuple):
 
     data: bytes
     kind: Kind
-    index: int = 0
+    choice: int = 0
     text: str = ""
 
 

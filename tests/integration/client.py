@@ -174,7 +174,8 @@ def record(gateway: GatewayProcess, request_id: str | None) -> dict[str, Any]:
     """The log line of a call."""
 
     def look() -> dict[str, Any] | None:
-        lines = [line for line in gateway.stdout().splitlines() if f'"{request_id}"' in line]
+        whole = gateway.stdout().rpartition("\n")[0]  # a line may be read while it is written
+        lines = [line for line in whole.splitlines() if f'"{request_id}"' in line]
         return json.loads(lines[-1]) if lines else None
 
     return eventually(look, f"the record of {request_id}")

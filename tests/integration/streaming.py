@@ -11,11 +11,14 @@ from typing import Any
 from harness.dialects import DIALECTS, Event, StreamKind
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.upstream import Script, Step, Target, Upstream
-from integration.client import Reply, Wire, ask, request
+from harness.verdicts import heard
+from integration.client import Reply, Wire, ask, record, request
 
 HASTY = {"connect": "2s", "first_byte": "900ms", "idle": "900ms"}
+SECRET = "secret-of-upstream"
+"""What a target says when it fails: no client ever sees it."""
 CALM = {"connect": "5s", "first_byte": "20s", "idle": "20s"}
-ASKED = {"stream_options": {"include_usage": True}}
+ASKED: dict[str, Any] = {"stream_options": {"include_usage": True}}
 WORDS = [["Once", " upon", " a", " tïme 🐎"], ["Or", " then", " only", " twice", " \n\ndata: [DONE]\n\n", " äh", "!"]]
 """What the choices say: the first ends while the second still has something to say."""
 
@@ -117,3 +120,32 @@ def speaking(upstream: Upstream, spares: int = 0) -> Iterator[Speaking]:
 def datas(events: Sequence[Event], *kinds: str) -> list[Step]:
     """The bytes of the events of these kinds; of all if none is named."""
     return [event.data for event in events if not kinds or event.kind in kinds]
+
+
+def unfinished(events: Sequence[Event]) -> list[Event]:
+    """Those before any choice tells why it ended."""
+    return [event for event in events if event.kind in ("role", "text")]
+
+
+def texts(events: Sequence[Event]) -> dict[int, str]:
+    """What the choices say in these."""
+    found: dict[int, str] = {}
+    for event in events:
+        if event.kind in ("text", "finish"):
+            found[event.choice] = found.get(event.choice, "") + event.text
+    return found
+
+
+def check_broken(speak: Speaking, answer: Reply, said: Sequence[Event], code: str) -> None:
+    """An error event and nothing after it; what was said before is all there."""
+    assert answer.status == 200, answer
+    found = heard(answer.body)
+    assert not found.done
+    assert found.error is not None, answer.body[-300:]
+    assert set(found.error) == {"message", "type", "param", "code"}
+    assert found.error["code"] == code
+    assert (answer.header("x-request-id") or "-") in found.error["message"]
+    assert SECRET not in repr(answer)
+    assert found.texts == texts(said)
+    line = record(speak.gateway, answer.header("x-request-id"))
+    assert (line["outcome"], len(line["attempts"])) == ("broke", 1)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import psutil
 import pytest
-from harness.dialects import ENDPOINTS, KINDS, Event, StreamKind, sse
+from harness.dialects import KINDS, Event, StreamKind, sse
 from harness.upstream import DONE, END, Act, Script, Step, Upstream, chunk, head, stream
-from harness.verdicts import Heard, heard
-from integration.client import Reply, eventually, record
-from integration.streaming import WORDS, Speaking, datas, speaking
+from harness.verdicts import heard
+from integration.client import eventually, record
+from integration.streaming import SECRET, WORDS, Speaking, check_broken, datas, speaking, texts, unfinished
 
-SECRET = "secret-of-upstream"
-MIB = 1024 * 1024
 ONE = [kind for kind in KINDS if kind.choices == 1]
 TWO = [kind for kind in KINDS if kind.choices == 2]
 TERMINATED = [kind for kind in KINDS if kind.dialect.name != "tgi"]
@@ -34,45 +30,17 @@ def failure(kind: StreamKind) -> bytes:
     return sse({"error": {"message": SECRET, "type": "InternalServerError", "param": None, "code": 500}})
 
 
-def texts(events: list[Event]) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for event in events:
-        if event.kind in ("text", "finish"):
-            found[event.index] = found.get(event.index, "") + event.text
-    return found
-
-
-def check_broken(speak: Speaking, answer: Reply, said: list[Event], code: str) -> Heard:
-    """An error event and nothing after it; what was said before is all there."""
-    assert answer.status == 200, answer
-    found = heard(answer.body)
-    assert not found.done
-    assert found.error is not None, answer.body[-300:]
-    assert set(found.error) == {"message", "type", "param", "code"}
-    assert found.error["code"] == code
-    assert (answer.header("x-request-id") or "-") in found.error["message"]
-    assert SECRET not in repr(answer)
-    assert found.texts == texts(said)
-    line = record(speak.gateway, answer.header("x-request-id"))
-    assert (line["outcome"], len(line["attempts"])) == ("broke", 1)
-    return found
-
-
 def until_one_finished(events: list[Event]) -> list[Event]:
     """Up to where only the last choice has not told why it ended."""
     last = max(at for at, event in enumerate(events) if event.kind == "finish")
     return events[:last]
 
 
-def unfinished(events: list[Event]) -> list[Event]:
-    return [event for event in events if event.kind in ("role", "text")]
-
-
 def broken(kind: StreamKind) -> dict[str, tuple[list[Event], list[Step], str]]:
     """Ways to break off: the events that are good, what follows them, and the code that the client is told."""
     events = kind.stream(WORDS)
     some, one = unfinished(events), until_one_finished(events)
-    rest = [event.data for event in events if event.kind == "usage"]
+    rest = datas(events, "usage")
     gone, failed, bad = "upstream_disconnected", "upstream_failed", "upstream_bad_reply"
     return {
         "end": (some, [], gone),
@@ -126,7 +94,7 @@ def test_each_prompt_of_several_has_an_end_of_its_own(speak: Speaking, kind: Str
     """Whether told by `n` or by the number of prompts, of which each may be a list of tokens."""
     events = kind.stream(WORDS)
     for prompt in (["a", "b"], [[1, 2], [3]]) if kind.dialect.name != "tgi" else (["a", "b"],):
-        fields = {"prompt": prompt, **({} if kind.dialect.name == "tgi" else {"n": 1})}
+        fields: dict[str, Any] = {"prompt": prompt, **({} if kind.dialect.name == "tgi" else {"n": 1})}
         check_broken(
             speak,
             speak.ask(kind, stream(*datas(until_one_finished(events))), **fields),
@@ -202,57 +170,6 @@ def test_broken_framing_is_no_end(speak: Speaking, kind: StreamKind, how: str) -
     if how != "wrong chunk":
         assert found.texts == texts(said)
         kind.dialect.shown(events, speak.ask(kind, framed(whole, how)).body, False)
-
-
-def test_silence_between_events_is_a_timeout(speak: Speaking) -> None:
-    """For all kinds at once, as it takes its time."""
-
-    def wait(kind: StreamKind) -> None:
-        said = unfinished(kind.stream(WORDS))
-        began = time.monotonic()
-        answer = speak.ask(kind, stream(*datas(said), Act.STALL))
-        assert 0.8 < time.monotonic() - began < 5
-        check_broken(speak, answer, said, "upstream_timeout")
-        assert speak.upstream.target(f"speaks-{kind.dialect.name}").calls[0].closed.wait(2)
-
-    for endpoint in ENDPOINTS:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(wait, [kind for kind in ONE if kind.endpoint == endpoint]))
-
-
-@pytest.mark.parametrize("size", [MIB - 200, MIB + 200], ids=["below", "above"])
-@pytest.mark.parametrize("kind", ONE, ids=str)
-def test_an_event_has_at_most_a_mebibyte(speak: Speaking, kind: StreamKind, size: int) -> None:
-    events = kind.stream([["x", "y"]])
-    choice = kind.dialect.choice(kind.endpoint, 0, "", None)
-    frame = len(sse(kind.dialect.chunk(kind.endpoint, [choice])))
-    words = [["x", "y" * (size - frame - 40), "z"]]
-    events = kind.stream(words)
-    answer = speak.ask(kind, stream(*datas(events)))
-    if size < MIB:
-        kind.dialect.shown(events, answer.body, False)
-    else:
-        said = [event for event in events if len(event.data) < MIB][: events.index(events[-1])]
-        first = [event for event in said if event.text == "x" or event.kind == "role"]
-        check_broken(speak, answer, first, "upstream_bad_reply")
-
-
-@pytest.mark.parametrize("filler", [b"data: " + b"a" * 65536, b"a" * 65536, b":" * 65536, b"data: a\n" * 8192])
-def test_an_endless_event_is_cut_off_and_costs_little(speak: Speaking, filler: bytes) -> None:
-    kind = ONE[0]
-    events = kind.stream(WORDS)[:2]
-    target = speak.target(kind.dialect.name)
-    before = resident(speak)
-    answer = speak.ask(kind, stream(*datas(events), *[filler] * 1024, Act.STALL))
-    check_broken(speak, answer, events, "upstream_bad_reply")
-    assert target.calls[0].closed.wait(2)
-    assert resident(speak) - before < 24 * MIB, "64 MiB were sent"
-
-
-def resident(speak: Speaking) -> int:
-    """Bytes that the gateway has in memory."""
-    process = psutil.Process(speak.gateway.process.pid)
-    return sum(int(each.memory_info().rss) for each in [process, *process.children(recursive=True)])
 
 
 def test_broken_streams_leave_nothing_in_flight(speak: Speaking) -> None:

@@ -10,9 +10,8 @@ import pytest
 from harness.dialects import ENDPOINTS, KINDS, StreamKind, sse
 from harness.upstream import DONE, Act, Step, Upstream, stream
 from integration.client import eventually, record
-from integration.streaming import WORDS, Speaking, datas, speaking
+from integration.streaming import SECRET, WORDS, Speaking, datas, speaking
 
-SECRET = "secret-of-upstream"
 SPARES = 12
 COMMENT = b": still here\n\n"
 
@@ -41,8 +40,14 @@ def speak(upstream: Upstream) -> Iterator[Speaking]:
 def said_before(kind: StreamKind, what: str) -> list[Step]:
     """What promises nothing: comments, and the naming of the role where the dialect has that."""
     roles = datas(kind.stream(WORDS), "role")
-    mixed = [step for role in roles for step in (COMMENT, role, COMMENT)]
-    return {"nothing": [], "comments": [COMMENT, b":\n\n"], "the roles": roles, "roles and comments": mixed}[what]
+    mixed: list[Step] = [step for role in roles for step in (COMMENT, role, COMMENT)]
+    every: dict[str, list[Step]] = {
+        "nothing": [],
+        "comments": [COMMENT, b":\n\n"],
+        "the roles": roles,
+        "roles and comments": mixed,
+    }
+    return every[what]
 
 
 def failures(kind: StreamKind) -> dict[str, tuple[list[Step], int]]:
