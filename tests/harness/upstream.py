@@ -191,6 +191,10 @@ class Upstream:
 
         async def stop() -> None:
             self.listening = False
+            for listener in self._server.sockets:
+                self._loop.remove_reader(listener.fileno())
+            for _ in range(3):  # a closed server leaves behind what it has just accepted
+                await asyncio.sleep(0)
             self._server.close()
             for connection in list(self._connections):
                 connection.transport.abort()
