@@ -1,0 +1,88 @@
+"""What the gateway's processes take as time goes on: descriptors, and memory by the number of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+import time
+from collections import Counter
+from typing import NamedTuple
+
+import psutil
+from soak.place import Place, workers
+
+SAMPLE_SECONDS = 1.0
+MIB = 1024**2
+
+
+class Sample(NamedTuple):
+    """One look at a process."""
+
+    at: float
+    calls: int
+    mib: float
+
+
+class Drift:
+    """Samples of the first gateway, which lives as long as the soak; `by_boot` counts calls by worker."""
+
+    def __init__(self, place: Place, by_boot: Counter[str]) -> None:
+        self._place, self._by_boot = place, by_boot
+        self._processes = workers(place.fleet.gateways[0])
+        self._boots: dict[int, str] = {}
+        self.samples: dict[int, list[Sample]] = {process.pid: [] for process in self._processes}
+        self._targets = {int(fake.url.rpartition(":")[2]) for fake in place.fakes}
+        self._targets.add(int(place.steady.url.rpartition(":")[2]))
+        self.before: dict[int, int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Once each worker has told who it is."""
+        while not self.samples.keys() <= self._boots.keys():
+            told = self._place.redis.ask("HGETALL", "{tl}:places")
+            self._boots = {int(text.split()[1]): boot for boot, text in told.items()}
+            await asyncio.sleep(0.1)
+        self._task = asyncio.create_task(self._run(), name="drift")
+
+    def stop(self) -> None:
+        """Raises what went wrong in looking."""
+        if self._task is not None and not self._task.cancel():
+            self._task.result()
+
+    def rest(self) -> dict[int, int]:
+        """Descriptors of each process of each gateway, by process id, without idle connections to targets."""
+        found: dict[int, int] = {}
+        for gateway in self._place.fleet.gateways:
+            for process in (psutil.Process(gateway.process.pid), *workers(gateway)):
+                pooled = [
+                    each
+                    for each in process.net_connections("tcp")
+                    if each.status == psutil.CONN_ESTABLISHED and each.raddr and each.raddr.port in self._targets
+                ]
+                found[process.pid] = process.num_fds() - len(pooled)
+        return found
+
+    def remember(self) -> None:
+        """What `rest` is now is what it must be at the end."""
+        self.before = self.rest()
+
+    def slopes(self, since: float) -> list[tuple[int, float, float]]:
+        """Of each process: calls seen, MiB per 1,000 calls by a straight line from `since` on, and MiB at the end."""
+        found = []
+        for samples in self.samples.values():
+            later = [each for each in samples if each.at >= since]
+            calls = later[-1].calls - later[0].calls if later else 0
+            slope = math.nan
+            if calls:
+                line = statistics.linear_regression([each.calls for each in later], [each.mib for each in later])
+                slope = 1000 * line.slope
+            found.append((calls, slope, samples[-1].mib if samples else math.nan))
+        return found
+
+    async def _run(self) -> None:
+        while True:
+            for process in self._processes:
+                calls = self._by_boot[self._boots[process.pid]]
+                self.samples[process.pid].append(Sample(time.monotonic(), calls, process.memory_info().rss / MIB))
+            await asyncio.sleep(SAMPLE_SECONDS)
