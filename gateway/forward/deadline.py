@@ -13,7 +13,7 @@ class Deadline:
     Leaving the block after the limit has passed raises `TimeoutError`.
     """
 
-    __slots__ = ("_before", "_expired", "_handle", "_idle", "_limit", "_loop", "_paused", "_task")
+    __slots__ = ("_before", "_expired", "_handle", "_idle", "_limit", "_loop", "_paused", "_paused_at", "_task")
 
     def __init__(self, first: float, idle: float) -> None:
         self._idle = idle
@@ -37,12 +37,12 @@ class Deadline:
 
     def pause(self) -> None:
         """We do not wait for the target now."""
-        self._paused = True
+        self._paused, self._paused_at = True, self._loop.time()
 
-    def next_piece(self) -> None:
-        """We wait for the next piece from now on."""
-        self._paused = False
-        self._limit = self._loop.time() + self._idle
+    def next_piece(self, *, alive: bool = True) -> None:
+        """We wait for the next piece from now on; if what came was no sign of life, for what is left of the time."""
+        self._paused, now = False, self._loop.time()
+        self._limit = now + self._idle if alive else self._limit + now - self._paused_at
         if self._limit < self._handle.when():  # only once: from the first piece's limit to the nearer one of the next
             self._handle.cancel()
             self._handle = self._loop.call_at(self._limit, self._look)

@@ -28,6 +28,8 @@ class Upstream:
     ) -> None:
         self._call, self._adapter, self._response = call, adapter, response
         self._deadline, self._answer_limit = deadline, answer_limit
+        self._alive = True
+        """What came last is more than comments, which a server may send while its engine hangs."""
         self._lost = Disconnected("the stream ended before its end was told")
         self.content_type = response.headers.get("content-type", "application/json")
 
@@ -57,6 +59,7 @@ class Upstream:
             except ValueError as error:
                 raise BadReply(str(error)) from error
             for chunk in reading.merged(events):
+                self._alive = not chunk.comment
                 yield chunk
                 if chunk.done:
                     await _drain(blocks)
@@ -107,8 +110,9 @@ class Upstream:
                     return
                 raise lost from error
             self._deadline.pause()  # a client that reads slowly is not the target's fault
+            self._alive = True
             yield block
-            self._deadline.next_piece()
+            self._deadline.next_piece(alive=self._alive)
 
 
 async def _drain(blocks: AsyncIterator[bytes]) -> None:

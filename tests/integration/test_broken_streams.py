@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness.gateway_process import GatewayProcess
-from harness.upstream import DONE, END, Act, Script, Target, chunk, event, head, stream
+from harness.upstream import DONE, END, Act, Script, Slowly, Target, chunk, event, head, stream
 from integration.client import ask, chat, record
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vllm"
@@ -85,6 +85,18 @@ def test_vllms_engine_dies_in_a_stream(gateway: GatewayProcess, key: str, hasty:
     assert b"EngineCore" not in answer.body
     assert b"[DONE]" not in answer.body
     assert json.loads(answer.data[-1])["error"]["code"] == "upstream_failed"
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_comments_are_no_answer(gateway: GatewayProcess, key: str, hasty: Target, begun: bool) -> None:
+    """TGI's router sends them also while its engine hangs."""
+    comment = chunk(b":\n\n")
+    hasty.script = stream(*([event("Once")] if begun else []), Slowly(comment * 3000, len(comment)), Act.STALL)
+    reply = ask(gateway, chat("hasty", stream=True), key)
+    if begun:
+        assert reply.status == 200 and b"upstream_timeout" in reply.data[-1]
+    else:
+        assert (reply.status, reply.error["code"]) == (504, "upstream_timeout")
 
 
 def test_nothing_is_tried_again_once_a_byte_has_gone(gateway: GatewayProcess, key: str, hasty: Target) -> None:

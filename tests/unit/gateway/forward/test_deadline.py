@@ -44,6 +44,18 @@ async def test_a_client_that_reads_slowly_takes_none_of_it() -> None:
     assert 0.4 <= await took(0.1, 0.1, pieces=1, reads=0.3) < 0.9
 
 
+async def test_signs_of_nothing_do_not_lengthen_the_time() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError), Deadline(5.0, 0.3) as deadline:
+        deadline.pause()
+        deadline.next_piece()
+        while True:
+            await asyncio.sleep(0.02)
+            deadline.pause()
+            deadline.next_piece(alive=False)
+    assert 0.3 <= time.monotonic() - started < 1.0
+
+
 async def test_an_answer_in_time_is_left_alone() -> None:
     with Deadline(0.5, 0.5) as deadline:
         for _ in range(5):
