@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,10 @@ from faults.volley import Exchange, percentile, post
 from harness.fake_backend import Fake, fake
 from harness.gateway_process import TRUNKLINE, GatewayProcess, Issued, gateway_process
 from harness.redis_server import free_port
+
+from gateway.core.clock import SystemClock
+from gateway.keys import Registrar
+from gateway.store.memory import MemoryStore
 
 HASTY = {"connect": "500ms", "first_byte": "500ms", "idle": "500ms"}
 CLIENTS = 16
@@ -124,26 +127,47 @@ def place(names: Sequence[str], redis_url: str | None = None, **route: Any) -> I
             yield Place(gateway, bad, good, gateway.issue())
 
 
+async def key_in(folder: Path) -> str:
+    """A key in the file of a gateway that has not started yet."""
+    store = MemoryStore(folder / "keys.json")
+    await store.open()
+    try:
+        return (await Registrar(store, {0: b""}, SystemClock(), "test").create("test"))[1]
+    finally:
+        await store.close()
+
+
 @contextmanager
-def odd_gateway(
-    table: dict[str, Any], prefix: Sequence[str], env: dict[str, str], log: str = ""
-) -> Iterator[tuple[int, Path, subprocess.Popen[bytes]]]:
-    """A gateway that is started by another command; its port, its folder and its process. `log`: where it writes."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        (folder / "routing.yaml").write_text(json.dumps(table))
-        command = [*prefix, *TRUNKLINE, "serve", "routing.yaml", "--port", str(port), "--state", "keys.json"]
-        with (Path(log) if log else folder / "log").open("wb") as out:
-            process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env={**os.environ, **env})
+def odd_gateway(table: dict[str, Any], folder: Path, prefix: Sequence[str], log: str = "log") -> Iterator[int]:
+    """A gateway that is started through another command, in `folder`, where it also writes its log; its port."""
+    port = free_port()
+    (folder / "routing.yaml").write_text(json.dumps(table))
+    command = [*prefix, *TRUNKLINE, "serve", "routing.yaml", "--port", str(port), "--state", "keys.json"]
+    with (folder / log).open("wb") as out:
+        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out)
+    try:
+        yield port
+    finally:
+        process.terminate()
         try:
-            yield port, folder, process
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def status(port: int, secret: str) -> int:
+    """Of one call; 0: nobody answers."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hi"}]})
+    headers = {"authorization": f"Bearer {secret}", "content-type": "application/json"}
+    try:
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        return connection.getresponse().status
+    except (OSError, HTTPException):
+        return 0
+    finally:
+        connection.close()
 
 
 async def until(look: Any, what: str, seconds: float = 15) -> Any:

@@ -137,9 +137,7 @@ async def test_2_a_black_hole(report: Report) -> None:
 
 async def test_3_a_target_hangs(here: Place, report: Report) -> None:
     for streamed in (False, True):
-        calls = await here.ask(
-            "hangs-stream" if streamed else "hangs", 30, FEW, stream=streamed, x_fault={"bad": "hang"}
-        )
+        calls = await here.ask("hangs-stream" if streamed else "hangs", 30, 3, stream=streamed, x_fault={"bad": "hang"})
         assert [said(call) for call in calls] == [ANSWER] * 30
         met = [call.seconds for call in calls if call.seconds >= 0.5]
         kind = "stream" if streamed else "whole"

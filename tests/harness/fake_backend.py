@@ -23,15 +23,17 @@ from gateway.faults.orders import Entry, Orders, parse
 class Fake:
     """A fake backend in a thread of its own; `calls` are those that are over."""
 
-    def __init__(self, dialect: str, name: str, served: Served, script: Sequence[Entry]) -> None:
+    def __init__(
+        self, dialect: str, name: str, served: Served, script: Sequence[Entry], address: tuple[str, int]
+    ) -> None:
         self.name, self.dialect = name, dialect
         self.calls: list[Told] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake-backend", daemon=True)
         self._thread.start()
         self.backend = FakeBackend(dialect, served, Orders("", script, name=name), told=self.calls.append)
-        self.port: int = asyncio.run_coroutine_threadsafe(self.backend.open(), self._loop).result(5)
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.port: int = asyncio.run_coroutine_threadsafe(self.backend.open(*address), self._loop).result(5)
+        self.url = f"http://{address[0]}:{self.port}"
 
     def order(self, spec: str) -> None:
         """The fault of every call from now on; none: well again."""
@@ -54,10 +56,16 @@ class Fake:
 
 @contextmanager
 def fake(
-    dialect: str = "vllm", name: str = "fake", script: Sequence[Entry] = (), *, tokens: int = 16, interval: float = 0.0
+    dialect: str = "vllm",
+    name: str = "fake",
+    script: Sequence[Entry] = (),
+    *,
+    tokens: int = 16,
+    interval: float = 0.0,
+    address: tuple[str, int] = ("127.0.0.1", 0),
 ) -> Iterator[Fake]:
     """One for as long as the block lasts."""
-    made = Fake(dialect, name, Served(tokens=tokens, interval=interval), script)
+    made = Fake(dialect, name, Served(tokens=tokens, interval=interval), script, address)
     try:
         yield made
     finally:
