@@ -143,6 +143,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
+        ending.started()
         try:
             yield
         finally:

@@ -68,6 +68,7 @@ def build(settings: Settings, source: Source) -> Litestar:
         watcher.open()
         if not digest:
             offer = asyncio.create_task(offer_token(first, store, settings.admin_address, _say))
+        ending.started()
         try:
             yield
         finally:

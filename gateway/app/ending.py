@@ -1,6 +1,7 @@
 """How a worker ends: not ready at once, accepting a while longer, then only finishing, and cutting what takes too long.
 
-`trunkline serve` starts its workers with the signals below blocked, so that none is lost before it has its handler.
+`trunkline serve` starts its workers with the signals below blocked. They stay so: a thread takes them from the kernel,
+as the event loop would lose what comes while the server, in its start, does not run it.
 
 SIGTERM  end; also what the kernel sends when the main process has died
 SIGUSR1  end, and accept no more calls from now on
@@ -15,12 +16,16 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
 log = logging.getLogger("trunkline.app")
 
 LOOK_SECONDS: Final = 0.02
+START_SECONDS: Final = 0.05
+"""The server stops the event loop at the end of its start; when the loop has waited for so long, it runs for good."""
 LINGER_SECONDS: Final = 3.0
 """After the last call its answer may still be on the way to the client; a connection open then is cut."""
 
@@ -61,21 +66,23 @@ class Ending:
         self._calls, self._accept, self._grace, self._close = calls, max(0.0, accept), max(0.0, grace), close
         self._refuse = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._closing = False
+        self._started = self._closing = False
 
     def open(self) -> None:
         """Begin to listen to signals, if the main process has left them to us; another server has its own ways."""
         if not hasattr(signal, "SIGUSR1") or signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, []):
             return
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.begin, self._accept)
-        loop.add_signal_handler(signal.SIGUSR1, self.begin, 0.0)
         parent = os.getppid()
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGUSR1])
         if os.getppid() != parent:  # it died just before it was to be told of
             self.begin(self._accept)
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._listen, args=(loop,), name="signals", daemon=True).start()
+
+    def started(self) -> None:
+        """The server is about to begin."""
+        self._started = True
 
     def begin(self, accept: float) -> None:
         """End, accepting new calls for so many seconds more. Whoever asks again can only shorten that."""
@@ -91,8 +98,16 @@ class Ending:
             await self._until(lambda: not self._calls.running, LINGER_SECONDS)
             await self._close()
 
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        while True:
+            number = signal.sigwait([signal.SIGTERM, signal.SIGUSR1])
+            with suppress(RuntimeError):  # the loop is closed: the worker has ended
+                loop.call_soon_threadsafe(self.begin, 0.0 if number == signal.SIGUSR1 else self._accept)
+
     async def _run(self) -> None:
         await self._refuse.wait()
+        await self._until(lambda: self._started, self._grace)
+        await asyncio.sleep(START_SECONDS)
         _stop_listening()
         if not await self._until(lambda: not self._calls.running, self._grace):
             log.warning("ending %d calls that took longer than the grace of %g s", self._calls.running, self._grace)

@@ -7,9 +7,11 @@ the watcher of its table and by `gateway.app.ending`, which knows the time for e
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,10 +21,16 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
 
+from gateway.cli.listener import listening
+
+log = logging.getLogger("trunkline.serve")
+
 BACKLOG = 4096
 BACKPRESSURE = 16384
 """Connections a worker holds; Granian counts idle keep-alive ones too, so its default stops accepting early."""
 HEADER_READ_MS = 10_000
+BUFFER_BYTES = 40 * 1024
+"""Of a connection, each way: a request's head, and what its client has not read of an answer."""
 LAST_SECONDS = 8
 """After the grace, for a worker to end its calls and give back what it holds; it is killed if that takes longer."""
 _TO_WORKERS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")
@@ -60,9 +68,15 @@ class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes a
 
     def _stop_workers(self) -> None:
         """Tell them once: the signal waits for a worker that is only starting, and one that was told knows the time."""
-        if self._first == signal.SIGINT:
-            self._tell(signal.SIGUSR1)
-        super()._stop_workers()
+        self._tell(signal.SIGUSR1 if self._first == signal.SIGINT else signal.SIGTERM)
+        deadline = time.monotonic() + self.workers_kill_timeout
+        while left := [worker for worker in self.wrks if worker.is_alive()]:
+            if time.monotonic() > deadline:
+                log.warning("killing %d workers that do not end", len(left))
+                self._tell(signal.SIGKILL)
+                deadline = float("inf")
+            left[0].join(0.05)
+        self.wrks.clear()
 
     def _tell(self, number: signal.Signals) -> None:
         for worker in list(self._begun.values()):
@@ -73,6 +87,7 @@ class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes a
 
     def _spawn_worker(self, *arguments: Any, **options: Any) -> Any:
         """A worker begins with its signals blocked, until it has handlers: none is lost, and none ends it."""
+        options["target"] = listening(options["target"])
         worker = super()._spawn_worker(*arguments, **options)
         worker.start = _undisturbed(worker.start)
         self._begun[worker.idx] = worker
@@ -115,7 +130,7 @@ def supervisor(app: str, host: str, port: int, workers: int, patience: float) ->
         workers=workers,
         loop=Loops.uvloop if sys.platform != "win32" else Loops.asyncio,
         http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS),
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS, max_buffer_size=BUFFER_BYTES),
         websockets=False,
         backlog=BACKLOG,
         backpressure=BACKPRESSURE,
