@@ -133,7 +133,9 @@ class AsgiClient:
 
     def close(self) -> None:
         # Granian's future keeps its callbacks, and they keep us: without letting go, every call would stay in memory.
+        # And errors keep us until garbage is collected: a connection whose body was not read would stay open as long.
         self._outlet.close()
+        self._receive = _nothing
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.cancel()
@@ -147,7 +149,16 @@ class AsgiClient:
         announced = self.headers.get(b"content-length", b"0")
         if announced.isdigit() and (len(announced) > 15 or int(announced) > limit):
             raise _too_large(limit)
-        pieces, size, patience = [], 0, min(PIECE_SECONDS, self._bodies.timeout)
+        pieces: list[bytes] = []
+        try:
+            await self._collect(pieces, limit)
+            return b"".join(pieces)
+        finally:
+            pieces.clear()  # an error would keep them until garbage is collected
+
+    async def _collect(self, pieces: list[bytes], limit: int) -> None:
+        """Receive the body into `pieces`. Raises `BodyTimeout`, `BodyTooLarge`, or the cancellation of the call."""
+        size, patience = 0, min(PIECE_SECONDS, self._bodies.timeout)
         loop = asyncio.get_running_loop()
         by = loop.time() + self._bodies.timeout
         try:
@@ -159,11 +170,10 @@ class AsgiClient:
                         # The server says the same of a body with broken chunks, whose sender waits for an answer.
                         await self.fail(BadFraming("The body broke off, or its chunks are not what they should be."))
                         raise asyncio.CancelledError
-                    piece = message.get("body", b"")
-                    size += len(piece)
+                    pieces.append(message.get("body", b""))
+                    size += len(pieces[-1])
                     if size > limit:
                         raise _too_large(limit)
-                    pieces.append(piece)
                     if not message.get("more_body", False):
                         break
                     deadline.reschedule(min(by, loop.time() + patience))
@@ -171,13 +181,17 @@ class AsgiClient:
             raise BodyTimeout(
                 f"The body did not arrive within {self._bodies.timeout:g} s, or nothing of it for {patience:g} s."
             ) from None
-        return b"".join(pieces)
 
     def _left(self, task: asyncio.Task[Any]) -> None:
         if self._watch is None or self._watch.cancelled() or self._finished:
             return
         self.gone_at = time.monotonic()
         task.cancel()
+
+
+async def _nothing() -> Any:
+    """What a client says once its call is over."""
+    return {"type": "http.disconnect"}
 
 
 def source_of(scope: Any, proxies: tuple[Network, ...] = ()) -> str | None:

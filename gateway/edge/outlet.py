@@ -54,8 +54,8 @@ class Outlet:
         await self._put(data, more=not last)
 
     def close(self) -> None:
-        """Send nothing more."""
-        self.ended = True
+        """Send nothing more, and let go of the server: it ends the exchange when nobody knows it any more."""
+        self.ended, self._send = True, _nowhere
         if self._timer is not None:
             self._timer.cancel()
             self._timer = self._task = None
@@ -92,3 +92,7 @@ class Outlet:
         self._task.cancel()
         if (ends := ends_of(self._scope)) is not None:
             reset_soon(ends)
+
+
+async def _nowhere(_: Any) -> None:
+    """Where a closed outlet sends to."""
