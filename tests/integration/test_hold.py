@@ -41,7 +41,7 @@ class Sleeper:
         if received.path == "/metrics":
             self.looks += 1
             return whole((AWAKE % (not self.asleep)).encode(), content_type="text/plain")
-        if received.path == "/wake_up":
+        if (received.method, received.path) == ("POST", "/wake_up"):
             self.woken.append(time.monotonic())
             if self.wakes:
                 return self.wakes.pop(0)
