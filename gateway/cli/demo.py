@@ -112,11 +112,12 @@ def _gateway(table: Path, state: Path, port: int, folder: Path, console: Console
         _wait(url, process, log, console)
         yield url
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)  # no load balancer has to learn of it first
         try:
-            process.wait(20)
+            process.wait(10)
         except subprocess.TimeoutExpired:
-            process.kill()
+            process.send_signal(signal.SIGINT)  # cut what still runs
+            process.wait(10)
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path, console: Console) -> None:

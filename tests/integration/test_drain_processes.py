@@ -120,7 +120,7 @@ def test_a_killed_worker_is_replaced_and_the_other_one_not_disturbed(upstream: U
         for each in streams:
             each.read_until(b"Hi")
         before[0].kill()
-        eventually(lambda: len([w for w in workers(gateway) if w not in before]) == 1 or None, "another worker", 10)
+        eventually(lambda: len([w for w in workers(gateway) if w not in before]) == 1 or None, "another worker", 20)
         gate.open()
         assert 0 < sum(map(ends_whole, streams)) < len(streams)
         target.script = None
