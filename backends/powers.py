@@ -19,7 +19,7 @@ from backends.samples import NOT_ANSWERS
 
 def paths_and_launch(adapter: AnyAdapter) -> None:
     """Paths stand below the target's URL; what can be launched listens where it is told to."""
-    for name in ("probe_path", "credential_path", "counters_path", "gauges_path"):
+    for name in ("probe_path", "credential_path", "counters_path", "gauges_path", "wake_path"):
         path = getattr(adapter, name, "/")
         assert isinstance(path, str) and path.startswith("/"), f"{name} is a path below the target's URL"
     for path in getattr(adapter, "fact_paths", ()):

@@ -25,9 +25,9 @@ from backends.api import (
 )
 from backends.api import Target as Address
 from gateway.config import Timeouts
-from gateway.core.errors import Unsupported, UpstreamTimeout
+from gateway.core.errors import Rejected, Unsupported, UpstreamTimeout
 from gateway.forward.deadline import Deadline
-from gateway.forward.failures import FAILURES, failure, retry_after, status_refusal, worded_refusal
+from gateway.forward.failures import FAILURES, conceal, failure, retry_after, status_refusal, worded_refusal
 from gateway.forward.transport import Post, Transport
 from gateway.forward.upstream import ERROR_BODY_LIMIT, Reading, Upstream
 
@@ -95,6 +95,9 @@ class Forwarder:
                         call, adapter, status, await upstream.read(ERROR_BODY_LIMIT)
                     )
                 yield upstream
+        except Rejected as refusal:
+            conceal(refusal, address.api_key)
+            raise
         except TimeoutError as error:
             raise UpstreamTimeout("no answer, or no next piece of it, in time") from error
         finally:
