@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fuzz.checks import adapters, body, config, heads, redis, sse, told
+from fuzz.checks import adapters, body, config, heads, redis, resume, sse, told
 from fuzz.feeding import Harness
 
 HARNESSES: tuple[Harness, ...] = (
@@ -19,4 +19,5 @@ HARNESSES: tuple[Harness, ...] = (
     config.QUANTITIES,
     config.TABLE,
     redis.HARNESS,
+    resume.HARNESS,
 )

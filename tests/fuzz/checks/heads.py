@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 
 from fuzz.feeding import Harness, allow
@@ -39,8 +40,11 @@ def _is_key(text: str, prefix: str) -> bool:
 
 def check_retry_after(data: bytes) -> None:
     """Seconds between nothing and two minutes, or none; whatever stands there."""
-    seconds = retry_after(data.decode("latin-1"))
+    text = data.decode("latin-1")
+    seconds = retry_after(text)
     assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
+    number = allow(ValueError, float, text)
+    assert number is None or (seconds is None) == math.isnan(number)
 
 
 def check_source(data: bytes) -> None:
