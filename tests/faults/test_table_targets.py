@@ -24,6 +24,7 @@ from gateway.core.types import Allowance, Budget, Limit
 
 ROUTES = (
     "hangs",
+    "hangs-stream",
     "stalls",
     "frames",
     "endless",
@@ -139,10 +140,10 @@ async def test_3_a_target_hangs(here: Place, report: Report) -> None:
     for streamed in (False, True):
         calls = await here.ask("hangs-stream" if streamed else "hangs", 30, 3, stream=streamed, x_fault={"bad": "hang"})
         assert [said(call) for call in calls] == [ANSWER] * 30
-        met = [call.seconds for call in calls if call.seconds >= 0.5]
+        met = [call.seconds for call in calls if call.seconds >= 1]
         kind = "stream" if streamed else "whole"
         report.fault(
-            3, f"{kind}, first_byte 500 ms", 30, "answered elsewhere", f"{statuses(calls)}",
+            3, f"{kind}, first_byte 1 s", 30, "answered elsewhere", f"{statuses(calls)}",
             f"{len(met)} met it, p99 {milliseconds(met, 0.99)}",
         )  # fmt: skip
     lonely = await here.ask("hangs-alone", 3, x_fault="hang")
@@ -170,7 +171,7 @@ async def test_4_a_stream_stalls(here: Place, redis: RedisServer, report: Report
     assert 20 * 3 <= settled < 20 * 200, "charged for what came, and for the prompt"
     took = [call.finished - call.answered for call in calls]
     report.fault(
-        4, "idle 500 ms", 20, "error event, no [DONE]", "20 error events, 0 [DONE]",
+        4, "idle 1 s", 20, "error event, no [DONE]", "20 error events, 0 [DONE]",
         f"after p50 {milliseconds(took, 0.5)}; {settled / 20:.0f} tokens each, 0 leases, 0 reserved",
     )  # fmt: skip
 
