@@ -58,9 +58,11 @@ def watched(gateway: GatewayProcess) -> Iterator[tuple[list[float], list[int]]]:
     times, sizes, over = list[float](), [resident(gateway)], threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.01):
+        while True:
             times.extend(newcomers(gateway.port, 1))
             sizes.append(resident(gateway))
+            if over.wait(0.01):
+                return
 
     with ThreadPoolExecutor(1) as watcher:
         watching = watcher.submit(watch)
