@@ -71,11 +71,14 @@ def lost(tally: Tally, chaos: Chaos) -> int:
 
 
 async def usable(place: Place) -> int:
-    """How many calls of the narrow key can be under way at once."""
+    """How many calls of the narrow key can be under way at once; 0 if a gateway cannot be reached."""
     body: dict[str, Any] = {**saying("narrow", 8, chats=True, stream=True), "x_fault": "stall=4"}
     raw = post(json.dumps(body).encode(), place.keys.secret("narrow"))
     ports = [gateway.port for gateway in place.fleet.gateways]
-    calls = await volley(ports, [raw] * (NARROW + 4), hold=True, seconds=20)
+    try:
+        calls = await volley(ports, [raw] * (NARROW + 4), hold=True, seconds=20)
+    except OSError:
+        return 0  # a gateway is gone, which another row tells
     found = sum(call.status == 200 for call in calls)
     for call in calls:
         call.leave()

@@ -7,8 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 
-from faults.volley import Exchange
-from soak.calls import Deck, Plan
+from soak.calls import Deck, Made, Plan
 from soak.chaos import Chaos
 from soak.judging import judge
 from soak.place import Place
@@ -63,21 +62,21 @@ class Callers:
     async def make(self, plan: Plan) -> None:
         """One call, from its connection to what became of it."""
         port = self._chance.choice(self._place.fleet.rotation).port
-        call = Exchange(plan.raw, plan.label)
+        call = Made(plan.raw, plan.label)
         call.sent = time.monotonic()
         left = False
         try:
             await call.join(port)
             left = await self._live(plan, call)
         except OSError:
-            call.finished = time.monotonic()
+            call.refused, call.finished = True, time.monotonic()
         finally:
             call.leave(reset=plan.way == "resets")
             self.busy -= 1
         excused = self._chaos.hit(port, call.sent, call.finished or time.monotonic())
         self._tally.count(plan, call, judge(plan, call, left=left, excused=excused))
 
-    async def _live(self, plan: Plan, call: Exchange) -> bool:
+    async def _live(self, plan: Plan, call: Made) -> bool:
         """Behave like this; whether the client has left before the end."""
         match plan.way:
             case "half":
@@ -102,7 +101,7 @@ class Callers:
         await asyncio.wait([call.end], timeout=PATIENCE)
         return False
 
-    async def _pauses(self, call: Exchange, times: int, seconds: float) -> None:
+    async def _pauses(self, call: Made, times: int, seconds: float) -> None:
         """Leave unread what comes, so many times; in between a little is read."""
         transport = call._transport
         assert isinstance(transport, asyncio.Transport)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from faults.volley import post
+from faults.volley import Exchange, post
 from soak.keys import GOOD, UNKNOWN, Keys
 from soak.place import LONG, STEADY_TOKENS, TOKENS
 from soak.table import BODY, SPOILED
@@ -56,6 +56,12 @@ class Plan(NamedTuple):
     """200 is a good answer; otherwise one of `statuses` is."""
     copies: int = 1
     """As many at once."""
+
+
+class Made(Exchange):
+    """A call that was made; `refused`: there was no connection for it."""
+
+    refused = False
 
 
 class Deck:

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from integration.client import samples, total
+from integration.client import total
 from soak.accounts import admitted, charged, lost, usable, written
 from soak.chaos import Chaos
 from soak.drift import Drift
 from soak.keys import LIMITS, NARROW
-from soak.leftovers import leftovers
+from soak.leftovers import leftovers, scrape
 from soak.peaks import Peaks
 from soak.place import Place
 from soak.tally import Tally
@@ -103,12 +103,14 @@ def _gateways(soaked: Soaked) -> Iterator[Row]:
     fleet = soaked.place.fleet
     for text in ("a bug of ours", "Traceback", "never awaited", "was destroyed but it is pending"):
         yield _zero(f"'{text}' in the logs", sum(log.count(text) for log in fleet.logs))
-    scraped = [samples(gateway) for gateway in fleet.gateways]
+    scraped, _ = scrape(soaked.place)
     for kind in ("gateway_other",):
         yield _zero(f"errors {kind}", sum(total(each, "requests_total", error_type=kind) for each in scraped))
     yield _zero("calls missing in the ledger", sum(total(each, "ledger_entries_dropped_total") for each in scraped))
-    dead = [gateway for gateway in fleet.gateways if gateway.process.poll() is not None]
-    yield _zero("gateways that died by themselves", len(dead))
+    ends = [each.stderr()[-400:] for each in fleet.gateways if each.process.poll() is not None]
+    yield Row("gateways that died by themselves", "0", f"{len(ends)} {ends or ''}", not ends)
+    failed = soaked.chaos.failed
+    yield Row("events that did not end as they should", "0", f"{len(failed)} {failed or ''}", not failed)
     codes = Counter(code for _, code in fleet.retired)
     yield Row("exit codes after SIGTERM", "all 0", f"{dict(codes)}", set(codes) <= {0})
     living = soaked.place.redis.ask("ZCARD", "{tl}:workers")

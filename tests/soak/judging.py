@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Literal, NamedTuple
 
-from faults.volley import Exchange
 from harness.verdicts import Untrue, heard
-from soak.calls import Plan
+from soak.calls import Made, Plan
 
 Ending = Literal["answered", "refused", "error status", "error event", "left", "cut with a worker", "WRONG"]
 
@@ -20,7 +19,7 @@ class Verdict(NamedTuple):
     tokens: int = 0
 
 
-def judge(plan: Plan, call: Exchange, *, left: bool, excused: bool) -> Verdict:
+def judge(plan: Plan, call: Made, *, left: bool, excused: bool) -> Verdict:
     """`left`: its client did not wait for the end. `excused`: a process of the gateway was killed under it."""
     if left:
         return Verdict("left")
@@ -32,7 +31,9 @@ def judge(plan: Plan, call: Exchange, *, left: bool, excused: bool) -> Verdict:
         return Verdict("WRONG", f"{plan.kind}: {untrue}"[:400])
 
 
-def _ended(plan: Plan, call: Exchange) -> Verdict:
+def _ended(plan: Plan, call: Made) -> Verdict:
+    if call.refused:
+        raise Untrue("its connection was refused or reset before it could be sent")
     if not call.end.done():
         raise Untrue(f"it has no end: {_shown(call)}")
     if call.status == 200 and not plan.answered and plan.way == "never reads":
@@ -48,7 +49,7 @@ def _ended(plan: Plan, call: Exchange) -> Verdict:
     return Verdict("error status")
 
 
-def _streamed(plan: Plan, call: Exchange) -> Verdict:
+def _streamed(plan: Plan, call: Made) -> Verdict:
     try:
         found = heard(_unchunked(call).replace(b"\r\n", b"\n").replace(b"\r", b"\n"))  # a line may end in any of them
     except ValueError:
@@ -67,7 +68,7 @@ def _streamed(plan: Plan, call: Exchange) -> Verdict:
     return Verdict("answered", tokens=len(text.split()))
 
 
-def _whole(plan: Plan, call: Exchange) -> Verdict:
+def _whole(plan: Plan, call: Made) -> Verdict:
     if not call.whole:
         raise Untrue(f"SILENT TRUNCATION: the connection ended within the body: {_shown(call)}")
     body = json.loads(call.body)
@@ -80,7 +81,7 @@ def _whole(plan: Plan, call: Exchange) -> Verdict:
     return Verdict("answered", tokens=body["usage"]["total_tokens"])
 
 
-def _error(call: Exchange) -> None:
+def _error(call: Made) -> None:
     """An error that an SDK reads."""
     if not call.body and "content-type" not in call.headers:
         return  # the server refused the head, before there was a call
@@ -91,7 +92,7 @@ def _error(call: Exchange) -> None:
         raise Untrue(f"no error that an SDK reads: {_shown(call)}") from None
 
 
-def _unchunked(call: Exchange) -> bytes:
+def _unchunked(call: Made) -> bytes:
     """The body without its framing, as far as it came. Raises `Untrue` if that is broken."""
     if "chunked" not in call.headers.get("transfer-encoding", ""):
         return call.body
@@ -109,5 +110,5 @@ def _unchunked(call: Exchange) -> bytes:
     return b"".join(pieces)
 
 
-def _shown(call: Exchange) -> str:
+def _shown(call: Made) -> str:
     return f"{call.headers.get('x-trunkline-target', '')} {bytes(call.seen[-160:])!r}"

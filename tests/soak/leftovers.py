@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 import msgspec
 from faults.volley import post, volley
@@ -20,6 +21,7 @@ from gateway.store import LEASE_SECONDS
 SETTLE_SECONDS = LEASE_SECONDS + 20.0
 """Leases of killed workers expire after the first part of this."""
 GAUGES = ("in_flight", "queue_calls", "held_calls", "target_running", "target_waiting", "settle_pending")
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 STAMP = 8
 """Bytes before a word on the board: when it was written."""
 
@@ -43,16 +45,26 @@ def _held(place: Place) -> dict[str, float]:
     redis, now = place.redis, time.time_ns() // 1000
     boots = redis.ask("ZRANGE", "{tl}:workers", 0, -1)
     gates = redis.keys("{tl}:settled:*")
-    scraped = [samples(gateway) for gateway in place.fleet.gateways]
-    found = {f"gauge {name}": sum(total(each, name) for each in scraped) for name in GAUGES}
+    scraped, mute = scrape(place)
+    gauges = {f"gauge {name}": sum(total(each, name) for each in scraped) for name in GAUGES}
     return {
         "leases in Redis": _members(place, redis.keys("{tl}:lease:*"), now),
         "open reservations": _members(place, redis.keys("{tl}:budget:*:open"), now),
         "gates of living workers": sum(any(boot in gate for boot in boots) for gate in gates),
         "load told on the board": _board(place, boots),
-        **found,
+        **gauges,
+        "gateways that do not answer": mute,
         "calls at targets (pool slots in use)": sum(map(_running, place.fakes)) + place.steady.now.total(),
     }
+
+
+def scrape(place: Place) -> tuple[list[Samples], int]:
+    """The metrics of the gateways, and how many do not answer."""
+    found = []
+    for gateway in place.fleet.gateways:
+        with suppress(OSError):
+            found.append(samples(gateway))
+    return found, len(place.fleet.gateways) - len(found)
 
 
 def _members(place: Place, keys: Iterable[str], now: int | str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -24,7 +24,7 @@ TOKENS, INTERVAL = 24, 0.01
 LONG = 3000
 """Words of an answer that no socket buffer holds."""
 STEADY_TOKENS = 8
-ENVIRONMENT = {"TRUNKLINE_DRAIN_ACCEPT": "1", "TRUNKLINE_GRACE": "20"}
+ENVIRONMENT = {"TRUNKLINE_DRAIN_ACCEPT": "1", "TRUNKLINE_GRACE": "12"}
 
 
 class Gateways(Fleet):
@@ -73,9 +73,13 @@ class Gateways(Fleet):
 
 
 def workers(gateway: GatewayProcess) -> list[psutil.Process]:
-    """The processes of a gateway that serve calls."""
-    children = psutil.Process(gateway.process.pid).children()
-    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    """The living processes of a gateway that serve calls."""
+    found = []
+    for child in psutil.Process(gateway.process.pid).children():
+        with suppress(psutil.Error):  # it has just died
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 class Place:

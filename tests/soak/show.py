@@ -24,7 +24,7 @@ class Progress:
     def __init__(self, console: Console, tally: Tally, chaos: Chaos, seconds: float, *, quiet: bool) -> None:
         self._console, self._tally, self._chaos, self._seconds = console, tally, chaos, seconds
         self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
-        self._quiet, self._told, self._wrong = quiet, 0.0, 0
+        self._quiet, self._told, self._wrong, self._failed = quiet, 0.0, 0, 0
         if self._live is not None and not quiet:
             self._live.start()
 
@@ -32,6 +32,9 @@ class Progress:
         """The state of things; `phase` is what else goes on."""
         if self._quiet:
             return
+        for line in self._chaos.failed[self._failed :]:
+            self._console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        self._failed = len(self._chaos.failed)
         while self._wrong < self._tally.endings["WRONG"]:
             newest = self._tally.wrong[-min(len(self._tally.wrong), self._tally.endings["WRONG"] - self._wrong)]
             self._console.print(newest, style="red", markup=False, highlight=False, soft_wrap=True)
