@@ -7,7 +7,7 @@ that leaves. Both unwind the exchange with the target, the lease and the record,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Protocol
 
@@ -58,8 +58,11 @@ class Client(Protocol):
     async def call(self) -> Call:
         """Read the body; raises `Refused` when it cannot be a call."""
 
-    async def send(self, data: bytes, *, last: bool) -> None:
-        """Send a piece of the answer, the first one with the head of the response."""
+    async def send(self, data: bytes, *, ending: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Send a piece of the answer, the first one with the head of the response.
+
+        With `ending` it is the end, the last bytes of which leave when `ending` is done.
+        """
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
@@ -182,8 +185,7 @@ async def _relay(upstream: Upstream, exchange: Exchange, first_token: Callable[[
                 first_token()
             held += part.data  # comments and openings before the first output wait: they must not promise a 200
             if part.done or (held and (client.started or not (part.comment or part.opening))):
-                if part.done:
-                    await exchange.lease.end()  # a client that has its answer must find its slot free
-                await client.send(held, last=part.done)
+                # A client that has its answer must find its slot free.
+                await client.send(held, ending=exchange.lease.end if part.done else None)
                 record.sent()
                 held = b""

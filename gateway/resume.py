@@ -10,6 +10,7 @@ from msgspec import Raw, Struct, structs
 from backends import sse
 from backends.api import AnyAdapter, Call, Chunk, Resumable, Usage
 from backends.body import Body
+from gateway.core.errors import BadReply
 
 MOST_TEXT: Final = 4 * 1024**2
 """Characters of an answer that are kept, in case its target dies."""
@@ -131,13 +132,19 @@ class Transcript:
         return structs.replace(self._call, body=Body(self._call.body.spliced(changes))) if changes else self._call
 
     def take(self, chunk: Chunk) -> Chunk:
-        """What of the chunk goes to the client."""
+        """What of the chunk goes to the client. Raises `BadReply` for a later part's event that cannot be joined."""
         if not self._joining:
-            for event in _events(chunk.data):
-                self._note(event)
+            try:
+                for event in _events(chunk.data):
+                    self._note(event)
+            except (ValueError, RecursionError):  # the client may understand it; nobody can go on from it
+                self._held = "odd"
             self._tokens += chunk.tokens
             return chunk
-        data = b"".join(self._joined(event) for event in _events(chunk.data))
+        try:
+            data = b"".join(self._joined(event) for event in _events(chunk.data))
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:
+            raise BadReply(f"event not understood: {error}") from error
         counted = None if chunk.usage is None else self._whole(chunk.usage)
         tokens = 0 if self._spent else chunk.tokens
         self._tokens += tokens

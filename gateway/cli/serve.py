@@ -63,7 +63,14 @@ def serve(**options: Any) -> None:
         os.environ.update(settings.environment())
         os.environ["TRUNKLINE_LAUNCHED"] = json.dumps(launcher.urls)
         patience = settings.drain_accept + settings.grace
-        server = supervisor("gateway.app:from_environment", settings.host, settings.port, settings.workers, patience)
+        server = supervisor(
+            "gateway.app:from_environment",
+            settings.host,
+            settings.port,
+            settings.workers,
+            patience,
+            settings.head_timeout,
+        )
         launcher.start()
         _greet(settings)
         companion = Companion(COMMAND, environment(settings.environment())) if settings.admin_port else None

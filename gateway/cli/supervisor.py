@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -28,11 +29,15 @@ log = logging.getLogger("trunkline.serve")
 BACKLOG = 4096
 BACKPRESSURE = 16384
 """Connections a worker holds; Granian counts idle keep-alive ones too, so its default stops accepting early."""
-HEADER_READ_MS = 10_000
 BUFFER_BYTES = 40 * 1024
 """Of a connection, each way: a request's head, and what its client has not read of an answer."""
 LAST_SECONDS = 8
 """After the grace, for a worker to end its calls and give back what it holds; it is killed if that takes longer."""
+YOUNG_SECONDS = 6.0
+"""A worker that dies within this time of its start may do so again at once."""
+PAUSE_SECONDS = 1.0
+MOST_YOUNG_DEATHS = 5
+"""In a row; a worker that cannot live ends the gateway, whose own supervisor may know better."""
 _TO_WORKERS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")
 
 
@@ -49,6 +54,8 @@ class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes a
         self.exit_code = 0
         """128 and the signal's number once a second one came."""
         self._first = signal.SIGTERM
+        self._born: dict[int, float] = {}
+        self._young_deaths: Counter[int] = Counter()
         self._begun: dict[int, Any] = {}
         """Workers by their number, from before they begin: Granian's own list has them only afterwards."""
 
@@ -85,6 +92,19 @@ class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes a
                     worker.interrupt_by_parent |= number != signal.SIGHUP
                     os.kill(worker._id(), number)
 
+    def _respawn_workers(self, workers: Any, *arguments: Any, **options: Any) -> None:
+        """One that dies young is started again a second later: Granian would end the gateway, and all others' calls."""
+        now = time.monotonic()
+        for idx in workers:
+            young = now - self._born.get(idx, 0.0) < YOUNG_SECONDS
+            self._young_deaths[idx] = self._young_deaths[idx] + 1 if young else 0
+        if any(self._young_deaths[idx] for idx in workers):
+            time.sleep(PAUSE_SECONDS)
+        self._born |= dict.fromkeys(workers, time.monotonic())
+        super()._respawn_workers(workers, *arguments, **options)
+        if all(self._young_deaths[idx] < MOST_YOUNG_DEATHS for idx in workers):
+            self.respawned_wrks.clear()  # what Granian recognises a crash loop by
+
     def _spawn_worker(self, *arguments: Any, **options: Any) -> Any:
         """A worker begins with its signals blocked, until it has handlers: none is lost, and none ends it."""
         options["target"] = listening(options["target"])
@@ -116,10 +136,11 @@ def ignore_hangup() -> None:
         signal.signal(signal.SIGHUP, lambda *_: None)
 
 
-def supervisor(app: str, host: str, port: int, workers: int, patience: float) -> Supervisor:
+def supervisor(app: str, host: str, port: int, workers: int, patience: float, head_timeout: float = 10.0) -> Supervisor:
     """A server for the app that the factory `app` (`module:function`) makes in each worker.
 
-    `patience` is for how many seconds a worker that was told to end may serve on.
+    `patience` is for how many seconds a worker that was told to end may serve on, `head_timeout` in how many a
+    request's head must arrive.
     """
     return Supervisor(
         app,
@@ -130,7 +151,7 @@ def supervisor(app: str, host: str, port: int, workers: int, patience: float) ->
         workers=workers,
         loop=Loops.uvloop if sys.platform != "win32" else Loops.asyncio,
         http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS, max_buffer_size=BUFFER_BYTES),
+        http1_settings=HTTP1Settings(header_read_timeout=round(head_timeout * 1000), max_buffer_size=BUFFER_BYTES),
         websockets=False,
         backlog=BACKLOG,
         backpressure=BACKPRESSURE,

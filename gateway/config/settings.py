@@ -7,9 +7,10 @@ import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 PREFIX = "TRUNKLINE_"
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -50,6 +51,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Seconds that new calls are accepted after SIGTERM, so that load balancers can learn of it; 0: none are."""
     grace: float = 30.0
     """Seconds that calls in flight may go on after that."""
+    head_timeout: Annotated[float, Meta(ge=1, le=60)] = 10.0
+    """Seconds, from 1 to 60, in which a request's head must arrive. A connection without a request is closed after as
+    long: a load balancer must close its own idle connections before that."""
     log_level: str = "info"
     """`debug`, `info`, `warning` or `error`, for the gateway's own messages; call records are always written."""
     launched: str = ""
@@ -84,7 +88,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         Raises `ValueError` naming the variable that cannot be read.
         """
         environment = os.environ if environment is None else environment
-        hints = typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls, include_extras=True)
         values: dict[str, object] = {}
         for field in cls.__struct_fields__:
             if options.get(field) is not None:

@@ -27,7 +27,7 @@ from gateway.core.errors import (
 )
 from gateway.edge.errors import render
 from gateway.edge.framing import SUSPECT, refuse_ambiguous
-from gateway.edge.outlet import Outlet, Send
+from gateway.edge.outlet import Ending, Outlet, Send
 from gateway.keys.sources import Network, address
 
 Receive = Callable[[], Awaitable[Any]]
@@ -105,7 +105,8 @@ class AsgiClient:
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         self._prepared = [(b"x-request-id", self.call_id.encode()), *headers]
 
-    async def send(self, data: bytes, *, last: bool) -> None:
+    async def send(self, data: bytes, *, ending: Ending | None = None) -> None:
+        last = ending is not None
         if not self.started:
             headers = self._prepared
             if last:
@@ -114,7 +115,7 @@ class AsgiClient:
             else:
                 headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
             await self._start(200, headers)
-        await self._outlet.send(data, last=last)
+        await self._outlet.send(data, last=last, ending=ending)
 
     async def fail(self, error: GatewayError) -> None:
         """End the exchange with an error: as a response, or as the last event of a stream that has begun.

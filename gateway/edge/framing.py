@@ -11,6 +11,8 @@ ONCE: Final = frozenset(
     {b"authorization", b"content-length", b"content-type", b"host", b"transfer-encoding", b"x-api-key"}
 )
 """Headers of which two would be two requests in one, or two callers."""
+H2C: Final = b"h2c"
+"""Offered by some clients, Java's among them, with every request; as HTTP wants, who does not take it overlooks it."""
 SUSPECT: Final = frozenset({b"transfer-encoding", b"upgrade"})
 """Most requests have neither, and each header once: there is nothing to look at then."""
 
@@ -27,5 +29,5 @@ def refuse_ambiguous(headers: Sequence[tuple[bytes, bytes]]) -> None:
         raise BadFraming("The only transfer coding that is taken is 'chunked'.")
     if coding is not None and b"content-length" in seen:
         raise BadFraming("A body has a content-length or is chunked, not both.")
-    if b"upgrade" in seen:
+    if seen.get(b"upgrade", H2C).lower() != H2C:
         raise BadFraming("This is HTTP/1.1 and stays so: send no 'upgrade' header.")

@@ -12,6 +12,7 @@ from gateway.core.errors import ReaderTooSlow
 from gateway.edge.reset import ends_of, reset_soon
 
 Send = Callable[[Any], Awaitable[None]]
+Ending = Callable[[], Awaitable[None]]
 
 PIECE_BYTES: Final = 8 * 1024
 """The most that is sent at once: the server's queue has room for some pieces, however large they are."""
@@ -41,8 +42,12 @@ class Outlet:
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def send(self, data: bytes, *, last: bool) -> None:
-        """Send a part of the body, or with `last` its end. Raises `ReaderTooSlow`."""
+    async def send(self, data: bytes, *, last: bool, ending: Ending | None = None) -> None:
+        """Send a part of the body, or with `last` its end. Raises `ReaderTooSlow`.
+
+        `ending` is waited for just before the last piece: a client that has all of its answer finds it done, one that
+        reads a large answer slowly does not.
+        """
         if self._timer is None and not (last and len(data) <= AT_ONCE_BYTES):
             self._watch(len(data) if last else None)
         if self._timer is not None and len(data) > PIECE_BYTES:
@@ -50,6 +55,8 @@ class Outlet:
             for at in range(0, end, PIECE_BYTES):
                 await self._put(data[at : at + PIECE_BYTES], more=True)
             data = data[at + PIECE_BYTES :]
+        if ending is not None:
+            await ending()
         self.ended |= last  # from here on a server may tell of a client that it has left
         await self._put(data, more=not last)
 

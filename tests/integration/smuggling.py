@@ -164,9 +164,10 @@ CASES = (
     Case(
         "upgrade to h2c",
         _length(b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n" + LENGTH),
+        Fate.TAKEN,
     ),
     Case("upgrade to TLS", _length(b"connection: upgrade\r\nupgrade: TLS/1.0\r\n" + LENGTH)),
-    Case("early upgrade", _length(b"upgrade: h2c\r\n" + LENGTH) + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    Case("early upgrade", _length(b"upgrade: websocket\r\n" + LENGTH) + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     Case("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"),
     Case("CONNECT", b"CONNECT evil:80 HTTP/1.1\r\nhost: evil:80\r\n\r\n"),
 )

@@ -32,7 +32,7 @@ def test_plain_heads_pass(more: list[tuple[bytes, bytes]]) -> None:
             for coding in (b"gzip, chunked", b",chunked", b"chunked, chunked", b"", b"x")
         ),
         [(b"upgrade", b"websocket")],
-        [(b"upgrade", b"h2c"), LENGTH],
+        [(b"upgrade", b"h2c, websocket"), LENGTH],
         [(b"host", b"y")],
         [(b"authorization", b"Bearer b")],
         [(b"content-type", b"text/plain")],
