@@ -197,6 +197,19 @@ def test_a_large_whole_answer_that_is_not_read_is_cut_off(patient: GatewayProces
     assert size < MIB
 
 
+def test_a_large_whole_answer_holds_its_slot_until_it_has_been_read(patient: GatewayProcess, slow: Target) -> None:
+    """Else a client could have any number of them in the gateway's memory."""
+    key = patient.issue(limit=Limit(concurrency=1)).secret
+    slow.script = whole(answer("x" * 3 * MIB))
+    wire = Wire(patient.port)
+    wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
+    wire.send(request(chat("slow"), key))
+    wire.read_until(b"xxxx")
+    assert ask(patient, chat("brisk"), key).status == 429
+    wire.read_until(b'"total_tokens"')
+    assert ask(patient, chat("brisk"), key).status == 200
+
+
 def test_a_target_is_not_blamed_for_its_slow_readers(patient: GatewayProcess, slow: Target) -> None:
     slow.script = unending(MIB)
     secret = patient.issue().secret

@@ -18,6 +18,8 @@ from soak.tally import Tally
 CALL_TOKENS = len(PROMPT.split()) + TOKENS
 AT_ONCE = 16
 """Calls of one limited key at once, at most: clients. Each may take a little more than was reserved for it."""
+OUTAGE_SECONDS = 3.0
+"""So long after an outage of Redis what had to wait for it may not be written yet."""
 FLUSH_SECONDS = 0.5
 """The ledger is written so often that a killed worker may take this much with it."""
 
@@ -59,15 +61,15 @@ def written(redis: RedisServer) -> Counter[str]:
 
 
 def lost(tally: Tally, chaos: Chaos) -> int:
-    """Tokens at most that killed workers may have charged and not written, or the other way round."""
+    """Tokens at most that killed workers had charged and not written yet, or written and not charged."""
     calls = 0
-    for at, _ in chaos.kills:
+    for at, port in chaos.kills:
         outages = [each.at for each in chaos.happened if each.name.startswith("redis") and each.at <= at]
         since = at - FLUSH_SECONDS
-        if outages and chaos.spoilt("redis", at - 3, at):
+        if outages and chaos.spoilt("redis", at - OUTAGE_SECONDS, at):
             since = min(since, outages[-1])
-        calls += sum(since <= ended <= at + 1 for ended in tally.ended_budgets)
-    return calls * 2 * CALL_TOKENS
+        calls += sum(ended_at == port and since <= ended <= at + 0.1 for ended, ended_at in tally.budgeted)
+    return calls * CALL_TOKENS
 
 
 async def usable(place: Place) -> int:

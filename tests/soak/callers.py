@@ -63,7 +63,7 @@ class Callers:
         """One call, from its connection to what became of it."""
         port = self._chance.choice(self._place.fleet.rotation).port
         call = Made(plan.raw, plan.label)
-        call.sent = time.monotonic()
+        call.port, call.sent = port, time.monotonic()
         left = False
         try:
             await call.join(port)

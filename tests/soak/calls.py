@@ -62,6 +62,7 @@ class Made(Exchange):
     """A call that was made; `refused`: there was no connection for it."""
 
     refused = False
+    port = 0
 
 
 class Deck:
@@ -132,16 +133,16 @@ class Deck:
 
     def _wrong_body(self) -> Plan:
         raw = post(self._chance.choice(WRONG_BODIES), self._keys.secret("free"))
-        return Plan("wrong body", raw, statuses=frozenset({400, 404, 422}), answered=False)
+        return Plan("wrong body", raw, statuses=frozenset({400, 404, 503}), answered=False)
 
     def _huge(self) -> Plan:
         body = saying("chat", 4, chats=True, stream=True)
         body["messages"][0]["content"] = "x" * (BODY + 10_000)
-        return Plan("huge body", self._post(body, "free"), statuses=frozenset({413}), answered=False)
+        return Plan("huge body", self._post(body, "free"), statuses=frozenset({413, 503}), answered=False)
 
     def _unknown_model(self) -> Plan:
         raw = self._post(saying("nothing", 4, chats=True, stream=False), "free")
-        return Plan("unknown model", raw, statuses=frozenset({404}), answered=False)
+        return Plan("unknown model", raw, statuses=frozenset({404, 503}), answered=False)
 
     def _slow(self) -> Plan:
         """A client that reads slowly, or not at all."""

@@ -68,14 +68,16 @@ class Drift:
         self.before = self.rest()
 
     def slopes(self, since: float) -> list[tuple[int, float, float]]:
-        """Of each process: calls seen, MiB per 1,000 calls by a straight line from `since` on, and MiB at the end."""
+        """Of each process: calls from `since` on, MiB per 1,000 calls by a straight line through the later half of
+        the samples from then on, and MiB at the end."""
         found = []
         for samples in self.samples.values():
             later = [each for each in samples if each.at >= since]
             calls = later[-1].calls - later[0].calls if later else 0
             slope = math.nan
-            if calls:
-                line = statistics.linear_regression([each.calls for each in later], [each.mib for each in later])
+            half = later[len(later) // 2 :]
+            if len({each.calls for each in half}) > 1:
+                line = statistics.linear_regression([each.calls for each in half], [each.mib for each in half])
                 slope = 1000 * line.slope
             found.append((calls, slope, samples[-1].mib if samples else math.nan))
         return found

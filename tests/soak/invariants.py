@@ -93,7 +93,7 @@ def _memory(soaked: Soaked) -> Iterator[Row]:
     for number, (calls, slope, mib) in enumerate(soaked.drift.slopes(soaked.warm)):
         judged = calls >= ENOUGH_CALLS
         expected = f"<= {MIB_A_1000_CALLS:g} MiB/1,000 calls" if judged else f"(below {ENOUGH_CALLS:,} calls)"
-        seen = f"{slope:+.3f} over {calls:,} calls, {mib:.0f} MiB"
+        seen = f"{slope:+.3f} in the later half of {calls:,} calls; {mib:.0f} MiB"
         yield Row(f"memory slope of worker {number}", expected, seen, not judged or slope <= MIB_A_1000_CALLS)
         if math.isnan(slope):
             yield Row(f"calls of worker {number}", "> 0", "0", False)
@@ -102,7 +102,9 @@ def _memory(soaked: Soaked) -> Iterator[Row]:
 def _gateways(soaked: Soaked) -> Iterator[Row]:
     fleet = soaked.place.fleet
     for text in ("a bug of ours", "Traceback", "never awaited", "was destroyed but it is pending"):
-        yield _zero(f"'{text}' in the logs", sum(log.count(text) for log in fleet.logs))
+        found = [log for log in fleet.logs if text in log]
+        yield _zero(f"'{text}' in the logs", sum(log.count(text) for log in found))
+        soaked.tally.wrong += [log[max(0, log.index(text) - 300) : log.index(text) + 1500] for log in found[:2]]
     scraped, _ = scrape(soaked.place)
     for kind in ("gateway_other",):
         yield _zero(f"errors {kind}", sum(total(each, "requests_total", error_type=kind) for each in scraped))

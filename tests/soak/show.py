@@ -35,10 +35,9 @@ class Progress:
         for line in self._chaos.failed[self._failed :]:
             self._console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
         self._failed = len(self._chaos.failed)
-        while self._wrong < self._tally.endings["WRONG"]:
-            newest = self._tally.wrong[-min(len(self._tally.wrong), self._tally.endings["WRONG"] - self._wrong)]
-            self._console.print(newest, style="red", markup=False, highlight=False, soft_wrap=True)
-            self._wrong += 1
+        for line in self._tally.wrong[self._wrong :]:
+            self._console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        self._wrong = len(self._tally.wrong)
         passed, endings = time.monotonic() - self._tally.began, self._tally.endings
         doing = phase or "; ".join(self._chaos.now) or "calm"
         line = (

@@ -6,12 +6,12 @@ import time
 from collections import Counter, deque
 from typing import NamedTuple
 
-from faults.volley import Exchange
-from soak.calls import Plan
+from soak.calls import Made, Plan
 from soak.judging import Verdict
 
-KEPT = 50
-"""Violations that are kept to be shown; all are counted."""
+KEPT = 30
+"""Violations that are kept to be shown, the first ones; all are counted."""
+BUDGETED = ("budget", "spent")
 LIMITED = ("rpm", "tpm", "spent")
 
 
@@ -33,15 +33,14 @@ class Tally:
         self.statuses: Counter[int] = Counter()
         self.by_boot: Counter[str] = Counter()
         """Calls by the boot id of the worker that took them."""
-        self.wrong: deque[str] = deque(maxlen=KEPT)
+        self.wrong: list[str] = []
         self.spent: dict[str, list[Spent]] = {label: [] for label in LIMITED}
-        self.ended_budgets: deque[float] = deque(maxlen=20_000)
-        """When calls with a budget ended, for what a kill may have lost."""
-        self.resumed = 0
+        self.budgeted: deque[tuple[float, int]] = deque(maxlen=20_000)
+        """When calls with a budget ended, and at which port: for what a kill may have lost."""
         self.late_volatile: list[tuple[str, float, float]] = []
         """Answers to keys that chaos has made: the key's id, when the call was sent, when it ended."""
 
-    def count(self, plan: Plan, call: Exchange, verdict: Verdict) -> None:
+    def count(self, plan: Plan, call: Made, verdict: Verdict) -> None:
         """One more call is over."""
         self.calls += 1
         self.endings[verdict.ending] += 1
@@ -49,10 +48,10 @@ class Tally:
         self.statuses[call.status] += 1
         if "x-request-id" in call.headers:
             self.by_boot[call.headers["x-request-id"].split("-")[1]] += 1
-        if verdict.ending == "WRONG":
+        if verdict.ending == "WRONG" and len(self.wrong) < KEPT:
             self.wrong.append(f"{time.monotonic() - self.began:.1f} s: {verdict.why}")
-        if plan.label == "budget" or plan.label == "spent":
-            self.ended_budgets.append(time.monotonic())
+        if plan.label in BUDGETED:
+            self.budgeted.append((time.monotonic(), call.port))
         if call.status == 200 and plan.label in LIMITED and not call.degraded:
             self.spent[plan.label].append(Spent(call.sent, verdict.tokens))
         if call.status == 200 and plan.kind == "volatile key":
