@@ -11,7 +11,7 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help demo test check test-vllm test-tgi test-faults bench docs wheel lock clean
+.PHONY: help demo test check test-vllm test-tgi test-faults soak fuzz bench docs wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,9 +38,16 @@ test-tgi: $(VENV)/.dev ## the TGI suite: against TGI_URL, else against the stand
 	$(BIN)/python tests/tgi/oracles.py
 	$(BIN)/python -m pytest tests/tgi $(ARGS)
 
-test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis that can be had here (about 9 minutes)
+test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis that can be had here (about 20 minutes)
 	$(BIN)/python tests/harness/redis_flavours.py
 	$(BIN)/python -m pytest tests/faults -o timeout=180 --show-capture=no $(ARGS)
+
+soak: $(VENV)/.dev ## mixed calls and mixed chaos for 20 minutes, then nothing may be left, lost or grown (ARGS="--minutes N")
+	$(BIN)/python tests/soak/soak.py $(ARGS)
+
+fuzz: $(VENV)/.dev ## look for inputs that do harm, for 10 minutes and a few more on the wire (ARGS: harnesses, --seconds N)
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
+	FUZZ_REQUESTS=3000 FUZZ_CALLS=60 $(BIN)/python -m pytest tests/fuzz/test_wire.py tests/fuzz/test_openapi.py -n 0 -o timeout=3600
 
 bench: $(VENV)/.dev ## speed and size, measured and printed
 	$(BIN)/python tests/bench/bench.py $(ARGS)
