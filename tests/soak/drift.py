@@ -82,6 +82,11 @@ class Drift:
             found.append((calls, slope, samples[-1].mib if samples else math.nan))
         return found
 
+    def total(self, number: int) -> int:
+        """Calls of this process in all."""
+        samples = list(self.samples.values())[number]
+        return samples[-1].calls if samples else 0
+
     async def _run(self) -> None:
         while True:
             for process in self._processes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -95,7 +94,7 @@ def _memory(soaked: Soaked) -> Iterator[Row]:
         expected = f"<= {MIB_A_1000_CALLS:g} MiB/1,000 calls" if judged else f"(below {ENOUGH_CALLS:,} calls)"
         seen = f"{slope:+.3f} in the later half of {calls:,} calls; {mib:.0f} MiB"
         yield Row(f"memory slope of worker {number}", expected, seen, not judged or slope <= MIB_A_1000_CALLS)
-        if math.isnan(slope):
+        if not soaked.drift.total(number):
             yield Row(f"calls of worker {number}", "> 0", "0", False)
 
 
