@@ -129,6 +129,12 @@ class TGI(OpenAI):
     def _details(self, asked: Ask) -> dict[str, Any]:
         return {"finish_reason": _REASONS[asked.finish], "generated_tokens": asked.count, "seed": None}
 
+    def is_continued(self, body: dict[str, Any]) -> bool:
+        """A last message that is the assistant's is gone on with."""
+        messages = body.get("messages")
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        return isinstance(last, dict) and last.get("role") == "assistant"
+
     def info(self, _: HttpRequest) -> Answer:
         context = self.served.context
         return whole({

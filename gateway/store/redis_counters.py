@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from gateway.core.types import Ask, Dimension, Standing, Verdict
@@ -181,7 +182,13 @@ class RedisCounters:
     def _forget_gates(self) -> None:
         known, self._known = self._known, []
         for start in range(0, len(known), STEP):
-            self._pipe.post("DEL", *known[start : start + STEP])
+            step = known[start : start + STEP]
+            self._pipe.post("DEL", *step).add_done_callback(partial(self._forgotten, step))
+
+    def _forgotten(self, step: list[str], told: asyncio.Future[Any]) -> None:
+        """Gates whose deletion may be lost are deleted again: they would stay for an hour."""
+        if not told.cancelled() and told.exception() is not None:
+            self._known += step[: max(0, MAX_UNSETTLED - len(self._known))]
 
     async def _bring_versions(self, ask: Ask) -> None:
         """The counters do not know a record's version: they are new, or were lost. The records know."""
