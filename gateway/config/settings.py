@@ -47,9 +47,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     """SHA-256, hexadecimal, of an admin key that is always valid; `trunkline admin hash` makes both."""
     admin_url: str = ""
     """Where operators reach the admin listener, for what it prints; empty: its host and port."""
-    drain_accept: float = 5.0
+    drain_accept: Annotated[float, Meta(ge=0)] = 5.0
     """Seconds that new calls are accepted after SIGTERM, so that load balancers can learn of it; 0: none are."""
-    grace: float = 30.0
+    grace: Annotated[float, Meta(ge=0)] = 30.0
     """Seconds that calls in flight may go on after that."""
     head_timeout: Annotated[float, Meta(ge=1, le=60)] = 10.0
     """Seconds, from 1 to 60, in which a request's head must arrive. A connection without a request is closed after as

@@ -224,7 +224,7 @@ def test_the_services_environment_makes_settings_that_can_be_used() -> None:
     assert settings.pepper_versions()[1] == b"a"
     assert settings.workers == Settings().workers
     assert settings.redis_url is not None
-    assert int(SERVICES["gateway"]["stop_grace_period"].removesuffix("s")) > settings.grace + 5
+    assert int(SERVICES["gateway"]["stop_grace_period"].removesuffix("s")) > settings.drain_accept + settings.grace + 8
 
 
 def environment(service: str) -> dict[str, str]:

@@ -46,9 +46,10 @@ class Drift:
         self._task = asyncio.create_task(self._run(), name="drift")
 
     def stop(self) -> None:
-        """Raises what went wrong in looking."""
-        if self._task is not None and not self._task.cancel():
-            self._task.result()
+        """Look no more. Raises what went wrong in looking."""
+        task, self._task = self._task, None
+        if task is not None and not task.cancel():
+            task.result()
 
     def rest(self) -> dict[int, int]:
         """Descriptors of each process of each gateway, by process id, without idle connections to targets."""

@@ -87,6 +87,7 @@ class Soak:
                     warm = time.monotonic()
                     callers.open.set()
             await callers.stop()
+            drift.stop()
             shown.show("the invariants are checked")
             return await check(Soaked(place, self.tally, self.chaos, drift, peaks, warm))
         finally:
