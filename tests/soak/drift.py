@@ -88,6 +88,16 @@ class Drift:
         samples = list(self.samples.values())[number]
         return samples[-1].calls if samples else 0
 
+    def table(self, since: float) -> list[tuple[str, ...]]:
+        """Of each process: calls and MiB at the beginning, after each quarter and at the end, from `since` on."""
+        found = []
+        for number, samples in enumerate(self.samples.values()):
+            later = [each for each in samples if each.at >= since] or samples[-1:]
+            if later:
+                shown = [later[round(quarter * (len(later) - 1) / 4)] for quarter in range(5)]
+                found.append((f"worker {number}", *(f"{each.mib:.1f} at {each.calls:,}" for each in shown)))
+        return found
+
     async def _run(self) -> None:
         while True:
             for process in self._processes:

@@ -69,6 +69,8 @@ def print_report(console: Console, report: dict[str, Any], rows: Sequence[Row], 
     _print(console, "chaos", ("event", "times", "seconds"), [
         (name, f"{times}", f"{seconds:.0f}") for name, (times, seconds) in sorted(report["chaos"].items())
     ])  # fmt: skip
+    headings = ("MiB at calls", "warm", "first quarter", "half", "third quarter", "end")
+    _print(console, "memory of the gateway that lived through all", headings, report["memory"])
     _print(console, "invariants", ("", "invariant", "expected", "seen"), [
         ("ok" if row.ok else "VIOLATED", row.name, row.expected, row.seen) for row in rows
     ])  # fmt: skip

@@ -53,6 +53,8 @@ class Soak:
         self.over = asyncio.Event()
         """Set to end it early."""
         self._quiet = quiet
+        self.memory: list[tuple[str, ...]] = []
+        """The table of what the first gateway's workers took."""
 
     async def run(self) -> list[Row]:
         """From the first process to the last invariant."""
@@ -88,6 +90,7 @@ class Soak:
                     callers.open.set()
             await callers.stop()
             drift.stop()
+            self.memory = drift.table(warm)
             shown.show("the invariants are checked")
             return await check(Soaked(place, self.tally, self.chaos, drift, peaks, warm))
         finally:
@@ -112,6 +115,7 @@ class Soak:
             "endings": dict(tally.endings), "statuses": dict(sorted(tally.statuses.items())),
             "kinds": {kind: dict(found) for kind, found in tally.by_kind.items()},
             "chaos": events_of(chaos),
+            "memory": self.memory,
             "invariants": [row._asdict() for row in rows],
             "wrong": list(tally.wrong),
             "summary": f"{tally.calls:,} calls of {CLIENTS} clients in {seconds:.0f} s, "
