@@ -55,6 +55,8 @@ class Drift:
         """Descriptors of each process of each gateway, by process id, without idle connections to targets."""
         found: dict[int, int] = {}
         for gateway in self._place.fleet.gateways:
+            if gateway.process.poll() is not None:
+                continue  # another row tells
             for process in (psutil.Process(gateway.process.pid), *workers(gateway)):
                 pooled = [
                     each

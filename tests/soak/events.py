@@ -94,7 +94,7 @@ def table_events(place: Place) -> list[Event]:
         await asyncio.sleep(2)
 
     async def broken(chance: random.Random) -> None:
-        chance.choice(place.fleet.gateways).routing.write_text(BROKEN)
+        chance.choice(place.fleet.rotation).routing.write_text(BROKEN)  # one that starts with it would rightly end
         await asyncio.sleep(2)
         place.fleet.reload(place.fleet.text)
 
@@ -129,7 +129,7 @@ def target_events(fake: Fake) -> list[Event]:
 
 async def _kill(place: Place, kills: list[tuple[float, int]], chance: random.Random) -> None:
     """One worker, of a gateway that is not the first; until there is a new one, and it may die in its turn."""
-    gateway = chance.choice(place.fleet.gateways[1:])
+    gateway = chance.choice(place.fleet.rotation[1:])
     victim = chance.choice(workers(gateway))
     kills.append((time.monotonic(), gateway.port))
     victim.kill()

@@ -63,8 +63,10 @@ class Gateways(Fleet):
     def reload(self, text: str) -> None:
         """Have all serve this table."""
         self.text = text
-        for gateway in self.gateways:
-            gateway.routing.write_text(text)
+        for gateway in list(self.gateways):
+            fresh = gateway.routing.with_name("fresh.yaml")
+            fresh.write_text(text)
+            fresh.replace(gateway.routing)  # one that is starting must not read a part
 
     @property
     def logs(self) -> list[str]:
