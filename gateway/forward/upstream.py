@@ -102,17 +102,18 @@ class Upstream:
             try:
                 block = await anext(blocks)
             except StopAsyncIteration:
-                return
+                break
             except httpx.TransportError as error:
                 lost = failure(error)
                 if cut and isinstance(lost, Disconnected):
                     self._lost = lost
-                    return
+                    break
                 raise lost from error
             self._deadline.pause()  # a client that reads slowly is not the target's fault
             self._alive = True
             yield block
             self._deadline.next_piece(alive=self._alive)
+        self._deadline.pause()  # nor is one that has all of the answer still to read
 
 
 async def _drain(blocks: AsyncIterator[bytes]) -> None:
