@@ -200,9 +200,10 @@ class Record:
         if choice.waited > WAITED_SECONDS:
             child(metrics.queue_wait, self.route).observe(choice.waited)
         self.usage, self._headed = None, False
+        now = self._wait_over("upstream")
         if not self._resuming:
             self._counted = self._size = 0  # what another target said before it failed
-        self._asked_at = self._wait_over("upstream")
+            self._asked_at = now  # of an answer in parts it is when its first one was asked for
         self.attempts.append({"target": target, "outcome": "ok", "reason": choice.reason})
 
     @property

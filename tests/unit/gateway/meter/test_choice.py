@@ -143,6 +143,24 @@ def test_a_shadow_is_compared_with_what_the_last_target_did(bench: Bench) -> Non
         record.attempted()
 
 
+def test_a_shadow_is_compared_with_all_parts_of_an_answer_that_went_on_elsewhere(bench: Bench) -> None:
+    with bench.observe() as record:
+        record.attempt("a", WARM)
+        bench.clock.advance(0.5)
+        record.received(9, 1, None)
+        record.sent()
+        bench.clock.advance(3.0)
+        record.failed(UpstreamFailed(""))
+        record.resumes("")
+        record.attempted()
+        record.attempt("b", WARM)
+        bench.clock.advance(1.0)
+        record.received(9, 1, Usage(10, 2))
+        record.sent()
+        assert record.seen() == (200, 2, 0.5, 4.5)
+        record.attempted()
+
+
 def test_without_a_first_token_there_is_none_to_compare(bench: Bench) -> None:
     with bench.observe() as record:
         record.attempt("a", WARM)
