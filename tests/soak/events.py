@@ -15,8 +15,6 @@ from soak.place import WORKERS, Place, workers
 from soak.table import BROKEN
 
 RESPAWN_SECONDS = 20.0
-SPARED_SECONDS = 6.0
-"""Granian takes a worker that dies within 5.5 s of its restart for one that cannot live, and ends the gateway."""
 ROTATION_SECONDS = 0.5
 """How long after SIGTERM a load balancer still sends calls."""
 
@@ -137,7 +135,6 @@ async def _kill(place: Place, kills: list[tuple[float, int]], chance: random.Ran
     while victim in (living := workers(gateway)) or len(living) < WORKERS:
         assert time.monotonic() < deadline, f"the worker was not replaced within {RESPAWN_SECONDS:.0f} s"
         await asyncio.sleep(0.2)
-    await asyncio.sleep(SPARED_SECONDS)
 
 
 async def _roll(place: Place) -> None:

@@ -16,8 +16,9 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,15 @@ PLAIN_WIDTH = 150
 class Soak:
     """One run."""
 
-    def __init__(self, seconds: float, seed: int, gateways: int, *, quiet: bool = False) -> None:
+    def __init__(self, seconds: float, seed: int, gateways: int, *, quiet: bool = False, calm: bool = False) -> None:
         self.seconds, self.seed = seconds, seed
         self.place, self.tally, self.chaos = Place(gateways), Tally(), Chaos(seed)
         self.console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
         self.over = asyncio.Event()
         """Set to end it early."""
-        self._quiet = quiet
+        self._quiet, self._calm = quiet, calm
+        self.ended = time.monotonic()
+        """When the last call had ended."""
         self.memory: list[tuple[str, ...]] = []
         """The table of what the first gateway's workers took."""
 
@@ -71,7 +74,7 @@ class Soak:
         peaks, drift = Peaks(place.steady), Drift(place, self.tally.by_boot)
         callers = Callers(place, self.tally, self.chaos, self.seed)
         shown = Progress(self.console, self.tally, self.chaos, self.seconds, quiet=self._quiet)
-        happening = events(place, peaks, self.chaos.kills)
+        happening = [] if self._calm else events(place, peaks, self.chaos.kills)
         try:
             await drift.start()
             callers.start()
@@ -88,6 +91,7 @@ class Soak:
                     drift.remember()
                     warm = time.monotonic()
                     callers.open.set()
+            self.ended = time.monotonic()
             await callers.stop()
             drift.stop()
             self.memory = drift.table(warm)
@@ -106,7 +110,7 @@ class Soak:
     def report(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Everything in figures."""
         tally, chaos = self.tally, self.chaos
-        seconds = max((event.until or 0 for event in chaos.happened), default=tally.began) - tally.began
+        seconds = self.ended - tally.began
         violated = [row.name for row in rows if not row.ok]
         said = f"{len(violated)} violated: {', '.join(violated)}" if violated else "all invariants hold"
         return {
@@ -131,10 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--gateways", type=int, default=3, help="of two workers each; 1: none is killed or replaced (3)"
     )
+    parser.add_argument("--calm", action="store_true", help="without chaos: to see what it changes")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     asked = parser.parse_args(arguments)
     seed = int(time.time()) if asked.seed is None else asked.seed
-    soak, rows = asyncio.run(_soak(60 * asked.minutes, seed, asked.gateways, asked.json))
+    made = partial(Soak, 60 * asked.minutes, seed, asked.gateways, quiet=asked.json, calm=asked.calm)
+    soak, rows = asyncio.run(_soak(made))
     report = soak.report(rows)
     if asked.json:
         print(json.dumps(report))
@@ -143,12 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(row.ok for row in rows) else 1
 
 
-async def _soak(seconds: float, seed: int, gateways: int, quiet: bool) -> tuple[Soak, list[Row]]:
+async def _soak(made: Callable[[], Soak]) -> tuple[Soak, list[Row]]:
     """Processes are started by threads that block SIGINT, and inherit that: Ctrl-C is for the soak alone."""
     loop = asyncio.get_running_loop()
     block = (signal.SIG_BLOCK, {signal.SIGINT})
     loop.set_default_executor(ThreadPoolExecutor(16, initializer=signal.pthread_sigmask, initargs=block))
-    soak = Soak(seconds, seed, gateways, quiet=quiet)
+    soak = made()
     loop.add_signal_handler(signal.SIGINT, soak.over.set)
     return soak, await soak.run()
 
