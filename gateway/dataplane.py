@@ -144,9 +144,9 @@ async def _attempt(parts: Parts, call: Call, placement: Placement, exchange: Exc
     client, lease, record, transcript = exchange.client, exchange.lease, exchange.record, exchange.transcript
     target = placement.target
     record.attempt(target.name, placement.choice)
-    if transcript is not None:
-        call = transcript.rest(target.adapter, started=client.started)
     try:
+        if transcript is not None:
+            call = transcript.rest(target.adapter, started=client.started)
         async with parts.forwarder.forward(
             call, placement.address, target.adapter, target.timeouts, client.trace
         ) as upstream:
@@ -158,7 +158,7 @@ async def _attempt(parts: Parts, call: Call, placement: Placement, exchange: Exc
     except UpstreamError as error:
         record.failed(error)
         placement.failed(error)
-        if transcript is not None and client.started and record.resumes(transcript.obstacle()):
+        if transcript is not None and client.started and record.broke_off(transcript.obstacle()):
             placement.resume()
         raise
     except GatewayError as error:

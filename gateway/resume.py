@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw, Struct, structs
 
 from backends import sse
-from backends.api import AnyAdapter, Call, Chunk, Resumable, Usage
+from backends.api import AnyAdapter, Call, Chunk, RequestRefused, Resumable, Usage
 from backends.body import Body
 from gateway.core.errors import BadReply
 
@@ -88,8 +89,8 @@ class Transcript:
 
     def _forget(self) -> None:
         self._told = _Event()
-        self._texts: list[str] = []
-        self._size = self._tokens = 0
+        self._text = StringIO()
+        self._tokens = 0
         self._before = 0
         """Tokens of the parts before the one at hand."""
         self._blanks = 0
@@ -99,26 +100,30 @@ class Transcript:
         self._joining = self._ended = False
         self._spent = False
         """The client has as many tokens as it asked for."""
-        self._held = ""
+        self._barrier = ""
         """What in the answer keeps it from going on elsewhere."""
 
     def obstacle(self) -> str:
         """Why nobody else can go on with the answer, in a word; empty: another target can."""
-        return "ended" if self._ended else self._held or _obstacle(self._call)
+        return "ended" if self._ended else self._barrier or _obstacle(self._call)
 
     def rest(self, adapter: AnyAdapter, *, started: bool) -> Call:
         """The call for what is missing, for a target with this adapter: all, until the client's answer has started."""
         if not started:
             self._forget()
             return self._call
-        text = "".join(self._texts)
+        text = self._text.getvalue()
         said = text.rstrip()
         self._joining, self._tail = True, text[len(said) :]
         self._tokens = self._before = self._tokens - self._blanks if said else 0  # they will be said again
+        self._blanks = 0
         if not said:
             return self._call
         assert isinstance(adapter, Resumable), "placements after the first are at targets that can"
-        return adapter.resume(self._bounded(), said)
+        try:
+            return adapter.resume(self._bounded(), said)
+        except (ValueError, RequestRefused) as error:
+            raise BadReply(f"its rest cannot be asked for: {error}") from error
 
     def _bounded(self) -> Call:
         """The call with what is left of its bounds. One whose answer is whole asks for a token more, for its usage."""
@@ -138,7 +143,7 @@ class Transcript:
                 for event in _events(chunk.data):
                     self._note(event)
             except (ValueError, RecursionError):  # the client may understand it; nobody can go on from it
-                self._held = "odd"
+                self._barrier = "odd"
             self._tokens += chunk.tokens
             return chunk
         try:
@@ -163,16 +168,15 @@ class Transcript:
             delta = choice.delta
             text = choice.text if delta is None else delta.content
             if text:
-                self._texts.append(text)
-                self._size += len(text)
+                self._text.write(text)
                 self._blanks = 0 if text.strip() else self._blanks + 1
             if delta is not None:
                 if bytes(delta.tool_calls) not in _NOTHING or bytes(delta.function_call) not in _NOTHING:
-                    self._held = "tools"
+                    self._barrier = "tools"
                 elif delta.reasoning or delta.reasoning_content or delta.refusal:
-                    self._held = "reasoning"
-        if self._size > MOST_TEXT:
-            self._held, self._texts = "length", []
+                    self._barrier = "reasoning"
+        if self._text.tell() > MOST_TEXT:
+            self._barrier, self._text = "length", StringIO()
 
     def _joined(self, event: bytes) -> bytes:
         """An event of a later part, as if the first target had sent it; nothing of one that only opens the answer."""
@@ -217,6 +221,8 @@ class Transcript:
             text, self._tail = text[1:], self._tail[1:]
         if text:  # it goes on: what is left of the tail was not said again
             self._tail = ""
+        else:
+            self._blanks += 1  # said again and taken away: it is among the tokens, and not in the text
         return text
 
     def _whole(self, part: Usage) -> Usage:
@@ -230,11 +236,16 @@ class Transcript:
         counts: dict[str, Any] = msgspec.json.decode(raw)
         whole = self._whole(Usage(counts.get("prompt_tokens") or 0, counts.get("completion_tokens") or 0))
         counts |= {"prompt_tokens": whole.prompt_tokens, "completion_tokens": whole.completion_tokens}
+        details = counts.get("prompt_tokens_details")
+        if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):
+            details["cached_tokens"] = min(cached, whole.prompt_tokens)
         return counts | {"total_tokens": whole.prompt_tokens + whole.completion_tokens}
 
 
 def _events(data: bytes) -> list[bytes]:
-    """The events of a chunk, which holds whole ones only."""
+    """The events of a chunk, which holds whole ones only, and nearly always one."""
+    if b"\r" not in data and data.find(b"\n\n") == len(data) - 2:
+        return [data]
     splitter = sse.Splitter()
     return [*splitter.feed(data), *splitter.close()]
 

@@ -100,7 +100,9 @@ class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes a
             self._young_deaths[idx] = self._young_deaths[idx] + 1 if young else 0
         if any(self._young_deaths[idx] for idx in workers):
             time.sleep(PAUSE_SECONDS)
-        self._born |= dict.fromkeys(workers, time.monotonic())
+        if self.interrupt_signal:  # it came meanwhile, and Granian has already looked
+            self.main_loop_interrupt.set()
+            return
         super()._respawn_workers(workers, *arguments, **options)
         if all(self._young_deaths[idx] < MOST_YOUNG_DEATHS for idx in workers):
             self.respawned_wrks.clear()  # what Granian recognises a crash loop by
@@ -109,6 +111,7 @@ class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes a
         """A worker begins with its signals blocked, until it has handlers: none is lost, and none ends it."""
         options["target"] = listening(options["target"])
         worker = super()._spawn_worker(*arguments, **options)
+        self._born[worker.idx] = time.monotonic()
         worker.start = _undisturbed(worker.start)
         self._begun[worker.idx] = worker
         return worker

@@ -119,7 +119,11 @@ class DataPlane:
         try:
             if method != "POST":
                 raise MethodNotAllowed(f"{method} is not possible here; use POST.")
-            client.check()
+            try:
+                client.check()
+            except GatewayError:
+                with self.parts.meter.observe(client.call_id, endpoint):
+                    raise
             if EXPLAIN in client.headers:
                 await self._allow_explanation(client, endpoint)
             await serve(self.parts, endpoint, client)

@@ -76,7 +76,8 @@ class Outlet:
                 raise
             self._task.uncancel()
             raise ReaderTooSlow from None
-        self._since = math.inf
+        finally:
+            self._since = math.inf
 
     def _watch(self, whole: int | None) -> None:
         self._task = asyncio.current_task()

@@ -54,7 +54,7 @@ def reset(wanted: set[Ends]) -> int:
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
             # A copy cannot become another connection while we look at it.
-            with socket.socket(fileno=os.dup(descriptor)) as one:
+            with _copy(descriptor) as one:
                 if one.family not in (socket.AF_INET, socket.AF_INET6):
                     continue
                 peer = one.getpeername()
@@ -63,6 +63,15 @@ def reset(wanted: set[Ends]) -> int:
                     one.shutdown(socket.SHUT_RD)  # the server takes this for the end, and closes; a FIN would look well
                     found += 1
     return found
+
+
+def _copy(descriptor: int) -> socket.socket:
+    copy = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:  # it has become something else
+        os.close(copy)
+        raise
 
 
 def _reset_waiting() -> None:

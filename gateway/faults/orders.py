@@ -162,8 +162,13 @@ def _numbers(calls: int | str | list[int] | None) -> list[tuple[int, float]] | N
 
 
 def _is_resumed(body: dict[str, Any]) -> bool:
-    """The call asks to go on with an answer: by vLLM's field, or with a raw prompt that ends in our words."""
+    """The call asks to go on with an answer: by vLLM's field, or with a last message of the assistant's or a raw prompt
+    that ends in our words."""
     if body.get("continue_final_message") is True:
+        return True
+    messages = body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(last, dict) and last.get("role") == "assistant" and said(text_of(last.get("content"))):
         return True
     return any(said(text_of(body.get(name))) for name in ("prompt", "inputs"))
 

@@ -13,7 +13,7 @@ class Deadline:
     Leaving the block after the limit has passed raises `TimeoutError`.
     """
 
-    __slots__ = ("_before", "_expired", "_handle", "_idle", "_limit", "_loop", "_paused", "_paused_at", "_task")
+    __slots__ = ("_before", "_due", "_expired", "_handle", "_idle", "_limit", "_loop", "_paused", "_paused_at", "_task")
 
     def __init__(self, first: float, idle: float) -> None:
         self._idle = idle
@@ -25,7 +25,7 @@ class Deadline:
         task = asyncio.current_task()
         assert task is not None
         self._task, self._before = task, task.cancelling()
-        self._handle = self._loop.call_at(self._limit, self._look)
+        self._look_at(self._limit)
         return self
 
     def __exit__(
@@ -41,16 +41,22 @@ class Deadline:
 
     def next_piece(self, *, alive: bool = True) -> None:
         """We wait for the next piece from now on; if what came was no sign of life, for what is left of the time."""
+        if self._expired:  # the cancellation is on its way
+            return
         self._paused, now = False, self._loop.time()
         self._limit = now + self._idle if alive else self._limit + now - self._paused_at
-        if self._limit < self._handle.when():  # only once: from the first piece's limit to the nearer one of the next
+        if self._limit < self._due:  # only once: from the first piece's limit to the nearer one of the next
             self._handle.cancel()
-            self._handle = self._loop.call_at(self._limit, self._look)
+            self._look_at(self._limit)
+
+    def _look_at(self, due: float) -> None:
+        self._due = due  # a handle of uvloop's does not know any more once it has fired
+        self._handle = self._loop.call_at(due, self._look)
 
     def _look(self) -> None:
         now = self._loop.time()
         if self._paused or now < self._limit:
-            self._handle = self._loop.call_at(now + self._idle if self._paused else self._limit, self._look)
+            self._look_at(now + self._idle if self._paused else self._limit)
         else:
             self._expired = True
             self._task.cancel()

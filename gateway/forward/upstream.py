@@ -161,6 +161,10 @@ class Reading:
         except (ValueError, RecursionError) as error:
             trouble = BadReply(f"event not understood: {error}")
             trouble.__cause__ = error
+        if trouble is not None:
+            for chunk in getattr(self._reader, "close", tuple)():  # the end of the answer may have been held back
+                data.append(chunk.data)
+                finished += chunk.finished
         self.finished, self._begun = self.finished + finished, max(self._begun, choice + 1)
         if data:
             yield Chunk(b"".join(data), tokens, usage, finished, choice, done, comment, opening)

@@ -223,7 +223,7 @@ class Record:
         if isinstance(error, UpstreamError):
             log.warning("call %s: target %s: %s: %s", self.call_id, self.target, error.error_type, error.message)
 
-    def resumes(self, obstacle: str) -> bool:
+    def broke_off(self, obstacle: str) -> bool:
         """The stream broke off; whether it goes on at another target, if no `obstacle`, in a word, prevents it."""
         self._resuming, self._obstacle = not obstacle, obstacle
         if obstacle:
@@ -232,8 +232,8 @@ class Record:
 
     def attempted(self) -> None:
         """The attempt at hand is over."""
-        self._wait_over("")
         metrics, outcome = self._meter.metrics, self.attempts[-1]["outcome"]
+        self._wait_over("" if outcome == "ok" else "queue")  # perhaps for another target
         self._meter.child(metrics.attempts, self.route, self.target, outcome).inc()
         if outcome != "ok" and not self._resuming:
             self._waste(gone=self._left_in is not None)
@@ -301,12 +301,12 @@ class Record:
             self.ttft = now - self.started
             if self.stream:
                 self._meter.child(metrics.ttft, self.route, self.target).observe(self.ttft)
+        elif self._resuming:  # the silence before it was another target's
+            self._resuming = False
+            self.resumed += 1
+            self._meter.child(metrics.resumes, self.route, "resumed").inc()
         elif self.stream:
             self._meter.child(metrics.itl, self.route, self.target).observe(now - self._sent_at)
-            if self._resuming:
-                self._resuming = False
-                self.resumed += 1
-                self._meter.child(metrics.resumes, self.route, "resumed").inc()
         self._sent_at = now
         self.chunks += 1
 

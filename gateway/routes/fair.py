@@ -79,6 +79,10 @@ class Turns(Generic[W]):
         behind = islice(accounts[0].line, 1, most) if accounts else ()
         return islice(chain(heads, behind), most)
 
+    def all(self) -> Iterator[W]:
+        """Everybody in line, in no particular order."""
+        return (one for account in self._active.values() for one in account.line)
+
     def newest(self) -> W:
         """The last in the longest line, of equals the one that is there for the shortest time; somebody must wait."""
         return next(reversed(max(reversed(self._active.values()), key=lambda account: len(account.line)).line))

@@ -72,5 +72,5 @@ class Hold:
         self._looking = None
         if self.calls:
             began = self._clock()
-            self._queue.freed()
+            self._queue.freed_all()
             self._look_again(PART * (self._clock() - began))

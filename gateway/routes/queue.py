@@ -115,6 +115,11 @@ class Queue(Generic[T]):
         while any(map(self._settled, self._next())):
             pass
 
+    def freed_all(self) -> None:
+        """What calls wait for is not scarce, and some may be able to go: ask each, by priority."""
+        for place in [place for turns in self._classes.values() for place in turns.all()]:
+            self._settled(place)
+
     def spent(self, waiter: Waiter, input: int, output: int) -> None:
         """The call has ended, and really took so many tokens: they are charged instead of the estimates.
 

@@ -135,10 +135,12 @@ class Route:
         spent: Callable[[], Spent],
         most: int,
         *,
+        tries: int | None = None,
         wait: bool = True,
         lenient: bool = True,
     ) -> AsyncGenerator[Placement, None]:
-        """Placements to try in turn, at most `most` of them, each only when the one before has failed.
+        """Placements to try in turn, at most `most` of them, each only when the one before has failed; until
+        an answer has begun at most `tries`, and never more than the route's `attempts`.
 
         Each is at another target; if `lenient` and there is nothing better, also at one that seems to be down. After
         one that `resumes` all are of its tier, at targets that can go on with its answer, and waiting is allowed.
@@ -153,9 +155,8 @@ class Route:
         settled = False
         try:
             with self._budget.call():
-                while len(tried) < (min(most, self.attempts) if begun is None else most) and (
-                    moves or self._budget.allows()
-                ):
+                first = min(most if tries is None else tries, self.attempts)
+                while len(tried) < (first if begun is None else most) and (moves or self._budget.allows()):
                     with self._budget.attempt(again=not moves):
                         attempt = partial(self._attempt, prompt, tried, lenient, begun)
                         placement = await self._place(

@@ -50,20 +50,27 @@ class Way:
 
     def placements(self) -> AsyncGenerator[Placement, None]:
         """Placements to try in turn, as `Routes.placements` says."""
-        return self._once(MOST_ATTEMPTS) if self._route.hold is None else self._patiently(self._route.hold)
+        return self._once() if self._route.hold is None else self._patiently(self._route.hold)
 
-    async def _once(self, most: int) -> AsyncGenerator[Placement, None]:
-        """At most so many placements, each at another target."""
+    async def _once(self, tries: int = MOST_ATTEMPTS, most: int = MOST_ATTEMPTS) -> AsyncGenerator[Placement, None]:
+        """At most `most` placements, `tries` until an answer has begun, each at another target."""
         # Nobody waits for one route, or tries what seems to be down there, while another can take the call. After
         # that the call waits for the first that is only full, and if none is, takes what there is.
         alone = len(self._chain) == 1
         turns = deque((each, alone, alone) for each in self._chain)
         tried, refused, full, ours, resumes = 0, None, None, None, False
-        while turns and tried < most and not resumes:  # another route has other models
+        while turns and tried < tries and not resumes:  # another route has other models
             each, wait, lenient = turns.popleft()
             try:
                 attempts = each.placements(
-                    self._call, self._read(each), self._key, self._spent, most - tried, wait=wait, lenient=lenient
+                    self._call,
+                    self._read(each),
+                    self._key,
+                    self._spent,
+                    most - tried,
+                    tries=tries - tried,
+                    wait=wait,
+                    lenient=lenient,
                 )
                 async with aclosing(attempts) as placements:
                     async for placement in placements:
@@ -90,10 +97,10 @@ class Way:
 
     async def _patiently(self, hold: float) -> AsyncGenerator[Placement, None]:
         """As `_once`; while no target is there, the call is held for so many seconds in all, and tried again."""
-        most, refused = MOST_ATTEMPTS, None
+        tries, most, refused = MOST_ATTEMPTS, MOST_ATTEMPTS, None
         while True:
             try:
-                async with aclosing(self._once(most)) as placements:
+                async with aclosing(self._once(tries, most)) as placements:
                     async for placement in placements:
                         yield placement
                         self._worked += not placement.unreached
@@ -101,14 +108,15 @@ class Way:
                 refused = None
             except NoTarget as error:
                 refused = error
-            if not await self._held(hold, refused is not None):
+            if not await self._could_wait(hold, refused is not None):
                 break
-            most = min(MOST_ATTEMPTS, self._route.attempts) - self._worked
+            tries = min(MOST_ATTEMPTS, self._route.attempts) - self._worked
+            most = MOST_ATTEMPTS - self._worked
         if refused is not None:
             raise refused
 
-    async def _held(self, hold: float, refused: bool) -> bool:
-        """Whether the call can be tried again, now that something is up; `refused`: there was no target to try."""
+    async def _could_wait(self, hold: float, refused: bool) -> bool:
+        """Whether the call can be tried again, after it was held if that could help; `refused`: there was no target."""
         if not self._lost or self._made >= MOST_IN_ALL or self._worked >= min(MOST_ATTEMPTS, self._route.attempts):
             return False
         prompt, began = self._read(self._route), self._clock()

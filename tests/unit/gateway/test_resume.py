@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.api import DONE, Call, Chunk, Endpoint, Target, Usage
+from backends.api import DONE, Call, Chunk, Endpoint, RequestRefused, Target, Usage
 from backends.body import Body
 from backends.llamacpp import LlamaCpp
 from backends.sse import data
 from backends.tgi import TGI
 from backends.vllm import VLLM
+from gateway.core.errors import BadReply
 from gateway.forward import Reading
 from gateway.resume import Transcript
 
@@ -278,3 +279,35 @@ def test_a_very_long_answer_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("gateway.resume.MOST_TEXT", 10)
     transcript, _ = broken(call(), "So long an answer")
     assert transcript.obstacle() == "length"
+
+
+def test_blanks_are_taken_off_once_for_a_seam() -> None:
+    """The next target may be gone, too, before it says a word; and one that only says the blanks again."""
+    asked = call(max_tokens=9)
+    transcript, _ = broken(asked, "one", "\n")
+    for _ in range(2):
+        assert json.loads(transcript.rest(VLLM(), started=True).body.raw)["max_tokens"] == 8
+    passed(transcript, asked, role(2), said(2, "\n"))
+    assert json.loads(transcript.rest(VLLM(), started=True).body.raw)["max_tokens"] == 8
+
+
+def test_an_event_that_cannot_be_joined_is_a_bad_reply() -> None:
+    transcript, _ = broken(call(), "one")
+    transcript.rest(VLLM(), started=True)
+    with pytest.raises(BadReply):
+        transcript.take(Chunk(b'data: {"choices":[{"delta":{"content":5}}]}\n\n', 1))
+
+
+def test_an_odd_event_of_the_first_part_passes_and_bars_the_way() -> None:
+    transcript, odd = Transcript(call()), Chunk(b'data: {"choices":[{"delta":{"content":5}}]}\n\n', 1)
+    assert transcript.take(odd) is odd and transcript.obstacle() == "odd"
+
+
+def test_an_adapter_that_cannot_ask_for_the_rest() -> None:
+    class Unable(VLLM):
+        def resume(self, call: Call, said: str) -> Call:
+            raise RequestRefused("no")
+
+    transcript, _ = broken(call(), "one")
+    with pytest.raises(BadReply):
+        transcript.rest(Unable(), started=True)

@@ -95,3 +95,13 @@ async def test_deadlines_may_be_nested_in_a_timeout() -> None:
                 await asyncio.sleep(10)
     async with asyncio.timeout(5):
         await took(0.05, 5.0)
+
+
+async def test_a_piece_that_comes_too_late_to_matter() -> None:
+    """The limit has passed, and the cancellation has not arrived yet."""
+    with pytest.raises(TimeoutError), Deadline(0.01, 0.01) as deadline:
+        time.sleep(0.05)
+        asyncio.get_running_loop().call_later(0, deadline.pause)
+        deadline._look()
+        deadline.next_piece(alive=False)
+        await asyncio.sleep(1)

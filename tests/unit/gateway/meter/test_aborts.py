@@ -172,7 +172,7 @@ def test_the_waste_of_a_failure_and_of_a_leave_are_told_apart(bench: Bench) -> N
 def carried(record: Record) -> None:
     """The attempt broke off, and its text is to go on elsewhere."""
     record.failed(UpstreamFailed(""))
-    record.resumes("")
+    record.broke_off("")
     record.attempted()
 
 

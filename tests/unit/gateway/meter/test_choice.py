@@ -82,7 +82,7 @@ def test_waiting_in_the_queue_is_nobodys_overhead(bench: Bench) -> None:
         record.attempt("b", WARM)
         record.attempted()
     line = bench.line
-    assert (line["queue_s"], line["overhead_s"], line["duration_s"]) == (2.0, 0.5, 3.5)
+    assert (line["queue_s"], line["overhead_s"], line["duration_s"]) == (2.25, 0.25, 3.5)
     assert bench.value("queue_wait_seconds_count", route="r") == 1
     assert bench.value("queue_wait_seconds_sum", route="r") == 2.0
 
@@ -151,7 +151,7 @@ def test_a_shadow_is_compared_with_all_parts_of_an_answer_that_went_on_elsewhere
         record.sent()
         bench.clock.advance(3.0)
         record.failed(UpstreamFailed(""))
-        record.resumes("")
+        record.broke_off("")
         record.attempted()
         record.attempt("b", WARM)
         bench.clock.advance(1.0)

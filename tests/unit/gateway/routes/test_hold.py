@@ -11,6 +11,8 @@ from unit.gateway.routes.building import World, call, eject, key, one, table, ta
 
 from gateway.core.errors import Disconnected, NoTarget, Unreachable, UpstreamBusy, UpstreamError, UpstreamFailed
 from gateway.routes import Placement
+from gateway.routes.hold import Hold
+from gateway.routes.queue import Queue, Waiter
 
 SHUT = UpstreamBusy("status 503")
 SHUT.broken = True
@@ -249,7 +251,7 @@ async def test_priority_and_tenants_decide_who_goes_first() -> None:
     await held(of, 4)
     up(of, "a")
     await asyncio.gather(*waiting)
-    assert order == ["h", "n1", "n3", "n2"]
+    assert order == ["h", "n1", "n2", "n3"], "a tenant's go in turn; between tenants nothing is scarce"
     of.idle()
 
 
@@ -379,3 +381,51 @@ async def test_a_hold_is_explained() -> None:
     prompt = of.routes.read(of.route, call(), {}, key(), 10)
     (shown,) = of.routes.explain(of.route, prompt)
     assert (shown.refused, shown.picked) == ("down", False)
+
+
+class _Resuming:
+    def resume(self, call: Any, said: str) -> Any:
+        return call
+
+
+@virtual
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_a_call_that_was_held_has_all_its_resumes(attempts: int) -> None:
+    table = one("a", "b", "c", hold="30s", retry={"attempts": attempts})
+    of, tried = World(table, adapters=lambda _: _Resuming()), list[str]()
+
+    async def told() -> None:
+        placements, placement = await of.first(call(id="c"))
+        while placement is not None:
+            tried.append(placement.target.name)
+            placement.failed(Disconnected(""))
+            placement.resume()
+            placement.end()
+            placement = await anext(placements, None)
+        await placements.aclose()
+
+    down(of, "a", "b", "c")
+    waiting = asyncio.ensure_future(told())
+    await held(of, 1)
+    up(of, "a", "b", "c")
+    await waiting
+    assert sorted(tried) == ["a", "b", "c"]
+
+
+@virtual
+async def test_held_calls_do_not_wait_for_each_other() -> None:
+    """Many that what is up cannot take stand before one that it can."""
+    clock = asyncio.get_running_loop().time
+    hold = Hold("r", Queue(calls=100, size=1 << 20, clock=clock), clock)
+    ready: list[str] = []
+
+    async def wait(name: str, tenant: str, seconds: float) -> None:
+        await hold.wait(Waiter("normal", tenant, 10, 10), lambda: name in ready, seconds)
+
+    large = [asyncio.ensure_future(wait("large", tenant, 5)) for tenant in ("t", "u") for _ in range(20)]
+    small = [asyncio.ensure_future(wait("small", tenant, 5)) for tenant in ("t", "u", "v")]
+    await asyncio.sleep(0.1)
+    ready.append("small")
+    await asyncio.wait_for(asyncio.gather(*small), 1)
+    ready.append("large")
+    await asyncio.gather(*large)
