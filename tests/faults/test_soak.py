@@ -27,5 +27,5 @@ def test_soak(report: Report) -> None:
         f"{len(violated)}",
         f"{told['calls']} calls",
     )
-    assert not violated, (violated, told["wrong"][:5])
+    assert not violated, (violated, told["wrong"][-5:])
     assert done.returncode == 0

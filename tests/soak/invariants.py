@@ -21,8 +21,8 @@ MORE_DESCRIPTORS = 4
 """A process may have so many more than at the beginning: connections to Redis are made anew after an outage, and the
 files of metrics are opened when the first value of their kind is told."""
 MIB_A_1000_CALLS = 1.0
-"""The bound of the memory slope: one KiB left behind by each call would be that much. Without chaos it is below 0.1 once
-caches, metrics and pools are filled, which takes some thousand calls; outages and new tables add their own."""
+"""The bound of the memory slope: one KiB left behind by each call would be that much. Without chaos it is about 0.1
+once caches, metrics and pools are filled, which takes some thousand calls; outages and new tables add their own."""
 ENOUGH_CALLS = 3000
 """Calls of a process below which its slope is the start's own growth and is shown, not judged."""
 REVOKED_SECONDS = 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -63,7 +64,10 @@ def scrape(place: Place) -> tuple[list[Samples], int]:
     found = []
     for gateway in place.fleet.gateways:
         with suppress(OSError):
-            found.append(samples(gateway))
+            told = samples(gateway)
+            found.append(
+                {key: value for key, value in told.items() if not math.isnan(value)}
+            )  # what is no longer there
     return found, len(place.fleet.gateways) - len(found)
 
 
