@@ -21,7 +21,7 @@ demo: $(VENV)/.demo ## a model, a gateway and one streamed answer (ARGS=--once: 
 
 test: $(VENV)/.dev ## the whole suite, with a real Redis and the embedded model (ARGS: options for pytest)
 	@$(BIN)/python tests/tgi/oracles.py
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy, import-linter, the documentation checks
 	$(BIN)/ruff check .
