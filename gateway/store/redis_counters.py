@@ -150,10 +150,13 @@ class RedisCounters:
 
     def connected(self) -> None:
         """Send what could not be sent, or may not have arrived."""
+        self._settle_again()
+        self._back.set()  # leases of calls that were let in meanwhile are not known there yet
+
+    def _settle_again(self) -> None:
         waiting, self._unsettled = self._unsettled, {}
         for keys, arguments in waiting.values():
             self._send_settlement(keys, arguments)
-        self._back.set()  # leases of calls that were let in meanwhile are not known there yet
 
     async def renew(self) -> None:
         """Keep the leases and reservations of living calls alive; those of a gateway that died expire."""
@@ -163,6 +166,8 @@ class RedisCounters:
                     await self._back.wait()
             self._back.clear()
             self._forget_gates()
+            if not self._pipe.down:  # what failed just before Redis was back, or was refused by it
+                self._settle_again()
             if self._held:
                 with suppress(StoreDown):
                     await self._renew_held()
