@@ -175,7 +175,7 @@ def test_a_client_need_not_wait_for_redis_to_leave(
         with wire(gateway, request(chat("good"), issued.secret)) as opened:
             eventually(lambda: "trunkline_in_flight 1.0" in gateway.metrics() or None, "it waits for its admission")
             opened.leave()
-            eventually(lambda: "trunkline_in_flight 0.0" in gateway.metrics() or None, "it has ended", 1)
+            eventually(lambda: "trunkline_in_flight 0.0" in gateway.metrics() or None, "it has ended", 3)
         counted(queue=1)
         if spoiled == "late":
             eventually(lambda: held(gateway, own_redis)["slots"] or None, "the slot was granted")

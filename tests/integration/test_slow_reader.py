@@ -208,6 +208,7 @@ def test_a_large_whole_answer_holds_its_slot_until_it_has_been_read(patient: Gat
     assert ask(patient, chat("brisk"), key).status == 429
     wire.read_until(b'"total_tokens"')
     assert ask(patient, chat("brisk"), key).status == 200
+    wire.leave()
 
 
 def test_a_target_is_not_blamed_for_its_slow_readers(patient: GatewayProcess, slow: Target) -> None:
