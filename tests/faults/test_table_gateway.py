@@ -136,7 +136,7 @@ async def test_31_nobody_off_the_list_is_spoken_to(report: Report) -> None:
             for name, raw in tries.items():
                 opened = Wire(gateway.port)
                 await asyncio.to_thread(opened.send, raw)
-                seen = await asyncio.to_thread(opened.all_that_comes, 0.3)
+                seen = await asyncio.to_thread(opened.all_that_comes, 1.0)
                 opened.leave()
                 assert seen, name
         assert canary.backend.accepted == 0
