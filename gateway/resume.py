@@ -138,6 +138,8 @@ class Transcript:
 
     def take(self, chunk: Chunk) -> Chunk:
         """What of the chunk goes to the client. Raises `BadReply` for a later part's event that cannot be joined."""
+        if self._barrier and not self._joining:
+            return chunk
         if not self._joining:
             try:
                 for event in _events(chunk.data):

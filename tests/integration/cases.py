@@ -6,6 +6,9 @@ from typing import Final
 
 from harness.upstream import Act, Script, head, stream, whole
 
+SECRET: Final = 'sk-canary/with"odd\\signs'
+"""A credential for a target, with signs that JSON escapes."""
+
 FAILURES: Final[dict[str, tuple[Script, int, str]]] = {
     "500": (whole({"error": {"message": "secret-of-upstream"}}, 500), 502, "upstream_failed"),
     "502": (whole(b"<html>secret-of-upstream</html>", 502, "text/html"), 502, "upstream_failed"),

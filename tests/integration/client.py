@@ -49,6 +49,11 @@ class Reply:
         """The data of each event of a stream."""
         return [event[6:] for event in self.body.split(b"\n\n") if event.startswith(b"data: ")]
 
+    @property
+    def told(self) -> str:
+        """All that its client was told."""
+        return repr(self.headers) + self.body.decode("utf-8", "replace")
+
     def __repr__(self) -> str:
         return f"Reply({self.status}, {self.headers}, {self.body[:500]!r})"
 

@@ -12,7 +12,7 @@ import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.redis_server import RedisServer, free_port
 from harness.upstream import Target, Upstream, scripted_upstream
-from integration.cases import FAILURES
+from integration.cases import FAILURES, SECRET
 from integration.client import eventually, get
 
 UPSTREAM_KEY = "canary-upstream-credential"
@@ -105,6 +105,26 @@ def fleet(upstream: Upstream, redis: RedisServer) -> Iterator[list[GatewayProces
         for each in pair:
             stack.push(each)
         yield started
+
+
+@pytest.fixture(scope="session")
+def guarded(upstream: Upstream) -> Iterator[GatewayProcess]:
+    """Its target gets a credential with signs that JSON escapes."""
+    spec = {"name": "guarded", "backend": "vllm", "url": upstream.target("guarded").url, "api_key": "${GUARDED}"}
+    route = {"targets": [spec], "retry": {"attempts": 1}}
+    with gateway_process(json.dumps({"routes": {"m": route}}), env={"GUARDED": SECRET}) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def guarded_key(guarded: GatewayProcess) -> str:
+    return guarded.issue().secret
+
+
+@pytest.fixture
+def guarded_target(upstream: Upstream) -> Target:
+    """The target of `guarded`, as new."""
+    return _renewed(upstream, "guarded")
 
 
 @pytest.fixture(scope="session")
