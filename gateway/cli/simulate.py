@@ -26,7 +26,7 @@ from gateway.simulate.overload import overloaded
 REPLICAS: Final = 8
 """Without a table."""
 OVERLOADED: Final = "More comes than the targets can read: give more --replicas or a smaller --load."
-COLUMNS: Final = ("policy", "TTFT mean, s", "p50, s", "p95, s", "p99, s", "hit ratio", "imbalance")
+COLUMNS: Final = ("policy", "TTFT mean, s", "p50, s", "p95, s", "p99, s", "hit ratio", "imbalance", "queued")
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -48,7 +48,14 @@ class Scene(msgspec.Struct, frozen=True):
     type=click.FloatRange(1),
     default=workloads.SECONDS,
     show_default=True,
-    help="How long a built-in workload lasts; its first quarter fills caches and is not counted.",
+    help="How long a built-in workload lasts.",
+)
+@click.option(
+    "--skip",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="The part of the time that is not counted; 0: figures are those of a cold start.",
 )
 @click.option(
     "--load",
@@ -90,7 +97,7 @@ class Scene(msgspec.Struct, frozen=True):
     "--policies",
     default=",".join(study.POLICIES),
     show_default=True,
-    help="Installed policies, or `oracle`, which knows what is in all caches.",
+    help="Installed policies, `oracle`, which knows what is in all caches, and `cache_aware`, as in sglang's router.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of all chance: the same seed, the same figures.")
 @click.option(
@@ -104,9 +111,9 @@ def simulate(**options: Any) -> None:
     """Compare routing policies on simulated targets: those of a route of the table ROUTING, or as many as --replicas.
 
     Calls come from a trace (--trace) or a built-in workload (--workload, default: mixture). Real policies route them
-    over targets that read prompts one after another and remember prefixes. TTFT is the time to the first token, in
-    seconds; hit ratio the part of all prompt tokens that was cached; imbalance the calls at the busiest target over
-    the mean. Expect the order of policies to hold on real engines, not the seconds.
+    over engines that batch calls, read prompts in chunks and remember prefixes, as vLLM does. TTFT is the time to the
+    first token, in seconds; hit ratio the part of all prompt tokens that was cached; imbalance the calls at the
+    busiest target over the mean; queued counts calls that waited in a gateway.
     """
     if options["workload"] == "list":
         rows(("workload", "calls/s", ""), [(each.name, each.rate, each.about) for each in workloads.WORKLOADS], "")
@@ -133,7 +140,7 @@ def simulate(**options: Any) -> None:
 def _policies(text: str) -> list[str]:
     policies = [name for part in text.split(",") if (name := part.strip())]
     if not policies or study.unknown(policies):
-        allowed = ", ".join([*registry.installed(), study.ORACLE])
+        allowed = ", ".join([*registry.installed(), study.ORACLE, study.CACHE_AWARE])
         wrong = ", ".join(map(repr, study.unknown(policies))) or "nothing"
         raise click.BadParameter(f"{wrong}: expected one or more of {allowed}", param_hint="--policies")
     return list(dict.fromkeys(policies))
@@ -151,6 +158,7 @@ def _fleet(options: dict[str, Any]) -> study.Fleet:
         options["gateways"],
         options["share_ms"] / 1000,
         options["rate"],
+        options["skip"],
     )
 
 
@@ -214,6 +222,7 @@ def _about(fleet: study.Fleet, options: dict[str, Any]) -> dict[str, Any]:
         "share_ms": options["share_ms"],
         "kv_tokens": max(member.kv_tokens for member in fleet.members),
         "rate": fleet.rate,
+        "skip": fleet.skip,
         "load": options["load"],
         "seed": options["seed"],
     }
@@ -239,6 +248,7 @@ def _row(outcome: study.Outcome) -> tuple[str, ...]:
         *(f"{seconds:.3f}" if seconds < 10 else f"{seconds:.1f}" for seconds in times),
         f"{outcome.hit_ratio:.2f}",
         f"{outcome.imbalance:.2f}",
+        str(outcome.queued),
     )
 
 

@@ -10,6 +10,8 @@ from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.routes.hold import Hold
 from gateway.routes.load import Load
 from gateway.routes.placement import Placement
+from gateway.routes.policies import registry
+from gateway.routes.policies.registry import Factory
 from gateway.routes.queue import Queue
 from gateway.routes.route import Route
 from gateway.routes.routing import Routes
@@ -33,14 +35,16 @@ class Builder:
         clock: Callable[[], float],
         *,
         seed: int = 0,
+        policies: Callable[[str], Factory] = registry.load,
         queued: Callable[[str, int, int], None] = lambda route, calls, size: None,
         held: Callable[[str, int], None] = lambda route, calls: None,
         hold_ended: Callable[[str, str, float], None] = lambda route, outcome, seconds: None,
     ) -> None:
-        """`urls` has those of launched targets; `queued` is told of a route's waiting calls and their bytes, `held` of
-        its held calls, `hold_ended` of how and after how many seconds each was held no longer."""
+        """`urls` has those of launched targets; `policies` finds what makes a policy by its name. `queued` is told of a
+        route's waiting calls and their bytes, `held` of its held calls, `hold_ended` of how and after how many seconds
+        each was held no longer."""
         self._urls, self._adapters, self._breaker, self._slots = urls, adapters, breaker, slots
-        self._clock, self._seed, self._queued = clock, seed, queued
+        self._clock, self._seed, self._policies, self._queued = clock, seed, policies, queued
         self._held, self._hold_ended = held, hold_ended
 
     def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
@@ -66,7 +70,8 @@ class Builder:
         specs: list[list[TargetSpec]] = [list(spec.targets)]
         specs += [[each for each in spec.fallback if each.tier == tier] for tier in numbers]
         tiers = [
-            Tier([self._target(each, spec, loads, before) for each in tier], spec.policy, self._seed) for tier in specs
+            Tier([self._target(each, spec, loads, before) for each in tier], spec.policy, self._seed, self._policies)
+            for tier in specs
         ]
         old = None if before is None else before.get(name)
         return Route(

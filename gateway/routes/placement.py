@@ -111,6 +111,11 @@ class Placement:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._share.first_token)
 
     @property
+    def prompt_tokens(self) -> int:
+        """Of the whole prompt, estimated."""
+        return self._prompt.tokens
+
+    @property
     def choice(self) -> Choice:
         """How the target was picked, for the record."""
         return Choice(self._tier.policy_name, self.score.reason, self.fallback, self.waited)

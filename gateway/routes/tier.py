@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from msgspec import Struct
 
 from gateway.routes.filters import BUSY, NOTHING, Filter, refusal
 from gateway.routes.load import RATE
+from gateway.routes.policies import registry
 from gateway.routes.policies.api import Inherits, Learns, Policy, Prompt, Remembers, Score, Tells
-from gateway.routes.policies.registry import load as load_policy
+from gateway.routes.policies.registry import Factory
 from gateway.routes.target import UNBOUNDED, Target
 
 
@@ -26,10 +27,16 @@ class Outlook(Struct, frozen=True):
 class Tier:
     """One policy object for one list of targets."""
 
-    def __init__(self, targets: Sequence[Target], policy: str, seed: int = 0) -> None:
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        policy: str,
+        seed: int = 0,
+        policies: Callable[[str], Factory] = registry.load,
+    ) -> None:
         self.targets, self.policy_name = tuple(targets), policy
         self.names = [target.name for target in targets]
-        self.policy: Policy = load_policy(policy)(self.names, seed)
+        self.policy: Policy = policies(policy)(self.names, seed)
         # Asking a protocol whether an object has it costs more than a choice.
         self._memory = self.policy if isinstance(self.policy, Remembers) and len(self.targets) > 1 else None
         self._learner = self.policy if isinstance(self.policy, Learns) else None

@@ -1,6 +1,6 @@
-"""The routing simulator: real policies over simulated targets, to choose a policy and a fleet before buying it.
+"""The routing simulator: real routes over timed engines in virtual time, to choose a policy and a fleet in advance.
 
-A discrete event simulation. Gateways take calls at random; each has the policy, the load counts and the exchange that
-the real one has. Targets are simple: each reads prompts one after another, remembers prefixes, and writes answers at
-a steady pace without limit. Ranks of policies carry over to real engines better than seconds do.
+Gateways take calls at random; each has the routes, queue, policy and exchange that the real one has. Engines batch
+calls, read prompts in chunks, remember prefixes while there is room and let calls wait, as `gateway.faults.engine`
+describes.
 """

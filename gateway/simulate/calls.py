@@ -5,28 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+from gateway.faults.engine import Segment
 from gateway.routes.policies.api import Prompt
 
-Segment = tuple[int, int]
-"""A piece of prompts and its tokens. Equal ids mean equal text after equal text: a prefix is a run of equal ids."""
+
+class Asked(Prompt, frozen=True):
+    """A prompt whose text is known: policies that see into caches need it."""
+
+    segments: tuple[Segment, ...] = ()
 
 
 class Call:
     """One call, the same for every policy: nothing that happens to it is written here."""
 
-    __slots__ = ("after", "answer", "draw", "next", "prompt", "segments")
+    __slots__ = ("after", "answer", "draw", "next", "prompt")
 
-    def __init__(self, after: float, prompt: Prompt, segments: tuple[Segment, ...], answer: int, draw: float) -> None:
+    def __init__(self, after: float, prompt: Asked, answer: int, draw: float) -> None:
         self.after = after
         """Seconds since the beginning, or since the end of the call that it follows."""
         self.prompt = prompt
-        self.segments = segments
         self.answer = answer
         """Tokens of the answer."""
         self.draw = draw
         """Between 0 and 1: which gateway the call comes to."""
         self.next: tuple[Call, ...] = ()
         """What follows when it has been answered."""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The prompt's text."""
+        return self.prompt.segments
 
 
 Make = Callable[[Random, float, float], list[Call]]

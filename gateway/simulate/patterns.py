@@ -7,8 +7,10 @@ from itertools import accumulate
 from random import Random
 from typing import Final
 
-from gateway.routes.policies.api import Prompt
-from gateway.simulate.calls import Call, Make, Segment, key
+from msgspec import structs
+
+from gateway.faults.engine import Segment
+from gateway.simulate.calls import Asked, Call, Make, key
 
 ANSWER: Final = 128
 """Tokens of every answer; the next call of the conversation has it in its prompt."""
@@ -33,31 +35,33 @@ def about(rng: Random, tokens: int) -> int:
     return rng.randint(tokens // 2, tokens * 3 // 2)
 
 
-def opening(rng: Random, after: float, system: Segment | None, question: int) -> Call:
+def opening(rng: Random, after: float, system: Segment | None, question: int, answer: int = ANSWER) -> Call:
     """The first call of a conversation: a system prompt that others may share, and a question of its own."""
     conversation = key(rng)
     segments = (*([system] if system else []), (key(rng), question))
     group, prefix = system if system and system[1] >= LEAST_GROUP else (None, 0)
     tokens = sum(size for _, size in segments)
-    prompt = Prompt(tokens, conversation, group, prefix, session=conversation)
-    return Call(after, prompt, segments, ANSWER, rng.random())
+    prompt = Asked(tokens, conversation, group, prefix, session=conversation, segments=segments)
+    return Call(after, prompt, answer, rng.random())
 
 
 def following(rng: Random, call: Call, after: float, tokens: int) -> Call:
     """A later call of the same conversation: all that `call` held, then its answer and `tokens` more, to be read."""
     earlier, tokens = call.prompt, tokens + call.answer
-    prompt = Prompt(earlier.tokens + tokens, earlier.conversation, earlier.group, earlier.prefix, True, earlier.session)
-    return Call(after, prompt, (*call.segments, (key(rng), tokens)), ANSWER, rng.random())
+    prompt = structs.replace(
+        earlier, tokens=earlier.tokens + tokens, follow_up=True, segments=(*call.segments, (key(rng), tokens))
+    )
+    return Call(after, prompt, call.answer, rng.random())
 
 
-def grouped(groups: int, system: int, zipf: bool = False) -> Make:
+def grouped(groups: int, system: int, zipf: bool = False, *, question: int = QUESTION, answer: int = ANSWER) -> Make:
     """Calls that share one of so many system prompts of so many tokens: equally often, or as 1, 1/2, 1/3, ..."""
     shares = list(accumulate(1 / rank if zipf else 1.0 for rank in range(1, groups + 1)))
 
     def make(rng: Random, rate: float, seconds: float) -> list[Call]:
         prompts = [(key(rng), system) for _ in range(groups)]
         return [
-            opening(rng, time, rng.choices(prompts, cum_weights=shares)[0], about(rng, QUESTION))
+            opening(rng, time, rng.choices(prompts, cum_weights=shares)[0], about(rng, question), answer)
             for time in arrivals(rng, rate, seconds)
         ]
 
@@ -69,17 +73,17 @@ def one_prefix(rng: Random, rate: float, seconds: float) -> list[Call]:
     return grouped(1, 2500)(rng, rate, seconds)
 
 
-def chats(turns: int, turn: int, system: int, groups: int = 1) -> Make:
+def chats(turns: int, turn: int, system: int, groups: int = 1, *, pause: float = PAUSE, answer: int = ANSWER) -> Make:
     """Conversations of so many calls, each with about `turn` tokens more, on one of so many system prompts."""
 
     def make(rng: Random, rate: float, seconds: float) -> list[Call]:
         prompts = [(key(rng), system) for _ in range(groups)]
         first = []
         for time in arrivals(rng, rate / turns, seconds):
-            call = opening(rng, time, rng.choice(prompts), about(rng, turn))
+            call = opening(rng, time, rng.choice(prompts), about(rng, turn), answer)
             first.append(call)
             for _ in range(turns - 1):
-                later = following(rng, call, rng.expovariate(1 / PAUSE), about(rng, turn))
+                later = following(rng, call, rng.expovariate(1 / pause), about(rng, turn))
                 call.next = (later,)
                 call = later
         return first

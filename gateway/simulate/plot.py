@@ -38,7 +38,7 @@ def draw(runs: Sequence[Run], title: str, path: Path) -> None:
         for run in runs:
             outcome = run.outcome
             name = f"{outcome.policy} (mean {outcome.ttft_mean:.3g} s, hit {outcome.hit_ratio:.0%})"
-            axes.plot(*_curve(run.ttft), label=name)
+            axes.plot(*_curve(sorted(seconds for _, seconds in run.ttft)), label=name)
         axes.set(xscale="log", ylim=(0, 1), xlabel="time to first token, seconds", ylabel="part of the calls")
         axes.set_title(title.replace(": ", "\n", 1), fontsize="small")
         axes.grid(alpha=0.3)

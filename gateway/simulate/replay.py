@@ -1,34 +1,22 @@
-"""The simulation itself: events in the order of time, from the first call to the end of the last."""
+"""The simulation itself: calls come, are routed by real routes and answered by timed engines, in virtual time."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
-from heapq import heapify, heappop, heappush
-from typing import Any, Final
+from contextlib import aclosing
 
-from gateway.routes.load import Share
-from gateway.routes.policies.api import Score
+from backends.api import Usage
+from gateway.core.errors import QueueFull, QueueTimeout
+from gateway.core.types import Spent
+from gateway.faults.engine import TimedEngine, Work
+from gateway.routes import Placement
 from gateway.simulate.calls import Call
-from gateway.simulate.oracle import Truth
-from gateway.simulate.replica import Replica
-from gateway.simulate.side import Side
+from gateway.simulate.gateways import SimulatedGateway
 
-SECONDS_PER_TOKEN: Final = 0.02
-"""How fast answers are written."""
-WARM_UP: Final = 0.25
-"""Of the time; calls that come earlier fill caches and are not measured."""
-
-Event = tuple[float, int, Callable[[float, Any], None], Any]
-
-
-class Placed:
-    """A call under way."""
-
-    __slots__ = ("cached", "call", "replica", "score", "share", "side")
-
-    def __init__(self, call: Call, side: Side, replica: Replica, score: Score, share: Share, cached: int) -> None:
-        self.call, self.side, self.replica = call, side, replica
-        self.score, self.share, self.cached = score, share, cached
+PATIENCE_SECONDS = 60.0
+"""How long after the end answers are waited for; those that have not begun count with the time they had."""
 
 
 class Replay:
@@ -37,81 +25,119 @@ class Replay:
     def __init__(
         self,
         calls: Sequence[Call],
-        replicas: Sequence[Replica],
-        sides: Sequence[Side],
+        engines: Sequence[TimedEngine],
+        weights: Sequence[float],
+        gateways: Sequence[SimulatedGateway],
         share_seconds: float,
         end: float,
-        truth: Truth,
+        skip: float,
+        watch: Callable[[int], None] | None = None,
     ) -> None:
-        """`share_seconds` is the time between exchanges, 0 for none; calls that come after `end` are dropped."""
-        self.ttft: list[float] = []
-        """Seconds to the first token of each measured call."""
-        self.prompt_tokens = self.cached_tokens = 0
-        """Of measured calls."""
+        """`share_seconds` is the time between exchanges, 0 for none. Calls that come before `skip` are not measured,
+        those after `end` are dropped. `watch` is told now and then how many have come."""
+        self.ttft: list[tuple[float, float]] = []
+        """When each measured call came, and the seconds to its first token."""
+        self.tokens = [0] * len(engines)
+        """Prompt tokens of measured calls at each engine."""
+        self.cached: list[tuple[float, int, int]] = []
+        """Of each measured call when it came, its prompt tokens, and those of them that were cached."""
         self.busiest = self.busy = 0.0
-        """Sums, over measured calls, of the calls that the busiest target had for its weight, and of the mean."""
+        """Sums, over measured calls, of the calls that the busiest engine had for its weight, and of the mean."""
+        self.reasons: Counter[str] = Counter()
+        self.queued = self.refused = self.unfinished = 0
+        """Measured calls that waited in a gateway's queue, that were refused there, and that had no first token."""
         self.arrived = 0
-        self._replicas, self._sides, self._share, self._end, self._truth = replicas, sides, share_seconds, end, truth
-        self._measured_from = end * WARM_UP
-        self._weight = sum(replica.weight for replica in replicas)
-        self._heap: list[Event] = [(call.after, number, self._arrives, call) for number, call in enumerate(calls)]
-        self._events = len(self._heap)
-        if share_seconds and len(sides) > 1:
-            for number, side in enumerate(sides):
-                phase = share_seconds * (number + 1) / len(sides)
-                self._heap.append((phase, self._events + number, self._exchanges, side))
-            self._events += len(sides)
-        heapify(self._heap)
+        self._calls, self._engines, self._weights, self._gateways = calls, engines, weights, gateways
+        self._share, self._end, self._skip, self._watch = share_seconds, end, skip, watch
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
 
-    def run(self, watch: Callable[[int], None] | None = None, each: int = 500) -> None:
-        """Run to the end; `watch` is told the number of calls that have arrived, after every `each`."""
-        heap, told = self._heap, 0
-        while heap:
-            now, _, happens, subject = heappop(heap)
-            happens(now, subject)
-            if watch is not None and self.arrived >= told + each:
-                told = self.arrived
-                watch(told)
+    async def run(self) -> None:
+        """Run to the end."""
+        if self._share and len(self._gateways) > 1:
+            talk = [asyncio.create_task(each.exchanges(self._share)) for each in self._gateways]
+        else:
+            talk = []
+        for each in self._gateways:
+            each.watch()
+        for call in sorted(self._calls, key=lambda call: call.after):
+            if call.after > self._end:
+                break
+            await asyncio.sleep(call.after - self._loop.time())
+            self._comes(call)
+        await asyncio.sleep(max(0.0, self._end - self._loop.time()))
+        last = self._loop.time() + PATIENCE_SECONDS
+        while self._tasks and (left := last - self._loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+        for task in (*talk, *self._tasks):
+            task.cancel()
+        await asyncio.gather(*talk, *self._tasks, return_exceptions=True)
+        for each in self._gateways:
+            await each.close()
+        for engine in self._engines:
+            engine.close()
 
-    def _at(self, time: float, happens: Callable[[float, Any], None], subject: Any) -> None:
-        self._events += 1  # orders events of the same time
-        heappush(self._heap, (time, self._events, happens, subject))
-
-    def _arrives(self, now: float, call: Call) -> None:
-        if now > self._end:
+    def _comes(self, call: Call) -> None:
+        if self._loop.time() > self._end:
             return
         self.arrived += 1
-        self._truth.segments = call.segments
-        side = self._sides[int(call.draw * len(self._sides))]
-        prompt = call.prompt
-        score, share = side.place(prompt, now)
-        replica = self._replicas[score.index]
-        first, cached = replica.take(call.segments, prompt.tokens, now)
-        placed = Placed(call, side, replica, score, share, cached)
-        self._at(first, self._reads, placed)
-        if now >= self._measured_from:
-            self._measure(first - now, replica, prompt.tokens, cached)
+        if self._watch is not None and self.arrived % 500 == 0:
+            self._watch(self.arrived)
+        task = self._loop.create_task(self._serve(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _measure(self, ttft: float, replica: Replica, tokens: int, cached: int) -> None:
-        self.ttft.append(ttft)
-        self.prompt_tokens += tokens
-        self.cached_tokens += cached
-        replica.tokens += tokens
-        self.busiest += max([each.running / each.weight for each in self._replicas])
-        self.busy += sum([each.running for each in self._replicas]) / self._weight
-
-    def _reads(self, now: float, placed: Placed) -> None:
-        placed.share.first_token()
-        self._at(now + placed.call.answer * SECONDS_PER_TOKEN, self._ends, placed)
-
-    def _ends(self, now: float, placed: Placed) -> None:
-        call = placed.call
-        placed.side.end(call.prompt, placed.score, placed.share, placed.cached)
-        placed.replica.running -= 1
+    async def _serve(self, call: Call) -> None:
+        came, measured = self._loop.time(), self._loop.time() >= self._skip
+        gateway = self._gateways[int(call.draw * len(self._gateways))]
+        spent = Spent(call.prompt.tokens, 0, call.answer)
+        begun = False
+        try:
+            async with aclosing(gateway.placements(call.prompt, lambda: spent)) as placements:
+                async for placement in placements:
+                    work, first, last = self._work(call, placement)
+                    if measured:
+                        self._placed(placement)
+                    try:
+                        await first
+                        begun = True
+                        placement.first_token()
+                        if measured:
+                            self.ttft.append((came, self._loop.time() - came))
+                            self.cached.append((came, work.tokens, work.cached or 0))
+                        await last
+                    finally:
+                        if not work.ended:
+                            self._engines[placement.score.index].abort(work)
+                    placement.answered(Usage(work.tokens, work.answer, work.cached))
+                    break
+        except (QueueFull, QueueTimeout):
+            self.refused += measured
+        except asyncio.CancelledError:
+            if measured and not begun:
+                self.unfinished += 1
+                self.ttft.append((came, self._loop.time() - came))
+            raise
         for following in call.next:
-            self._at(now + following.after, self._arrives, following)
+            self._loop.call_later(following.after, self._comes, following)
 
-    def _exchanges(self, now: float, side: Side) -> None:
-        side.exchange(self._sides, now)
-        if now < self._end:  # later no call is placed
-            self._at(now + self._share, self._exchanges, side)
+    def _work(self, call: Call, placement: Placement) -> tuple[Work, asyncio.Future[None], asyncio.Future[None]]:
+        first, last = self._loop.create_future(), self._loop.create_future()
+
+        def heard(work: Work) -> None:
+            for future, come in ((first, True), (last, work.ended)):
+                if come and not future.done():
+                    future.set_result(None)
+
+        work = Work(call.segments, call.answer, heard)
+        self._engines[placement.score.index].add(work)
+        return work, first, last
+
+    def _placed(self, placement: Placement) -> None:
+        place = placement.score.index
+        self.reasons[placement.score.reason] += 1
+        self.queued += placement.waited > 0
+        self.tokens[place] += placement.prompt_tokens
+        loads = [len(engine.waiting) + engine.running for engine in self._engines]
+        self.busiest += max(load / weight for load, weight in zip(loads, self._weights, strict=True))
+        self.busy += sum(loads) / sum(self._weights)

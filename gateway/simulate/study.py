@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count as numbers
 from typing import Final
 
 from msgspec import Struct
 
+from backends.api import Gauges
+from gateway.config import TargetSpec
+from gateway.faults.engine import Shape, TimedEngine
 from gateway.routes.policies import registry
-from gateway.routes.policies.api import Policy
+from gateway.routes.policies.registry import Factory
+from gateway.simulate import virtual_time
+from gateway.simulate.cache_aware import CacheAware
 from gateway.simulate.calls import Call
-from gateway.simulate.oracle import Oracle, Truth
+from gateway.simulate.gateways import Boards, SimulatedGateway
+from gateway.simulate.oracle import Oracle
 from gateway.simulate.replay import Replay
-from gateway.simulate.replica import Replica
-from gateway.simulate.side import Side
 
 ORACLE: Final = "oracle"
 """The policy that only a simulation can have."""
+CACHE_AWARE: Final = "cache_aware"
+"""A model of another router's; it is always one router, however many gateways there are."""
+CHUNK_SECONDS: Final = 0.25
+"""What a step reads takes so long at most: slow engines have shorter chunks. 8,192 tokens at 33,000 a second."""
 POLICIES: Final = ("home-cost", "least-tokens", "round-robin", "session")
 KV_TOKENS: Final = 512_000
 RATE: Final = 8000.0
@@ -43,10 +54,20 @@ class Fleet(Struct, frozen=True):
     """Between two exchanges; 0: gateways know nothing of each other."""
     rate: float = RATE
     """Prompt tokens a second that a target of weight 1 reads."""
+    skip: float = 0.0
+    """The part of the time in which caches fill, and calls are not measured; 0: all count, from a cold start."""
+
+    def shape(self, member: Member) -> Shape:
+        """The engine of a target: twice the weight does all in half the time."""
+        rate, weight = self.rate * member.weight, member.weight
+        plain = Shape()
+        return Shape(
+            member.kv_tokens, rate, plain.step / weight, plain.write / weight, max(1, int(rate * CHUNK_SECONDS))
+        )
 
 
 class Outcome(Struct, frozen=True):
-    """How a policy did, over the calls of the last three quarters of the time."""
+    """How a policy did, over the measured calls."""
 
     policy: str
     calls: int
@@ -61,14 +82,24 @@ class Outcome(Struct, frozen=True):
     """Calls at the busiest target over the mean of all, weighted, as arriving calls find it: 1 is even."""
     token_imbalance: float
     """Prompt tokens sent to the target that got most over the mean of all, weighted."""
+    queued: int
+    """Calls that waited in a gateway's queue."""
+    refused: int
+    """Calls that a gateway's queue refused."""
+    unfinished: int
+    """Calls that had no first token a minute after the end; they count with the time they had."""
+    reasons: dict[str, int]
+    """Decisions by reason."""
 
 
 class Run(Struct, frozen=True):
     """An outcome with what it was made from."""
 
     outcome: Outcome
-    ttft: list[float]
-    """Seconds, of each measured call, in rising order."""
+    ttft: list[tuple[float, float]]
+    """Of each measured call when it came, and the seconds to its first token."""
+    cached: list[tuple[float, int, int]]
+    """Of each measured call when it came, its prompt tokens, and those of them that were cached."""
 
 
 def members(number: int, listed: Sequence[Member] = (), kv_tokens: int | None = None) -> tuple[Member, ...]:
@@ -86,7 +117,7 @@ def members(number: int, listed: Sequence[Member] = (), kv_tokens: int | None = 
 
 def unknown(policies: Sequence[str]) -> list[str]:
     """Those of the names that are no policy."""
-    known = {*registry.installed(), ORACLE}
+    known = {*registry.installed(), ORACLE, CACHE_AWARE}
     return [name for name in policies if name not in known]
 
 
@@ -94,27 +125,47 @@ def simulate(
     calls: Sequence[Call], end: float, fleet: Fleet, policy: str, seed: int = 0, watch: Watch | None = None
 ) -> Run:
     """One policy's run over `calls`, of which those after `end` seconds are dropped. `KeyError`: no such policy."""
-    replicas = [Replica(each.name, each.weight, fleet.rate, each.kv_tokens) for each in fleet.members]
-    truth = Truth(replicas)
-    sides = [
-        Side(f"gateway-{number}", _policy(policy, truth, replicas, seed + number), replicas)
-        for number in range(fleet.gateways)
+    random.seed(seed)  # the poller's jitter
+    return virtual_time.run(_simulate(calls, end, fleet, policy, seed, watch))
+
+
+async def _simulate(
+    calls: Sequence[Call], end: float, fleet: Fleet, policy: str, seed: int, watch: Watch | None
+) -> Run:
+    clock = asyncio.get_running_loop().time
+    engines = [TimedEngine(fleet.shape(member)) for member in fleet.members]
+    targets = [
+        TargetSpec(name=name, backend="vllm", url=f"http://{name}", weight=each.weight, kv_tokens=each.kv_tokens)
+        for each in fleet.members
+        for name in [each.name]
     ]
-    replay = Replay(calls, replicas, sides, fleet.share_seconds, end, truth)
-    replay.run(None if watch is None else lambda arrived: watch(policy, arrived))
-    return Run(_outcome(policy, replay, replicas), sorted(replay.ttft))
+
+    def policies(name: str) -> Factory:
+        if name == ORACLE:
+            return partial(Oracle, [engine.cache for engine in engines])
+        return CacheAware if name == CACHE_AWARE else registry.load(name)
+
+    of = dict(zip([member.name for member in fleet.members], engines, strict=True))
+
+    def gauges(name: str) -> Gauges:
+        return Gauges(running=of[name].running, waiting=len(of[name].waiting))
+
+    boards = Boards(clock)
+    gateways = [
+        SimulatedGateway(f"gateway-{number}", targets, policy, policies, boards, clock, seed + number, gauges)
+        for number in range(1 if policy == CACHE_AWARE else fleet.gateways)
+    ]
+    told = None if watch is None else partial(watch, policy)
+    weights = [member.weight for member in fleet.members]
+    replay = Replay(calls, engines, weights, gateways, fleet.share_seconds, end, fleet.skip * end, told)
+    await replay.run()
+    return Run(_outcome(policy, replay, weights), replay.ttft, replay.cached)
 
 
-def _policy(name: str, truth: Truth, replicas: Sequence[Replica], seed: int) -> Policy:
-    if name == ORACLE:
-        return Oracle(truth, seed)
-    return registry.load(name)([replica.name for replica in replicas], seed)
-
-
-def _outcome(policy: str, replay: Replay, replicas: Sequence[Replica]) -> Outcome:
-    ttft = sorted(replay.ttft)
-    weight = sum(replica.weight for replica in replicas)
-    tokens = sum(replica.tokens for replica in replicas)
+def _outcome(policy: str, replay: Replay, weights: Sequence[float]) -> Outcome:
+    ttft = sorted(seconds for _, seconds in replay.ttft)
+    prompts = sum(tokens for _, tokens, _ in replay.cached)
+    sent = [tokens / weight for tokens, weight in zip(replay.tokens, weights, strict=True)]
     return Outcome(
         policy=policy,
         calls=len(ttft),
@@ -122,9 +173,13 @@ def _outcome(policy: str, replay: Replay, replicas: Sequence[Replica]) -> Outcom
         ttft_p50=quantile(ttft, 0.50),
         ttft_p95=quantile(ttft, 0.95),
         ttft_p99=quantile(ttft, 0.99),
-        hit_ratio=replay.cached_tokens / replay.prompt_tokens if replay.prompt_tokens else 0.0,
+        hit_ratio=sum(cached for _, _, cached in replay.cached) / prompts if prompts else 0.0,
         imbalance=replay.busiest / replay.busy if replay.busy else 1.0,
-        token_imbalance=max(each.tokens / each.weight for each in replicas) * weight / tokens if tokens else 1.0,
+        token_imbalance=max(sent) * sum(weights) / sum(replay.tokens) if any(replay.tokens) else 1.0,
+        queued=replay.queued,
+        refused=replay.refused,
+        unfinished=replay.unfinished,
+        reasons=dict(replay.reasons),
     )
 
 

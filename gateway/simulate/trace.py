@@ -16,8 +16,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from gateway.routes.policies.api import Prompt
-from gateway.simulate.calls import Call
+from gateway.simulate.calls import Asked, Call
 
 BLOCK: Final = 512
 """Tokens."""
@@ -77,11 +76,15 @@ def calls(lines: Sequence[Line], load: float, seed: int) -> tuple[list[Call], fl
     for time, number in times:
         line = lines[number]
         conversation = _conversation(line, shared)
-        prompt = Prompt(line.input_length, conversation, follow_up=conversation in seen, session=conversation)
-        seen.add(conversation)
-        made.append(
-            Call((time - times[0][0]) / 1000 / load, prompt, tuple(_segments(line)), line.output_length, rng.random())
+        prompt = Asked(
+            line.input_length,
+            conversation,
+            follow_up=conversation in seen,
+            session=conversation,
+            segments=tuple(_segments(line)),
         )
+        seen.add(conversation)
+        made.append(Call((time - times[0][0]) / 1000 / load, prompt, line.output_length, rng.random()))
     return made, made[-1].after
 
 

@@ -35,6 +35,9 @@ def _hot_mixture() -> Make:
     return mixed((0.3, grouped(100, 6000, zipf=True)), (0.3, chats(8, 500, 4000, 20)), (0.2, one_prefix), (0.2, bursts))
 
 
+questions: Final = grouped(40, 6000, question=100, answer=48)
+quick_chats: Final = chats(8, 386, 1200, 6, pause=2.0, answer=64)
+
 WORKLOADS: Final = (
     Workload("groups", "b", 31, grouped(150, 6000), "150 system prompts of 6 k tokens, each call a question of 1.2 k"),
     Workload("groups-10", "z10", 36, grouped(10, 6000, zipf=True), "the same with 10 system prompts, Zipf popularity"),
@@ -47,6 +50,8 @@ WORKLOADS: Final = (
     Workload("chats", "a", 54, chats(8, 500, 1000), "chats of 8 turns of 0.5 k on one short system prompt of 1 k"),
     Workload("chats-20", "ag", 52, chats(8, 500, 4000, 20), "the same on 20 system prompts of 4 k"),
     Workload("chats-200", "ag1", 49, chats(4, 500, 4000, 200), "chats of 4 turns on 200 system prompts of 4 k"),
+    Workload("questions", "q", 60, questions, "40 documents of 6 k tokens, questions of 100 on any of them"),
+    Workload("chats-6", "c6", 80, quick_chats, "chats of 8 quick turns of 0.4 k on 6 system prompts of 1.2 k"),
     Workload("unique", "d", 19, unique, "2.4 k tokens that no other call shares"),
     Workload("bursts", "f", 19, bursts, "64 calls at a time: 1.2 k shared by all calls, 1.2 k their own"),
     Workload("unique-system", "u", 14, unique_system, "a system prompt of 3 k that no other call has"),

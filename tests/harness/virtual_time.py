@@ -1,38 +1,12 @@
-"""An event loop whose time passes only when nothing else can happen: waiting costs nothing and is exact."""
+"""Time that passes only when nothing else can happen, as `trunkline simulate` has it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
-R = TypeVar("R")
+from gateway.simulate.virtual_time import VirtualLoop, run
 
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """For code that waits for timers and for itself, not for sockets. A wait that can never end raises."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._passed = 0.0
-        select = self._selector.select
-
-        def jump(timeout: float | None = None) -> Any:
-            if timeout is None:
-                raise RuntimeError("everything waits, and no timer is set: a wakeup was lost")
-            self._passed += timeout
-            return select(0)
-
-        self._selector.select = jump
-
-    def time(self) -> float:
-        return self._passed
-
-
-def run(main: Coroutine[Any, Any, R]) -> R:
-    """Run `main` in a loop of its own, which begins at 0 s."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(main)
+__all__ = ["VirtualLoop", "run", "settle"]
 
 
 async def settle() -> None:

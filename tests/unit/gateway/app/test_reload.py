@@ -136,9 +136,7 @@ async def test_a_new_table_is_in_force_in_all_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["objection", "build", "mirrors", "policy"])
 @virtual
-async def test_a_table_that_cannot_be_used_changes_nothing(
-    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_table_that_cannot_be_used_changes_nothing(tmp_path: Path, where: str) -> None:
     bench = Bench(OLD, tmp_path)
     before = bench.state()
     if where == "objection":
@@ -148,7 +146,7 @@ async def test_a_table_that_cannot_be_used_changes_nothing(
     elif where == "mirrors":
         bench.unmirrored = True
     else:
-        monkeypatch.setattr("gateway.routes.tier.load_policy", lambda _: (_ for _ in ()).throw(ValueError("broken")))
+        bench.of.builder._policies = lambda _: (_ for _ in ()).throw(ValueError("broken"))
     with pytest.raises(ValueError, match=r"does not run|no such adapter|broken"):
         await bench.apply(NEW)
     assert bench.state() == before

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from functools import wraps
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from harness.clock import FixedClock
 from harness.virtual_time import run
@@ -19,7 +18,8 @@ from backends.body import Body
 from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
 from gateway.health import Breaker
-from gateway.routes import Builder, Placement, Route, Routes, Slots, Target, tier
+from gateway.routes import Builder, Placement, Route, Routes, Slots, Target
+from gateway.routes.policies import registry
 from gateway.routes.policies.api import Policy, Prompt
 from gateway.store import Limits
 from gateway.store.memory import MemoryStore
@@ -88,10 +88,10 @@ class World:
             lambda name: Breaker(name, self.clock),
             Slots(self.store, lambda: gateways),
             self.clock,
+            policies=(lambda _: lambda *_: policy) if policy else registry.load,
             queued=lambda *told: self.queued.append(told),
         )
-        with patch.object(tier, "load_policy", lambda _: lambda *_: policy) if policy else nullcontext():
-            self.routes = self.build(text)
+        self.routes = self.build(text)
         self.routes.open()
         self.spent = Spent()
         self.held: list[tuple[AsyncGenerator[Placement, None], Placement]] = []

@@ -63,7 +63,7 @@ def test_the_last_line_is_one_object() -> None:
     del answer["policies"]
     assert answer == {
         "workload": "chats", "calls_per_second": 54, "replicas": 4, "gateways": 4, "share_ms": 0,
-        "kv_tokens": 1_000_000, "rate": 8000, "load": 1, "seed": 7,
+        "kv_tokens": 1_000_000, "rate": 8000, "skip": 0, "load": 1, "seed": 7,
     }  # fmt: skip
 
 

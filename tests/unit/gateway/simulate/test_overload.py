@@ -26,12 +26,12 @@ def test_too_much_for_the_targets_is_said_before_the_figures(more: tuple[str, st
 
 
 def test_only_the_policies_are_named_that_do_not_find_what_is_cached() -> None:
-    lines = said("--workload", "mixture", "--seconds", "60", "--policies", "home-cost,round-robin")
+    lines = said("--workload", "mixture", "--seconds", "60", "--load", "0.7", "--policies", "home-cost,round-robin")
     assert lines[1].startswith("Overloaded: round-robin.")
 
 
 def test_times_have_a_unit() -> None:
     heading = next(line for line in said("--policies", "session") if line.startswith("policy"))
     assert [each.strip() for each in heading.split("  ") if each.strip()] == [
-        "policy", "TTFT mean, s", "p50, s", "p95, s", "p99, s", "hit ratio", "imbalance",
+        "policy", "TTFT mean, s", "p50, s", "p95, s", "p99, s", "hit ratio", "imbalance", "queued",
     ]  # fmt: skip

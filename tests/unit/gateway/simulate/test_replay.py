@@ -2,74 +2,127 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+from collections.abc import Sequence
+from functools import partial
 
-from gateway.routes.policies.api import Prompt
-from gateway.routes.policies.round_robin import RoundRobin
+import pytest
+from harness.virtual_time import run
+
+from backends.api import Gauges
+from gateway.config import TargetSpec
+from gateway.faults.engine import Shape, TimedEngine
+from gateway.routes.policies.registry import Factory, load
 from gateway.simulate import study, workloads
-from gateway.simulate.calls import Call, count
-from gateway.simulate.oracle import Oracle, Truth
+from gateway.simulate.cache_aware import CacheAware
+from gateway.simulate.calls import Asked, Call, count
+from gateway.simulate.gateways import Boards, SimulatedGateway
+from gateway.simulate.oracle import Oracle
 from gateway.simulate.replay import Replay
-from gateway.simulate.replica import Replica
-from gateway.simulate.side import Side
 from gateway.simulate.study import Fleet, Member, members, quantile, simulate
+
+SLOW = Shape(kv_tokens=100_000, rate=1000.0, step=0.0, write=0.02, batch=1000)
 
 
 def call(at: float, *segments: tuple[int, int], answer: int = 50, draw: float = 0.0) -> Call:
-    return Call(at, Prompt(sum(size for _, size in segments), segments[-1][0]), segments, answer, draw)
+    tokens = sum(size for _, size in segments)
+    return Call(at, Asked(tokens, segments[-1][0], segments=segments), answer, draw)
 
 
-def replay(calls: list[Call], end: float, replicas: int = 1, gateways: int = 1) -> tuple[Replay, list[Side]]:
-    targets = [Replica(f"r-{number}", 1.0, 1000.0, 100_000) for number in range(replicas)]
-    truth = Truth(targets)
-    sides = [Side(f"g-{number}", Oracle(truth, number), targets) for number in range(gateways)]
-    return Replay(calls, targets, sides, 0.2, end, truth), sides
+class Ran:
+    """A run of a few calls, and what is left of it."""
+
+    def __init__(
+        self,
+        calls: Sequence[Call],
+        end: float,
+        *,
+        engines: int = 1,
+        gateways: int = 1,
+        share: float = 0.2,
+        skip: float = 0.0,
+        policy: str = "oracle",
+    ) -> None:
+        self.seen: list[int] = []
+        run(self._play(calls, end, engines, gateways, share, skip, policy))
+
+    async def _play(
+        self, calls: Sequence[Call], end: float, engines: int, gateways: int, share: float, skip: float, policy: str
+    ) -> None:
+        clock = asyncio.get_running_loop().time
+        self.engines = [TimedEngine(SLOW) for _ in range(engines)]
+        targets = [TargetSpec(name=f"r-{n}", backend="vllm", url=f"http://r-{n}") for n in range(engines)]
+
+        def policies(name: str) -> Factory:
+            made = {"oracle": partial(Oracle, [engine.cache for engine in self.engines]), "cache_aware": CacheAware}
+            return made.get(name) or load(name)
+
+        boards = Boards(clock)
+
+        def idle(name: str) -> Gauges:
+            return Gauges(running=0, waiting=0)
+
+        self.gateways = [
+            SimulatedGateway(f"g-{n}", targets, policy, policies, boards, clock, n, idle) for n in range(gateways)
+        ]
+        self.replay = Replay(calls, self.engines, [1.0] * engines, self.gateways, share, end, skip, self.seen.append)
+        await self.replay.run()
+
+    @property
+    def ttft(self) -> list[float]:
+        return [seconds for _, seconds in self.replay.ttft]
+
+    @property
+    def cached(self) -> list[int]:
+        return [cached for _, _, cached in self.replay.cached]
+
+    def charged(self, gateway: int = 0) -> list[int]:
+        """Tokens that a gateway charged to each target."""
+        return [target.load.charged for target in self.gateways[gateway].route.targets]
 
 
 def test_times_to_the_first_token_are_waiting_and_reading() -> None:
-    calls = [call(10.0, (1, 500)), call(10.1, (1, 500), (2, 100)), call(20.0, (3, 1000))]
-    run, _ = replay(calls, 20.0)
-    run.run()
-    assert run.ttft == pytest.approx([0.5, 0.4 + 0.1, 1.0])
-    assert (run.prompt_tokens, run.cached_tokens) == (500 + 600 + 1000, 500)
+    ran = Ran([call(10.0, (1, 500)), call(10.1, (1, 500), (2, 100)), call(20.0, (3, 900))], 30.0)
+    assert ran.ttft == pytest.approx([0.5, 0.4 + 0.1 + 0.02, 0.9])
+    assert ran.cached == [0, 500, 0]
+    assert ran.replay.tokens == [500 + 600 + 900]
 
 
-def test_the_first_quarter_of_the_time_is_not_measured() -> None:
-    run, _ = replay([call(time, (number, 100)) for number, time in enumerate((1.0, 4.9, 5.0, 19.0))], 20.0)
-    run.run()
-    assert len(run.ttft) == 2
-    assert run.arrived == 4
+def test_what_comes_in_the_skipped_time_is_not_measured() -> None:
+    ran = Ran([call(time, (number, 100)) for number, time in enumerate((1.0, 4.9, 5.0, 19.0))], 20.0, skip=5.0)
+    assert [came for came, _ in ran.replay.ttft] == pytest.approx([5.0, 19.0])
+    assert ran.replay.arrived == 4
 
 
 def test_what_follows_comes_after_the_answer_and_not_after_the_end() -> None:
-    first, second, third = call(1.0, (1, 500), answer=100), call(3.0, (2, 100)), call(100.0, (3, 100))
+    first, second, third = call(1.0, (1, 500), answer=101), call(3.0, (2, 100)), call(100.0, (3, 100))
     first.next, second.next = (second,), (third,)
-    run, _ = replay([first], 20.0)
-    seen: list[int] = []
-    run.run(seen.append, each=1)
-    assert seen == [1, 2]
-    assert run.ttft == pytest.approx([0.1])  # of the second: it came at 1 + 0.5 + 100 * 0.02 + 3, in the measured part
+    ran = Ran([first], 20.0)
+    assert ran.replay.ttft == [(1.0, 0.5), (pytest.approx(1.0 + 0.5 + 100 * 0.02 + 3), pytest.approx(0.1))]
+    assert ran.replay.arrived == 2
 
 
-@pytest.mark.parametrize("policy", [*study.POLICIES, study.ORACLE])
-def test_all_counts_return_to_nothing(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Side] = []
-
-    class Watched(Side):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)  # type: ignore[arg-type]
-            made.append(self)
-
-    monkeypatch.setattr(study, "Side", Watched)
-    calls = workloads.calls(workloads.find("mixture"), 30, 20, 1)
-    simulate(calls, 20, Fleet(members(4)), policy)
-    loads = [target.load for side in made for target in side.targets]
-    assert len(loads) == 16
-    assert [(load.prefill, load.waiting, load.running) for load in loads] == [(0, 0, 0)] * 16
-    assert sum(load.charged for load in loads) > 0
+def test_an_answer_that_has_not_begun_a_minute_after_the_end_counts_with_the_time_it_had() -> None:
+    ran = Ran([call(1.0, (1, 50_000)), call(2.0, (2, 90_000))], 3.0)
+    assert ran.ttft == pytest.approx([50.0, 61.0])
+    assert ran.replay.unfinished == 1
+    assert ran.engines[0].running == 0 and ran.engines[0].cache.kept_tokens == 0
 
 
-@pytest.mark.parametrize("policy", [*study.POLICIES, study.ORACLE])
+@pytest.mark.parametrize("policy", [*study.POLICIES, study.ORACLE, study.CACHE_AWARE])
+def test_all_counts_return_to_nothing(policy: str) -> None:
+    calls = workloads.calls(workloads.find("mixture"), 1, 20, 1)
+    ran = Ran(calls, 20, engines=3, gateways=2, policy=policy)
+    for gateway in ran.gateways:
+        loads = [target.load for target in gateway.route.targets]
+        assert [(load.prefill, load.waiting, load.running) for load in loads] == [(0, 0, 0)] * 3
+        assert gateway.route.waiting == 0
+    left = [(engine.running, len(engine.waiting), engine.cache.kept_tokens) for engine in ran.engines]
+    assert left == [(0, 0, 0)] * 3
+    assert sum(ran.charged()) > 0 and sum(ran.charged(1)) > 0
+
+
+@pytest.mark.parametrize("policy", [*study.POLICIES, study.ORACLE, study.CACHE_AWARE])
 def test_the_same_seed_gives_the_same_figures_and_another_does_not(policy: str) -> None:
     def outcome(seed: int) -> study.Outcome:
         calls = workloads.calls(workloads.find("mixture"), 30, 20, seed)
@@ -79,20 +132,20 @@ def test_the_same_seed_gives_the_same_figures_and_another_does_not(policy: str) 
     assert outcome(1).ttft_mean != outcome(2).ttft_mean
 
 
-def test_gateways_that_exchange_know_of_each_other() -> None:
-    """One target is given much to read by one gateway; the other one is then told, or not."""
+@pytest.mark.parametrize(("share", "told"), [(0.2, True), (0.0, False)])
+def test_gateways_that_exchange_know_of_each_other(share: float, told: bool) -> None:
+    """One engine is given much to read by one gateway; the other one is then told, or not."""
+    calls = [call(0.1, (1, 60_000)), *[call(1.0, (number, 10), draw=0.9) for number in range(2, 12)]]
+    ran = Ran(calls, 2.0, engines=2, gateways=2, share=share)
+    busy = next(place for place, charged in enumerate(ran.charged()) if charged)
+    assert (ran.charged(1)[busy] == 0) is told
 
-    def second_goes_to(share_seconds: float) -> int:
-        targets = [Replica(f"r-{number}", 1.0, 1000.0, 100_000) for number in range(2)]
-        truth = Truth(targets)
-        sides = [Side(f"g-{number}", Oracle(truth, number), targets) for number in range(2)]
-        calls = [call(0.1, (1, 6000)), *[call(1.0, (number, 10), draw=0.9) for number in range(2, 12)]]
-        Replay(calls, targets, sides, share_seconds, 2.0, truth).run()
-        busy = next(place for place, target in enumerate(sides[0].targets) if target.load.charged)
-        return sides[1].targets[busy].load.charged
 
-    assert second_goes_to(0.2) == 0
-    assert second_goes_to(0.0) > 0
+def test_calls_wait_in_the_gateway_while_all_engines_are_full() -> None:
+    """More tokens are outstanding than a target may have."""
+    calls = [call(0.1 * number, (number, 90_000), answer=1) for number in range(1, 8)]
+    ran = Ran(calls, 1.0)
+    assert ran.replay.queued + ran.replay.refused > 0
 
 
 def test_a_heavier_target_is_given_more() -> None:
@@ -106,30 +159,31 @@ def test_a_heavier_target_is_given_more() -> None:
 def test_imbalance_counts_the_calls_that_are_there_when_one_comes() -> None:
     """Calls of ten seconds on two targets in turn; then a long time of nothing, and one more."""
     times = (10.0, 11.0, 12.0, 39.0)
-    calls = [call(time, (number, 10), answer=500) for number, time in enumerate(times)]
-    targets = [Replica(name, 1.0, 1000.0, 100_000) for name in ("a", "b")]
-    run = Replay(calls, targets, [Side("g", RoundRobin(["a", "b"]), targets)], 0.2, 40.0, Truth(targets))
-    run.run()
-    assert run.busiest == 1 + 1 + 2 + 1
-    assert run.busy == (1 + 2 + 3 + 1) / 2
-
-
-def test_a_prompt_that_has_been_read_is_no_longer_pending() -> None:
-    """A long answer is still being written where the first call went: that is no reason to go elsewhere."""
-    later = [call(12.0 + number, (number, 10), answer=0) for number in range(2, 14)]
-    run, (side,) = replay([call(10.0, (1, 500), answer=2000), *later], 40.0, replicas=2)
-    run.run()
-    charged = sorted(target.load.charged for target in side.targets)
-    assert charged[0] > 0
-    assert charged[1] > 500
+    ran = Ran([call(time, (number, 10), answer=500) for number, time in enumerate(times)], 40.0, engines=2,
+              policy="round-robin")  # fmt: skip
+    assert ran.replay.busiest == 1 + 1 + 2 + 1
+    assert ran.replay.busy == (1 + 2 + 3 + 1) / 2
+    assert ran.replay.reasons == {"turn": 4}
 
 
 def test_the_oracle_goes_where_the_prompt_is() -> None:
-    calls = [call(10.0 + number, (1, 900), (10 + number, 10)) for number in range(20)]
-    run, (side,) = replay(calls, 40.0, replicas=4)
-    run.run()
-    assert sum(target.load.charged > 0 for target in side.targets) == 1
-    assert run.cached_tokens == 19 * 900
+    ran = Ran([call(10.0 + number, (1, 900), (10 + number, 10)) for number in range(20)], 40.0, engines=4)
+    assert sum(engine.queried > 0 for engine in ran.engines) == 1
+    assert ran.cached == [0] + [900] * 19
+
+
+def test_the_other_router_keeps_prompts_together_and_new_ones_apart() -> None:
+    calls = [call(1.0 + number, (number % 4, 900), (10 + number, 100)) for number in range(40)]
+    ran = Ran(calls, 60.0, engines=4, policy="cache_aware")
+    assert [engine.queried for engine in ran.engines] == [10_000] * 4
+    assert sum(ran.cached) == 36 * 900
+
+
+def test_the_other_router_looks_at_load_alone_once_that_is_far_apart() -> None:
+    """All share a prefix: the first target gets all, until it runs 64 more than the other."""
+    calls = [call(1.0 + number / 1000, (1, 10), (10 + number, 1), answer=2000) for number in range(80)]
+    ran = Ran(calls, 2.0, engines=2, policy="cache_aware")
+    assert ran.replay.tokens == [(65 + 7) * 11, 8 * 11], "then by turns, as it is even enough again"
 
 
 def test_fleets_of_a_size() -> None:
@@ -140,6 +194,12 @@ def test_fleets_of_a_size() -> None:
     ]  # fmt: skip
     assert [each.kv_tokens for each in members(2, listed)] == [study.KV_TOKENS, 9]
     assert [each.kv_tokens for each in members(2, listed, 77)] == [77, 77]
+
+
+def test_an_engine_of_twice_the_weight_does_all_in_half_the_time() -> None:
+    one, two = (Fleet((), rate=8000.0).shape(Member("a", weight, 70_000)) for weight in (1.0, 2.0))
+    assert (two.rate, two.step, two.write) == (2 * one.rate, one.step / 2, one.write / 2)
+    assert (one.kv_tokens, one.batch, two.batch) == (70_000, 2000, 4000)
 
 
 def test_quantiles_are_values_that_were_there() -> None:

@@ -1,0 +1,118 @@
+"""Simulated gateways: the real routes, queue, policy and exchange, with a board in memory between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from random import Random
+from typing import Any, Final, TypeVar, cast
+
+from backends.api import Call, Gauges
+from backends.body import Body
+from gateway.config import RouteSpec, Table, TargetSpec
+from gateway.core.types import KeyRecord, Spent
+from gateway.engines import Engines
+from gateway.health import Breaker
+from gateway.routes import Builder, Exchange, Placement, Route, Slots
+from gateway.routes.policies.api import Prompt
+from gateway.routes.policies.registry import Factory
+from gateway.store import FRESH_SECONDS, Limits
+
+T = TypeVar("T")
+
+ROUTE: Final = "simulated"
+CALL: Final = Call("", "chat/completions", ROUTE, Body(b"{}"), stream=True)
+"""What the route is told of each call beside its prompt."""
+KEY: Final = KeyRecord(id="k", name="k", secrets=(), created=0.0)
+
+
+class Boards:
+    """What the gateways have written for each other."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._words: dict[str, tuple[Mapping[str, bytes], float]] = {}
+
+    async def exchange(self, gateway: str, mine: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
+        """Write, and read what the others wrote last, with its age."""
+        now = self._clock()
+        self._words[gateway] = mine, now
+        return {
+            board: {
+                name: (words[board], now - at)
+                for name, (words, at) in self._words.items()
+                if name != gateway and board in words and now - at <= FRESH_SECONDS
+            }
+            for board in mine
+        }
+
+
+class SimulatedGateway:
+    """One gateway's side of routing; it is made in the loop whose time it lives in."""
+
+    def __init__(
+        self,
+        name: str,
+        targets: Sequence[TargetSpec],
+        policy: str,
+        policies: Callable[[str], Factory],
+        boards: Boards,
+        clock: Callable[[], float],
+        seed: int,
+        gauges: Callable[[str], Gauges],
+    ) -> None:
+        builder = Builder(
+            {},
+            lambda backend: cast("Any", None),
+            lambda target: Breaker(target, clock),
+            Slots(cast("Limits", None)),  # asked for nothing: no target has `max_inflight`
+            clock,
+            seed=seed,
+            policies=policies,
+        )
+        routes = builder.build(Table(routes={ROUTE: RouteSpec(targets=tuple(targets), policy=policy)}))
+        routes.open()
+        route = routes.get(ROUTE)
+        assert route is not None
+        self.route: Route = route
+        self._exchange = Exchange(
+            lambda mine: boards.exchange(name, mine), lambda: routes.boards, clock, heard=routes.freed
+        )
+        self._targets = {target.name: target for target in route.targets}
+        self._engines = Engines(
+            list(self._targets),
+            lambda target: _now(gauges(target)),
+            lambda target: _now(None),
+            seen=self._seen,
+            learned=lambda target, facts: None,
+            clock=clock,
+        )
+        self._chance = Random(f"{seed} exchange")  # noqa: S311 - jitter
+
+    def placements(self, prompt: Prompt, spent: Callable[[], Spent]) -> AsyncGenerator[Placement, None]:
+        """As the page asks for them. Raises `QueueFull`, `QueueTimeout`."""
+        return self.route.placements(CALL, prompt, KEY, spent, 1)
+
+    def watch(self) -> None:
+        """Begin to poll the engines, as the fleet does."""
+        self._engines.open()
+
+    async def close(self) -> None:
+        await self._engines.close()
+
+    def _seen(self, target: str, gauges: Gauges | None) -> None:
+        cap = self._engines.saturated(target)
+        if cap != self._targets[target].cap:
+            self._targets[target].capped(cap)
+            self.route.freed()
+
+    async def exchanges(self, seconds: float) -> None:
+        """Exchange each so many seconds, out of step with the others."""
+        await asyncio.sleep(seconds * self._chance.random())
+        while True:
+            await self._exchange.once()
+            await asyncio.sleep(seconds * self._chance.uniform(0.9, 1.1))
+
+
+async def _now(value: T) -> T:
+    return value
