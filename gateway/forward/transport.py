@@ -5,12 +5,14 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final
 from weakref import WeakSet
 
 import aiohttp
 import httpx
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 IDLE_CONNECTION_SECONDS = 4.0
@@ -65,7 +67,7 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if self._pooled is None:
             self._pooled = _session(_Connector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS, ttl_dns_cache=10))
-            self._fresh = _session(aiohttp.TCPConnector(limit=0, force_close=True))
+            self._fresh = _session(_Connector(limit=0, force_close=True))
         assert self._fresh is not None
         try:
             return await self._exchange(self._pooled, request)
@@ -113,10 +115,14 @@ class _Blocks(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
+        content = self._response.content
         try:
-            block = await self._response.content.read(BLOCK_BYTES)
+            block = await content.read(BLOCK_BYTES)
         except _CAUGHT as error:
-            raise translated(error) from error
+            # aiohttp tells a break at once, before what had come until then; only its inner method gives that out.
+            block = content._read_nowait(BLOCK_BYTES)
+            if not block:
+                raise translated(error) from error
         if not block:
             raise StopAsyncIteration
         return block
@@ -125,11 +131,22 @@ class _Blocks(httpx.AsyncByteStream):
         self._response.release()
 
 
+class _Protocol(ResponseHandler):
+    """Tells broken framing to the reader of an answer, too, who would wait on: aiohttp has told who awaits a head."""
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        super().set_exception(exc, *cause)
+        if isinstance(exc, HttpProcessingError) and self._payload is not None and not self._payload.is_eof():
+            self._payload.set_exception(aiohttp.ClientPayloadError())
+
+
 class _Connector(aiohttp.TCPConnector):
     """Tells, in `_reused`, whether the connection that a call got had served another before."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        protocol: type[ResponseHandler] = _Protocol
+        self._factory = partial(protocol, loop=self._loop)
         self._served: WeakSet[Any] = WeakSet()
 
     async def connect(self, *arguments: Any, **options: Any) -> Any:
