@@ -32,8 +32,6 @@ FRESH_SECONDS: Final = 5.0
 """A load told longer ago says nothing."""
 FACTS_SECONDS, FACTS_RETRY_SECONDS = 60.0, 5.0
 """Until a target is asked again what it is: after it has told, and after it has not."""
-SATURATED_SCRAPES: Final = 2
-"""A target is saturated when calls waited in it at so many looks running."""
 FIELDS: Final = ("context", "models", "version", "loras")
 """In what targets of one route may differ: what `differences` returns some of."""
 
@@ -47,8 +45,6 @@ class _Engine:
         self.gauges: Gauges | None = None
         self.at = 0.0
         """When it told its load."""
-        self.waited = 0
-        """Looks running at which calls waited in it."""
         self.facts: Facts | None = None
         self.facts_due = due
 
@@ -56,7 +52,6 @@ class _Engine:
         """Take in what a look has seen. A server that came back, or was started anew, may be another by now."""
         if gauges is not None and (self.gauges is None or _restarted(self.gauges, gauges)):
             self.facts_due = min(self.facts_due, now)
-        self.waited = self.waited + 1 if gauges is not None and gauges.waiting else 0
         self.gauges, self.at = gauges, now
 
 
@@ -133,14 +128,6 @@ class Engines:
         """What the target last said that it is."""
         engine = self._engines.get(name)
         return engine.facts if engine else None
-
-    def saturated(self, name: str) -> int | None:
-        """How many calls the target works on while others wait in it: more would only wait, too. None: it has room,
-        as far as known."""
-        engine, gauges = self._engines.get(name), self.gauges(name)
-        if engine is None or gauges is None or gauges.running is None or engine.waited < SATURATED_SCRAPES:
-            return None
-        return max(1, gauges.running)
 
     async def look(self, name: str) -> None:
         """Ask one target for its load, and when that is due, what it is."""

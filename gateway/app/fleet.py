@@ -18,7 +18,7 @@ from gateway.engines import Engines, differences
 from gateway.forward import Forwarder
 from gateway.health import Prober
 from gateway.meter import Metrics
-from gateway.routes import Exchange, Route, Routes, Target
+from gateway.routes import Exchange, Route, Routes
 from gateway.routes.filters import refusal
 from gateway.routes.policies.api import Prompt, ripe
 from gateway.routes.target import UNBOUNDED
@@ -171,7 +171,6 @@ class Fleet:
         """An engine has told its load, or tells it no longer."""
         if (target := self.routes.targets.get(name)) is None:
             return
-        self._cap(target)
         asleep = gauges is not None and gauges.asleep
         if asleep != target.asleep:
             target.sleeps(asleep)
@@ -203,13 +202,6 @@ class Fleet:
             differ.update(differences([(each.spec.backend, self._facts.get(each.name)) for each in tier.targets]))
         for field in FACTS:
             self._metrics.route_drift.labels(route.name, field).set(field in differ)
-
-    def _cap(self, target: Target) -> None:
-        """Where calls wait in the engine, more would only wait there, too."""
-        cap = self.engines.saturated(target.name)
-        if cap != target.cap:
-            target.capped(cap)
-            self._route_of[target.name].freed()
 
     def _changed(self, name: str | None) -> None:
         if name is None or name.startswith("target:"):
@@ -249,7 +241,6 @@ class Fleet:
             metrics.target_prefill.labels(name).set(target.load.prefill)
             metrics.target_running.labels(name).set(target.load.running)
             metrics.target_waiting.labels(name).set(target.load.waiting)
-            self._cap(target)  # what was told may have grown old
             if target.missed:
                 self.prober.hurry(name)
         heard = self.exchange.read_at
@@ -291,7 +282,7 @@ class Fleet:
             waiting=target.load.waiting,
             prefill=target.load.prefill,
             attempts=target.attempts,
-            cap=target.cap if target.max_inflight is None else min(target.max_inflight, target.cap or UNBOUNDED),
+            max_inflight=target.max_inflight,
             context=None if target.context == UNBOUNDED else target.context,
             kv_tokens=target.spec.kv_tokens or target.told[1],
             version=(facts.version if facts is not None else None) or "",

@@ -154,14 +154,14 @@ def _row(target: TargetShown) -> tuple[object, ...]:
     if order is not None:
         ends = "" if order.until is None else f" until {when(order.until)}"
         words.append(f"ordered {order.state}{ends}" + (f": {order.reason}" if order.reason else ""))
-    cap = "" if target.cap is None else f"/{target.cap}"
+    most = "" if target.max_inflight is None else f"/{target.max_inflight}"
     return (
         target.name,
         target.route,
         target.tier,
         target.backend,
         target.state,
-        f"{target.running}{cap}",
+        f"{target.running}{most}",
         target.waiting,
         COUNT.shown(target.prefill),
         len(target.gateways),

@@ -299,8 +299,8 @@ class TargetState(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Prompt tokens that the target has still to read."""
     attempts: int = 0
     """Calls ever tried there."""
-    cap: int | None = None
-    """The most calls that all gateways send there at once; None: no bound is known."""
+    max_inflight: int | None = None
+    """The most calls that all gateways send there at once; None: no bound."""
     context: int | None = None
     """Tokens of prompt and answer together."""
     kv_tokens: int | None = None

@@ -72,8 +72,6 @@ class Full:
             reserved = inflight.reserve if inflight.own else 0
             if inflight.all + reserved >= max(1.0, target.max_inflight * part):
                 return "full"
-        if target.cap is not None and load.running + load.others_running >= max(1.0, target.cap * part):
-            return "full"
         return "full" if load.pending(now) >= target.prefill_limit * part else None
 
 

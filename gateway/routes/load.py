@@ -109,10 +109,11 @@ class Load:
 class Share:
     """One call's part of a target's load: the prefill part ends at the first token, the rest at the end, each once."""
 
-    __slots__ = ("_load", "_prefill", "_running")
+    __slots__ = ("_charged", "_load", "_prefill", "_running")
 
     def __init__(self, load: Load, prefill: int) -> None:
         self._load, self._prefill, self._running = load, max(LEAST_CHARGE, prefill), True
+        self._charged = self._prefill
         load.prefill += self._prefill
         load.charged += self._prefill
         load.clock += self._prefill
@@ -127,6 +128,14 @@ class Share:
             self._prefill = 0
             for freed in self._load.freed:
                 freed(self._load)
+
+    def read(self, tokens: int) -> None:
+        """So many tokens of the prompt were not cached: the target's cache has turned over by so many, not by ours."""
+        more = tokens - self._charged
+        if more > 0:
+            self._load.clock += more
+            self._load.charged += more
+            self._charged = tokens
 
     def undo(self) -> None:
         """The call has not gone there after all."""

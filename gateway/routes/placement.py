@@ -151,6 +151,7 @@ class Placement:
         """The target answered well."""
         self.target.breaker.succeeded()
         if usage is not None and usage.cached_tokens is not None:
+            self._share.read(usage.prompt_tokens - usage.cached_tokens)
             self._tier.told(self._prompt, self.score, usage.prompt_tokens, usage.cached_tokens)
 
     def failed(self, error: UpstreamError) -> None:

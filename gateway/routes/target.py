@@ -9,7 +9,7 @@ from backends.api import AnyAdapter
 from backends.api import Target as Address
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.core.types import OrderState
-from gateway.routes.load import RATE, Load
+from gateway.routes.load import Load
 
 KV_TOKENS: Final = 1_000_000
 """Assumed of a prefix cache that tells nothing of its size: twice too much costs nothing, half costs 3 to 8 %."""
@@ -17,6 +17,10 @@ REST_SECONDS: Final = 0.5
 """How long a target is left alone that sheds load without saying for how long."""
 MOST_REST_SECONDS: Final = 30.0
 """One absurd `Retry-After` must not take a target away for long."""
+PREFILL_LIMIT: Final = 480_000
+"""Outstanding prompt tokens with which the heaviest target of a tier is full: a minute of reading for a slow engine, a
+quarter of one for a fast one. It bounds what piles up in engines, where calls can no longer be moved; to wait for less
+would send calls away from where their prompts are cached."""
 UNBOUNDED: Final = 1 << 60
 THERE: Final = ("credential", "status 4", "cannot")
 """How the complaints of probes begin that something answered to: it may take calls though it does not please them."""
@@ -93,8 +97,8 @@ class Target:
         """What the engine says of the three."""
         self.asleep = False
         """The server has put its model away."""
-        self.prefill_limit = RATE * timeouts.first_byte
-        """Outstanding prompt tokens with which a call would not have its first byte in time."""
+        self.prefill_limit = float(PREFILL_LIMIT)
+        """Outstanding prompt tokens with which it is full."""
         self.up: bool | None = None
         self.why = ""
         """What the last probe complained of."""
@@ -102,8 +106,6 @@ class Target:
         """A call could not reach it, and no probe has since."""
         self.order: OrderState = "open"
         self.order_version = 0
-        self.cap: int | None = None
-        """Calls at once, while its engine has others waiting."""
         self.resting, self.resting_until = "", 0.0
         """`resting`: it asked for a pause; `full`: other gateways have taken its last place."""
         self.clear = False
@@ -115,7 +117,7 @@ class Target:
         self.up, self.why = before.up, before.why
         self.order, self.order_version = before.order, before.order_version
         self.asleep, self.missed = before.asleep, before.missed
-        self.cap, self.resting, self.resting_until = before.cap, before.resting, before.resting_until
+        self.resting, self.resting_until = before.resting, before.resting_until
         self.learned(*before.told)
 
     @property
@@ -131,7 +133,7 @@ class Target:
     @property
     def bounded(self) -> bool:
         """Each call makes a difference to whether there is room for another."""
-        return self.max_inflight is not None or self.cap is not None
+        return self.max_inflight is not None
 
     def rest(self, seconds: float | None, why: str = "resting") -> None:
         """Send nothing for so long, at most 30 s."""
@@ -154,11 +156,6 @@ class Target:
     def miss(self) -> None:
         """A call could not reach it."""
         self.missed, self.clear = True, False
-
-    def capped(self, running: int | None) -> None:
-        """Its engine has calls waiting although only so many run; None: it has none."""
-        self.cap = None if running is None else max(1, running)
-        self.clear = False
 
     def learned(self, context: int | None, kv_tokens: int | None, prompt: int | None = None) -> None:
         """What the engine tells of itself; the table goes first."""

@@ -7,11 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from msgspec import Struct
 
 from gateway.routes.filters import BUSY, NOTHING, Filter, refusal
-from gateway.routes.load import RATE
 from gateway.routes.policies import registry
 from gateway.routes.policies.api import Inherits, Learns, Policy, Prompt, Remembers, Score, Tells
 from gateway.routes.policies.registry import Factory
-from gateway.routes.target import UNBOUNDED, Target
+from gateway.routes.target import PREFILL_LIMIT, UNBOUNDED, Target
 
 
 class Outlook(Struct, frozen=True):
@@ -43,8 +42,8 @@ class Tier:
         self.teller = self.policy if isinstance(self.policy, Tells) else None
         """The policy, if it has something to tell other gateways."""
         heaviest = max((target.weight for target in targets), default=1.0)
-        for target in targets:  # weights are relative; the heaviest is taken to read as fast as targets do
-            target.prefill_limit = RATE * target.timeouts.first_byte * target.weight / heaviest
+        for target in targets:  # weights are relative
+            target.prefill_limit = PREFILL_LIMIT * target.weight / heaviest
         self._canaries = [place for place, target in enumerate(targets) if target.canary]
         self._context = UNBOUNDED
         self.measure()

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from random import Random
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
-from backends.api import Call, Gauges
+from backends.api import Call
 from backends.body import Body
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.core.types import KeyRecord, Spent
-from gateway.engines import Engines
 from gateway.health import Breaker
 from gateway.routes import Builder, Exchange, Placement, Route, Slots
 from gateway.routes.policies.api import Prompt
 from gateway.routes.policies.registry import Factory
 from gateway.store import FRESH_SECONDS, Limits
-
-T = TypeVar("T")
 
 ROUTE: Final = "simulated"
 CALL: Final = Call("", "chat/completions", ROUTE, Body(b"{}"), stream=True)
@@ -59,7 +56,6 @@ class SimulatedGateway:
         boards: Boards,
         clock: Callable[[], float],
         seed: int,
-        gauges: Callable[[str], Gauges],
     ) -> None:
         builder = Builder(
             {},
@@ -78,33 +74,11 @@ class SimulatedGateway:
         self._exchange = Exchange(
             lambda mine: boards.exchange(name, mine), lambda: routes.boards, clock, heard=routes.freed
         )
-        self._targets = {target.name: target for target in route.targets}
-        self._engines = Engines(
-            list(self._targets),
-            lambda target: _now(gauges(target)),
-            lambda target: _now(None),
-            seen=self._seen,
-            learned=lambda target, facts: None,
-            clock=clock,
-        )
         self._chance = Random(f"{seed} exchange")  # noqa: S311 - jitter
 
     def placements(self, prompt: Prompt, spent: Callable[[], Spent]) -> AsyncGenerator[Placement, None]:
         """As the page asks for them. Raises `QueueFull`, `QueueTimeout`."""
         return self.route.placements(CALL, prompt, KEY, spent, 1)
-
-    def watch(self) -> None:
-        """Begin to poll the engines, as the fleet does."""
-        self._engines.open()
-
-    async def close(self) -> None:
-        await self._engines.close()
-
-    def _seen(self, target: str, gauges: Gauges | None) -> None:
-        cap = self._engines.saturated(target)
-        if cap != self._targets[target].cap:
-            self._targets[target].capped(cap)
-            self.route.freed()
 
     async def exchanges(self, seconds: float) -> None:
         """Exchange each so many seconds, out of step with the others."""
@@ -112,7 +86,3 @@ class SimulatedGateway:
         while True:
             await self._exchange.once()
             await asyncio.sleep(seconds * self._chance.uniform(0.9, 1.1))
-
-
-async def _now(value: T) -> T:
-    return value

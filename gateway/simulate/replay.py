@@ -58,8 +58,6 @@ class Replay:
             talk = [asyncio.create_task(each.exchanges(self._share)) for each in self._gateways]
         else:
             talk = []
-        for each in self._gateways:
-            each.watch()
         for call in sorted(self._calls, key=lambda call: call.after):
             if call.after > self._end:
                 break
@@ -72,8 +70,6 @@ class Replay:
         for task in (*talk, *self._tasks):
             task.cancel()
         await asyncio.gather(*talk, *self._tasks, return_exceptions=True)
-        for each in self._gateways:
-            await each.close()
         for engine in self._engines:
             engine.close()
 

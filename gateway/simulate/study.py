@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count as numbers
@@ -11,7 +10,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from backends.api import Gauges
 from gateway.config import TargetSpec
 from gateway.faults.engine import Shape, TimedEngine
 from gateway.routes.policies import registry
@@ -125,7 +123,6 @@ def simulate(
     calls: Sequence[Call], end: float, fleet: Fleet, policy: str, seed: int = 0, watch: Watch | None = None
 ) -> Run:
     """One policy's run over `calls`, of which those after `end` seconds are dropped. `KeyError`: no such policy."""
-    random.seed(seed)  # the poller's jitter
     return virtual_time.run(_simulate(calls, end, fleet, policy, seed, watch))
 
 
@@ -145,14 +142,9 @@ async def _simulate(
             return partial(Oracle, [engine.cache for engine in engines])
         return CacheAware if name == CACHE_AWARE else registry.load(name)
 
-    of = dict(zip([member.name for member in fleet.members], engines, strict=True))
-
-    def gauges(name: str) -> Gauges:
-        return Gauges(running=of[name].running, waiting=len(of[name].waiting))
-
     boards = Boards(clock)
     gateways = [
-        SimulatedGateway(f"gateway-{number}", targets, policy, policies, boards, clock, seed + number, gauges)
+        SimulatedGateway(f"gateway-{number}", targets, policy, policies, boards, clock, seed + number)
         for number in range(1 if policy == CACHE_AWARE else fleet.gateways)
     ]
     told = None if watch is None else partial(watch, policy)

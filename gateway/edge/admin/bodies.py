@@ -269,7 +269,7 @@ class TargetShown(Struct, frozen=True, kw_only=True):
     waiting: Annotated[int, Meta(description="Of these, calls without a first token")]
     prefill: Annotated[int, Meta(description="Prompt tokens that it has still to read")]
     attempts: Annotated[int, Meta(description="Calls ever tried there, by the gateways that live")]
-    cap: Annotated[int | None, Meta(description="The most calls that are sent there at once")]
+    max_inflight: Annotated[int | None, Meta(description="The most calls there at once; null: no bound")]
     context: Annotated[int | None, Meta(description="Tokens of prompt and answer together")]
     kv_tokens: Annotated[int | None, Meta(description="Tokens that its cache holds")]
     version: Annotated[str, Meta(description="The engine's")]

@@ -131,7 +131,7 @@ def _merged(name: str, place: Listed | None, seen: list[_Seen], order: TargetOrd
         waiting=sum(state.waiting for state in states),
         prefill=sum(state.prefill for state in states),
         attempts=sum(state.attempts for state in states),
-        cap=newest.cap,
+        max_inflight=newest.max_inflight,
         context=newest.context,
         kv_tokens=newest.kv_tokens,
         version=newest.version,

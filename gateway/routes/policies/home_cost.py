@@ -12,7 +12,6 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain
-from math import ceil
 from random import Random
 from typing import Final
 
@@ -23,10 +22,16 @@ from gateway.routes.policies.api import Candidate, Note, Policy, Prompt, Reason,
 from gateway.routes.policies.tables import NEVER, Exceptions, Groups
 from gateway.routes.rendezvous import Rendezvous
 
+KAPPA: Final = 2.0
+"""Of an idle fleet: a prompt that is read where it is not cached pushes as much out of the cache there. With each call
+that waits it grows by one over the number of targets: an unnecessary read delays all behind it."""
 KAPPA_MAX: Final = 8.0
 """Without a cap one target would keep a hot prefix for itself."""
-HOMES: Final = 2.0
-"""Homes of a group, as a multiple of its share of the calls (C in the rule)."""
+SPARE: Final = 0.25
+"""The part of all caches together that may hold further copies of groups' prefixes, for each as its part of the calls:
+a prefix that is short or much asked for has many homes, one that is long and one of many has a single one."""
+COUNT_SECONDS: Final = 1.0
+"""For so long the count of prefixes at each target is only added to."""
 S_MIN: Final = 1024
 """Tokens; a shorter common prefix is not worth a home of its own."""
 ALPHA, ALPHA_RATE = 0.7, 0.02
@@ -72,6 +77,8 @@ class HomeCost:
         self._alpha, self._phi, self._psi = ALPHA, PHI, PSI
         self._ring: deque[Note] = deque(maxlen=RING)
         self._weights: Sequence[float] | None = None
+        self._resident: list[int] = [0] * len(names)
+        self._counted = float("-inf")
         self._kappa, self._refreshed = 1.0, float("-inf")
         self._orders: dict[int, array[int]] = {}
         self._most_orders = min(KEPT_ORDERS, max(1, KEPT_PLACES // max(1, len(names))))
@@ -80,7 +87,7 @@ class HomeCost:
     def score(self, prompt: Prompt, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> list[Score]:
         self._refresh(targets, usable, now)
         draws = self._rendezvous.draws(prompt.conversation or self._luck, self._weights)
-        look = self._look(prompt, draws, targets, usable)
+        look = self._look(prompt, draws, targets, usable, now)
         if len(usable) <= FEW:
             order = sorted(usable, key=draws.__getitem__, reverse=True)  # of equals the nearest to home is picked
         else:
@@ -93,7 +100,7 @@ class HomeCost:
         for place in order:
             target = targets[place]
             load = target.load
-            cached = value = 0.0
+            cached = value = hoped = 0.0
             if stamps and load.clock - stamps[place] < target.kv_tokens:
                 cached = value = prefix
             elif place == first:
@@ -103,9 +110,9 @@ class HomeCost:
             if place == last:
                 cached, value = max(cached, look.length), max(value, look.length)
             if place == begins:
-                value = max(value, cached + self._phi * (tokens - cached))  # it pays when the conversation goes on
+                hoped = self._phi * (tokens - cached)  # it pays when the conversation goes on
             pending = load.pending(now) if load.others_prefill else load.prefill
-            cost = (pending + tokens - kappa * value) / target.weight
+            cost = (pending + tokens - hoped - kappa * value) / target.weight
             reason: Reason = "warm" if cached else other
             if place == home:
                 reason = "home"
@@ -125,10 +132,11 @@ class HomeCost:
         place, target = score.index, targets[score.index]
         clock = target.load.clock
         if (group := _group(prompt)) is not None:
-            known, stamp = self._groups.sent(group, place, clock)
+            known, stamp = self._groups.sent(group, place, clock, prompt.prefix)
             self._psi += SHARE_RATE * (known - self._psi)
             if clock - max(LEAST_CHARGE, prompt.tokens - score.cached) - stamp >= target.kv_tokens:  # it was not warm
-                self._ring.append(Note("group", group, target.name))
+                self._resident[place] += prompt.prefix
+                self._ring.append(Note("group", group, target.name, prompt.prefix))
         self._phi += SHARE_RATE * (prompt.follow_up - self._phi)
         if score.reason != "home" or conversation in self._exceptions:
             self._exceptions.put(conversation, place, prompt.tokens, clock)
@@ -150,7 +158,8 @@ class HomeCost:
                 continue
             clock = targets[place].load.clock
             if note.kind == "group":
-                self._groups.heard(note.key, place, clock)
+                self._resident[place] += note.tokens
+                self._groups.heard(note.key, place, clock, note.tokens)
             else:
                 self._exceptions.put(note.key, place, note.tokens, clock)
 
@@ -163,19 +172,19 @@ class HomeCost:
         self._ring = predecessor._ring
 
     def _look(
-        self, prompt: Prompt, draws: Sequence[float], targets: Sequence[Candidate], usable: Sequence[int]
+        self, prompt: Prompt, draws: Sequence[float], targets: Sequence[Candidate], usable: Sequence[int], now: float
     ) -> Look:
         if (conversation := prompt.conversation) is None:
             return Look()
         if (group := _group(prompt)) is None:
             look = Look(_first(draws, usable))
         else:
-            look, share = Look(homes=self._order(group, usable)), 0.0
+            look, share = Look(), 0.0
             if (slot := self._groups.find(group)) >= 0:
                 look.stamps, share = self._groups.stamps(slot), self._groups.share(slot)
-            homes = ceil(HOMES * share * len(usable))  # the more calls a group has, the more homes
-            look.count = max(1, homes)
-            look.home = max(look.homes[: 1 + homes], key=draws.__getitem__)
+            look.homes = self._homes(group, prompt.prefix, look.stamps, targets, usable, now)
+            look.count = self._count(share, prompt.prefix, targets, usable)
+            look.home = max(look.homes[: look.count], key=draws.__getitem__)
         if prompt.follow_up:
             look.last, look.length = look.home, self._alpha * prompt.tokens
             exception = self._exceptions.get(conversation)
@@ -184,6 +193,43 @@ class HomeCost:
                 if targets[place].load.clock - stamp < targets[place].kv_tokens:
                     look.last, look.length = place, float(min(length, prompt.tokens))
         return look
+
+    def _homes(
+        self,
+        group: int,
+        prefix: int,
+        stamps: Sequence[int],
+        targets: Sequence[Candidate],
+        usable: Sequence[int],
+        now: float,
+    ) -> Sequence[int]:
+        """The group's homes, nearest first: where it is cached, in its own order; if nowhere, where there is room.
+
+        A target that is home to more than its part of all prefixes, and one more, comes last.
+        """
+        order, resident = self._order(group, usable), self._residents(targets, now)
+        fair = (sum([resident[place] for place in usable]) + prefix) / sum([targets[place].weight for place in usable])
+        warm = [p for p in order if stamps and targets[p].load.clock - stamps[p] < targets[p].kv_tokens]
+        slack = prefix if warm else prefix / 2  # a group is left where it is rather than moved to and fro
+        first = [p for p in warm or order if resident[p] <= fair * targets[p].weight + slack]
+        first += [p for p in warm if p not in first]
+        return [*first, *[place for place in order if place not in first]]
+
+    @staticmethod
+    def _count(share: float, prefix: int, targets: Sequence[Candidate], usable: Sequence[int]) -> int:
+        """How many homes a group has: as many as its calls need, and as many more as there is spare room for."""
+        room = SPARE * sum([targets[place].kv_tokens for place in usable])
+        return max(1, round(share * len(usable)), int(1 + share * room / prefix))
+
+    def _residents(self, targets: Sequence[Candidate], now: float) -> list[int]:
+        """For each target the tokens of the prefixes that are at home there."""
+        if not 0 <= now - self._counted < COUNT_SECONDS:
+            self._counted = now
+            self._resident = [
+                self._groups.resident(place, target.load.clock - target.kv_tokens + 1)
+                for place, target in enumerate(targets)
+            ]
+        return self._resident
 
     def _order(self, group: int, usable: Sequence[int]) -> array[int]:
         """The group's order. Groups come again and again: their orders are kept as long as they are true."""
@@ -224,7 +270,7 @@ class HomeCost:
             self._refreshed = now
         if late or len(usable) <= FEW:
             waiting = sum([(load := targets[place].load).waiting + load.others_waiting for place in usable])
-            self._kappa = min(KAPPA_MAX, 1 + waiting / len(usable))
+            self._kappa = min(KAPPA_MAX, KAPPA + waiting / len(usable))
 
 
 def _first(draws: Sequence[float], usable: Sequence[int]) -> int:

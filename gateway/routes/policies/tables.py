@@ -22,6 +22,8 @@ GONE: Final = 0xFFFF
 """A target that is no longer in the table."""
 SHARE_HALF_LIFE: Final = 512
 """Grouped calls."""
+PRIOR: Final = 128
+"""Grouped calls of unknown groups that are taken to have come before the first: one call is no popularity."""
 _GROWTH = 2 ** (1 / SHARE_HALF_LIFE)
 _TOO_LARGE = 1e100
 
@@ -89,6 +91,8 @@ class Groups:
             self._most //= 2
         self._buckets: Buckets | None = None
         self._counts: array[float] = array("d")
+        self._tokens: array[int] = array("q")
+        self._last: array[int] = array("H")
         self._stamps: array[int] = array("q")
         self._one, self._sum = 1.0, 0.0  # a later call counts more, instead of all earlier ones less
 
@@ -98,15 +102,28 @@ class Groups:
 
     def share(self, slot: int) -> float:
         """The group's part of the grouped calls of late."""
-        return self._counts[slot] / self._sum if self._sum else 0.0
+        return self._counts[slot] / (self._sum + PRIOR * self._one)
 
     def stamps(self, slot: int) -> Sequence[int]:
         """For each target its clock when the group was last sent there, or NEVER."""
         return self._stamps[slot * self._targets : (slot + 1) * self._targets].tolist()
 
-    def sent(self, group: int, target: int, clock: int) -> tuple[bool, int]:
-        """A call of the group went to `target`, whose clock is `clock` now; whether it was known, the stamp before."""
+    def resident(self, target: int, since: int) -> int:
+        """Prefix tokens of all groups whose last call went to `target`, at `since`, by its clock, or later."""
+        stamps = self._stamps[target :: self._targets]
+        return sum(
+            [
+                tokens
+                for tokens, last, stamp in zip(self._tokens, self._last, stamps, strict=True)
+                if last == target and stamp >= since
+            ]
+        )
+
+    def sent(self, group: int, target: int, clock: int, tokens: int) -> tuple[bool, int]:
+        """A call of the group, whose prefix has so many tokens, went to `target`, whose clock is `clock` now; whether
+        the group was known, and the stamp before."""
         slot, new = self._claim(group)
+        self._tokens[slot], self._last[slot] = tokens, target
         self._counts[slot] += self._one
         self._sum += self._one
         self._one *= _GROWTH
@@ -117,9 +134,10 @@ class Groups:
         before, self._stamps[at] = self._stamps[at], clock
         return not new, before
 
-    def heard(self, group: int, target: int, clock: int) -> None:
+    def heard(self, group: int, target: int, clock: int, tokens: int) -> None:
         """Another gateway has sent the group to `target`."""
         slot, _ = self._claim(group)
+        self._tokens[slot], self._last[slot] = tokens, target
         self._stamps[slot * self._targets + target] = clock
 
     def inherit(self, other: Groups, places: Sequence[tuple[int, int]]) -> None:
@@ -129,7 +147,7 @@ class Groups:
         """
         if other._buckets is None or other._buckets.entries > self._most:
             return
-        self._buckets, self._counts = other._buckets.copy(), other._counts[:]
+        self._buckets, self._counts, self._tokens = other._buckets.copy(), other._counts[:], other._tokens[:]
         self._one, self._sum = other._one, other._sum
         self._stamps = array("q", [NEVER]) * (self._buckets.entries * self._targets)
         for before, place in places:
@@ -139,10 +157,13 @@ class Groups:
         if self._buckets is None:
             self._buckets = Buckets(self._most)
             self._counts = array("d", bytes(8 * self._buckets.entries))
+            self._tokens = array("q", bytes(8 * self._buckets.entries))
+            self._last = array("H", bytes(2 * self._buckets.entries))
             self._stamps = array("q", [NEVER]) * (self._buckets.entries * self._targets)
         slot, new = self._buckets.claim(group)
         while len(self._counts) < self._buckets.entries:
-            self._counts, self._stamps = self._counts * 2, self._stamps * 2
+            self._counts, self._tokens, self._stamps = self._counts * 2, self._tokens * 2, self._stamps * 2
+            self._last *= 2
         if new:
             self._counts[slot] = 0.0
             self._stamps[slot * self._targets : (slot + 1) * self._targets] = array("q", [NEVER]) * self._targets
@@ -156,6 +177,7 @@ class Exceptions:
         self._buckets: Buckets | None = None
         self._targets: array[int] = array("H")
         self._tokens: array[int] = array("q")
+        self._last: array[int] = array("H")
         self._stamps: array[int] = array("q")
 
     def __contains__(self, conversation: int) -> bool:
@@ -174,6 +196,7 @@ class Exceptions:
             self._buckets = Buckets(EXCEPTIONS)
             self._targets = array("H", bytes(2 * self._buckets.entries))
             self._tokens = array("q", bytes(8 * self._buckets.entries))
+            self._last = array("H", bytes(2 * self._buckets.entries))
             self._stamps = array("q", bytes(8 * self._buckets.entries))
         slot, _ = self._buckets.claim(conversation)
         while len(self._targets) < self._buckets.entries:

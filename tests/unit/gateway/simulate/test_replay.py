@@ -9,7 +9,6 @@ from functools import partial
 import pytest
 from harness.virtual_time import run
 
-from backends.api import Gauges
 from gateway.config import TargetSpec
 from gateway.faults.engine import Shape, TimedEngine
 from gateway.routes.policies.registry import Factory, load
@@ -59,11 +58,8 @@ class Ran:
 
         boards = Boards(clock)
 
-        def idle(name: str) -> Gauges:
-            return Gauges(running=0, waiting=0)
-
         self.gateways = [
-            SimulatedGateway(f"g-{n}", targets, policy, policies, boards, clock, n, idle) for n in range(gateways)
+            SimulatedGateway(f"g-{n}", targets, policy, policies, boards, clock, n) for n in range(gateways)
         ]
         self.replay = Replay(calls, self.engines, [1.0] * engines, self.gateways, share, end, skip, self.seen.append)
         await self.replay.run()
