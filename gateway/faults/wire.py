@@ -38,6 +38,7 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._arrived, self._writable, self._lost = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._writable.set()
+        self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.transport: asyncio.Transport
         self.busy = False
@@ -61,7 +62,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
-        for event in (self._lost, self._arrived, self._writable):
+        for event in (self._lost, self._arrived, self._writable, self._news):
             event.set()
 
     async def send(self, data: bytes) -> None:
@@ -81,6 +82,14 @@ class Connection(asyncio.Protocol):
         """Until the peer leaves: always ends in `ConnectionResetError`."""
         await self._lost.wait()
         raise ConnectionResetError
+
+    async def wait(self, news: asyncio.Event) -> None:
+        """Until it is set. Raises `ConnectionResetError` as soon as the peer leaves."""
+        self._news = news
+        if not self._lost.is_set():
+            await news.wait()
+        if self._lost.is_set():
+            raise ConnectionResetError
 
     def cut(self) -> None:
         """Close, once what was written is out."""
