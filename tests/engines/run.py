@@ -288,7 +288,7 @@ def main() -> None:
         print(f"[{number + 1}/{len(runs)}] {' '.join(map(str, run))}", file=sys.stderr, flush=True)
         if options.plan:
             continue
-        row = measured(run, options.engines, options.seconds, options.seed * 1000 + number)
+        row = measured(run, options.engines, options.seconds, options.seed)
         print(json.dumps(row), flush=True) if options.json else show(row)
 
 
