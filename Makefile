@@ -11,7 +11,7 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help demo test check test-vllm test-tgi test-faults soak fuzz bench docs wheel lock clean
+.PHONY: help demo test check test-vllm test-tgi test-faults test-engines soak fuzz bench docs wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ fuzz: $(VENV)/.dev ## look for inputs that do harm, for 10 minutes and a few mor
 	$(BIN)/python tests/fuzz/run.py $(ARGS)
 	FUZZ_REQUESTS=3000 FUZZ_CALLS=60 $(BIN)/python -m pytest tests/fuzz/test_wire.py tests/fuzz/test_openapi.py -n 0 -o timeout=3600
 
+test-engines: $(VENV)/.dev ## policies on real gateways over timed engines, a table (minutes; ARGS: see --help)
+	$(BIN)/python tests/engines/run.py $(ARGS)
+
 bench: $(VENV)/.dev ## speed and size, measured and printed
 	$(BIN)/python tests/bench/bench.py $(ARGS)
 
@@ -63,6 +66,12 @@ lock: $(VENV)/.dev ## resolve the lock files anew
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .venv-* .cache dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The peer that `make test-engines` compares with, if it was made.
+.venv-sglang: requirements/sglang-router.txt $(UV)
+	@$(PYTHON) -m venv $@
+	@$(UV) pip install --python $@/bin/python --require-hashes --only-binary :all: -r requirements/sglang-router.txt
+	@touch $@
 
 # Stamps: an environment is made once, and again when what it is made from changes.
 $(UV): requirements/uv.txt

@@ -12,9 +12,11 @@ from typing import Any, Final
 import click
 import msgspec
 
-from gateway.cli.options import Parsed
+from gateway.cli.options import Parsed, Quantity
 from gateway.cli.tables import rows
+from gateway.config.units import COUNT
 from gateway.faults.backend import CONTROL, DIALECTS, FakeBackend, Told
+from gateway.faults.engine import Shape
 from gateway.faults.openai import Served
 from gateway.faults.orders import BadOrder, Entry, Orders, parse, read_script
 from gateway.faults.vocabulary import FAULTS
@@ -51,6 +53,11 @@ def _row(name: str) -> tuple[object, ...]:
 @click.option("--token-interval", type=click.FloatRange(0), default=0.0, show_default=True, help="Seconds a word.")
 @click.option("--context", type=click.IntRange(1), default=32768, show_default=True, help="Tokens of the context.")
 @click.option("--wake", type=click.FloatRange(0), default=0.0, show_default=True, help="Seconds that /wake_up takes.")
+@click.option("--engine", is_flag=True, help="Take an engine's time: batches, a prefix cache, a queue (vllm only).")
+@click.option("--kv-tokens", type=Quantity(COUNT, positive=True), default="80k", show_default=True,
+              help="Tokens that the engine's cache holds.")  # fmt: skip
+@click.option("--rate", type=click.FloatRange(0, min_open=True), default=33_000.0, show_default=True,
+              help="Prompt tokens that the engine reads in a second.")  # fmt: skip
 @click.option("--fault", "default", type=Parsed("SPEC", _order), default="", help="The fault of every call.")
 @click.option(
     "--script",
@@ -74,8 +81,14 @@ def fake_backend(**options: Any) -> None:
     `{calls: 1-3, fault: status=503}`, `{every: 10, stream: true, fault: cut=4}`, `{probability: 0.1, fault: hang}`,
     `{path: /health, calls: "5-", fault: status=503}`.
 
+    With --engine it answers when an engine of that shape would (vLLM's scheduler, modelled): its prompts' tokens are
+    their bytes / 4, equal beginnings are cached, calls wait for room, /metrics tell it all, and `ignore_eos` makes an
+    answer of exactly `max_tokens`.
+
     GET /fake tells what happened so far; POST /fake with `{"fault": "SPEC"}` changes --fault while it runs.
     """
+    if options["engine"] and options["dialect"] != "vllm":
+        raise click.UsageError("--engine: speaks --dialect vllm only")
     orders = _orders(options)
     served = Served(
         options["models"], options["tokens"], options["token_interval"], options["context"], options["wake"]
@@ -98,7 +111,8 @@ def _orders(options: dict[str, Any]) -> Orders:
 
 async def _serve(options: dict[str, Any], served: Served, orders: Orders) -> None:
     tell = (lambda _: None) if options["quiet"] else _tell_json if options["as_json"] else _tell
-    server = FakeBackend(options["dialect"], served, orders, told=tell, died=lambda: os._exit(1))
+    shape = Shape(kv_tokens=options["kv_tokens"], rate=options["rate"]) if options["engine"] else None
+    server = FakeBackend(options["dialect"], served, orders, told=tell, died=lambda: os._exit(1), engine=shape)
     port = await server.open(options["host"], options["port"])
     orders.name = options["name"] or str(port)
     url = f"http://{options['host']}:{port}"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct, field
+
+if TYPE_CHECKING:
+    from gateway.faults.paced import Turn, Wait
 
 DONE: Final = b"data: [DONE]\n\n"
 _REASONS = {200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
@@ -30,13 +33,20 @@ class Pause(Struct, frozen=True):
     seconds: float
 
 
+class Token(Struct, frozen=True):
+    """Nothing happens until the engine has written so many tokens of a call."""
+
+    turn: Turn
+    number: int
+
+
 class Refuse(Struct, frozen=True):
     """Drop the call and stop listening for so many seconds."""
 
     seconds: float
 
 
-Step = bytes | Act | Pause | Refuse
+Step = bytes | Act | Pause | Token | Refuse
 
 
 class Answer(Struct):
@@ -56,6 +66,10 @@ class Answer(Struct):
     """No length and no chunks: the end of the connection ends the body."""
     tokens: int = 0
     """Words it says; a stream that is broken off has said one for each event, as the counters go."""
+    turn: Turn | None = None
+    """Its call at the engine that sets the pace."""
+    quiet: int = 0
+    """Events of a stream that come before the one with the first token; they wait for that, too."""
     lonely: float | None = None
     """The connection is closed so many seconds after the answer, without a word that it will be."""
 
@@ -63,6 +77,16 @@ class Answer(Struct):
     def body(self) -> bytes:
         """All bytes of the body."""
         return b"".join(step for step in self.steps if isinstance(step, bytes))
+
+    async def begin(self, turn: Turn, wait: Wait) -> None:
+        """Hand the call to the engine; a whole answer is there when its last token is."""
+        turn.begin()
+        if not self.streamed:
+            await turn.until(turn.work.answer, wait)
+            size = len(self.body)
+            self.steps = [turn.filled(step) if isinstance(step, bytes) else step for step in self.steps]
+            if self.length is not None:  # a fault has set it
+                self.length += len(self.body) - size
 
     def stop(self, events: int, act: Step) -> None:
         """Do `act` after so many events; of a whole answer, in its middle."""
@@ -79,7 +103,7 @@ class Answer(Struct):
 
     def replace(self, body: bytes, status: int = 200, content_type: str = "application/json") -> None:
         """Another answer, whole, instead."""
-        self.steps, self.status, self.streamed, self.length = [body], status, False, None
+        self.steps, self.status, self.streamed, self.length, self.turn = [body], status, False, None, None
         self.headers = [("content-type", content_type)]
 
     def edit(self, change: Callable[[dict[str, Any]], None]) -> None:
@@ -101,8 +125,13 @@ class Answer(Struct):
 
     def framed(self) -> Iterator[Step]:
         """The body's steps, in chunks if that is its coding."""
+        events = 0
         for step in self.steps:
             if isinstance(step, bytes):
+                if self.turn is not None:
+                    yield Token(self.turn, max(1, events + 1 - self.quiet))
+                    step = self.turn.filled(step)
+                    events += 1
                 if self.interval and self.streamed:
                     yield Pause(self.interval)
                 yield b"%x\r\n%b\r\n" % (len(step), step) if self._is_chunked and step else step

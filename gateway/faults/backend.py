@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from gateway.faults.answer import Act, Answer, Pause, Refuse, Step, whole
+from gateway.faults.answer import Act, Answer, Pause, Refuse, Step, Token, whole
+from gateway.faults.engine import Shape, TimedEngine
 from gateway.faults.openai import OpenAI, Served, State
 from gateway.faults.orders import BadOrder, Ordered, Orders, parse
+from gateway.faults.paced import PacedVLLM
 from gateway.faults.tgi import TGI
 from gateway.faults.vllm import VLLM
 from gateway.faults.vocabulary import Spoiled
@@ -42,7 +44,10 @@ class Told(Struct):
 
 
 class FakeBackend:
-    """A server in this loop; `told` is called with each call once it is over, `died` instead of ending the process."""
+    """A server in this loop; `told` is called with each call once it is over, `died` instead of ending the process.
+
+    With `engine` it speaks vLLM's dialect at that engine's pace, whatever `dialect` says.
+    """
 
     def __init__(
         self,
@@ -52,9 +57,13 @@ class FakeBackend:
         *,
         told: Callable[[Told], None] = lambda _: None,
         died: Callable[[], None] | None = None,
+        engine: Shape | None = None,
     ) -> None:
         self.state = State(started=time.time())
-        self.dialect = DIALECTS[dialect](served, self.state)
+        self.engine = None if engine is None else TimedEngine(engine)
+        self.dialect = (
+            DIALECTS[dialect](served, self.state) if self.engine is None else PacedVLLM(served, self.state, self.engine)
+        )
         self.orders, self._told, self._died = orders, told, died or self._vanish
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
@@ -76,6 +85,8 @@ class FakeBackend:
             self._returning.cancel()
         if self._server is not None:
             self._server.close()
+        if self.engine is not None:
+            self.engine.close()
         await asyncio.gather(*(connection.finish() for connection in list(self._connections)))
         await asyncio.sleep(0)  # in which the sockets are closed
 
@@ -105,6 +116,8 @@ class FakeBackend:
                 self.state.aborted += 1
             raise
         finally:
+            if answer.turn is not None:
+                answer.turn.leave()
             self.state.running -= 1
             self.state.completion_tokens += min(answer.tokens, told.events) if answer.streamed else answer.tokens
             told.seconds = time.monotonic() - began
@@ -123,6 +136,8 @@ class FakeBackend:
     async def _send(self, connection: Connection, answer: Answer, told: Told) -> None:
         for step in answer.before:
             await self._do(connection, step, told)
+        if answer.turn is not None:
+            await answer.begin(answer.turn, connection.wait)
         await connection.send(answer.head())
         for step in answer.framed():
             await self._do(connection, step, told)
@@ -139,6 +154,8 @@ class FakeBackend:
             return await connection.send(step)
         if isinstance(step, Pause):
             return await connection.pause(step.seconds)
+        if isinstance(step, Token):
+            return await step.turn.until(step.number, connection.wait)
         told.outcome = step.value if isinstance(step, Act) else "refused"
         if isinstance(step, Refuse):
             self._refuse(step.seconds)
@@ -198,4 +215,5 @@ class FakeBackend:
             "completion_tokens": state.completion_tokens,
             "asleep": state.asleep,
             "fault": ",".join(map(str, self.orders.default)),
+            **({} if self.engine is None else {"engine": self.engine.tells()}),
         }

@@ -247,6 +247,7 @@ class TimedEngine(Engine):
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._busy = self._late = 0.0
 
     def add(self, work: Work) -> None:
         super().add(work)
@@ -259,15 +260,21 @@ class TimedEngine(Engine):
         if self._timer is not None:
             self._timer.cancel()
 
+    def tells(self) -> dict[str, float]:
+        """What it did; `busy`: seconds that its steps should have taken, `late`: those by which they ended late."""
+        return {"steps": self.steps, "queried": self.queried, "hit": self.hit, "busy": self._busy, "late": self._late}
+
     def _begin(self, due: float) -> None:
         loop, seconds = asyncio.get_running_loop(), self.begin()
         if seconds is None:
             self._timer = None
         else:
+            self._busy += seconds
             due = max(due, loop.time() - LATE_SECONDS) + seconds
             self._timer = loop.call_at(due, self._end, due)
 
     def _end(self, due: float) -> None:
+        self._late += asyncio.get_running_loop().time() - due
         self.end()
         self._begin(due)
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from gateway.faults.answer import DONE, Answer, event, stream, whole
 from gateway.faults.wire import HttpRequest
-from gateway.faults.words import Ask, ask, text_of
+from gateway.faults.words import UNBOUNDED, Ask, ask, text_of
 
 Route = Callable[[HttpRequest], Answer]
 DIMENSIONS: Final = 8
@@ -181,10 +181,15 @@ class OpenAI:
 
     def asked(self, body: dict[str, Any], prompt: str, begun: str) -> Ask:
         limits = [body[name] for name in ("max_completion_tokens", "max_tokens") if isinstance(body.get(name), int)]
-        made = ask(prompt, begun, self.served.tokens, limits[0] if limits else None)
-        if limits and made.prompt_tokens + limits[0] > self.served.context:
+        endless = bool(limits) and body.get("ignore_eos") is True
+        made = ask(prompt, begun, UNBOUNDED if endless else self.served.tokens, limits[0] if limits else None)
+        if limits and self.size(prompt) + limits[0] > self.served.context:
             raise Refusal(400, f"This model's maximum context length is {self.served.context} tokens.", "input_tokens")
         return made
+
+    def size(self, text: str) -> int:
+        """Tokens of a prompt."""
+        return len(text.split())
 
     def say(self, body: dict[str, Any], kind: str, asked: list[Ask]) -> Answer:
         """The answer that says all this, one choice each."""
@@ -200,8 +205,8 @@ class OpenAI:
         answer.tokens = usage["completion_tokens"]
         return answer
 
-    def usage(self, asked: list[Ask]) -> dict[str, int]:
-        prompt, said = asked[0].prompt_tokens, sum(each.count for each in asked)
+    def usage(self, asked: list[Ask]) -> dict[str, Any]:
+        prompt, said = self.size(asked[0].prompt), sum(each.count for each in asked)
         return {"prompt_tokens": prompt, "total_tokens": prompt + said, "completion_tokens": said}
 
     def stamp(self, body: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -219,7 +224,7 @@ class OpenAI:
         return {"index": index, **said, "logprobs": None, "finish_reason": asked.finish}
 
     def events(
-        self, body: dict[str, Any], kind: str, head: dict[str, Any], asked: list[Ask], usage: dict[str, int]
+        self, body: dict[str, Any], kind: str, head: dict[str, Any], asked: list[Ask], usage: dict[str, Any]
     ) -> Iterator[bytes]:
         """The events of a stream; several choices say a word each by turns."""
         options = body.get("stream_options")

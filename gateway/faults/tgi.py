@@ -96,7 +96,7 @@ class TGI(OpenAI):
             said["details"] = {**self._details(asked), "prefill": [], "tokens": list(self._tokens(asked))}
         answer = whole([said] if listed else said)
         answer.tokens = asked.count
-        answer.headers += [("x-prompt-tokens", str(asked.prompt_tokens)), ("x-generated-tokens", str(asked.count))]
+        answer.headers += [("x-prompt-tokens", str(self.size(asked.prompt))), ("x-generated-tokens", str(asked.count))]
         return answer
 
     def generate_stream(self, request: HttpRequest) -> Answer:
@@ -104,7 +104,7 @@ class TGI(OpenAI):
         tokens = list(self._tokens(asked)) or [{"id": 0, "text": "", "logprob": 0.0, "special": True}]
         events = [event({"index": index + 1, "token": token, "generated_text": None, "details": None})
                   for index, token in enumerate(tokens)]  # fmt: skip
-        details = {**self._details(asked), "input_length": asked.prompt_tokens} if wanted.get("details") else None
+        details = {**self._details(asked), "input_length": self.size(asked.prompt)} if wanted.get("details") else None
         end = {"index": len(tokens), "token": tokens[-1], "generated_text": asked.text, "details": details}
         answer = stream([*events[:-1], event(end)])
         answer.tokens = asked.count
@@ -119,7 +119,7 @@ class TGI(OpenAI):
         wanted = wanted if isinstance(wanted, dict) else {}
         limit = wanted.get("max_new_tokens")
         asked = ask(prompt, prompt, self.served.tokens, limit if isinstance(limit, int) else None)
-        self.state.prompt_tokens += asked.prompt_tokens
+        self.state.prompt_tokens += self.size(asked.prompt)
         return asked, wanted
 
     def _tokens(self, asked: Ask) -> Iterator[dict[str, Any]]:

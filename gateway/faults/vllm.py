@@ -76,24 +76,33 @@ class VLLM(OpenAI):
         return answer
 
     def metrics(self, _: HttpRequest) -> Answer:
-        state, name = self.state, (self.served.models or ("fake",))[0]
-        awake = not state.asleep
+        name = (self.served.models or ("fake",))[0]
+        lines = [
+            f'{metric}{{engine="0",model_name="{name}"{"," if more else ""}{more}}} {float(value)}'
+            for metric, more, value in self.measured()
+        ]
+        lines.append(f"process_start_time_seconds {self.state.started}\n")
+        return whole("\n".join(lines).encode(), content_type="text/plain; version=0.0.4")
+
+    def measured(self) -> list[tuple[str, str, float]]:
+        """Names of metrics, more labels, and values."""
+        state = self.state
         waiting = state.running if state.asleep else 0
-        values: list[tuple[str, str, float]] = [
+        return [
+            *self.awake(),
             ("vllm:num_requests_running", "", state.running - waiting),
             ("vllm:num_requests_waiting", "", waiting),
-            ("vllm:engine_sleep_state", 'sleep_state="awake"', awake),
-            ("vllm:engine_sleep_state", 'sleep_state="weights_offloaded"', not awake),
-            ("vllm:engine_sleep_state", 'sleep_state="discard_all"', 0),
             ("vllm:kv_cache_usage_perc", "", min(1.0, state.running / 256)),
             ("vllm:prompt_tokens_total", "", state.prompt_tokens),
             ("vllm:generation_tokens_total", "", state.completion_tokens),
             ("vllm:prefix_cache_queries_total", "", state.prompt_tokens),
             ("vllm:prefix_cache_hits_total", "", 0),
         ]
-        lines = [
-            f'{metric}{{engine="0",model_name="{name}"{"," if more else ""}{more}}} {float(value)}'
-            for metric, more, value in values
+
+    def awake(self) -> list[tuple[str, str, float]]:
+        awake = not self.state.asleep
+        return [
+            ("vllm:engine_sleep_state", 'sleep_state="awake"', awake),
+            ("vllm:engine_sleep_state", 'sleep_state="weights_offloaded"', not awake),
+            ("vllm:engine_sleep_state", 'sleep_state="discard_all"', 0),
         ]
-        lines.append(f"process_start_time_seconds {state.started}\n")
-        return whole("\n".join(lines).encode(), content_type="text/plain; version=0.0.4")

@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import Struct
@@ -38,14 +38,14 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._arrived, self._writable, self._lost = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._writable.set()
+        self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.transport: asyncio.Transport
         self.busy = False
         """A request is being read or answered."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's says it is none
         self._open.add(self)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -61,7 +61,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
-        for event in (self._lost, self._arrived, self._writable):
+        for event in (self._lost, self._arrived, self._writable, self._news):
             event.set()
 
     async def send(self, data: bytes) -> None:
@@ -81,6 +81,14 @@ class Connection(asyncio.Protocol):
         """Until the peer leaves: always ends in `ConnectionResetError`."""
         await self._lost.wait()
         raise ConnectionResetError
+
+    async def wait(self, news: asyncio.Event) -> None:
+        """Until it is set. Raises `ConnectionResetError` as soon as the peer leaves."""
+        self._news = news
+        if not self._lost.is_set():
+            await news.wait()
+        if self._lost.is_set():
+            raise ConnectionResetError
 
     def cut(self) -> None:
         """Close, once what was written is out."""

@@ -23,7 +23,8 @@ class Ask(Struct, frozen=True):
     """What stands before the first word."""
     finish: str
     """"stop" or "length", in OpenAI's words."""
-    prompt_tokens: int
+    prompt: str
+    """All that the model reads."""
 
     def tokens(self) -> Iterator[str]:
         """One word each, with the space before it."""
@@ -49,7 +50,7 @@ def ask(prompt: str, begun: str, tokens: int, limit: int | None) -> Ask:
     cut = limit is not None and limit < wanted
     last = first - 1 + (limit if cut and limit is not None else wanted)
     glue = "" if not begun or _SPACE.search(begun) else " "
-    return Ask(first, last, glue, "length" if cut else "stop", len(prompt.split()))
+    return Ask(first, last, glue, "length" if cut else "stop", prompt)
 
 
 def said(text: str) -> int:
