@@ -151,7 +151,8 @@ class Placement:
         """The target answered well."""
         self.target.breaker.succeeded()
         if usage is not None and usage.cached_tokens is not None:
-            self._share.read(usage.prompt_tokens - usage.cached_tokens)
+            read = usage.prompt_tokens - max(0, usage.cached_tokens)
+            self._share.read(min(read, self.target.kv_tokens))  # more than turns all over is an error of the engine's
             self._tier.told(self._prompt, self.score, usage.prompt_tokens, usage.cached_tokens)
 
     def failed(self, error: UpstreamError) -> None:

@@ -70,6 +70,8 @@ class Gateway:
         return placed
 
     def learn(self, placed: Placed, prompt_tokens: int, cached_tokens: int) -> None:
+        """What the usage of the answer tells."""
+        placed.share.read(min(prompt_tokens - max(0, cached_tokens), placed.replica.kv_tokens))
         if isinstance(self.policy, Learns):
             self.policy.told(placed.prompt, placed.score, prompt_tokens, cached_tokens)
 

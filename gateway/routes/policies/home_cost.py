@@ -211,9 +211,8 @@ class HomeCost:
         fair = (sum([resident[place] for place in usable]) + prefix) / sum([targets[place].weight for place in usable])
         warm = [p for p in order if stamps and targets[p].load.clock - stamps[p] < targets[p].kv_tokens]
         slack = prefix if warm else prefix / 2  # a group is left where it is rather than moved to and fro
-        first = [p for p in warm or order if resident[p] <= fair * targets[p].weight + slack]
-        first += [p for p in warm if p not in first]
-        return [*first, *[place for place in order if place not in first]]
+        roomy = [p for p in warm or order if resident[p] <= fair * targets[p].weight + slack]
+        return list(dict.fromkeys([*roomy, *warm, *order]))
 
     @staticmethod
     def _count(share: float, prefix: int, targets: Sequence[Candidate], usable: Sequence[int]) -> int:
@@ -225,10 +224,7 @@ class HomeCost:
         """For each target the tokens of the prefixes that are at home there."""
         if not 0 <= now - self._counted < COUNT_SECONDS:
             self._counted = now
-            self._resident = [
-                self._groups.resident(place, target.load.clock - target.kv_tokens + 1)
-                for place, target in enumerate(targets)
-            ]
+            self._resident = self._groups.residents([each.load.clock - each.kv_tokens + 1 for each in targets])
         return self._resident
 
     def _order(self, group: int, usable: Sequence[int]) -> array[int]:

@@ -71,6 +71,11 @@ class Buckets:
         self._touched[slot] = self._touches
         return slot, new
 
+    def copies(self) -> list[int]:
+        """The slots with keys that nobody looks for there."""
+        entries = self.entries
+        return [slot for slot, key in enumerate(self._keys) if key * WAYS % entries != slot - slot % WAYS]
+
     def _oldest(self, key: int) -> int:
         """The slot in the key's bucket that is free, or holds what nobody looks for, or was not touched for longest."""
         first = key * WAYS % self.entries
@@ -108,16 +113,14 @@ class Groups:
         """For each target its clock when the group was last sent there, or NEVER."""
         return self._stamps[slot * self._targets : (slot + 1) * self._targets].tolist()
 
-    def resident(self, target: int, since: int) -> int:
-        """Prefix tokens of all groups whose last call went to `target`, at `since`, by its clock, or later."""
-        stamps = self._stamps[target :: self._targets]
-        return sum(
-            [
-                tokens
-                for tokens, last, stamp in zip(self._tokens, self._last, stamps, strict=True)
-                if last == target and stamp >= since
-            ]
-        )
+    def residents(self, since: Sequence[int]) -> list[int]:
+        """For each target the prefix tokens of all groups whose last call went there, at `since`, by its clock, or
+        later."""
+        found, stamps, targets = [0] * self._targets, self._stamps, self._targets
+        for slot, (tokens, last) in enumerate(zip(self._tokens, self._last, strict=True)):
+            if tokens and last != GONE and stamps[slot * targets + last] >= since[last]:
+                found[last] += tokens
+        return found
 
     def sent(self, group: int, target: int, clock: int, tokens: int) -> tuple[bool, int]:
         """A call of the group, whose prefix has so many tokens, went to `target`, whose clock is `clock` now; whether
@@ -148,6 +151,8 @@ class Groups:
         if other._buckets is None or other._buckets.entries > self._most:
             return
         self._buckets, self._counts, self._tokens = other._buckets.copy(), other._counts[:], other._tokens[:]
+        moved = dict(places)
+        self._last = array("H", [moved.get(target, GONE) for target in other._last])
         self._one, self._sum = other._one, other._sum
         self._stamps = array("q", [NEVER]) * (self._buckets.entries * self._targets)
         for before, place in places:
@@ -161,9 +166,12 @@ class Groups:
             self._last = array("H", bytes(2 * self._buckets.entries))
             self._stamps = array("q", [NEVER]) * (self._buckets.entries * self._targets)
         slot, new = self._buckets.claim(group)
-        while len(self._counts) < self._buckets.entries:
-            self._counts, self._tokens, self._stamps = self._counts * 2, self._tokens * 2, self._stamps * 2
-            self._last *= 2
+        if len(self._counts) < self._buckets.entries:
+            while len(self._counts) < self._buckets.entries:
+                self._counts, self._tokens, self._stamps = self._counts * 2, self._tokens * 2, self._stamps * 2
+                self._last *= 2
+            for copy in self._buckets.copies():
+                self._tokens[copy] = 0  # it is counted where it is found
         if new:
             self._counts[slot] = 0.0
             self._stamps[slot * self._targets : (slot + 1) * self._targets] = array("q", [NEVER]) * self._targets
@@ -177,7 +185,6 @@ class Exceptions:
         self._buckets: Buckets | None = None
         self._targets: array[int] = array("H")
         self._tokens: array[int] = array("q")
-        self._last: array[int] = array("H")
         self._stamps: array[int] = array("q")
 
     def __contains__(self, conversation: int) -> bool:
@@ -196,7 +203,6 @@ class Exceptions:
             self._buckets = Buckets(EXCEPTIONS)
             self._targets = array("H", bytes(2 * self._buckets.entries))
             self._tokens = array("q", bytes(8 * self._buckets.entries))
-            self._last = array("H", bytes(2 * self._buckets.entries))
             self._stamps = array("q", bytes(8 * self._buckets.entries))
         slot, _ = self._buckets.claim(conversation)
         while len(self._targets) < self._buckets.entries:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, field
 
 from harness.routing import Replica
 
 from gateway.routes.policies.api import Note, Prompt, ripe
 from gateway.routes.rendezvous import Rendezvous
 
-KAPPA_MAX, C, S_MIN = 8, 2.0, 1024
+KAPPA, KAPPA_MAX, SPARE, S_MIN, PRIOR = 2, 8, 0.25, 1024, 128
 ALPHA0, ALPHA_RATE, PHI0, PSI0, RATE = 0.7, 0.02, 0.5, 1.0, 0.01
 SAMPLE = 8
 """Of a large tier: with more targets than this that ever had a group, not all warm ones need be looked at."""
@@ -23,6 +22,15 @@ class Exception_:
     target: str
     tokens: int
     stamp: int
+
+
+@dataclass
+class Group:
+    """What is known of a group: the length of its prefix, where its last call went, and when it went where."""
+
+    tokens: int
+    last: str
+    stamps: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -56,16 +64,54 @@ class Reference:
         self.alpha, self.phi, self.psi = ALPHA0, PHI0, PSI0
         self.counts: dict[int, float] = {}
         self.total = 0.0
-        self.stamps: dict[int, dict[str, int]] = {}
+        self.groups: dict[int, Group] = {}
+        self.resident, self.counted = dict.fromkeys(names, 0), float("-inf")
         self.exceptions: dict[int, Exception_] = {}
         self.ring: list[Note] = []
 
     def share(self, group: int) -> float:
-        return self.counts.get(group, 0.0) / self.total if self.total else 0.0
+        """As if 128 calls of other groups had just come."""
+        return self.counts.get(group, 0.0) / (self.total + PRIOR)
 
     def is_warm(self, group: int, target: Replica) -> bool:
-        stamp = self.stamps.get(group, {}).get(target.name)
+        stamp = self.groups[group].stamps.get(target.name) if group in self.groups else None
         return stamp is not None and target.load.clock - stamp < target.kv_tokens
+
+    def count(self, targets: Sequence[Replica], now: float) -> None:
+        """Once a second, when it is needed: whose last call went where, and is cached there still."""
+        if now - self.counted >= 1:
+            self.counted = now
+            self.resident = {
+                target.name: sum(
+                    group.tokens
+                    for key, group in self.groups.items()
+                    if group.last == target.name and self.is_warm(key, target)
+                )
+                for target in targets
+            }
+
+    def homes(
+        self, group: int, prefix: int, order: list[int], targets: Sequence[Replica], usable: Sequence[int]
+    ) -> list[int]:
+        """All usable targets in the order in which they are the group's homes."""
+        fair = (sum(self.resident[targets[index].name] for index in usable) + prefix) / sum(
+            targets[index].weight for index in usable
+        )
+
+        def has_room(index: int, slack: float) -> bool:
+            return self.resident[targets[index].name] <= fair * targets[index].weight + slack
+
+        warm = [index for index in order if self.is_warm(group, targets[index])]
+        cold = [index for index in order if index not in warm]
+        if warm:
+            return sorted(warm, key=lambda index: not has_room(index, prefix)) + cold
+        return sorted(order, key=lambda index: not has_room(index, prefix / 2))
+
+    def number(self, group: int, prefix: int, targets: Sequence[Replica], usable: Sequence[int], nudge: float) -> int:
+        """How many of these are its homes."""
+        share = self.share(group) * (1 + nudge)
+        copies = share * SPARE * sum(targets[index].kv_tokens for index in usable) / prefix
+        return max(1, round(share * len(usable)), int(1 + copies))
 
     def fresh(self, prompt: Prompt, targets: Sequence[Replica], usable: Sequence[int]) -> int | None:
         """Where the exceptions table expects the conversation, if anywhere usable."""
@@ -88,16 +134,19 @@ class Reference:
         home, warm, needed = order[0], set[int](), {order[0]}
         group = prompt.group if prompt.prefix >= S_MIN else None
         if group is not None:
-            order_g = self.rendezvous.order(group, usable, weights)
+            self.count(targets, now)
             warm = {index for index in usable if self.is_warm(group, targets[index])}
+            order_g = self.rendezvous.order(group, usable, weights)
+            homes = self.homes(group, prompt.prefix, order_g, targets, usable)
+            number = self.number(group, prompt.prefix, targets, usable, nudge)
+            for index in warm.union(homes[1:number]):
+                value[index] = prompt.prefix
             for index in warm:
-                value[index] = cached[index] = prompt.prefix
-            value[order_g[0]] = max(value[order_g[0]], self.psi * prompt.prefix)
-            homes = ceil(C * self.share(group) * m * (1 + nudge))
-            for j in range(1, min(m, homes)):
-                value[order_g[j]] = max(value[order_g[j]], prompt.prefix)
-            home = next(index for index in order if index in order_g[: min(m, 1 + homes)])
-            needed |= set(order_g[:2]) | (warm if len(self.stamps.get(group, ())) <= SAMPLE else set())
+                cached[index] = prompt.prefix
+            value[homes[0]] = max(value[homes[0]], self.psi * prompt.prefix)
+            home = next(index for index in order if index in homes[:number])
+            known = self.groups[group].stamps if group in self.groups else ()
+            needed |= set(homes[:2]) | (warm if len(known) <= SAMPLE else set())
         exception = None
         if prompt.follow_up:
             exception = self.fresh(prompt, targets, usable)
@@ -108,12 +157,14 @@ class Reference:
             else:
                 value[home] = max(value[home], self.alpha * length)
                 cached[home] = max(cached[home], self.alpha * length)
-        else:
-            value[home] = max(value[home], cached[home] + self.phi * (length - cached[home]))
+        hoped = dict.fromkeys(usable, 0.0)
+        if not prompt.follow_up:
+            hoped[home] = self.phi * (length - cached[home])
         waiting = sum(targets[index].load.waiting + targets[index].load.others_waiting for index in usable)
-        kappa = min(KAPPA_MAX, 1 + waiting / m)
+        kappa = min(KAPPA_MAX, KAPPA + waiting / m)
         costs = {
-            index: (targets[index].load.pending(now) + length - kappa * value[index]) / targets[index].weight
+            index: (targets[index].load.pending(now) + length - hoped[index] - kappa * value[index])
+            / targets[index].weight
             for index in usable
         }
 
@@ -130,17 +181,24 @@ class Reference:
         assert prompt.conversation is not None
         if prompt.group is not None and prompt.prefix >= S_MIN:
             group = prompt.group
-            self.psi += RATE * ((group in self.stamps) - self.psi)
-            self.counts = {each: count * DECAY for each, count in self.counts.items()}
+            self.psi += RATE * ((group in self.groups) - self.psi)
             self.counts[group] = self.counts.get(group, 0.0) + 1
-            self.total = self.total * DECAY + 1
-            self.stamps.setdefault(group, {})[target.name] = target.load.clock
+            self.counts = {each: count * DECAY for each, count in self.counts.items()}
+            self.total = (self.total + 1) * DECAY
+            self.went(group, prompt.prefix, target)
             if pick not in choice.warm:
-                self.ring.append(Note("group", group, target.name))
+                self.resident[target.name] += prompt.prefix
+                self.ring.append(Note("group", group, target.name, prompt.prefix))
         self.phi += RATE * (prompt.follow_up - self.phi)
         if pick != choice.home or prompt.conversation in self.exceptions:
             self.exceptions[prompt.conversation] = Exception_(target.name, prompt.tokens, target.load.clock)
             self.ring.append(Note("call", prompt.conversation, target.name, prompt.tokens))
+
+    def went(self, group: int, tokens: int, target: Replica) -> None:
+        """A call of the group, to there."""
+        found = self.groups.setdefault(group, Group(tokens, target.name))
+        found.tokens, found.last = tokens, target.name
+        found.stamps[target.name] = target.load.clock
 
     def told(self, prompt: Prompt, reason: str, cached_tokens: int) -> None:
         if prompt.follow_up and reason == "home":
@@ -152,11 +210,12 @@ class Reference:
         return said
 
     def heard(self, notes: Sequence[Note], targets: Sequence[Replica]) -> None:
-        clocks = {target.name: target.load.clock for target in targets}
+        by_name = {target.name: target for target in targets}
         for note in notes:
-            if note.target not in clocks:
+            if (target := by_name.get(note.target)) is None:
                 continue
             if note.kind == "group":
-                self.stamps.setdefault(note.key, {})[note.target] = clocks[note.target]
+                self.resident[target.name] += note.tokens
+                self.went(note.key, note.tokens, target)
             else:
-                self.exceptions[note.key] = Exception_(note.target, note.tokens, clocks[note.target])
+                self.exceptions[note.key] = Exception_(target.name, note.tokens, target.load.clock)

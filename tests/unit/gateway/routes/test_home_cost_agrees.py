@@ -98,7 +98,7 @@ class Workload:
         for _ in range(self.chance.randrange(4)):
             prompt, target = self.prompt(), self.chance.choice([*names, "gone"])
             if self.chance.random() < 0.5 and prompt.group:
-                said.append(Note("group", prompt.group, target))
+                said.append(Note("group", prompt.group, target, prompt.prefix))
             elif prompt.conversation:
                 said.append(Note("call", prompt.conversation, target, prompt.tokens))
         return said

@@ -185,6 +185,36 @@ def test_the_clock_never_falls(rounds: list[dict[str, int]], own: int) -> None:
         before = load.clock
 
 
+@pytest.mark.parametrize(
+    ("told", "charged"),
+    [((), 700), ((700,), 700), ((100,), 700), ((1200,), 1200), ((900, 1200, 800), 1200), ((-5,), 700)],
+)
+def test_what_was_read_beyond_what_was_expected_ages_the_cache_once(told: tuple[int, ...], charged: int) -> None:
+    """However late it is told; what is outstanding is as it was."""
+    load = Load()
+    other, share = Share(load, 50), Share(load, 700)
+    share.first_token()
+    for tokens in told[:1]:
+        share.read(tokens)
+    assert counters(load) == (50, 1, 2)
+    share.end()
+    for tokens in told[1:]:
+        share.read(tokens)
+    assert (load.charged, load.clock) == (50 + charged, 50 + charged)
+    other.end()
+    assert counters(load) == (0, 0, 0)
+
+
+def test_others_hear_of_what_was_read() -> None:
+    """A gateway tells all it ever charged: a miss here ages the cache there, too."""
+    here, there = Load(), Load()
+    share = Share(here, 100)
+    there.told({"here": (here.tells(), 0.0)}, 0.0)
+    share.read(5000)
+    there.told({"here": (here.tells(), 0.0)}, 0.2)
+    assert (here.clock, there.clock, there.others_prefill) == (5000, 4900, 100)
+
+
 def test_what_is_told_is_our_own_part_alone() -> None:
     load = Load()
     load.told(told(a=(500, 2, 3, 500, 0.0)), 0.0)

@@ -26,6 +26,7 @@ from gateway.core.errors import (
 )
 from gateway.routes import Placement
 from gateway.routes.policies.api import Prompt, Score
+from gateway.routes.target import KV_TOKENS
 
 LONG = Prompt(1000)
 
@@ -94,12 +95,36 @@ def test_the_policy_hears_of_it_once_the_charge_is_there() -> None:
     assert told.events[1:] == [("told", 700)]
 
 
+def test_a_miss_ages_what_the_target_has_cached() -> None:
+    """It was taken to have nothing of a prompt of 1,000 tokens; the prompt had 1,500, and 300 were there."""
+    of = World(one("a", "b"))
+    load, placement = of["a"].load, place(of)
+    placement.first_token()
+    placement.answered(Usage(1500, 5, 300))
+    assert (load.charged, load.clock, counts(of)) == (1200, 1200, (0, 0, 1))
+    placement.answered(Usage(1500, 5, 1400))
+    placement.end()
+    assert (load.charged, load.clock) == (1200, 1200), "nothing becomes younger"
+    of.idle()
+
+
+@pytest.mark.parametrize("usage", [Usage(10**30, 5, 0), Usage(1000, 5, -(10**30)), Usage(-(10**30), 5, 10**30)])
+def test_counts_that_cannot_be_age_a_cache_by_no_more_than_it_holds(usage: Usage) -> None:
+    """The clock goes into tables and words of 64 bits."""
+    of = World(one("a", "b"))
+    for _ in range(3):
+        placement = place(of)
+        placement.answered(usage)
+        placement.end()
+    assert 3000 <= of["a"].load.clock == of["a"].load.charged <= 3 * KV_TOKENS
+
+
 @pytest.mark.parametrize("usage", [None, Usage(1000, 5)])
 def test_a_target_that_tells_nothing_of_its_cache_teaches_nothing(usage: Usage | None) -> None:
     told = Told()
     of = World(one("a", "b"), policy=told)
     place(of).answered(usage)
-    assert told.events == [("placed", 0)]
+    assert told.events == [("placed", 0)] and of["a"].load.clock == 1000
 
 
 def test_attempts_are_counted(of: World) -> None:
