@@ -1,4 +1,4 @@
-"""Engines: saturation, freshness, when facts are read, drift, and one poller that no target can hold up."""
+"""Engines: freshness, when facts are read, drift, and one poller that no target can hold up."""
 
 from __future__ import annotations
 
@@ -71,45 +71,18 @@ BUSY = Gauges(running=8, waiting=2)
 FULL = Gauges(running=8, waiting=0)
 
 
-async def test_a_target_where_calls_wait_twice_running_is_saturated(fleet: Fleet) -> None:
+async def test_a_load_grows_old_and_ends_with_a_look_that_fails(fleet: Fleet, clock: FixedClock) -> None:
     engines = fleet.engines("a")
-    await told(engines, fleet, BUSY)
-    assert engines.saturated("a") is None, "once may be chance"
-    await told(engines, fleet, BUSY)
-    assert engines.saturated("a") == 8
-    await told(engines, fleet, Gauges(running=6, waiting=1))
-    assert engines.saturated("a") == 6, "the newest look counts"
-    await told(engines, fleet, FULL)
-    assert engines.saturated("a") is None
-    await told(engines, fleet, BUSY)
-    assert engines.saturated("a") is None, "the count began anew"
-
-
-async def test_a_saturated_target_is_never_closed_altogether(fleet: Fleet) -> None:
-    """Nothing runs while calls wait: an engine between two batches, or one that is paused."""
-    engines = fleet.engines("a")
-    await told(engines, fleet, *[Gauges(running=0, waiting=3)] * 2)
-    assert engines.saturated("a") == 1
-
-
-@pytest.mark.parametrize("load", [None, Gauges(waiting=3), Gauges(running=8)], ids=["nothing", "waiting", "running"])
-async def test_who_does_not_tell_has_room(fleet: Fleet, load: Gauges | None) -> None:
-    engines = fleet.engines("a")
-    await told(engines, fleet, load, load, load)
-    assert engines.saturated("a") is None
-
-
-async def test_a_look_that_fails_or_grows_old_ends_saturation(fleet: Fleet, clock: FixedClock) -> None:
-    engines = fleet.engines("a")
-    await told(engines, fleet, BUSY, BUSY)
+    assert engines.gauges("a") is None
+    await told(engines, fleet, FULL, BUSY)
     clock.advance(5)
-    assert engines.saturated("a") == 8 and engines.gauges("a") == BUSY
+    assert engines.gauges("a") == BUSY
     clock.advance(0.1)
-    assert engines.saturated("a") is None and engines.gauges("a") is None
-    await told(engines, fleet, BUSY, BUSY, None)
-    assert engines.saturated("a") is None and engines.gauges("a") is None
+    assert engines.gauges("a") is None
     await told(engines, fleet, BUSY)
-    assert engines.saturated("a") is None
+    assert engines.gauges("a") == BUSY
+    await told(engines, fleet, None)
+    assert engines.gauges("a") is None
 
 
 async def test_a_load_is_passed_on_and_once_that_there_is_none(fleet: Fleet) -> None:
@@ -287,10 +260,10 @@ async def test_targets_come_and_go(fleet: Fleet) -> None:
     for name in ("a", "a", "b", "b"):
         await engines.look(name)
     engines.replace(["a", "c"])
-    assert engines.facts("b") is None and engines.saturated("b") is None
-    assert engines.facts("a") == Facts(context=1) and engines.saturated("a") == 8
+    assert engines.facts("b") is None and engines.gauges("b") is None
+    assert engines.facts("a") == Facts(context=1) and engines.gauges("a") == BUSY
     engines.replace(["a", "c"], anew=["a"])
-    assert engines.facts("a") is None and engines.saturated("a") is None and engines.gauges("a") is None
+    assert engines.facts("a") is None and engines.gauges("a") is None
 
 
 async def test_what_a_target_says_after_it_was_removed_is_not_heard(fleet: Fleet) -> None:

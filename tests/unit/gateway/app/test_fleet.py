@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
-import pytest
 from unit.gateway.app.servers import LoopClock, Servers, threadless
 from unit.gateway.routes.building import World, call, one, table, targets, virtual
 
@@ -93,34 +92,19 @@ async def test_calls_that_wait_learn_that_a_target_is_back(tmp_path: Path) -> No
 
 
 @virtual
-async def test_where_calls_wait_in_an_engine_no_more_are_sent(tmp_path: Path) -> None:
-    async with bench(one("a", "b"), tmp_path, "a", "b") as of:
-        of.servers.load("a", running=5, waiting=0, blocks=1000)
-        await asyncio.sleep(5)
-        assert (of.of["a"].cap, of.of["a"].kv_tokens) == (None, 16_000)
+async def test_what_an_engine_tells_is_shown_and_calls_that_wait_in_it_keep_none_away(tmp_path: Path) -> None:
+    """To be sent elsewhere would not spare a call the wait: there its prompt is not cached."""
+    async with bench(one("a", policy="home-cost"), tmp_path, "a") as of:
         of.servers.load("a", running=5, waiting=3, blocks=1000)
         await asyncio.sleep(5)
-        assert (of.of["a"].cap, of.of["b"].cap, of.state("a").cap) == (5, None, 5)
+        assert (of.of["a"].kv_tokens, of.state("a").kv_tokens) == (16_000, 16_000)
         for metric, shown in (("engine_running", 5), ("engine_waiting", 3)):
             assert of.value(metric, target="a") == shown
-        of.servers.load("a", running=5, waiting=0, blocks=1000)
-        await asyncio.sleep(3)
-        assert of.of["a"].cap is None
-
-
-@pytest.mark.parametrize("end", ["no metrics", "away"])
-@virtual
-async def test_an_engine_that_tells_nothing_any_more_has_room_as_far_as_known(tmp_path: Path, end: str) -> None:
-    async with bench(one("a", "b"), tmp_path, "a", "b") as of:
-        of.servers.load("a", running=5, waiting=3)
-        await asyncio.sleep(5)
-        assert of.of["a"].cap == 5
-        if end == "away":
-            del of.servers.answers["a"]
-        else:
-            del of.servers.answers["a"]["/metrics"]
-        await asyncio.sleep(10)
-        assert of.of["a"].cap is None
+        held = [await of.of.first(call(id=f"c{n}")) for n in range(20)]
+        assert {placement.target.name for _, placement in held} == {"a"} and of.of.route.queue.waiting == 0
+        assert of.state("a").max_inflight is None
+        for calls, _ in held:
+            await calls.aclose()
 
 
 @virtual
@@ -222,7 +206,8 @@ async def test_operators_read_how_targets_stand(tmp_path: Path) -> None:
             (0, "r", "vllm"),
             (1, "r", "vllm"),
         ]
-        assert (shown["a"].cap, shown["a"].context, shown["a"].weight, shown["a"].url) == (9, 1000, 2.0, "http://a")
+        assert (shown["a"].max_inflight, shown["b"].max_inflight, shown["a"].context) == (9, None, 1000)
+        assert (shown["a"].weight, shown["a"].url) == (2.0, "http://a")
         assert (shown[name].running, shown[name].waiting, shown[name].prefill, shown[name].attempts) == (1, 1, 500, 1)
         assert of.value("target_running", target=name) == 1 and of.value("target_prefill_tokens", target=name) == 500
         await calls.aclose()

@@ -204,13 +204,13 @@ async def test_what_happens_while_a_large_table_is_built_is_not_lost() -> None:
         await asyncio.sleep(0)
         before.targets["a0"].rest(5.0)
         before.targets["a1"].probed("away")
-        before.targets["a2"].capped(3)
+        before.targets["a2"].ordered("drained", 3)
         before.targets["a3"].sleeps(True)
         before.targets["a4"].learned(4096, None)
         before.targets["a5"].attempts += 1
     of.routes = await building
     of.routes.open(before)
-    assert (of["a0"].resting_until, of["a1"].why, of["a2"].cap) == (5.0, "away", 3)
+    assert (of["a0"].resting_until, of["a1"].why, of["a2"].order_version) == (5.0, "away", 3)
     assert (of["a3"].asleep, of["a4"].context) == (True, 4096)
     assert of["a5"].attempts == before.targets["a5"].attempts > 0
     route = of.routes.get("r4")

@@ -135,12 +135,14 @@ def test_calls_of_all_gateways_fill_a_target(ours: int, theirs: int, full: bool)
     a = world(max_inflight=4)["a"]
     a.inflight.own, a.inflight.others = ours, theirs
     assert refusal(PROMPT, a, 0.0) == ("full" if full else None)
-    capped = world()["a"]
-    capped.capped(4)
-    for _ in range(ours):
-        Share(capped.load, 16).first_token()
-    capped.load.told({"g": (Told(0, 0, theirs, 0), 0.0)}, 0.0)
-    assert refusal(PROMPT, capped, 0.0) == ("full" if full else None)
+
+
+def test_calls_alone_fill_no_target_without_a_bound(a: Target) -> None:
+    """An engine queues what it has no place for: that it is behind only its outstanding prompts tell."""
+    for _ in range(1000):
+        Share(a.load, 16).first_token()
+    a.load.told({"g": (Told(0, 0, 1000, 0), 0.0)}, 0.0)
+    assert refusal(PROMPT, a, 0.0) is None
 
 
 def test_calls_of_another_target_on_the_same_server_do_not_fill_its_slots(a: Target) -> None:
@@ -156,20 +158,15 @@ def test_slots_that_others_wait_for_are_left_to_them_but_not_the_only_one(own: i
     assert refusal(PROMPT, a, 0.0) == ("full" if full else None)
 
 
-def test_the_smaller_bound_counts() -> None:
+@pytest.mark.parametrize(("running", "tokens", "full"), [(3, 479_999, False), (4, 100, True), (3, 480_000, True)])
+def test_either_bound_fills_a_target(running: int, tokens: int, full: bool) -> None:
     a = world(max_inflight=4)["a"]
-    a.capped(2)
-    for running, why in ((1, None), (2, "full")):
-        Share(a.load, 16)
-        a.inflight.own = running
-        assert refusal(PROMPT, a, 0.0) == why
-    a.capped(8)
-    for inflight, why in ((3, None), (4, "full")):
-        a.inflight.own = inflight
-        assert refusal(PROMPT, a, 0.0) == why
+    a.inflight.own = running
+    Share(a.load, tokens)
+    assert refusal(PROMPT, a, 0.0) == ("full" if full else None)
 
 
-def test_a_target_is_full_that_could_not_read_one_more_in_time(a: Target) -> None:
+def test_a_target_is_full_that_has_too_much_to_read(a: Target) -> None:
     now = a._clock()
     share = Share(a.load, 479_999)
     assert refusal(PROMPT, a, now) is None
@@ -200,8 +197,6 @@ def test_low_priority_leaves_three_tenths_of_the_reading_too(a: Target) -> None:
 CHANGES: dict[str, State] = {
     **{why: state for why, state in STATES.items() if why != "too_long"},
     "asleep": lambda t: t.sleeps(True),
-    "capped": lambda t: t.capped(1),
-    "uncapped": lambda t: t.capped(None),
     "up": lambda t: t.probed(""),
     "open": lambda t: t.ordered("open", 2),
     "others": lambda t: t.load.told({"g": (Told(10**9, 9, 9, 10**9), 0.0)}, t._clock()),

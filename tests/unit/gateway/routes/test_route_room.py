@@ -194,7 +194,7 @@ async def test_large_bodies_fill_the_queue_too() -> None:
     of.idle()
 
 
-@pytest.mark.parametrize("end", ["a rest", "others", "a cap", "an order"])
+@pytest.mark.parametrize("end", ["a rest", "others", "an order"])
 @virtual
 async def test_room_that_nobody_tells_of_is_found_soon(end: str) -> None:
     """Or told of by the fleet: either way the call that waits is placed."""
@@ -202,10 +202,6 @@ async def test_room_that_nobody_tells_of_is_found_soon(end: str) -> None:
     a = of["a"]
     if end == "a rest":
         a.rest(1.0)
-    elif end == "a cap":
-        a.capped(1)
-        held, _ = await of.first(call(id="c0"))
-        loop.call_later(1.0, a.capped, None)
     elif end == "others":
         a.load.told({"g": (Told(10**6, 1, 1, 10**6), 0.0)}, of.clock())
         loop.call_later(1.0, a.load.told, {}, 1.0)
@@ -216,8 +212,6 @@ async def test_room_that_nobody_tells_of_is_found_soon(end: str) -> None:
     calls, placement = await of.first()
     assert placement.waited == pytest.approx(1.0, abs=0.06)
     await calls.aclose()
-    if end == "a cap":
-        await held.aclose()
     of.idle()
 
 

@@ -10,7 +10,7 @@ from harness.clock import FixedClock
 
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.health import Breaker
-from gateway.routes.target import KV_TOKENS, REST_SECONDS, UNBOUNDED, Target
+from gateway.routes.target import KV_TOKENS, PREFILL_LIMIT, REST_SECONDS, UNBOUNDED, Target
 
 
 def target(clock: FixedClock | None = None, spec: TargetSpec | None = None, timeouts: Timeouts | None = None) -> Target:
@@ -36,10 +36,9 @@ def test_nothing_said_is_no_bound() -> None:
     assert (made.context, made.kv_tokens, made.max_inflight, made.canary) == (UNBOUNDED, KV_TOKENS, None, 0.0)
 
 
-def test_what_it_can_read_in_time_bounds_what_it_is_given_to_read() -> None:
-    """8,000 tokens a second, until the first byte must be there."""
-    assert target().prefill_limit == 8000 * 60
-    assert target(timeouts=Timeouts(first_byte=3.0)).prefill_limit == 24_000
+def test_what_it_is_given_to_read_is_bounded_however_long_calls_may_wait() -> None:
+    for seconds in (3.0, 60.0, 600.0):
+        assert target(timeouts=Timeouts(first_byte=seconds)).prefill_limit == PREFILL_LIMIT == 480_000
 
 
 def test_of_two_rests_the_longer_holds() -> None:
@@ -117,12 +116,8 @@ def test_a_probe_tells_why() -> None:
     assert (made.up, made.why) == (True, "")
 
 
-def test_a_cap_leaves_room_for_one() -> None:
-    made = target()
-    for told, cap in ((0, 1), (5, 5), (None, None)):
-        made.capped(told)
-        assert made.cap == cap and made.bounded == (cap is not None)
-    assert given(max_inflight=3).bounded
+def test_a_target_is_bounded_by_the_table_alone() -> None:
+    assert given(max_inflight=3).bounded and not target().bounded
 
 
 @pytest.mark.parametrize(
@@ -131,7 +126,6 @@ def test_a_cap_leaves_room_for_one() -> None:
         lambda t: t.rest(1.0),
         lambda t: t.ordered("drained", 1),
         lambda t: t.probed("away"),
-        lambda t: t.capped(1),
         lambda t: t.sleeps(True),
         lambda t: t.stirred(),
     ],
@@ -149,13 +143,12 @@ def test_its_successor_knows_all_that_it_knew() -> None:
     old.ordered("drained", 3)
     old.probed("away")
     old.rest(10.0, "full")
-    old.capped(4)
     old.learned(4096, 50_000, 1024)
     old.sleeps(True)
     old.attempts, old.since = 17, 90.0
     new = target(clock)
     new.inherit(old)
-    kept = ("order", "order_version", "up", "why", "asleep", "resting", "resting_until", "cap", "told", "attempts")
+    kept = ("order", "order_version", "up", "why", "asleep", "resting", "resting_until", "told", "attempts")
     for name in (*kept, "since", "prompt_limit"):
         assert getattr(new, name) == getattr(old, name), name
     assert (new.context, new.kv_tokens, new.clear) == (4096, 50_000, False)

@@ -60,10 +60,12 @@ def test_the_list_has_the_targets_of_the_table_in_its_order(admin: Admin) -> Non
 
 def test_what_the_gateway_reports_is_shown(admin: Admin) -> None:
     worker = MemoryStore(admin.store._path, lambda: time.time() - 2, boot="w1")
-    full = state(running=3, waiting=1, prefill=500, cap=8, context=4096, kv_tokens=9000, version="0.9", attempts=7)
+    full = state(
+        running=3, waiting=1, prefill=500, max_inflight=8, context=4096, kv_tokens=9000, version="0.9", attempts=7
+    )
     asyncio.run(worker.report(says("w1", full)["w1"][0]))
     shown = admin.said("GET", "/targets/a")
-    fields = ("running", "waiting", "prefill", "cap", "context", "kv_tokens", "version", "attempts")
+    fields = ("running", "waiting", "prefill", "max_inflight", "context", "kv_tokens", "version", "attempts")
     assert [shown[field] for field in fields] == [3, 1, 500, 8, 4096, 9000, "0.9", 7]
     assert shown["gateways"] == [
         {
