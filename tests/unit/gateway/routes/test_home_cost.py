@@ -19,7 +19,7 @@ def test_an_idle_fleet_serves_every_conversation_at_home() -> None:
 
 
 def test_a_call_leaves_home_when_the_wait_is_longer_than_what_is_saved() -> None:
-    """kappa 1, phi .5: the home of a first call is worth half its prompt."""
+    """phi .5: the home of a first call is worth half its prompt."""
     asked = gateway()
     at = home(asked, first(1))
     asked.replicas[at].load.prefill = 499
@@ -29,15 +29,24 @@ def test_a_call_leaves_home_when_the_wait_is_longer_than_what_is_saved() -> None
 
 
 def test_kappa_grows_with_the_queue_and_is_capped() -> None:
-    """1 + the mean of calls without a first token, all gateways' together, 8 at most."""
-    for own, told, kappa in ((0, 0, 1), (4, 0, 2), (4, 4, 3), (0, 28, 8), (400, 400, 8)):
+    """2 + the mean of calls without a first token, all gateways' together, 8 at most."""
+    for own, told, kappa in ((0, 0, 2), (4, 0, 3), (4, 4, 4), (0, 20, 7), (0, 28, 8), (400, 400, 8)):
         asked = gateway()
         asked.replicas[0].load.waiting = own
         asked.replicas[1].load.told({"a": (Told(0, told, told, 0), 0.0)}, 0.0)
-        scores = by_place(asked, first(1))
-        at = home(asked, first(1))
-        other = others(asked, at)[0]
-        assert scores[other].cost - scores[at].cost == pytest.approx(kappa * 0.5 * 1000)
+        scores, at = by_place(asked, follow(1)), home(asked, follow(1))
+        assert scores[others(asked, at)[0]].cost - scores[at].cost == pytest.approx(kappa * 0.7 * 1000)
+        hoped, at = by_place(asked, first(1)), home(asked, first(1))
+        assert hoped[others(asked, at)[0]].cost - hoped[at].cost == pytest.approx(0.5 * 1000), "a hope stays a hope"
+
+
+def test_it_is_hoped_for_what_is_not_cached_at_home_alone() -> None:
+    """The prefix of 2,000 of 3,000 tokens is there already: 2 * 2000, and half of the rest."""
+    asked = gateway(kv_tokens=20_000)
+    at = asked.serve(grouped("g", 1)).score.index
+    score = by_place(asked, grouped("g", 2))[at]
+    phi = 0.5 * 0.99
+    assert (score.reason, score.cost) == ("home", pytest.approx(3000 - phi * 1000 - 2 * 2000))
 
 
 def test_a_follow_up_expects_seven_tenths_at_home_and_learns_what_it_is() -> None:
@@ -74,23 +83,23 @@ def test_phi_is_the_share_of_follow_ups() -> None:
 
 def test_psi_is_the_share_of_system_prompts_that_come_again() -> None:
     """Prompts of their own each: the group's first home is worth less and less."""
-    asked, psi = gateway(), 1.0
+    asked, psi = gateway(kv_tokens=100_000), 1.0
     for n in range(150):
         asked.serve(grouped(n, 0))
         psi *= 0.99
     prompt = Prompt(3000, key("x"), key("new"), 2000, follow_up=True)
-    scores = by_place(asked, prompt)
-    worth = sorted(3000 - score.cost for score in scores.values())
-    at = home(asked, prompt)
-    expected = max(psi * 2000, 0.7 * 3000) if worth[-2] == pytest.approx(0) else psi * 2000
-    assert any(each == pytest.approx(expected) for each in worth)
-    assert 3000 - scores[at].cost >= 0.7 * 3000 - 1e-6
+    score = by_place(asked, prompt)[home(asked, prompt)]
+    assert (score.cached, score.cost) == (2100, pytest.approx(3000 - 2 * 2100)), "as every follow-up"
+    prompt, phi = grouped("new", 0), 0.5 * 0.99**150
+    scores, at = by_place(asked, prompt), home(asked, prompt)
+    assert scores[at].cost == pytest.approx(3000 - phi * 3000 - 2 * psi * 2000)
+    assert {scores[n].cost for n in others(asked, at)} == {3000}
 
 
 @pytest.mark.parametrize(("prefix", "homes"), [(1023, 4), (1024, 1)])
 def test_a_system_prompt_has_a_home_when_it_is_long_enough(prefix: int, homes: int) -> None:
     """A group with a small share of the calls stays at one target as long as that has time for it."""
-    asked = gateway()
+    asked = gateway(kv_tokens=40_000)
     used: dict[int, set[int]] = {}
     for n in range(2000):
         group = n % 50
