@@ -30,6 +30,8 @@ KAPPA_MAX: Final = 8.0
 SPARE: Final = 0.25
 """The part of all caches together that may hold further copies of groups' prefixes, for each as its part of the calls:
 a prefix that is short or much asked for has many homes, one that is long and one of many has a single one."""
+FAR: Final = 1.5
+"""A target that holds so many times its part of all prefixes keeps no group that has room elsewhere."""
 COUNT_SECONDS: Final = 1.0
 """For so long the count of prefixes at each target is only added to."""
 S_MIN: Final = 1024
@@ -205,13 +207,15 @@ class HomeCost:
     ) -> Sequence[int]:
         """The group's homes, nearest first: where it is cached, in its own order; if nowhere, where there is room.
 
-        A target that is home to more than its part of all prefixes, and one more, comes last.
+        Of targets that have it cached, those with more than their part of all prefixes, and one more, come last: it is
+        left where it is rather than moved to and fro. It moves when all hold far more, as when the fleet has grown.
         """
         order, resident = self._order(group, usable), self._residents(targets, now)
         fair = (sum([resident[place] for place in usable]) + prefix) / sum([targets[place].weight for place in usable])
         warm = [p for p in order if stamps and targets[p].load.clock - stamps[p] < targets[p].kv_tokens]
-        slack = prefix if warm else prefix / 2  # a group is left where it is rather than moved to and fro
-        roomy = [p for p in warm or order if resident[p] <= fair * targets[p].weight + slack]
+        roomy = [p for p in warm if resident[p] <= fair * targets[p].weight + prefix]
+        if not any(resident[p] <= FAR * fair * targets[p].weight + prefix for p in warm):
+            roomy = [p for p in order if resident[p] <= fair * targets[p].weight + prefix / 2]
         return list(dict.fromkeys([*roomy, *warm, *order]))
 
     @staticmethod

@@ -10,7 +10,7 @@ from harness.routing import Replica
 from gateway.routes.policies.api import Note, Prompt, ripe
 from gateway.routes.rendezvous import Rendezvous
 
-KAPPA, KAPPA_MAX, SPARE, S_MIN, PRIOR = 2, 8, 0.25, 1024, 128
+KAPPA, KAPPA_MAX, SPARE, FAR, S_MIN, PRIOR = 2, 8, 0.25, 1.5, 1024, 128
 ALPHA0, ALPHA_RATE, PHI0, PSI0, RATE = 0.7, 0.02, 0.5, 1.0, 0.01
 SAMPLE = 8
 """Of a large tier: with more targets than this that ever had a group, not all warm ones need be looked at."""
@@ -98,14 +98,16 @@ class Reference:
             targets[index].weight for index in usable
         )
 
-        def has_room(index: int, slack: float) -> bool:
-            return self.resident[targets[index].name] <= fair * targets[index].weight + slack
+        def holds_at_most(index: int, parts: float, prefixes: float) -> bool:
+            return self.resident[targets[index].name] <= parts * fair * targets[index].weight + prefixes * prefix
 
         warm = [index for index in order if self.is_warm(group, targets[index])]
-        cold = [index for index in order if index not in warm]
-        if warm:
-            return sorted(warm, key=lambda index: not has_room(index, prefix)) + cold
-        return sorted(order, key=lambda index: not has_room(index, prefix / 2))
+        if any(holds_at_most(index, FAR, 1) for index in warm):
+            first = [index for index in warm if holds_at_most(index, 1, 1)]
+        else:
+            first = [index for index in order if holds_at_most(index, 1, 0.5)]
+        second = [index for index in warm if index not in first]
+        return first + second + [index for index in order if index not in first + second]
 
     def number(self, group: int, prefix: int, targets: Sequence[Replica], usable: Sequence[int], nudge: float) -> int:
         """How many of these are its homes."""
