@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from harness.upstream import Upstream, whole
 from integration.client import ask, eventually, get, record, samples, total
 from integration.engine import Engine, engines, sent, served, table, talk, text
 
-NAMES = ("engine-a", "engine-b", "short", "long", "locked", "unlocked")
+NAMES = ("engine-a", "engine-b", "home-a", "home-b", "short", "long", "locked", "unlocked")
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,14 @@ def fleet(upstream: Upstream) -> dict[str, Engine]:
 
 @pytest.fixture(scope="module")
 def gateway(fleet: dict[str, Engine]) -> Iterator[GatewayProcess]:
-    """ "told" has engines with metrics, "sizes" a small context and a large one, "locks" a wrong credential."""
+    """ "told" and "cached" have engines with metrics, "sizes" two contexts, "locks" a wrong credential."""
 
-    def targets(*names: str) -> list[dict[str, object]]:
-        return [fleet[name].spec("vllm", api_key="${ENGINE_KEY}") for name in names]
+    def targets(*names: str, **values: object) -> list[dict[str, object]]:
+        return [fleet[name].spec("vllm", api_key="${ENGINE_KEY}", **values) for name in names]
 
     routes = {
         "told": {"targets": targets("engine-a", "engine-b"), "policy": "least-tokens"},
+        "cached": {"targets": targets("home-a", "home-b", kv_tokens=24_000)},
         "sizes": {"targets": targets("short", "long"), "policy": "round-robin"},
         "locks": {"targets": targets("locked", "unlocked"), "policy": "round-robin"},
     }
@@ -61,38 +63,31 @@ def seen(gateway: GatewayProcess, what: str, name: str, value: float) -> None:
     eventually(look, f"{name} tells {value:g} {what}", 15)
 
 
-def test_an_engine_with_calls_waiting_gets_no_more_until_it_has_room(
-    gateway: GatewayProcess, key: str, told: tuple[Engine, Engine]
+def test_an_engine_with_calls_waiting_is_still_sent_what_it_has_cached(
+    gateway: GatewayProcess, key: str, fleet: dict[str, Engine]
 ) -> None:
-    """It works on one call and has others waiting: what we have there is one call, and it stays one."""
-    full, other = told
-    full.tell(1, 3)
-    other.tell(0, 0)
-    seen(gateway, "waiting", full.name, 3)
-    full.holding = other.holding = 1
-    before = len(full.calls)
-    with sent(gateway, [talk("told", f"Fill {n}") for n in range(12)], key):
-        eventually(lambda: full.running + other.running == 12 or None, "all are somewhere", 10)
-    full.release()
-    other.release()
+    """Elsewhere the document would be read anew, and all that waits there would wait for it. Caches have room for one
+    home of it each, and no more."""
+    pair = fleet["home-a"], fleet["home-b"]
+    for engine in pair:
+        engine.tell(0, 0)
 
-    def capped() -> bool | None:
-        """Twice running it has told so; a call that runs there is all it takes."""
-        full.holding = other.holding = 1
-        with sent(gateway, [talk("told", f"Cap {n}") for n in range(12)], key):
-            eventually(lambda: full.running + other.running == 12 or None, "all are somewhere", 10)
-            found = full.running
-        eventually(lambda: full.running + other.running == 0 or None, "all are gone", 10)
-        return found <= 1 or None
+    def about(n: int) -> dict[str, object]:
+        return talk("cached", f"Question {n}", system=text(6000))
 
-    eventually(capped, "no more than one call is sent to a full engine", 15)
-    assert len(full.calls) > before, "it is not cut off either"
-    full.tell(1, 0)
-
-    def cleared() -> bool | None:
-        return not capped() or None
-
-    eventually(cleared, "it is used as before", 15)
+    (at,) = {served(gateway, about(n), key) for n in range(4)}
+    home, other = sorted(pair, key=lambda engine: engine.name != at)
+    home.tell(4, 9)
+    seen(gateway, "waiting", home.name, 9)
+    time.sleep(5)  # it has told so at two looks at least
+    before = len(home.calls)
+    assert {served(gateway, about(n), key) for n in range(10, 22)} == {home.name}
+    assert (len(home.calls) - before, len(other.calls)) == (12, 0)
+    home.holding = 1
+    with sent(gateway, [about(n) for n in range(30, 36)], key):
+        eventually(lambda: home.running == 6 or None, "calls that run at once are all there", 10)
+        assert other.running == 0
+    home.release()
 
 
 def test_stale_metrics_draw_no_herd(gateway: GatewayProcess, key: str, told: tuple[Engine, Engine]) -> None:
