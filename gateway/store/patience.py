@@ -36,7 +36,7 @@ class Patience:
         arrived: Callable[[], bool],
         over: Callable[[Exception], None],
     ) -> None:
-        """`oldest` tells when the oldest open question was asked, as `began` said; `over` is told that it took too long.
+        """`oldest` tells when the oldest open question was asked, as `began` said; `over` is told that it is over.
 
         `arrived` tells whether answers lie unread: then nothing is said before they are read.
         """
