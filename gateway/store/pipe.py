@@ -45,21 +45,21 @@ def script(*names: str) -> Script:
 
 
 class _Command:
-    __slots__ = ("answer", "began", "parts", "queued", "script")
+    __slots__ = ("answer", "parts", "queued", "script", "turn")
 
     def __init__(self, parts: tuple[Any, ...], script: Script | None, answer: asyncio.Future[Any]) -> None:
         self.parts, self.script, self.answer = parts, script, answer
-        self.began, self.queued = 0.0, False
-        """When it was sent, by the clock of the pipe's patience; whether the server had a lot to do before it."""
+        self.turn, self.queued = 0, False
+        """When it was sent, in the turns of the pipe's patience; whether the server had a lot to do before it."""
 
 
 class Pipe:
     """Commands in, answers out in the same order; whoever asks does not wait for others' answers before asking.
 
     An answer goes into its future, so a caller that is cancelled never leaves a half-read answer on the connection.
-    Nothing is sent twice unless the server said that it had not done it. An answer that takes longer than `timeout`
-    seconds is an outage: all that was asked for fails with `StoreDown`, and whatever is asked for fails at once until
-    the server answers again.
+    Nothing is sent twice unless the server said that it had not done it. When the server answers nothing for `timeout`
+    seconds, it is an outage: all that was asked for fails with `StoreDown`, and whatever is asked for fails at once
+    until the server answers again.
     """
 
     def __init__(self, url: str, timeout: float, connected: Callable[[], None] = lambda: None) -> None:
@@ -81,9 +81,8 @@ class Pipe:
     async def close(self) -> None:
         """Wait for what was asked for, if the server answers, and stop."""
         if self._task is not None:
-            with suppress(TimeoutError, StoreDown):
-                async with asyncio.timeout(self._timeout):
-                    await self.call("PING")  # answered after all that was asked before it
+            with suppress(StoreDown):
+                await self.call("PING")  # answered after all that was asked before it
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
@@ -125,7 +124,7 @@ class Pipe:
     def answered(self, reply: Any) -> None:
         """The answer to the oldest command that has none."""
         command = self._sent.popleft()
-        self._patience.ended(command.began, queued=command.queued)
+        self._patience.ended(command.turn, queued=command.queued)
         if isinstance(reply, hiredis.ReplyError):
             self._refused(command, str(reply))
         else:
@@ -175,16 +174,16 @@ class Pipe:
         batch = [self._waiting.popleft() for _ in range(min(WINDOW - ahead, len(self._waiting)))]
         if not batch:
             return  # the next answer makes room
-        began, queued = self._patience.began(), ahead > WINDOW // 2
+        turn, queued = self._patience.began(), ahead > WINDOW // 2
         for command in batch:
-            command.began, command.queued = began, queued
+            command.turn, command.queued = turn, queued
         self._sent.extend(batch)
         # hiredis packs a script call in a sixth of the time that redis-py's own code takes.
         self._wire.write(b"".join([hiredis.pack_command(command.parts) for command in batch]))
 
-    def _sent_since(self) -> float | None:
-        """When the oldest command without an answer was sent."""
-        return self._sent[0].began if self._sent else None
+    def _sent_since(self) -> int | None:
+        """The turn in which the oldest command without an answer was sent."""
+        return self._sent[0].turn if self._sent else None
 
     def _arrived(self) -> bool:
         """There is something to read that we have not come to read."""
