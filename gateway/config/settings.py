@@ -32,7 +32,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     records_url: str | None = None
     """A Redis of their own for keys, tenants, admin keys and the audit log; without it they live where limits do."""
     redis_timeout: float = 0.25
-    """Seconds that a call waits for Redis at most."""
+    """Seconds without any answer of Redis, after which it is taken for lost."""
     state: str = ""
     """The state file of a gateway without Redis; empty: `trunkline/keys.json` in the user's state folder."""
     peppers: str = ""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 TURN_SECONDS = 0.025
 """What one turn of the clock counts, however late it comes: what is above it, this loop spent on other work."""
@@ -11,20 +14,32 @@ SLOW_SHARE = 0.4
 """An answer that takes this part of the time-out is slow. Three in a row that add up to `SLOW_SECONDS` are an outage: a
 store that delays every call is worse than none."""
 SLOW_ANSWERS, SLOW_SECONDS = 3, 0.5
+MOST_TIMEOUTS = 4
+"""Time-outs that one question may stay open although others before it are answered."""
 
 
 class Patience:
-    """Watches the oldest of many questions for the time-out, with one timer for all of them.
+    """Watches many questions, which are answered in turn, for the time-out, with one timer for all of them.
 
-    When hundreds of calls arrive in one turn of the loop, it is behind by more than the time-out although the answers
-    have been here all the while. Taking that for an outage would turn every burst into one.
+    When hundreds of calls arrive at once, this loop is behind by more than the time-out, and so may be the server with
+    its work. Taking that for an outage would turn every burst into one. Hence an outage is when nothing at all is
+    answered for so long: each answer starts the time anew.
     """
 
-    def __init__(self, seconds: float, oldest: Callable[[], int | None], over: Callable[[Exception], None]) -> None:
-        """`oldest` tells the turn in which the oldest open question was asked; `over` is told that it took too long."""
+    def __init__(
+        self,
+        seconds: float,
+        oldest: Callable[[], int | None],
+        arrived: Callable[[], bool],
+        over: Callable[[Exception], None],
+    ) -> None:
+        """`oldest` tells the turn in which the oldest open question was asked; `over` is told that it is over.
+
+        `arrived` tells whether something lies unread: then nothing is said before it is read.
+        """
         self.slow = seconds * SLOW_SHARE
-        self._most, self._oldest, self._over = max(1, round(seconds / TURN_SECONDS)), oldest, over
-        self._turn = 0
+        self._most, self._oldest, self._arrived, self._over = _turns(seconds), oldest, arrived, over
+        self._turn = self._answered = 0
         self._timer: asyncio.TimerHandle | None = None
         self._slow_turn, self._slow_answers, self._slow_seconds = -1, 0, 0.0
 
@@ -34,9 +49,10 @@ class Patience:
             self._timer = asyncio.get_running_loop().call_later(TURN_SECONDS, self._tick)
         return self._turn
 
-    def ended(self, turn: int) -> None:
-        """The question of that turn has been answered."""
-        taken = (self._turn - turn) * TURN_SECONDS
+    def ended(self, turn: int, *, queued: bool = False) -> None:
+        """The question of that turn has been answered; `queued`: behind so many that they were most of its wait."""
+        taken = (self._turn - (max(turn, self._answered) if queued else turn)) * TURN_SECONDS
+        self._answered = self._turn
         if taken < self.slow:
             self._slow_answers, self._slow_seconds = 0, 0.0
         elif turn != self._slow_turn:  # those asked together were slow together
@@ -52,12 +68,24 @@ class Patience:
         if oldest is None:
             self._timer = None
             return
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(TURN_SECONDS, self._tick)
-        if self._turn - oldest > self._most:  # one more turn of the loop: sockets are read after timers
-            loop.call_soon(loop.call_soon, self._check)
-
-    def _check(self) -> None:
-        oldest = self._oldest()
-        if oldest is not None and self._turn - oldest > self._most:
+        self._timer = asyncio.get_running_loop().call_later(TURN_SECONDS, self._tick)
+        silent = self._turn - max(oldest, self._answered)
+        if (silent > self._most or self._turn - oldest > MOST_TIMEOUTS * self._most) and not self._arrived():
             self._over(TimeoutError("no answer in time"))
+
+
+async def in_time(work: Awaitable[T], seconds: float) -> T:
+    """What this comes to; raises `TimeoutError` when it takes so long, counted in turns as above."""
+    task = asyncio.ensure_future(work)
+    try:
+        for _ in range(_turns(seconds)):
+            await asyncio.wait([task], timeout=TURN_SECONDS)
+            if task.done():
+                return task.result()
+        raise TimeoutError
+    finally:
+        task.cancel()
+
+
+def _turns(seconds: float) -> int:
+    return max(1, round(seconds / TURN_SECONDS))

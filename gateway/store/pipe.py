@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import select
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,12 +17,15 @@ import hiredis
 
 from gateway.store import StoreDown
 from gateway.store.connect import Connector
-from gateway.store.patience import Patience
+from gateway.store.patience import Patience, in_time
 
 log = logging.getLogger("trunkline.store")
 
 RECONNECT_SECONDS = (0.05, 1.0)
 """The first and the longest pause between attempts to connect; asks made meanwhile fail at once."""
+WINDOW = 64
+"""Commands that the server has at a time; the others wait here. All gateways together must not put a burst's thousands
+before it at once: nobody would hear of it until it had worked through the others'. 20 ms away it is 3,000 a second."""
 MAX_MOVES = 5
 """Times in a row that a cluster may send us to another node."""
 
@@ -41,33 +45,33 @@ def script(*names: str) -> Script:
 
 
 class _Command:
-    __slots__ = ("answer", "parts", "script", "turn")
+    __slots__ = ("answer", "parts", "queued", "script", "turn")
 
     def __init__(self, parts: tuple[Any, ...], script: Script | None, answer: asyncio.Future[Any]) -> None:
         self.parts, self.script, self.answer = parts, script, answer
-        self.turn = 0
-        """When it was sent, in the turns of the pipe's patience."""
+        self.turn, self.queued = 0, False
+        """When it was sent, in the turns of the pipe's patience; whether the server had a lot to do before it."""
 
 
 class Pipe:
     """Commands in, answers out in the same order; whoever asks does not wait for others' answers before asking.
 
     An answer goes into its future, so a caller that is cancelled never leaves a half-read answer on the connection.
-    Nothing is sent twice unless the server said that it had not done it. An answer that takes longer than `timeout`
-    seconds is an outage: all that was asked for fails with `StoreDown`, and whatever is asked for fails at once until
-    the server answers again.
+    Nothing is sent twice unless the server said that it had not done it. When the server answers nothing for `timeout`
+    seconds, it is an outage: all that was asked for fails with `StoreDown`, and whatever is asked for fails at once
+    until the server answers again.
     """
 
     def __init__(self, url: str, timeout: float, connected: Callable[[], None] = lambda: None) -> None:
         self._connector, self._timeout, self._connected = Connector(url, timeout), timeout, connected
-        self._waiting: list[_Command] = []
+        self._waiting: deque[_Command] = deque()
         self._sent: deque[_Command] = deque()
         self._wire: _Wire | None = None
         self._flushing = False
         self._down: str | None = None
         self._lost: asyncio.Future[Exception] | None = None
         self._moves, self._moving = 0, False
-        self._patience = Patience(timeout, self._sent_since, self._fail)
+        self._patience = Patience(timeout, self._sent_since, self._arrived, self._fail)
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -77,9 +81,8 @@ class Pipe:
     async def close(self) -> None:
         """Wait for what was asked for, if the server answers, and stop."""
         if self._task is not None:
-            with suppress(TimeoutError, StoreDown):
-                async with asyncio.timeout(self._timeout):
-                    await self.call("PING")  # answered after all that was asked before it
+            with suppress(StoreDown):
+                await self.call("PING")  # answered after all that was asked before it
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
@@ -101,9 +104,7 @@ class Pipe:
             answer.set_exception(StoreDown(self._down))
             return answer
         self._waiting.append(_Command(parts, script, answer))
-        if not self._flushing:
-            self._flushing = True
-            loop.call_soon(self._flush)
+        self._flush_soon()
         return answer
 
     def post(self, *parts: Any) -> asyncio.Future[Any]:
@@ -123,7 +124,7 @@ class Pipe:
     def answered(self, reply: Any) -> None:
         """The answer to the oldest command that has none."""
         command = self._sent.popleft()
-        self._patience.ended(command.turn)
+        self._patience.ended(command.turn, queued=command.queued)
         if isinstance(reply, hiredis.ReplyError):
             self._refused(command, str(reply))
         else:
@@ -132,6 +133,8 @@ class Pipe:
                 command.answer.set_result(reply)
         if self._moving and not self._sent:
             self._leave(_Moved())
+        elif self._waiting:
+            self._flush_soon()
 
     def lost(self, wire: _Wire, error: Exception) -> None:
         """The connection has ended, by whose doing ever."""
@@ -143,12 +146,12 @@ class Pipe:
         if word == "NOSCRIPT" and command.script is not None:  # a restarted server: the second time with the text
             command.parts = ("EVAL", command.script.text, *command.parts[2:])
             command.script = None
-            self._again(command)
+            self._waiting.append(command)
         elif word == "MOVED":  # not done there, so it may be asked for again at the right node
             self._moves += 1
             self._waiting.append(command)  # first: whatever the server says next, this one is not forgotten
             self._connector.moved(rest)
-            if self._moves > MAX_MOVES * (1 + len(self._waiting)):
+            if self._moves > MAX_MOVES * (1 + min(len(self._waiting), WINDOW)):
                 self._fail(ConnectionError("the cluster's nodes send us round in circles"))
             else:
                 self._moving = True  # once what was sent is answered; nothing more is sent to the wrong node
@@ -158,8 +161,7 @@ class Pipe:
         elif not command.answer.done():
             command.answer.set_exception(StoreDown(f"Redis refused: {said}"))
 
-    def _again(self, command: _Command) -> None:
-        self._waiting.append(command)
+    def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -168,10 +170,13 @@ class Pipe:
         self._flushing = False
         if self._wire is None or self._moving or not self._waiting:
             return  # what waits is sent when there is a connection
-        batch, self._waiting = self._waiting, []
-        turn = self._patience.began()
+        ahead = len(self._sent)
+        batch = [self._waiting.popleft() for _ in range(min(WINDOW - ahead, len(self._waiting)))]
+        if not batch:
+            return  # the next answer makes room
+        turn, queued = self._patience.began(), ahead > WINDOW // 2
         for command in batch:
-            command.turn = turn
+            command.turn, command.queued = turn, queued
         self._sent.extend(batch)
         # hiredis packs a script call in a sixth of the time that redis-py's own code takes.
         self._wire.write(b"".join([hiredis.pack_command(command.parts) for command in batch]))
@@ -179,6 +184,10 @@ class Pipe:
     def _sent_since(self) -> int | None:
         """The turn in which the oldest command without an answer was sent."""
         return self._sent[0].turn if self._sent else None
+
+    def _arrived(self) -> bool:
+        """There is something to read that we have not come to read."""
+        return self._wire is not None and self._wire.readable
 
     async def _run(self) -> None:
         pause = RECONNECT_SECONDS[0]
@@ -197,8 +206,7 @@ class Pipe:
             pause = min(2 * pause, RECONNECT_SECONDS[1])
 
     async def _connect(self) -> None:
-        async with asyncio.timeout(self._timeout):
-            connection = await self._connector.connect()
+        connection = await in_time(self._connector.connect(), self._timeout)
         self._wire = _Wire(connection, self)
         if self._down is not None:
             await self._look()
@@ -212,15 +220,15 @@ class Pipe:
         command = _Command(("PING",), None, asyncio.get_running_loop().create_future())
         self._waiting.append(command)
         self._flush()
-        async with asyncio.timeout(self._patience.slow):
-            await command.answer
+        await in_time(command.answer, self._patience.slow)
 
     def _fail(self, error: Exception) -> None:
         if self._down is None:
             log.warning("Redis does not answer: %r", error)
         self._down = f"Redis does not answer: {error!r}"
-        failed, self._waiting = [*self._sent, *self._waiting], []
+        failed = [*self._sent, *self._waiting]
         self._sent.clear()
+        self._waiting.clear()
         self._leave(error)
         for command in failed:
             if not command.answer.done():
@@ -262,6 +270,13 @@ class _Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed.set_result(None)
         self._pipe.lost(self, exc or ConnectionError("Redis closed the connection"))
+
+    @property
+    def readable(self) -> bool:
+        """Bytes, or the connection's end, lie in the socket."""
+        poll = select.poll()
+        poll.register(self._writer.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         self._writer.transport.abort()
