@@ -71,7 +71,7 @@ class Worker:
             order = await self._store.get(TargetOrder, "a")
             version = order.version if order is not None and self.heeds else 0
             running = self.running.pop(0) if len(self.running) > 1 and version else self.running[0]
-            state = TargetState(name="a", route="big", state="up", order=version, running=running)
+            state = TargetState(name="a", route="big", state="up", order=version, running=running, max_inflight=8)
             self.told.append(state)
             await self._store.report(msgspec.msgpack.encode(Report(gateway="worker", targets=(state,))))
             await asyncio.sleep(0.02)
@@ -133,6 +133,15 @@ def test_the_last_open_target_of_a_route_is_warned_of(run: Run) -> None:
 def test_what_cannot_be_is_named(refused: Refused, said: Said, arguments: tuple[str, ...], told: str) -> None:
     assert told in refused("targets", *arguments)
     assert said("admin", "audit") == []
+
+
+def test_what_runs_there_is_shown_beside_what_may(worker: Worker, run: Run, said: Said) -> None:
+    worker.running = [3]
+    seen = len(worker.told)
+    while len(worker.told) < seen + 2:
+        time.sleep(0.005)
+    assert " 3/8 " in run("targets", "list").stdout.splitlines()[1]
+    assert [(each["running"], each["max_inflight"]) for each in said("targets", "list")[:2]] == [(3, 8), (0, None)]
 
 
 def test_waiting_ends_when_no_call_runs_there(worker: Worker, run: Run) -> None:
