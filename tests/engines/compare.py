@@ -64,12 +64,8 @@ def main() -> None:
     with Pool(options.processes) as pool:
 
         @cache
-        def figures(
-            workload: str, warm: bool, replicas: int, rate: float, policy: str, gateways: int
-        ) -> tuple[float, float]:
-            return medians(
-                pool.map(run, [Trial(workload, warm, replicas, rate, policy, gateways, s) for s in seeds], 1)
-            )
+        def figures(setting: Setting, rate: float, policy: str, gateways: int) -> tuple[float, float]:
+            return medians(pool.map(run, [Trial(setting, rate, policy, gateways, seed) for seed in seeds], 1))
 
         def capacity(setting: Setting) -> float:
             rate = FIRST[setting.workload] * setting.replicas / 4
@@ -93,9 +89,7 @@ def main() -> None:
                     row += f" | {ours[0]:.3f} {ours[1]:6.3f}{' ' if held else '*'}"
                 name = f"{setting.workload:10} {'warm' if setting.warm else 'cold':6} {setting.replicas:8}"
                 print(f"{name}  {most:8.0f}  {part:4}  {rate:7.0f}  {row}", flush=True)
-        print(
-            f"{cells} cells: ahead in both figures in {ahead}; not within .02 and 1.1 x (*) in {behind}"
-        )
+        print(f"{cells} cells: ahead in both figures in {ahead}; not within .02 and 1.1 x (*) in {behind}")
 
 
 if __name__ == "__main__":
