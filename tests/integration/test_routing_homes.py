@@ -146,7 +146,7 @@ def test_an_admin_key_is_told_how_its_target_was_picked_and_nobody_else(
 def test_the_command_explains_where_the_call_goes(pair: list[GatewayProcess], tmp_path: Path) -> None:
     issued = pair[0].issue(tenant="explained")
     for n in range(3):
-        body = talk("m", f"Where does {n} go?", system=text(20 + 1500 * (n == 2)))
+        body = talk("m", f"Where does {n} go?", system=text(20 + 300 * n))
         file = tmp_path / f"{n}.json"
         file.write_text(json.dumps(body))
         arguments = ("--body", str(file), "--key", issued.record.id, "--routing", str(pair[0].routing))

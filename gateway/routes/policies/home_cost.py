@@ -30,6 +30,8 @@ KAPPA_MAX: Final = 8.0
 SPARE: Final = 0.25
 """The part of all caches together that may hold further copies of groups' prefixes, for each as its part of the calls:
 a prefix that is short or much asked for has many homes, one that is long and one of many has a single one."""
+COPY_CALLS: Final = 2
+"""Calls of a group, of late, that pay for each further home: there its prefix is read once more."""
 FAR: Final = 1.5
 """A target that holds so many times its part of all prefixes keeps no group that has room elsewhere."""
 COUNT_SECONDS: Final = 1.0
@@ -89,13 +91,13 @@ class HomeCost:
     def score(self, prompt: Prompt, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> list[Score]:
         self._refresh(targets, usable, now)
         draws = self._rendezvous.draws(prompt.conversation or self._luck, self._weights)
-        look = self._look(prompt, draws, targets, usable, now)
+        look = self._look(prompt, draws, targets, usable)
         if len(usable) <= FEW:
             order = sorted(usable, key=draws.__getitem__, reverse=True)  # of equals the nearest to home is picked
         else:
             order = self._worthwhile(look, draws, targets, usable)
         homes, stamps, tokens, prefix = set(look.homes[: look.count]), look.stamps, prompt.tokens, float(prompt.prefix)
-        first, home, last = look.homes[0] if homes else -1, look.home, look.last
+        home, last = look.home, look.last
         begins, kappa = -1 if prompt.follow_up else home, self._kappa
         other: Reason = "spill" if home >= 0 else "no_key"
         scores = []
@@ -105,10 +107,8 @@ class HomeCost:
             cached = value = hoped = 0.0
             if stamps and load.clock - stamps[place] < target.kv_tokens:
                 cached = value = prefix
-            elif place == first:
-                value = self._psi * prefix
             elif place in homes:
-                value = prefix
+                value = self._psi * prefix
             if place == last:
                 cached, value = max(cached, look.length), max(value, look.length)
             if place == begins:
@@ -174,18 +174,22 @@ class HomeCost:
         self._ring = predecessor._ring
 
     def _look(
-        self, prompt: Prompt, draws: Sequence[float], targets: Sequence[Candidate], usable: Sequence[int], now: float
+        self, prompt: Prompt, draws: Sequence[float], targets: Sequence[Candidate], usable: Sequence[int]
     ) -> Look:
         if (conversation := prompt.conversation) is None:
             return Look()
         if (group := _group(prompt)) is None:
             look = Look(_first(draws, usable))
         else:
-            look, share = Look(), 0.0
+            look, share, calls = Look(), 0.0, 0.0
             if (slot := self._groups.find(group)) >= 0:
-                look.stamps, share = self._groups.stamps(slot), self._groups.share(slot)
-            look.homes = self._homes(group, prompt.prefix, look.stamps, targets, usable, now)
-            look.count = self._count(share, prompt.prefix, targets, usable)
+                look.stamps, share, calls = (
+                    self._groups.stamps(slot),
+                    self._groups.share(slot),
+                    self._groups.calls(slot),
+                )
+            look.homes = self._homes(group, prompt.prefix, look.stamps, targets, usable)
+            look.count = self._count(share, calls, prompt.prefix, targets, usable)
             look.home = max(look.homes[: look.count], key=draws.__getitem__)
         if prompt.follow_up:
             look.last, look.length = look.home, self._alpha * prompt.tokens
@@ -203,14 +207,13 @@ class HomeCost:
         stamps: Sequence[int],
         targets: Sequence[Candidate],
         usable: Sequence[int],
-        now: float,
     ) -> Sequence[int]:
         """The group's homes, nearest first: where it is cached, in its own order; if nowhere, where there is room.
 
         Of targets that have it cached, those with more than their part of all prefixes, and one more, come last: it is
         left where it is rather than moved to and fro. It moves when all hold far more, as when the fleet has grown.
         """
-        order, resident = self._order(group, usable), self._residents(targets, now)
+        order, resident = self._order(group, usable), self._resident
         fair = (sum([resident[place] for place in usable]) + prefix) / sum([targets[place].weight for place in usable])
         warm = [p for p in order if stamps and targets[p].load.clock - stamps[p] < targets[p].kv_tokens]
         roomy = [p for p in warm if resident[p] <= fair * targets[p].weight + prefix]
@@ -219,17 +222,10 @@ class HomeCost:
         return list(dict.fromkeys([*roomy, *warm, *order]))
 
     @staticmethod
-    def _count(share: float, prefix: int, targets: Sequence[Candidate], usable: Sequence[int]) -> int:
-        """How many homes a group has: as many as its calls need, and as many more as there is spare room for."""
+    def _count(share: float, calls: float, prefix: int, targets: Sequence[Candidate], usable: Sequence[int]) -> int:
+        """How many homes a group has: as its calls need, or as there is spare room for; and as they have paid for."""
         room = SPARE * sum([targets[place].kv_tokens for place in usable])
-        return max(1, round(share * len(usable)), int(1 + share * room / prefix))
-
-    def _residents(self, targets: Sequence[Candidate], now: float) -> list[int]:
-        """For each target the tokens of the prefixes that are at home there."""
-        if not 0 <= now - self._counted < COUNT_SECONDS:
-            self._counted = now
-            self._resident = self._groups.residents([each.load.clock - each.kv_tokens + 1 for each in targets])
-        return self._resident
+        return min(int(1 + calls / COPY_CALLS), max(1, round(share * len(usable)), int(1 + share * room / prefix)))
 
     def _order(self, group: int, usable: Sequence[int]) -> array[int]:
         """The group's order. Groups come again and again: their orders are kept as long as they are true."""
@@ -262,7 +258,11 @@ class HomeCost:
         return [place for place in places if place in allowed]
 
     def _refresh(self, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> None:
-        """What need not be asked for each call: the weights with slow start, and the mean load of a large tier."""
+        """What need not be asked for each call: the weights with slow start, the mean load of a large tier, and the
+        tokens of the prefixes that are at home at each target."""
+        if not 0 <= now - self._counted < COUNT_SECONDS:
+            self._counted = now
+            self._resident = self._groups.residents([each.load.clock - each.kv_tokens + 1 for each in targets])
         late = not 0 <= now - self._refreshed < REFRESH_SECONDS
         if late:
             weights = [ripe(target, now) for target in targets]

@@ -109,6 +109,10 @@ class Groups:
         """The group's part of the grouped calls of late."""
         return self._counts[slot] / (self._sum + PRIOR * self._one)
 
+    def calls(self, slot: int) -> float:
+        """The group's calls of late."""
+        return self._counts[slot] / self._one
+
     def stamps(self, slot: int) -> Sequence[int]:
         """For each target its clock when the group was last sent there, or NEVER."""
         return self._stamps[slot * self._targets : (slot + 1) * self._targets].tolist()

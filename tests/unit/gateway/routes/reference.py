@@ -10,7 +10,7 @@ from harness.routing import Replica
 from gateway.routes.policies.api import Note, Prompt, ripe
 from gateway.routes.rendezvous import Rendezvous
 
-KAPPA, KAPPA_MAX, SPARE, FAR, S_MIN, PRIOR = 2, 8, 0.25, 1.5, 1024, 128
+KAPPA, KAPPA_MAX, SPARE, FAR, S_MIN, PRIOR, COPY_CALLS = 2, 8, 0.25, 1.5, 1024, 128, 2
 ALPHA0, ALPHA_RATE, PHI0, PSI0, RATE = 0.7, 0.02, 0.5, 1.0, 0.01
 SAMPLE = 8
 """Of a large tier: with more targets than this that ever had a group, not all warm ones need be looked at."""
@@ -113,7 +113,8 @@ class Reference:
         """How many of these are its homes."""
         share = self.share(group) * (1 + nudge)
         copies = share * SPARE * sum(targets[index].kv_tokens for index in usable) / prefix
-        return max(1, round(share * len(usable)), int(1 + copies))
+        paid = int(1 + self.counts.get(group, 0.0) * (1 + nudge) / COPY_CALLS)
+        return min(paid, max(1, round(share * len(usable)), int(1 + copies)))
 
     def fresh(self, prompt: Prompt, targets: Sequence[Replica], usable: Sequence[int]) -> int | None:
         """Where the exceptions table expects the conversation, if anywhere usable."""
@@ -135,17 +136,16 @@ class Reference:
         value, cached = dict.fromkeys(usable, 0.0), dict.fromkeys(usable, 0.0)
         home, warm, needed = order[0], set[int](), {order[0]}
         group = prompt.group if prompt.prefix >= S_MIN else None
+        self.count(targets, now)
         if group is not None:
-            self.count(targets, now)
             warm = {index for index in usable if self.is_warm(group, targets[index])}
             order_g = self.rendezvous.order(group, usable, weights)
             homes = self.homes(group, prompt.prefix, order_g, targets, usable)
             number = self.number(group, prompt.prefix, targets, usable, nudge)
-            for index in warm.union(homes[1:number]):
-                value[index] = prompt.prefix
+            for index in homes[:number]:
+                value[index] = self.psi * prompt.prefix
             for index in warm:
-                cached[index] = prompt.prefix
-            value[homes[0]] = max(value[homes[0]], self.psi * prompt.prefix)
+                value[index] = cached[index] = prompt.prefix
             home = next(index for index in order if index in homes[:number])
             known = self.groups[group].stamps if group in self.groups else ()
             needed |= set(homes[:2]) | (warm if len(known) <= SAMPLE else set())

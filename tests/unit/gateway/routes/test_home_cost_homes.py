@@ -73,13 +73,13 @@ def test_a_group_stays_at_its_home() -> None:
 
 
 def test_a_long_prefix_has_one_home_and_a_short_popular_one_all() -> None:
-    """A fourth of 8 million tokens, shared out by calls: a prefix of 60,000 with a fiftieth of them has room for no
-    second copy, one of 1,100 that is asked for as often for forty."""
+    """A fourth of 8 million tokens, shared out by calls: a prefix of 60,000 with a fortieth of them has room for no
+    second copy, one of 1,100 that is asked for as often for forty-five."""
     asked = gateway(8)
-    for n in range(1000):
-        asked.serve(document(n % 50, n, 1100 if n % 50 == 0 else 60_000), n * 0.1)
+    for n in range(2000):
+        asked.serve(document(n % 40, n, 1100 if n % 40 == 0 else 60_000), n * 0.1)
     assert all_homes(asked, 0, 1100) == set(range(8))
-    assert [len(all_homes(asked, group, 60_000)) for group in range(1, 50)] == [1] * 49
+    assert [len(all_homes(asked, group, 60_000)) for group in range(1, 40)] == [1] * 39
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,10 @@ def test_a_long_prefix_has_one_home_and_a_short_popular_one_all() -> None:
     [
         (0, 1024, 1_000_000, 1),  # not known: no popularity
         (1, 60_000, 1_000_000, 1),
-        (1, 1024, 1_000_000, 8),  # 1 / 129 of 2,000,000 / 1024, and one
+        (1, 1024, 1_000_000, 1),  # there is room for 1 / 129 of 2,000,000 / 1024, but one call has not paid for it
+        (5, 1024, 1_000_000, 3),  # two calls for each further one
+        (14, 1024, 1_000_000, 7),  # a call counts a little less with each that comes after it
+        (15, 1024, 1_000_000, 8),
         (16, 6000, 120_000, 5),  # .11 of 240,000 / 6000 is 4.4, and one
         (128, 10_000, 20_000, 4),  # .46 of 8 targets are 3.7: there is no room, but there are calls
         (5000, 10_000, 20_000, 7),  # .85 of 8 targets are 6.8
