@@ -25,7 +25,7 @@ SECONDS: Final = {False: 30.0, True: 60.0}
 """Cold: all count. Warm: of twice the time the later half."""
 BOUND: Final = 1.0
 """Seconds that p95 may take at the capacity."""
-FIRST: Final = {"questions": 60.0, "chats-6": 30.0}
+FIRST: Final = {"questions": 150.0, "chats-6": 50.0}
 """Calls a second of four replicas, from which the capacity is looked for."""
 
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--replicas", type=int, nargs="+", default=[4, 8])
     options = parser.parse_args()
     seeds = range(1, options.seeds + 1)
     with Pool(options.processes) as pool:
@@ -75,7 +76,8 @@ def main() -> None:
 
         print("workload   start  replicas  capacity  part  calls/s  cache_aware  | home-cost with 1, 2 and 4 gateways")
         behind = ahead = cells = 0
-        for setting in (Setting(*each) for each in product(WORKLOADS, (False, True), (4, 8))):
+        for replicas, workload, warm in product(options.replicas, WORKLOADS, (False, True)):
+            setting = Setting(workload, warm, replicas)
             most = capacity(setting)
             for part in PARTS:
                 rate = round(most * part, 1)

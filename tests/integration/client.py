@@ -77,7 +77,7 @@ def ask(
     sent = {"content-type": "application/json"} if raw is not None else {}
     if key is not None:
         sent["authorization"] = f"Bearer {key}"
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=15)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=50)
     try:
         connection.request(method, path, raw, {**sent, **(headers or {})})
         response = connection.getresponse()
