@@ -51,9 +51,13 @@ def test_routers_do_not_diverge() -> None:
 
     for number in range(300):
         assert len(places(0, number)) == 1
-    # With long system prompts shares are estimates, of which a home or two more may follow.
-    found = [len(places(2000, number)) for number in range(300)]
-    assert max(found) <= 3 and sum(found) / len(found) < 1.3
+    # A long system prompt gets further homes as its calls pay for them, which moves some conversations; then they stay.
+    found = []
+    for number in range(1200):
+        found.append(len(places(2000, number)))
+        exchange(gateways, number * 0.2)
+    assert max(found) <= 4
+    assert sum(found[900:]) / 300 < 1.1
 
 
 def test_one_shared_prefix_does_not_make_one_replica_hot() -> None:
