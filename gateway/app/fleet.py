@@ -18,7 +18,7 @@ from gateway.engines import Engines, differences
 from gateway.forward import Forwarder
 from gateway.health import Prober
 from gateway.meter import Metrics
-from gateway.routes import Exchange, Route, Routes
+from gateway.routes import Gossip, Route, Routes
 from gateway.routes.filters import refusal
 from gateway.routes.policies.api import Prompt, ripe
 from gateway.routes.target import UNBOUNDED
@@ -66,9 +66,7 @@ class Fleet:
             learned=self._learned,
             clock=clock.monotonic,
         )
-        self.exchange = Exchange(
-            store.exchange, lambda: self.routes.boards, clock.monotonic, lambda: self.routes.freed()
-        )
+        self.gossip = Gossip(store.exchange, routes, clock.monotonic)
         self.attendant = Attendant(lambda: self.routes, self.prober, self.engines, forwarder, clock.monotonic)
         self._task: asyncio.Task[None] | None = None
         store.watch(self._changed)
@@ -81,7 +79,7 @@ class Fleet:
             await asyncio.sleep(ORDERS_PAUSE)
         self.prober.open()
         self.engines.open()
-        self.exchange.open()
+        self.gossip.open()
         self.attendant.open()
         self._task = asyncio.create_task(self._run(), name="fleet")
 
@@ -90,13 +88,14 @@ class Fleet:
             self._task.cancel()
             await asyncio.wait([self._task])
         await self.attendant.close()
-        await self.exchange.close()
+        await self.gossip.close()
         await self.engines.close()
         await self.prober.close()
 
     def adopt(self, routes: Routes) -> None:
         """Another table is in force: look after its targets from now on."""
         before, self.routes, self._route_of = self.routes, routes, _route_of(routes)
+        self.gossip.routes = routes
         anew = [
             name
             for name, target in routes.targets.items()
@@ -243,8 +242,8 @@ class Fleet:
             metrics.target_waiting.labels(name).set(target.load.waiting)
             if target.missed:
                 self.prober.hurry(name)
-        heard = self.exchange.read_at
-        metrics.load_age.set(-1 if heard == float("-inf") else self._clock.monotonic() - heard)
+        read_at = self.gossip.read_at
+        metrics.load_age.set(-1 if read_at == float("-inf") else self._clock.monotonic() - read_at)
 
     def _forget(self, name: str) -> None:
         metrics = self._metrics

@@ -26,7 +26,7 @@ from gateway.keys import may_use
 from gateway.keys.token import parse
 from gateway.routes import Builder, Routes, Slots, Target
 from gateway.routes.explain import Candidacy
-from gateway.routes.load import Told
+from gateway.routes.load import LoadReport
 from gateway.store import Store, StoreDown
 
 BYTES_PER_TOKEN = 4.0
@@ -142,8 +142,8 @@ def _apply(routes: Routes, said: Sequence[Report]) -> None:
         states = [state for report in said for state in report.targets if state.name == name]
         if not states:
             continue
-        told = [Told(state.prefill, state.waiting, state.running, 0) for state in states]
-        target.load.told({str(number): (each, 0.0) for number, each in enumerate(told)}, time.monotonic())
+        loads = [LoadReport(state.prefill, state.waiting, state.running, 0) for state in states]
+        target.load.apply({str(number): (each, 0.0) for number, each in enumerate(loads)}, time.monotonic())
         _stand(target, states)
 
 

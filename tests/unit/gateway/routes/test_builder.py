@@ -87,23 +87,23 @@ def test_notes_go_on_being_counted() -> None:
     """Else others would take old ones for new, or new ones for old."""
     of = World(one("a", "b", policy="home-cost"))
 
-    def noted(number: int) -> tuple[bytes | None, bytes | None]:
+    def noted(number: int) -> bytes | None:
         tier = of.route.tiers[0]
         placement = Placement(tier, Score(0, 0.0, reason="spill"), Prompt(100, hashed("c", number), follow_up=True))
         placement.begin()
         placement.end()
-        return of.routes.boards["r"].word(of.clock()), None
+        return of.routes.gossip["r"].publish(of.clock())
 
-    first, _ = noted(1)
+    first = noted(1)
     of.reload(one("a", "b", policy="home-cost"))
-    second, _ = noted(2)
+    second = noted(2)
     heard = World(one("a", "b", policy="home-cost"))
     told: list[int] = []
     policy = heard.route.tiers[0].policy
     policy.heard = lambda notes, targets: told.extend(note.key for note in notes)  # type: ignore[attr-defined]
-    for word in (first, second):
-        assert word is not None
-        heard.routes.boards["r"].read({"g": (word, 0.0)}, heard.clock())
+    for report in (first, second):
+        assert report is not None
+        heard.routes.gossip["r"].apply({"g": (report, 0.0)}, heard.clock())
     assert told == [hashed("c", 1), hashed("c", 2)]
 
 
@@ -190,7 +190,7 @@ async def test_a_removed_target_ends_its_calls_and_gets_no_more() -> None:
         placement.answered(None)
         await calls.aclose()
     assert gone.load.running == 0 and not gone.load.freed
-    assert "http://a" not in of.routes.boards["r"].loads
+    assert "http://a" not in of.routes.gossip["r"].loads
     of.idle()
 
 
@@ -229,7 +229,7 @@ def test_a_build_that_fails_changes_nothing() -> None:
     def state() -> object:
         return (
             [(t.name, t.order, t.up, t.since, t.attempts, t.resting_until, t.told) for t in of.routes.targets.values()],
-            [(len(t.load.freed), t.load.tells(), t.load.clock) for t in of.routes.targets.values()],
+            [(len(t.load.freed), t.load.report(), t.load.clock) for t in of.routes.targets.values()],
             tier.policy.score(prompt, tier.targets, [0, 1], of.clock()),
             tier.usable(PROMPT, of.clock()),
         )

@@ -13,7 +13,7 @@ from unit.gateway.routes.building import PROMPT, World, eject, one, table, targe
 from gateway.core.errors import UpstreamFailed
 from gateway.routes import Placement, Target
 from gateway.routes.filters import BUSY, DOWN, EJECTED, FILTERS, LENIENCES, refusal
-from gateway.routes.load import Share, Told
+from gateway.routes.load import LoadReport, Share
 from gateway.routes.policies.api import Prompt, Score
 
 State = Callable[[Target], object]
@@ -141,7 +141,7 @@ def test_calls_alone_fill_no_target_without_a_bound(a: Target) -> None:
     """An engine queues what it has no place for: that it is behind only its outstanding prompts tell."""
     for _ in range(1000):
         Share(a.load, 16).first_token()
-    a.load.told({"g": (Told(0, 0, 1000, 0), 0.0)}, 0.0)
+    a.load.apply({"g": (LoadReport(0, 0, 1000, 0), 0.0)}, 0.0)
     assert refusal(PROMPT, a, 0.0) is None
 
 
@@ -170,7 +170,7 @@ def test_a_target_is_full_that_has_too_much_to_read(a: Target) -> None:
     now = a._clock()
     share = Share(a.load, 479_999)
     assert refusal(PROMPT, a, now) is None
-    a.load.told({"g": (Told(1, 1, 1, 1), 0.0)}, now)
+    a.load.apply({"g": (LoadReport(1, 1, 1, 1), 0.0)}, now)
     assert refusal(PROMPT, a, now) == "full", "what other gateways sent counts"
     assert refusal(PROMPT, a, now + 1.0) is None, "by now it has read some"
     share.first_token()
@@ -199,8 +199,8 @@ CHANGES: dict[str, State] = {
     "asleep": lambda t: t.sleeps(True),
     "up": lambda t: t.probed(""),
     "open": lambda t: t.ordered("open", 2),
-    "others": lambda t: t.load.told({"g": (Told(10**9, 9, 9, 10**9), 0.0)}, t._clock()),
-    "no others": lambda t: t.load.told({}, t._clock()),
+    "others": lambda t: t.load.apply({"g": (LoadReport(10**9, 9, 9, 10**9), 0.0)}, t._clock()),
+    "no others": lambda t: t.load.apply({}, t._clock()),
     "a bound of prompts": lambda t: t.learned(None, None, 5),
     "healed": lambda t: t.breaker.succeeded(),
     "nothing": lambda t: None,

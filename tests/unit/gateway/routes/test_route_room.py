@@ -11,7 +11,7 @@ from unit.gateway.routes.building import World, call, key, one, targets, virtual
 
 from gateway.core.errors import ContextTooLong, QueueFull, QueueTimeout, Unreachable, UpstreamBusy
 from gateway.core.types import Spent
-from gateway.routes.load import Told
+from gateway.routes.load import LoadReport
 
 
 @virtual
@@ -203,8 +203,8 @@ async def test_room_that_nobody_tells_of_is_found_soon(end: str) -> None:
     if end == "a rest":
         a.rest(1.0)
     elif end == "others":
-        a.load.told({"g": (Told(10**6, 1, 1, 10**6), 0.0)}, of.clock())
-        loop.call_later(1.0, a.load.told, {}, 1.0)
+        a.load.apply({"g": (LoadReport(10**6, 1, 1, 10**6), 0.0)}, of.clock())
+        loop.call_later(1.0, a.load.apply, {}, 1.0)
     else:
         a.rest(60.0)
         a.resting_until = 2.0
