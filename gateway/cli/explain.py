@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from backends import registry
-from backends.api import Call
+from backends.api import Call, Facts
 from backends.body import Body, Malformed
 from gateway.cli.session import command, console
 from gateway.cli.tables import rows
@@ -149,7 +149,7 @@ def _apply(routes: Routes, said: Sequence[Report]) -> None:
 
 def _stand(target: Target, states: Sequence[TargetState]) -> None:
     conditions = [state.state for state in states]
-    target.learned(max(state.context or 0 for state in states) or None, None)
+    target.learned(Facts(context=max(state.context or 0 for state in states) or None))
     if all(condition == "down" for condition in conditions):
         target.probed(states[0].why or "down")
     if all(condition == "ejected" for condition in conditions):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.gateway.routes.building import PROMPT, World, eject, one, table, targets
 
+from backends.api import Facts
 from gateway.core.errors import UpstreamFailed
 from gateway.routes import Placement, Target
 from gateway.routes.filters import BUSY, DOWN, EJECTED, FILTERS, LENIENCES, refusal
@@ -22,7 +23,7 @@ STATES: dict[str, State] = {
     "drained": lambda t: t.ordered("drained", 1),
     "ejected": lambda t: eject(t),
     "down": lambda t: t.probed("away"),
-    "too_long": lambda t: t.learned(100, None),
+    "too_long": lambda t: t.learned(Facts(context=100)),
     "resting": lambda t: t.rest(10.0),
     "full": lambda t: fill(t),
 }
@@ -89,13 +90,13 @@ def test_what_is_overlooked_is_not_said(a: Target, why: str) -> None:
 
 
 def test_a_call_that_fits_exactly_fits(a: Target) -> None:
-    a.learned(100, None)
+    a.learned(Facts(context=100))
     assert refusal(Prompt(90, context=100), a, 0.0) is None
     assert refusal(Prompt(90, context=101), a, 0.0) == "too_long"
 
 
 def test_a_bound_of_the_prompt_alone_counts_too(a: Target) -> None:
-    a.learned(1000, None, 100)
+    a.learned(Facts(context=1000, prompt=100))
     assert refusal(Prompt(100, context=900, alone=100), a, 0.0) is None
     assert refusal(Prompt(101, context=900, alone=101), a, 0.0) == "too_long"
     assert refusal(Prompt(5000), a, 0.0) is None, "many prompts, each with a context of its own"
@@ -201,7 +202,7 @@ CHANGES: dict[str, State] = {
     "open": lambda t: t.ordered("open", 2),
     "others": lambda t: t.load.apply({"g": (LoadReport(10**9, 9, 9, 10**9), 0.0)}, t._clock()),
     "no others": lambda t: t.load.apply({}, t._clock()),
-    "a bound of prompts": lambda t: t.learned(None, None, 5),
+    "a bound of prompts": lambda t: t.learned(Facts(prompt=5)),
     "healed": lambda t: t.breaker.succeeded(),
     "nothing": lambda t: None,
 }
