@@ -31,6 +31,7 @@ MAX_KEYS: Final = 10_000
 MOST_BYTES_PER_TOKEN: Final = 8
 """No text has more of them for long: what a prompt takes at the very least is told by this, whatever was learned."""
 
+
 class Estimate(Struct, frozen=True):
     """Tokens reserved for a call."""
 

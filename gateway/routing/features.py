@@ -1,0 +1,120 @@
+"""What routing reads of a call: how long its prompt is, and hashes of those parts that other calls may share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Final
+
+from msgspec import Raw
+
+from backends.api import Call
+from gateway.core.types import Priority
+from gateway.routing.policies.api import Prompt
+
+SESSION_HEADERS: Final = (b"x-session-id", b"x-session-affinity", b"session-id")
+SURE: Final = 4
+"""No text has fewer tokens than a fourth of the estimate, but for long rows of spaces."""
+HEAD_BYTES: Final = 1024
+"""Of a completion's prompt: nothing tells where its common part ends."""
+END_BYTES: Final = 8 * 1024
+"""Of each end of a part that is longer than both."""
+USERS: Final = ("prompt_cache_key", "user")
+"""Fields that name a session, the best first."""
+LOW_PART: Final = 0.7
+"""Calls of low priority go to a target only below this part of its room."""
+
+Part = bytes | memoryview
+
+
+def read(
+    call: Call,
+    headers: Mapping[bytes, bytes],
+    *,
+    model: str,
+    tenant: str,
+    tokens: int,
+    priority: Priority = "normal",
+    keyed: bool = True,
+    patient: bool = False,
+) -> Prompt:
+    """The prompt of `call`. `model` and `tenant` keep apart what no cache shares; `tokens` is the estimated length.
+
+    `patient`: it can be held until a target is up. Without `keyed` nothing is looked for that only a choice among
+    several targets needs.
+    """
+    asked, fields = call.asked, call.body.fields
+    part = LOW_PART if priority == "low" else 1.0
+    answer, alone = asked.output, tokens
+    if call.endpoint == "embeddings":  # of many inputs, each of which has the context to itself
+        context = least = alone = 0
+    elif call.endpoint == "completions" and memoryview(fields.get("prompt", b""))[:1] != b'"':
+        context, least, alone = answer, answer, 0  # nothing is known of one of its prompts
+    else:
+        context, least = tokens + answer, tokens // SURE + answer
+    if not keyed:
+        return Prompt(
+            tokens, context=context, least_context=least, alone=alone, whole=not call.stream, patient=patient, part=part
+        )
+    salt = _text(fields["cache_salt"]) if "cache_salt" in fields else b""
+    base = (model.encode(), salt or tenant.encode())
+    user = named = next(filter(None, map(headers.get, SESSION_HEADERS)), b"")
+    for name in USERS:
+        if not user and name in fields:
+            user = _text(fields[name])
+    session = _hashes((*base, b"session", user))[1] if user else None
+    conversation, group, prefix = _shared(call, base)
+    return Prompt(
+        tokens,
+        session if named else conversation,
+        group,
+        int(tokens * prefix / max(1, len(call.body.raw))),
+        asked.follow_up,
+        session,
+        context,
+        least,
+        alone,
+        not call.stream,
+        patient,
+        part,
+    )
+
+
+def _shared(call: Call, base: tuple[bytes, ...]) -> tuple[int | None, int | None, int]:
+    """Hashes of conversation and group, and the bytes of the group's part."""
+    if call.endpoint == "completions":
+        text = memoryview(call.body.fields.get("prompt", b""))
+        # Long and short prompts that begin alike are other conversations: else one template would be one home.
+        size = b"%d" % (len(text) // HEAD_BYTES).bit_length()
+        return _hashes((*base, text[:HEAD_BYTES], size))[1], None, 0
+    asked = call.asked
+    if asked.shared is None:
+        return None, None, 0
+    prefix = sum(map(len, asked.shared))
+    group, conversation = _hashes((*base, *asked.shared), (b"question", asked.question))
+    return conversation, group if prefix else None, prefix
+
+
+def _text(raw: Raw) -> bytes:
+    """A field that is a string, as its JSON has it; nothing for null."""
+    text = bytes(raw)
+    return b"" if text in (b"null", b'""') else text
+
+
+def _hashes(parts: tuple[Part, ...], more: tuple[Part, ...] = ()) -> tuple[int, int]:
+    """The hash of `parts`, and that of them and `more`: 64 bits, never 0.
+
+    Of a long part only its ends count, and how long it is: whatever differs between them shares the beginning.
+    """
+    digest = blake2b(digest_size=8)
+    first = 0
+    for index, part in enumerate((*parts, *more)):
+        size = len(part)
+        if index == len(parts):
+            first = int.from_bytes(digest.digest(), "little")
+        digest.update(size.to_bytes(8, "little"))
+        if size > 2 * END_BYTES:
+            digest.update(part[:END_BYTES])
+            part = part[-END_BYTES:]
+        digest.update(part)
+    return first or 1, int.from_bytes(digest.digest(), "little") or 1
