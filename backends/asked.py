@@ -101,14 +101,8 @@ class Asked(Struct, frozen=True):
 
 def read(endpoint: str, raw: bytes, fields: Mapping[str, Raw]) -> Asked:
     """What a body asks for; `fields` are the top-level fields of `raw`."""
-    choices, output, text = 1, 0, len(raw)
-    for name in CHOICES:
-        if name in fields:
-            choices = max(choices, number(fields[name]))
-    for name in BOUNDS:
-        if name in fields:
-            output = max(output, number(fields[name]))
-    candidates = max(choices, number(fields["best_of"])) if "best_of" in fields else choices
+    choices, candidates, output = _numbers(fields)
+    text = len(raw)
     prompts, token_ids, media = 1, 0, 0
     for name in NO_PROMPT:
         if name in fields:
@@ -116,7 +110,7 @@ def read(endpoint: str, raw: bytes, fields: Mapping[str, Raw]) -> Asked:
     if endpoint != "chat/completions":
         listed = fields.get("prompt" if endpoint == "completions" else "input")
         media = "prompt_embeds" in fields
-        if listed is not None and memoryview(listed)[:1] == b"[":
+        if listed is not None and bytes(memoryview(listed)[:1]) == b"[":
             prompts, token_ids = _listed(bytes(listed))
             text -= len(listed) if token_ids else 0
     if "messages" not in fields or endpoint == "completions":
@@ -129,6 +123,18 @@ def read(endpoint: str, raw: bytes, fields: Mapping[str, Raw]) -> Asked:
         return Asked(prompts, choices, candidates, output, text, token_ids, media)
     shared, question, follow_up = _conversation(messages, fields)
     return Asked(prompts, choices, candidates, output, text, token_ids, media, shared, question, follow_up)
+
+
+def _numbers(fields: Mapping[str, Raw]) -> tuple[int, int, int]:
+    """Choices, candidates, and what bounds an answer."""
+    choices, output = 1, 0
+    for name in CHOICES:
+        if name in fields:
+            choices = max(choices, number(fields[name]))
+    for name in BOUNDS:
+        if name in fields:
+            output = max(output, number(fields[name]))
+    return choices, max(choices, number(fields["best_of"])) if "best_of" in fields else choices, output
 
 
 def number(raw: Raw) -> int:

@@ -31,7 +31,10 @@ class Malformed(ValueError):
 
 
 class _Key(str):
-    """A key that equals no other, so that a dict holds those that came twice, too. The slots of `object` cost no frame."""
+    """A key that equals no other, so that a dict holds those that came twice, too.
+
+    What decides it are slots of `object`, which cost no frame.
+    """
 
     __slots__ = ()
     __eq__ = object.__eq__
@@ -108,10 +111,10 @@ class Body:
                 pieces += (view[copied:start], changes[name])
                 copied, missing = position, missing - 1
         comma = b"," if fields else b""
-        for name, value in changes.items():
+        for name, new in changes.items():
             if name not in fields:
                 last = copied if copied > position else self._last()
-                pieces += (view[copied:last], comma, msgspec.json.encode(name), b":", value)
+                pieces += (view[copied:last], comma, msgspec.json.encode(name), b":", new)
                 copied, comma = last, b","
         pieces.append(view[copied:])
         return b"".join(pieces)

@@ -51,13 +51,15 @@ class Estimator:
     def input(self, call: Call, route: str) -> int:
         """Prompt tokens of `call`."""
         asked = call.asked
-        text = int(asked.text / self._bytes_per_token.get(route, BYTES_PER_TOKEN))
-        return max(1, text + asked.token_ids) + asked.media * MEDIA_TOKENS
+        ratio = self._bytes_per_token.get(route, BYTES_PER_TOKEN)
+        return max(1, int(asked.text / ratio) + asked.token_ids) + asked.media * MEDIA_TOKENS
 
     def estimate(self, call: Call, key_id: str, route: str) -> Estimate:
         """What to reserve for a call of this key on this route."""
         asked = call.asked
-        prompt, least = self.input(call, route), asked.text // MOST_BYTES_PER_TOKEN + asked.token_ids
+        ratio = self._bytes_per_token.get(route, BYTES_PER_TOKEN)
+        prompt = max(1, int(asked.text / ratio) + asked.token_ids) + asked.media * MEDIA_TOKENS
+        least = asked.text // MOST_BYTES_PER_TOKEN + asked.token_ids
         if call.endpoint == "embeddings":
             return Estimate(prompt, 0, (least, 0))
         answers = asked.prompts * asked.candidates

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Final
 
-from msgspec import Raw
-
 from backends.api import Call
 from gateway.core.types import Priority
 from gateway.routing.policies.api import Prompt
@@ -21,6 +19,8 @@ END_BYTES: Final = 8 * 1024
 """Of each end of a part that is longer than both."""
 USERS: Final = ("prompt_cache_key", "user")
 """Fields that name a session, the best first."""
+NOTHING: Final = (b"", b"null", b'""')
+"""What these fields and that of the salt may hold without naming anything."""
 LOW_PART: Final = 0.7
 """Calls of low priority go to a target only below this part of its room."""
 
@@ -48,7 +48,7 @@ def read(
     answer, alone = asked.output, tokens
     if call.endpoint == "embeddings":  # of many inputs, each of which has the context to itself
         context = least = alone = 0
-    elif call.endpoint == "completions" and memoryview(fields.get("prompt", b""))[:1] != b'"':
+    elif call.endpoint == "completions" and bytes(memoryview(fields.get("prompt", b""))[:1]) != b'"':
         context, least, alone = answer, answer, 0  # nothing is known of one of its prompts
     else:
         context, least = tokens + answer, tokens // SURE + answer
@@ -56,12 +56,12 @@ def read(
         return Prompt(
             tokens, context=context, least_context=least, alone=alone, whole=not call.stream, patient=patient, part=part
         )
-    salt = _text(fields["cache_salt"]) if "cache_salt" in fields else b""
-    base = (model.encode(), salt or tenant.encode())
+    salt = bytes(fields["cache_salt"]) if "cache_salt" in fields else b""
+    base = (model.encode(), tenant.encode() if salt in NOTHING else salt)
     user = named = next(filter(None, map(headers.get, SESSION_HEADERS)), b"")
     for name in USERS:
-        if not user and name in fields:
-            user = _text(fields[name])
+        if not user and name in fields and (value := bytes(fields[name])) not in NOTHING:
+            user = value
     session = _hashes((*base, b"session", user))[1] if user else None
     conversation, group, prefix = _shared(call, base)
     return Prompt(
@@ -93,12 +93,6 @@ def _shared(call: Call, base: tuple[bytes, ...]) -> tuple[int | None, int | None
     prefix = sum(map(len, asked.shared))
     group, conversation = _hashes((*base, *asked.shared), (b"question", asked.question))
     return conversation, group if prefix else None, prefix
-
-
-def _text(raw: Raw) -> bytes:
-    """A field that is a string, as its JSON has it; nothing for null."""
-    text = bytes(raw)
-    return b"" if text in (b"null", b'""') else text
 
 
 def _hashes(parts: tuple[Part, ...], more: tuple[Part, ...] = ()) -> tuple[int, int]:
