@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final, Protocol
 
 from gateway.routes.policies.api import Prompt
@@ -89,11 +89,54 @@ def refusal(prompt: Prompt, target: Target, now: float, overlooked: Collection[F
     for each in FILTERS:
         if each not in overlooked and (why := each.refuses(prompt, target, now)) is not None:
             return why
-    # As long as nothing happens to it, it need not be asked again.
-    target.clear = not target.bounded and prompt.part == 1 and not overlooked and _idle(target, now)
     return None
 
 
-def _idle(target: Target, now: float) -> bool:
-    plain = target.prompt_limit >= UNBOUNDED and not target.breaker.ejections
-    return plain and not target.missed and target.load.pending(now) < target.prefill_limit / 2
+class Candidates:
+    """A tier's targets, and which of them filters must be asked about: few, so that many targets cost calls little.
+
+    Of the others it is sure that no filter refuses them, as long as nothing happens to them: `Target.changed` is called
+    then. Of a target with `max_inflight` nobody is ever sure.
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = targets
+        self._all = list(range(len(targets)))
+        self._unsure = set(targets)
+        for target in targets:
+            target.unsure = self._unsure
+        self._context = UNBOUNDED
+        self.measure()
+
+    def measure(self) -> None:
+        """Look at the targets' contexts anew."""
+        self._context = min((target.context for target in self._targets), default=UNBOUNDED)
+
+    def usable(self, prompt: Prompt, now: float, overlooked: Collection[Filter] = NOTHING) -> list[int]:
+        """The places of targets that no filter refuses, in rising order. The list is not to be changed."""
+        unsure = self._unsure
+        if overlooked or prompt.part != 1 or prompt.context > self._context:
+            return [place for place, each in enumerate(self._targets) if refusal(prompt, each, now, overlooked) is None]
+        if not unsure:
+            return self._all
+        return [
+            place for place, each in enumerate(self._targets) if each not in unsure or self._takes(prompt, each, now)
+        ]
+
+    def _takes(self, prompt: Prompt, target: Target, now: float) -> bool:
+        if refusal(prompt, target, now) is not None:
+            return False
+        if _is_sure(target):
+            self._unsure.discard(target)
+        return True
+
+
+def _is_sure(target: Target) -> bool:
+    """Whether no filter will refuse it, which none does now, until something happens to it."""
+    if target.max_inflight is not None or target.prompt_limit < UNBOUNDED:
+        return False
+    return (
+        not target.breaker.ejections
+        and not target.missed
+        and target.load.prefill + target.load.others_prefill < target.load.half_full
+    )

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 
 from msgspec import Struct
 
-from gateway.routes.filters import BUSY, NOTHING, Filter, refusal
+from gateway.routes.filters import BUSY, NOTHING, Candidates, Filter, refusal
 from gateway.routes.policies import registry
 from gateway.routes.policies.api import Gossips, Inherits, Learns, Policy, Prompt, Remembers, Score
 from gateway.routes.policies.registry import Factory
-from gateway.routes.target import PREFILL_LIMIT, UNBOUNDED, Target
+from gateway.routes.target import PREFILL_LIMIT, Target
 
 
 class Outlook(Struct, frozen=True):
@@ -44,9 +44,9 @@ class Tier:
         heaviest = max((target.weight for target in targets), default=1.0)
         for target in targets:  # weights are relative
             target.prefill_limit = PREFILL_LIMIT * target.weight / heaviest
+            target.load.fills(target.prefill_limit)
         self._canaries = [place for place, target in enumerate(targets) if target.canary]
-        self._context = UNBOUNDED
-        self.measure()
+        self._candidates = Candidates(self.targets)
 
     @property
     def keyed(self) -> bool:
@@ -55,22 +55,13 @@ class Tier:
 
     def measure(self) -> None:
         """Look at the targets' contexts anew."""
-        self._context = min((target.context for target in self.targets), default=UNBOUNDED)
+        self._candidates.measure()
 
     def usable(
         self, prompt: Prompt, now: float, tried: Collection[Target] = (), overlooked: Collection[Filter] = NOTHING
     ) -> list[int]:
         """The places of targets that can take the call."""
-        if prompt.context <= self._context and prompt.part == 1:
-            places = [
-                place
-                for place, target in enumerate(self.targets)
-                if target.clear or refusal(prompt, target, now, overlooked) is None
-            ]
-        else:
-            places = [
-                place for place, target in enumerate(self.targets) if refusal(prompt, target, now, overlooked) is None
-            ]
+        places = self._candidates.usable(prompt, now, overlooked)
         if tried:
             names = {target.name for target in tried}  # perhaps of the table before
             places = [place for place in places if self.names[place] not in names]
