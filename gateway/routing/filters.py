@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from gateway.routing.policies.api import Prompt
@@ -92,47 +92,9 @@ def refusal(prompt: Prompt, target: Target, now: float, overlooked: Collection[F
     return None
 
 
-class Candidates:
-    """A tier's targets, and which of them filters must be asked about: few, so that many targets cost calls little.
-
-    Of the others it is sure that no filter refuses them, as long as nothing happens to them: `Target.changed` is called
-    then. Of a target with `max_inflight` nobody is ever sure.
-    """
-
-    def __init__(self, targets: Sequence[Target]) -> None:
-        self._targets = targets
-        self._all = list(range(len(targets)))
-        self._unsure = set(targets)
-        for target in targets:
-            target.unsure = self._unsure
-        self._context = UNBOUNDED
-        self.measure()
-
-    def measure(self) -> None:
-        """Look at the targets' contexts anew."""
-        self._context = min((target.context for target in self._targets), default=UNBOUNDED)
-
-    def usable(self, prompt: Prompt, now: float, overlooked: Collection[Filter] = NOTHING) -> list[int]:
-        """The places of targets that no filter refuses, in rising order. The list is not to be changed."""
-        unsure = self._unsure
-        if overlooked or prompt.part != 1 or prompt.context > self._context:
-            return [place for place, each in enumerate(self._targets) if refusal(prompt, each, now, overlooked) is None]
-        if not unsure:
-            return self._all
-        return [
-            place for place, each in enumerate(self._targets) if each not in unsure or self._takes(prompt, each, now)
-        ]
-
-    def _takes(self, prompt: Prompt, target: Target, now: float) -> bool:
-        if refusal(prompt, target, now) is not None:
-            return False
-        if _is_sure(target):
-            self._unsure.discard(target)
-        return True
-
-
-def _is_sure(target: Target) -> bool:
-    """Whether no filter will refuse it, which none does now, until something happens to it."""
+def is_sure(target: Target) -> bool:
+    """Whether no filter will refuse the target, which none does now, until something happens to it; but for calls that
+    do not fit into its context, or may fill only a part of it."""
     if target.max_inflight is not None or target.prompt_limit < UNBOUNDED:
         return False
     return (

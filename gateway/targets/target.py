@@ -109,7 +109,7 @@ class Target:
         self.resting, self.resting_until = "", 0.0
         """`resting`: it asked for a pause; `full`: other gateways have taken its last place."""
         self.unsure: set[Target] = {self}
-        """Of its tier's targets those that a filter may refuse, whatever the call is; see `filters.Candidates`."""
+        """Of its tier's targets those that a filter may refuse, whatever the call is; see `Tier.usable`."""
 
     def inherit(self, before: Target) -> None:
         """Take over what is known of the same server from the table before."""
