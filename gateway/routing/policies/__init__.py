@@ -2,6 +2,7 @@
 
 from gateway.routing.policies.api import (
     Candidate,
+    Gossips,
     Inherits,
     Learns,
     Note,
@@ -12,13 +13,13 @@ from gateway.routing.policies.api import (
     Remembers,
     Score,
     Scorer,
-    Tells,
     cheapest,
     ripe,
 )
 
 __all__ = [
     "Candidate",
+    "Gossips",
     "Inherits",
     "Learns",
     "Note",
@@ -29,7 +30,6 @@ __all__ = [
     "Remembers",
     "Score",
     "Scorer",
-    "Tells",
     "cheapest",
     "ripe",
 ]
