@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from rich.table import Table
@@ -50,8 +51,12 @@ class Figures:
         values = self.values.get(gateway, {}).get(name)
         return statistics.median(values) if values else None
 
-    def ratio(self, name: str, to: str = RELAY) -> float | None:
-        """Our figure over that of another gateway."""
+    def best(self, gateway: str, name: str) -> float | None:
+        """Of a few short rounds the one that other work on the machine has disturbed least."""
+        return min(self.values.get(gateway, {}).get(name, ()), default=None)
+
+    def ratio(self, name: str, to: str) -> float | None:
+        """Our median over that of another gateway."""
         ours, theirs = self.median(OWN, name), self.median(to, name)
         return None if ours is None or not theirs else ours / theirs
 
@@ -96,8 +101,7 @@ class Target:
 
 def targets(figures: Figures, frames: Mapping[str, Mapping[str, int]]) -> list[Target]:
     """All targets; `frames` are what calls enter, by kind of answer (`frames.py`)."""
-    mine = lambda name: figures.median(OWN, name)  # noqa: E731
-    against = lambda name: figures.ratio(name, PEER)  # noqa: E731
+    mine, against = partial(figures.median, OWN), partial(figures.ratio, to=PEER)
     small = mine("whole")
     whole, stream = frames.get("whole", {}), frames.get("stream", {})
     return [

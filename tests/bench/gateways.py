@@ -171,7 +171,7 @@ class Bed:
         return Gateway(name, server, port, secret, free)
 
     def _key(self, environment: dict[str, str], limits: Sequence[str]) -> str:
-        command = [self.command, "keys", "create", "--name", "bench", *limits, "--json"]
+        command = [str(self.command), "keys", "create", "--name", "bench", *limits, "--json"]
         made = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=READY_SECONDS, env=environment
         )

@@ -27,8 +27,9 @@ def measure(bed: Bed, gateway: Gateway, figures: Figures, rounds: int, note: Cal
         note(f"{OWN}: {name}: {figures.median(OWN, name):.1f} us")
     redis_url = f"redis://127.0.0.1:{bed.redis_port}/0"
     place = reloading.Place(bed.command, bed.folder, bed.gateway_core, bed.stub_port, redis_url, gateway.secret)
+    note(f"{OWN}: {RELOADS} reloads")
     try:
-        reloads, outcome = place.measure(RELOADS, lambda done: note(f"{OWN}: {done} of {RELOADS} reloads"))
+        reloads, outcome = place.measure(RELOADS, lambda _: None)
     except reloading.Stalled as error:
         raise NotReady(str(error)) from None
     for name, values in reloads.figures().items():

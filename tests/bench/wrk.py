@@ -61,7 +61,17 @@ class Wrk:
         body.write_bytes(call.body)
         script.write_text(SCRIPT.format(body=json.dumps(str(body)), secret=secret))
         url, limit = f"http://127.0.0.1:{port}/v1/chat/completions", f"{int(seconds) + SPARE_SECONDS}s"
-        command = [self._tools.wrk, "-t1", f"-c{clients}", f"-d{limit}", "--timeout", "30s", "-s", script, url]
+        command = [
+            str(self._tools.wrk),
+            "-t1",
+            f"-c{clients}",
+            f"-d{limit}",
+            "--timeout",
+            "30s",
+            "-s",
+            str(script),
+            url,
+        ]
         process = subprocess.Popen(
             command, env=self._tools.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
