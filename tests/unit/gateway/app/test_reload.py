@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 from harness.virtual_time import settle
 from unit.gateway.app.servers import LoopClock, Servers, threadless
-from unit.gateway.routes.building import World, call, one, table, targets, virtual
+from unit.gateway.routing.building import World, call, one, table, targets, virtual
 
 from backends import registry
 from gateway.app.fleet import Fleet
 from gateway.app.reload import Reloader, mirrors, rules
+from gateway.auth import Keyring, Throttle
+from gateway.call import Parts
 from gateway.config import Mistake, Table, parse_table
 from gateway.config.watch import Loaded
-from gateway.dataplane import Parts
-from gateway.edge.inference import DataPlane
-from gateway.edge.ops import Readiness
-from gateway.forward import Forwarder
-from gateway.keys import Keyring, Throttle
+from gateway.http.operations import Readiness
+from gateway.http.server import DataPlane
 from gateway.limits import Admission
-from gateway.meter import Meter, Metrics
-from gateway.shadow import Mirror, Shadow
-from gateway.store.memory import MemoryStore
+from gateway.metering import Meter, Metrics
+from gateway.store.local.store import MemoryStore
+from gateway.upstream import Forwarder
+from gateway.upstream.shadow import Mirror, Shadow
 
 OLD = one("a", "b")
 NEW = """
@@ -69,7 +69,7 @@ class Bench:
         parts.routes.open()
         self.plane = DataPlane(parts, first.table.bodies, None)
         self.fleet = Fleet(parts.routes, store, self.forwarder, self.metrics, clock, "g")
-        self.readiness = Readiness(store, self.fleet.prober)
+        self.readiness = Readiness(store)
         self.objected: list[str] = []
         self.unmirrored = False
         self.reloader = Reloader(
@@ -102,7 +102,7 @@ class Bench:
             self.plane.parts,
             self.plane._bodies,
             self.fleet.routes,
-            list(self.fleet.prober.up),
+            list(self.fleet.prober.names),
             self.admission._rules,
             self.forwarder.answer_limit,
             self.shadow.mirrors,
@@ -121,7 +121,7 @@ async def test_a_new_table_is_in_force_in_all_parts(tmp_path: Path) -> None:
     await bench.apply(NEW)
     parts, new = bench.plane.parts, loaded(NEW).table
     assert parts is not before and [route.name for route in parts.routes] == ["r", "s"]
-    assert bench.fleet.routes is parts.routes and list(bench.fleet.prober.up) == ["b", "c"]
+    assert bench.fleet.routes is parts.routes and list(bench.fleet.prober.names) == ["b", "c"]
     assert bench.plane._bodies == new.bodies and bench.forwarder.answer_limit == 2**20
     assert bench.admission._rules == rules(new)
     assert list(bench.shadow.mirrors) == ["s"] and bench.shadow.mirrors["s"].share == 0.5

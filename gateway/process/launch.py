@@ -1,0 +1,75 @@
+"""Targets that are child processes: what each is started with, and where it will answer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from backends.api import Launchable
+from gateway.config import Table, TargetSpec
+from gateway.process.child import Child
+
+log = logging.getLogger("trunkline.launch")
+
+
+class Launcher:
+    """All children of a table. `urls` tells where each target will answer, by its name, before it does."""
+
+    def __init__(self, table: Table, adapters: Callable[[str], object]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="trunkline-launch-")
+        self.urls: dict[str, str] = {}
+        self._children: list[Child] = []
+        for path, _, target in table.targets():
+            if target.launch is None:
+                continue
+            port = free_port()
+            argv, environment = _command(target, str(path[1]), port, adapters)
+            output = Path(self._folder.name) / f"{target.name.replace('/', '_')}.log"
+            self._children.append(Child(f"target {target.name}", argv, {**os.environ, **environment}, output))
+            self.urls[target.name] = f"http://127.0.0.1:{port}"
+            log.info("target %s: its output goes to %s", target.name, output)
+
+    def start(self) -> None:
+        """Start all children."""
+        for child in self._children:
+            child.start()
+
+    def stop(self) -> None:
+        """Stop all children at once, and wait."""
+        stoppers = [threading.Thread(target=child.stop) for child in self._children]
+        for stopper in stoppers:
+            stopper.start()
+        for stopper in stoppers:
+            stopper.join()
+        self._folder.cleanup()
+
+    def kill(self) -> None:
+        """End all children at once, without waiting; `stop`, if it waits for them, returns by that."""
+        for child in self._children:
+            child.kill()
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _command(
+    target: TargetSpec, route: str, port: int, adapters: Callable[[str], object]
+) -> tuple[list[str], Mapping[str, str]]:
+    launch = target.launch
+    assert launch is not None
+    if launch.argv is not None:
+        return [word.replace("{port}", str(port)) for word in launch.argv], launch.environment
+    adapter = adapters(target.backend)
+    assert isinstance(adapter, Launchable) and launch.model is not None
+    argv, environment = adapter.launch(launch.model, target.model or route, port)
+    return argv, {**environment, **launch.environment}

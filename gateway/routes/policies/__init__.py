@@ -1,1 +1,0 @@
-"""Routing policies: one file each, found by the entry points in `trunkline.policies`."""

@@ -1,0 +1,154 @@
+"""What a target has to do: our own calls, counted as they come and go, and those that other gateways report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from gateway.store import FRESH_SECONDS
+
+RATE: Final = 8000.0
+"""Prompt tokens a second that a target is assumed to read, only to let what others reported grow old (routing rule)."""
+STALE_SECONDS: Final = FRESH_SECONDS
+"""A gateway that has reported nothing for so long is dead: its last report no longer counts."""
+KNOWN_GATEWAYS: Final = 256
+"""Workers that are remembered, those that were heard of last."""
+LEAST_CHARGE: Final = 16
+"""Tokens; even a prompt that is all in the cache has its question read."""
+
+
+class LoadReport(Struct, frozen=True, array_like=True):
+    """What one gateway has at one target now, and all it ever charged. Gateways of other versions read it."""
+
+    prefill: int
+    waiting: int
+    running: int
+    charged: int
+
+
+class Load:
+    """One target's load as this gateway sees it. The same object for every route that lists the same server."""
+
+    __slots__ = (
+        "_known",
+        "_reported_at",
+        "charged",
+        "clock",
+        "freed",
+        "others_prefill",
+        "others_running",
+        "others_waiting",
+        "prefill",
+        "running",
+        "stirred",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        self.prefill = 0
+        """Prompt tokens, less those expected in the target's cache, of our calls that have no first token yet."""
+        self.waiting = 0
+        """Our calls without a first token."""
+        self.running = 0
+        """All our calls."""
+        self.charged = 0
+        """Prefill tokens ever charged by us."""
+        self.others_prefill = self.others_waiting = self.others_running = 0
+        self.clock = 0
+        """Tokens sent to the target as far as we ever heard: never falls, and so tells how old its cache entries are.
+
+        Local to this gateway: other gateways count from elsewhere.
+        """
+        self.freed: list[Callable[[Load], None]] = []
+        """Called when something has ended here: there may be room."""
+        self.stirred: list[Callable[[], None]] = []
+        """Called when what others reported has changed: there may be no room."""
+        self._reported_at = 0.0
+        self._known: dict[str, int] = {}
+
+    def pending(self, now: float) -> float:
+        """Prefill tokens outstanding at `now`, ours exactly, others' as they must have shrunk since they were reported.
+
+        A target reads ours and theirs in turn, so their part of its rate is their part of what is pending.
+        """
+        theirs = self.others_prefill
+        if not theirs:
+            return self.prefill
+        done = RATE * (now - self._reported_at) * theirs / (theirs + max(1, self.prefill))
+        return self.prefill + max(0.0, theirs - done)
+
+    def apply(self, reports: Mapping[str, tuple[LoadReport, float]], now: float) -> None:
+        """Replace what others reported: by gateway its report, and its age in seconds. Old ones do not count."""
+        prefill = waiting = running = 0
+        age = 0.0
+        for gateway, (report, old) in reports.items():
+            known = self._known.get(gateway)
+            if known is not None:
+                self.clock += max(0, report.charged - known)  # a restarted gateway begins at 0
+            self._known.pop(gateway, None)
+            self._known[gateway] = report.charged
+            if old <= STALE_SECONDS:
+                prefill += report.prefill
+                waiting += report.waiting
+                running += report.running
+                age += old * report.prefill
+        while len(self._known) > KNOWN_GATEWAYS:  # one that was only silent goes on where it was
+            del self._known[next(iter(self._known))]
+        self.others_prefill, self.others_waiting, self.others_running = prefill, waiting, running
+        for stirred in self.stirred:
+            stirred()
+        self._reported_at = now - (age / prefill if prefill else 0.0)
+
+    def report(self) -> LoadReport:
+        """This gateway's own part, for the others."""
+        return LoadReport(self.prefill, self.waiting, self.running, self.charged)
+
+
+class Share:
+    """One call's part of a target's load: the prefill part ends at the first token, the rest at the end, each once."""
+
+    __slots__ = ("_charged", "_load", "_prefill", "_running")
+
+    def __init__(self, load: Load, prefill: int) -> None:
+        self._load, self._prefill, self._running = load, max(LEAST_CHARGE, prefill), True
+        self._charged = self._prefill
+        load.prefill += self._prefill
+        load.charged += self._prefill
+        load.clock += self._prefill
+        load.waiting += 1
+        load.running += 1
+
+    def first_token(self) -> None:
+        """The prompt has been read."""
+        if self._prefill:
+            self._load.prefill -= self._prefill
+            self._load.waiting -= 1
+            self._prefill = 0
+            for freed in self._load.freed:
+                freed(self._load)
+
+    def read(self, tokens: int) -> None:
+        """So many tokens of the prompt were not cached: the target's cache has turned over by so many, not by ours."""
+        more = tokens - self._charged
+        if more > 0:
+            self._load.clock += more
+            self._load.charged += more
+            self._charged = tokens
+
+    def undo(self) -> None:
+        """The call has not gone there after all."""
+        if self._prefill:
+            self._load.charged -= self._prefill
+            self._load.clock -= self._prefill
+        self.end()
+
+    def end(self) -> None:
+        """The call is over, however it ended."""
+        if self._running:
+            self.first_token()
+            self._load.running -= 1
+            self._running = False
+            for freed in self._load.freed:
+                freed(self._load)
