@@ -11,7 +11,6 @@ from harness.peer import Listener, listening
 
 from gateway.upstream.pool import Pool
 
-
 CONNECTIONS = {"test_connection.py", "test_pool.py"}
 
 
