@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from backends.api import Launchable
+from backends.capabilities import Capabilities
 from gateway.config import Table, TargetSpec
 
 log = logging.getLogger("trunkline.launch")
@@ -108,7 +108,7 @@ class Child:
 class Launcher:
     """All children of a table. `urls` tells where each target will answer, by its name, before it does."""
 
-    def __init__(self, table: Table, adapters: Callable[[str], object]) -> None:
+    def __init__(self, table: Table, capabilities: Callable[[str], Capabilities]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="trunkline-launch-")
         self.urls: dict[str, str] = {}
         self._children: list[Child] = []
@@ -116,7 +116,7 @@ class Launcher:
             if target.launch is None:
                 continue
             port = free_port()
-            argv, environment = _command(target, str(path[1]), port, adapters)
+            argv, environment = _command(target, str(path[1]), port, capabilities)
             output = Path(self._folder.name) / f"{target.name.replace('/', '_')}.log"
             self._children.append(Child(target.name, argv, environment, output))
             self.urls[target.name] = f"http://127.0.0.1:{port}"
@@ -149,15 +149,15 @@ def free_port() -> int:
 
 
 def _command(
-    target: TargetSpec, route: str, port: int, adapters: Callable[[str], object]
+    target: TargetSpec, route: str, port: int, capabilities: Callable[[str], Capabilities]
 ) -> tuple[list[str], Mapping[str, str]]:
     launch = target.launch
     assert launch is not None
     if launch.argv is not None:
         return [word.replace("{port}", str(port)) for word in launch.argv], launch.environment
-    adapter = adapters(target.backend)
-    assert isinstance(adapter, Launchable) and launch.model is not None
-    argv, environment = adapter.launch(launch.model, target.model or route, port)
+    launchable = capabilities(target.backend).launchable
+    assert launchable is not None and launch.model is not None
+    argv, environment = launchable.launch(launch.model, target.model or route, port)
     return argv, {**environment, **launch.environment}
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
-from backends.api import Wakeable
 from gateway.engines import Engines
 from gateway.forward import Forwarder
 from gateway.health import Prober
@@ -97,7 +96,7 @@ class Attendant:
     def _wake_one(self, sleepers: list[Target]) -> None:
         now = self._clock()
         for target in sleepers:
-            if isinstance(target.adapter, Wakeable) and self._again_at.get(target.address.url, now) <= now:
+            if target.capabilities.wakeable is not None and self._again_at.get(target.address.url, now) <= now:
                 task = asyncio.create_task(self._wake(target), name=f"wake {target.name}")
                 self._waking[target.address.url] = task
                 task.add_done_callback(partial(self._woken, target.address.url))
@@ -110,7 +109,7 @@ class Attendant:
         log.warning("target %s is asleep, and calls wait for it: waking it", target.name)
         began = self._clock()
         self._again_at[target.address.url] = began + WAKE_PAUSE
-        why = await self._forwarder.wake(target.address, target.adapter, target.timeouts)
+        why = await self._forwarder.wake(target.address, target.capabilities, target.timeouts)
         if why:
             self._again_at[target.address.url] = self._clock() + WAKE_PAUSE
             log.error("target %s could not be woken: %s", target.name, why)

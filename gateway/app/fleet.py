@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import msgspec
 
-from backends.api import Counted, Facts, Gauges, Probed
+from backends.api import Facts, Gauges
 from gateway.app.attendant import Attendant
 from gateway.core.clock import Clock
 from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
@@ -136,28 +136,28 @@ class Fleet:
     async def counters(self, name: str) -> tuple[int, int] | None:
         """Prompt and completion tokens that the target's engine has counted; None if it does not tell."""
         target = self.routes.targets.get(name)
-        if target is None or not isinstance(target.adapter, Counted):
+        if target is None or (counted := target.capabilities.counted) is None:
             return None
-        text = await self._forwarder.scrape(target.address, target.adapter, target.timeouts)
-        return None if text is None else target.adapter.counters(text)
+        text = await self._forwarder.scrape(target.address, target.capabilities, target.timeouts)
+        return None if text is None else counted.counters(text)
 
     async def _probe(self, name: str) -> str:
         target = self.routes.targets[name]
-        if not isinstance(target.adapter, Probed) and (self.attendant.wants(name) or target.up is False):
+        if target.capabilities.probed is None and (self.attendant.wants(name) or target.up is False):
             return await self._forwarder.reach(target.address, target.timeouts)  # it has no health route
-        return await self._forwarder.probe(target.address, target.adapter, target.timeouts)
+        return await self._forwarder.probe(target.address, target.capabilities, target.timeouts)
 
     async def _credential(self, name: str) -> str:
         target = self.routes.targets[name]
-        return await self._forwarder.credential(target.address, target.adapter, target.timeouts)
+        return await self._forwarder.credential(target.address, target.capabilities, target.timeouts)
 
     async def _gauges(self, name: str) -> Gauges | None:
         target = self.routes.targets[name]
-        return await self._forwarder.gauges(target.address, target.adapter, target.timeouts)
+        return await self._forwarder.gauges(target.address, target.capabilities, target.timeouts)
 
     async def _describe(self, name: str) -> Facts | None:
         target = self.routes.targets[name]
-        return await self._forwarder.describe(target.address, target.adapter, target.timeouts)
+        return await self._forwarder.describe(target.address, target.capabilities, target.timeouts)
 
     def _probed(self, name: str, why: str) -> None:
         if (target := self.routes.targets.get(name)) is None:

@@ -239,6 +239,20 @@ class QueueTimeout(Refused):
     should_retry = True
 
 
+class AnswerTooLarge(Refused):
+    """Our bound, not the target's failure: another target would answer the same."""
+
+    status = 502
+    type = "server_error"
+    code = "answer_too_large"
+    error_type = "policy_answer_too_large"
+
+    def __init__(self, what: str, limit: int) -> None:
+        """`what`: the name of the bound in the table's `bodies`: "answer" or "event"."""
+        whole = "The answer" if what == "answer" else "An event of the answer"
+        super().__init__(f"{whole} is larger than {limit} bytes, the gateway's bound (bodies.{what}).")
+
+
 class Rejected(Refused):
     """The upstream says the call is wrong. `body` is its own JSON where that is fit for the client."""
 
