@@ -28,8 +28,8 @@ _STANDARD: Final = frozenset({"id", "object", "created", "model", "choices", "us
 class Reads(Protocol):
     """The adapter's part: one event, without what came before it."""
 
-    def chunk(self, call: Call, event: bytes) -> tuple[Chunk]:
-        """As `Adapter.chunk`."""
+    def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
+        """As `Adapter.chunk`: each event is one chunk."""
 
 
 class Events:

@@ -55,7 +55,7 @@ class OpenAI:
         """An adapter with a `chunk` of its own gets to see every event."""
         return Events(self, call) if type(self).chunk is OpenAI.chunk else self
 
-    def chunk(self, call: Call, event: bytes) -> tuple[Chunk]:
+    def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
         data = sse.data(event)
         if not data.startswith(b"{"):
             if data == b"[DONE]":

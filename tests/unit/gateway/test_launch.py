@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from backends.capabilities import Capabilities
 from backends.llamacpp import LlamaCpp
 from gateway import launch
 from gateway.config import Table, parse_table
@@ -24,6 +25,10 @@ from gateway.launch import Child, Launcher, free_port
 BEGIN = "import os, pathlib, signal, subprocess, sys, time\nfolder = pathlib.Path(sys.argv[1])\n"
 MARK = "(folder / f'{os.getpid()}.pid').touch()\n"
 WAIT = "time.sleep(60)\n"
+
+
+def llamacpp(_: str) -> Capabilities:
+    return Capabilities.of(LlamaCpp())
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +196,7 @@ def test_a_launched_target_gets_a_port_and_its_environment(tmp_path: Path) -> No
     program = BEGIN + "(folder / 'got').write_text(sys.argv[2] + ' ' + os.environ['WORD'])\ntime.sleep(60)"
     argv = ["-S", "-c", program, str(tmp_path), "--port={port}"]
     quoted = ", ".join("'" + word.replace("'", "''").replace("\n", "\n\n") + "'" for word in [sys.executable, *argv])
-    launcher = Launcher(table(f"{{argv: [{quoted}], environment: {{WORD: hello}}}}"), lambda _: LlamaCpp())
+    launcher = Launcher(table(f"{{argv: [{quoted}], environment: {{WORD: hello}}}}"), llamacpp)
     (url,) = launcher.urls.values()
     launcher.start()
     try:
@@ -202,7 +207,7 @@ def test_a_launched_target_gets_a_port_and_its_environment(tmp_path: Path) -> No
 
 
 def test_a_launched_model_is_served_under_the_routes_name() -> None:
-    launcher = Launcher(table("{model: embedded}"), lambda _: LlamaCpp())
+    launcher = Launcher(table("{model: embedded}"), llamacpp)
     (child,) = launcher._children
     launcher._folder.cleanup()
     assert "one" in child._argv and "backends.embedded" in child._argv
@@ -211,7 +216,7 @@ def test_a_launched_model_is_served_under_the_routes_name() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_launcher_that_was_never_started_stops() -> None:
     """As when serving fails before its children are needed."""
-    Launcher(table("{model: embedded}"), lambda _: LlamaCpp()).stop()
+    Launcher(table("{model: embedded}"), llamacpp).stop()
 
 
 def test_free_ports_are_free() -> None:

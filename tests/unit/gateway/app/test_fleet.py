@@ -14,7 +14,7 @@ from unit.gateway.routes.building import World, call, one, table, targets, virtu
 from backends import registry
 from gateway.app.fleet import Fleet
 from gateway.core.types import Report, TargetOrder, TargetState
-from gateway.forward import Forwarder
+from gateway.forward import AnswerLimits, Forwarder
 from gateway.meter import Metrics
 from gateway.store import StoreDown
 from gateway.store.memory import MemoryStore
@@ -28,7 +28,7 @@ class Bench:
         self.clock, self.servers, self.metrics = LoopClock(), Servers(*hosts), Metrics()
         self.store = MemoryStore(folder / "keys.json", now=self.clock.now, boot="g")
         self.of = World(text, store=self.store, adapters=registry.load)
-        forwarder = Forwarder(2**20, self.servers)
+        forwarder = Forwarder(AnswerLimits(2**20, 2**20), self.servers)
         self.fleet = Fleet(self.of.routes, self.store, forwarder, self.metrics, self.clock, "g")
 
     def reload(self, text: str) -> None:

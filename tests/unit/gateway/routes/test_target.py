@@ -8,6 +8,7 @@ from math import inf
 import pytest
 from harness.clock import FixedClock
 
+from backends.capabilities import Capabilities
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.health import Breaker
 from gateway.routes.target import KV_TOKENS, PREFILL_LIMIT, REST_SECONDS, UNBOUNDED, Target
@@ -16,7 +17,7 @@ from gateway.routes.target import KV_TOKENS, PREFILL_LIMIT, REST_SECONDS, UNBOUN
 def target(clock: FixedClock | None = None, spec: TargetSpec | None = None, timeouts: Timeouts | None = None) -> Target:
     clock = clock or FixedClock()
     spec = spec or TargetSpec(name="a", backend="vllm", url="http://a/")
-    return Target(spec, "http://a/", object(), timeouts or Timeouts(), Breaker("a", clock), clock)  # type: ignore[arg-type]
+    return Target(spec, "http://a/", Capabilities.of(object()), timeouts or Timeouts(), Breaker("a", clock), clock)  # type: ignore[arg-type]
 
 
 def given(**values: object) -> Target:
