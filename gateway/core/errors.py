@@ -32,6 +32,7 @@ GatewayError
     StoreUnavailable         Redis cannot be asked about a key we do not know
     LimitsUnavailable        Redis cannot be asked, and a limit of the call is closed then
     ShuttingDown             the gateway stops, and the call has not ended in the time for that
+  AnswerTooLarge             502 the answer, or one event of it, is larger than we take into memory
   UpstreamError              a target failed; the text stays in our log
     Unreachable              502 no connection
     Disconnected             502 the connection ended before an answer
@@ -239,20 +240,6 @@ class QueueTimeout(Refused):
     should_retry = True
 
 
-class AnswerTooLarge(Refused):
-    """Our bound, not the target's failure: another target would answer the same."""
-
-    status = 502
-    type = "server_error"
-    code = "answer_too_large"
-    error_type = "policy_answer_too_large"
-
-    def __init__(self, what: str, limit: int) -> None:
-        """`what`: the name of the bound in the table's `bodies`: "answer" or "event"."""
-        whole = "The answer" if what == "answer" else "An event of the answer"
-        super().__init__(f"{whole} is larger than {limit} bytes, the gateway's bound (bodies.{what}).")
-
-
 class Rejected(Refused):
     """The upstream says the call is wrong. `body` is its own JSON where that is fit for the client."""
 
@@ -310,6 +297,15 @@ class ShuttingDown(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("The gateway is shutting down, and ended this call before its answer was complete.")
+
+
+class AnswerTooLarge(GatewayError):
+    """Our bound, not the target's failure: another target would answer the same."""
+
+    status = 502
+    code = "answer_too_large"
+    error_type = "policy_answer_too_large"
+    should_retry = False
 
 
 class UpstreamError(GatewayError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import httpx
 from msgspec import Struct
@@ -85,7 +85,7 @@ class WholeReader(AnswerReader):
             self._pieces.append(data)
         elif self.failure is None:
             self._pieces.clear()
-            self.failure = self._no_stream() if self._call.stream else AnswerTooLarge("answer", self._limit)
+            self.failure = self._no_stream() if self._call.stream else too_large("answer", self._limit)
 
     def end(self, broken: UpstreamError | None) -> Chunk | None:
         self.failure = self.failure or broken
@@ -141,7 +141,7 @@ class EventReader(AnswerReader):
         events = self._splitter.take(data)
         chunk = self._read(events) if events else None
         if self._splitter.size > self._limit and self.failure is None and not self.done:
-            self.failure = AnswerTooLarge("event", self._limit)
+            self.failure = too_large("event", self._limit)
         return chunk
 
     def end(self, broken: UpstreamError | None) -> Chunk | None:
@@ -306,6 +306,12 @@ class Upstream:
             yield block
             self._deadline.next_piece(alive=self._alive)
         self._deadline.pause()  # nor is one that has all of the answer still to read
+
+
+def too_large(what: Literal["answer", "event"], limit: int) -> AnswerTooLarge:
+    """Beyond the bound of this name in the table's `bodies`."""
+    whole = "The answer" if what == "answer" else "An event of the answer"
+    return AnswerTooLarge(f"{whole} is larger than {limit} bytes, the gateway's bound (bodies.{what}).")
 
 
 def caused(error: Failure, by: Exception) -> Failure:
