@@ -173,7 +173,7 @@ class EventReader(AnswerReader):
 
     def _read(self, events: bytes) -> Chunk | None:
         """Whole events, as one chunk."""
-        start, count = self._skim(events, 0) if _is_text(events) else (0, 0)
+        start, count = self._skim(events, 0) if _is_text(events) and len(events) <= self._limit else (0, 0)
         if start == len(events):  # nearly always
             self._spoke = True
             return Chunk(events, count)
@@ -194,10 +194,13 @@ class EventReader(AnswerReader):
 
     def _take_each(self, events: bytes, start: int, chunks: list[Chunk]) -> None:
         text, line_feeds, size = _is_text(events), b"\r" not in events, len(events)
-        skim = self._skim if text else _skims_nothing
+        skim = self._skim if text and size <= self._limit else _skims_nothing
         while start < size:
             end = events.index(b"\n\n", start) + 2 if line_feeds else sse.end_of_event(events, start)
             event = events[start:end]
+            if len(event) > self._limit:
+                self.failure = too_large("event", self._limit)
+                return
             if not text and event.startswith(b"data:"):  # a comment may hold anything
                 event.decode()  # what is skipped in JSON is not looked at
             for chunk in self._chunk(self._call, event):

@@ -163,6 +163,14 @@ def test_an_event_beyond_the_bound_is_nobodys_failure() -> None:
     assert "bodies.event" in reader.failure.message and "1000 bytes" in reader.failure.message
 
 
+def test_each_event_is_held_against_the_bound() -> None:
+    first, large = [chunk("a"), chunk("b"), chunk("c")], chunk("x" * 2000)
+    reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, len(large) - 1))
+    passed = [reader.feed(first[0]), reader.feed(b"".join([*first[1:], large, *first]))]
+    assert passed == [Chunk(first[0], 1), Chunk(first[1] + first[2], 2)]
+    assert isinstance(reader.failure, AnswerTooLarge)
+
+
 def test_an_event_of_the_bound_passes() -> None:
     large = chunk("x" * 5000)
     reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, len(large)))
