@@ -12,7 +12,8 @@ from backends.capabilities import Capabilities
 from backends.llamacpp import LlamaCpp
 from backends.tgi import TGI
 from gateway.config import Timeouts
-from gateway.forward import AnswerLimits, Forwarder
+from gateway.upstream import Forwarder
+from gateway.upstream.forwarder import AnswerLimits
 
 
 @pytest_asyncio.fixture
