@@ -14,21 +14,9 @@ from backends.capabilities import Capabilities
 from gateway.config import Timeouts
 from gateway.core.errors import Rejected, Unsupported, UpstreamTimeout
 from gateway.upstream.deadline import Deadline
-from gateway.upstream.failures import FAILURES, conceal, failure, retry_after, status_refusal, worded_refusal
-from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, AnswerReader, Upstream, content_type, reader_for
+from gateway.upstream.failures import conceal, failure, status_refusal, worded_refusal
+from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, Upstream, reader_for
 from gateway.upstream.transport import Post, Transport
-
-__all__ = [
-    "FAILURES",
-    "AnswerLimits",
-    "AnswerReader",
-    "Deadline",
-    "Forwarder",
-    "Upstream",
-    "failure",
-    "reader_for",
-    "retry_after",
-]
 
 PROBE_SECONDS = 3.0
 WAKE_SECONDS = 120.0
@@ -72,8 +60,9 @@ class Forwarder:
                     response = await self._transport.handle_async_request(request)
                 except httpx.TransportError as error:
                     raise failure(error) from error
-                reader = reader_for(call, capabilities, content_type(response), self.limits)
-                upstream = Upstream(response, reader, deadline)
+                content_type = response.headers.get("content-type", "application/json")
+                reader = reader_for(call, capabilities, content_type, self.limits)
+                upstream = Upstream(response, content_type, reader, deadline)
                 if (status := response.status_code) != 200:
                     refused_by_status = status_refusal(status, response.headers.get("retry-after"))
                     raise refused_by_status or worded_refusal(
