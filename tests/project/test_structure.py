@@ -87,7 +87,17 @@ PUBLIC = {
         "shown",
     ],
     "gateway.targets": ["Target"],
-    "gateway.upstream": ["Deadline", "FAILURES", "Forwarder", "Reading", "Upstream", "failure", "retry_after"],
+    "gateway.upstream": [
+        "AnswerLimits",
+        "AnswerReader",
+        "Deadline",
+        "FAILURES",
+        "Forwarder",
+        "Upstream",
+        "failure",
+        "reader_for",
+        "retry_after",
+    ],
 }
 """What packages export. Those that are not here export nothing: their modules are imported one by one."""
 PACKAGES = sorted(
