@@ -149,14 +149,14 @@ class Store(Limits, Records, Ledger, Board, Protocol):
 def open_store(
     redis_url: str | None, state: Path, timeout: float = 0.25, *, records_url: str | None = None, boot: str = ""
 ) -> Store:
-    """The store these settings name: Redis, or this process with its keys and its ledger in files.
+    """The store these settings name: Redis, or this process with an SQLite file.
 
     `boot` names a worker that admits calls, as the ids of its calls do.
     """
     if redis_url is None:
-        from gateway.store.memory import MemoryStore
+        from gateway.store.local import LocalStore
 
-        return MemoryStore(state, boot=boot)
+        return LocalStore(state, boot=boot)
     from gateway.store.redis import RedisStore
 
     return RedisStore(redis_url, timeout=timeout, records_url=records_url, boot=boot)

@@ -12,11 +12,8 @@ from typing import Any
 import msgspec
 
 from gateway.core.types import Entry, Sum
-from gateway.store.ledger_file import FileLedger
 from gateway.store.pipe import Pipe, Script
 from gateway.store.tally import COUNTED, Tally
-
-__all__ = ["FileLedger", "RedisLedger"]
 
 APPEND = Script(resources.files("gateway.store").joinpath("append.lua").read_bytes())
 

@@ -12,7 +12,7 @@ from contract.written import KINDS, Places, entry, record, unique
 
 from gateway.core.types import AdminKey, Allowance, Budget, Entry, KeyRecord, Limit, Secret, TargetOrder, Tenant
 from gateway.store import Conflict, StoreDown
-from gateway.store.memory import MemoryStore
+from gateway.store.local import LocalStore
 
 LIMIT = Limit(
     rpm=3,
@@ -158,7 +158,7 @@ async def test_a_change_that_is_not_taken_is_not_logged(places: Places, kind: ty
 
 
 async def test_a_file_that_cannot_be_written_logs_nothing(tmp_path: Path) -> None:
-    store = MemoryStore(tmp_path / "keys.json")
+    store = LocalStore(tmp_path / "keys.json")
     await store.put(record(KeyRecord, "a"), entry("key:a"))
     (tmp_path / "keys.json.new").mkdir()  # where the new file would be prepared
     with pytest.raises(StoreDown):
@@ -171,7 +171,7 @@ async def test_a_file_that_cannot_be_written_logs_nothing(tmp_path: Path) -> Non
 
 async def test_half_an_entry_at_the_end_of_the_log_is_no_outage(tmp_path: Path) -> None:
     """What a crash leaves while an entry is being written."""
-    store = MemoryStore(tmp_path / "keys.json")
+    store = LocalStore(tmp_path / "keys.json")
     await store.put(record(KeyRecord, "a"), entry("key:a"))
     (log,) = tmp_path.glob("*audit*")
     log.write_bytes(log.read_bytes() + b'{"time":1,"act')

@@ -18,7 +18,7 @@ from gateway.edge.admin.desk import Desk
 from gateway.edge.admin.fleet import Listed
 from gateway.keys import AdminKeys, Registrar
 from gateway.store import StoreDown
-from gateway.store.memory import MemoryStore
+from gateway.store.local import LocalStore
 
 PEPPERS = {0: b""}
 ROUTES = ("big", "small")
@@ -29,7 +29,7 @@ TARGETS = {
 }
 
 
-class Store(MemoryStore):
+class Store(LocalStore):
     """A store that can be taken down, and in which somebody else is faster a few times."""
 
     down = False

@@ -12,13 +12,13 @@ from harness.clock import FixedClock
 from gateway.core.errors import Throttled, Unauthenticated
 from gateway.keys import AdminKeys, Caller, Keyring, Registrar, Throttle
 from gateway.store import KINDS, StoreDown
-from gateway.store.memory import MemoryStore
+from gateway.store.local import LocalStore
 
 PEPPERS = {0: b"", 1: b"first", 2: b"second"}
 HERE = "192.0.2.1"
 
 
-class Store(MemoryStore):
+class Store(LocalStore):
     """The real store, but it can be down, deaf, or stopped in the middle of a look-up, and it counts look-ups."""
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +58,7 @@ class Parts:
         self.throttle = Throttle(self.clock, refused=self._refused)
         self.keyring = Keyring(self.store, peppers, self.clock, self.throttle)
         self.admins = AdminKeys(self.store, peppers, self.clock)
-        self.elsewhere = MemoryStore(folder / "keys.json")
+        self.elsewhere = LocalStore(folder / "keys.json")
         self.registrar = Registrar(self.elsewhere, peppers, self.clock, "cli:test")
 
     async def authenticate(self, token: str, source: str | None = HERE, **options: Any) -> Caller:

@@ -25,7 +25,7 @@ from gateway.keys import Keyring, Throttle
 from gateway.limits import Admission
 from gateway.meter import Meter, Metrics
 from gateway.shadow import Mirror, Shadow
-from gateway.store.memory import MemoryStore
+from gateway.store.local import LocalStore
 
 OLD = one("a", "b")
 NEW = """
@@ -51,7 +51,7 @@ class Bench:
     def __init__(self, text: str, folder: Path) -> None:
         threadless()
         clock, self.metrics = LoopClock(), Metrics()
-        store = MemoryStore(folder / "keys.json", now=clock.now)
+        store = LocalStore(folder / "keys.json", now=clock.now)
         self.of = World(text, store=store, adapters=registry.load)
         self.forwarder = Forwarder(2**20, Servers("a", "b", "c", "d"))
         self.admission = Admission(store, clock=clock.monotonic, now=clock.now)

@@ -14,7 +14,7 @@ from gateway.core.types import KeyRecord, Tenant
 from gateway.keys import Registrar
 from gateway.keys.cache import DEAF_SECONDS, FRESH_SECONDS, STALE_SECONDS, Cache
 from gateway.store import StoreDown
-from gateway.store.memory import MemoryStore
+from gateway.store.local import LocalStore
 
 
 class Bench:
@@ -22,7 +22,7 @@ class Bench:
         self.clock, self.store = FixedClock(), Store(folder / "keys.json")
         self.cache = Cache(self.store, KeyRecord, self.clock, most=3)
         self.tenants = Cache(self.store, Tenant, self.clock, absent=True, most=3)
-        self.registrar = Registrar(MemoryStore(folder / "keys.json"), PEPPERS, self.clock, "cli:test")
+        self.registrar = Registrar(LocalStore(folder / "keys.json"), PEPPERS, self.clock, "cli:test")
 
     async def version(self, id: str, *, fresh: bool = False) -> int | None:
         record = await self.cache.get(id, fresh=fresh)

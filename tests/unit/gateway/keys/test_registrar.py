@@ -18,7 +18,7 @@ from gateway.keys import Registrar, parse, public
 from gateway.keys.registrar import CHANGEABLE
 from gateway.keys.token import digest
 from gateway.store import Conflict
-from gateway.store.memory import MemoryStore
+from gateway.store.local import LocalStore
 
 EVERYTHING: dict[str, Any] = {
     "tenant": "t",
@@ -101,7 +101,7 @@ async def test_rotating_again_does_not_lengthen_a_life(parts: Parts) -> None:
     assert await parts.enters(second) and await parts.enters(third)
 
 
-class Contested(MemoryStore):
+class Contested(LocalStore):
     """Somebody else changes the record between our reading and our writing, a few times."""
 
     rivals = 3

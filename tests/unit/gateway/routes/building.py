@@ -22,7 +22,7 @@ from gateway.routes import Builder, Placement, Route, Routes, Slots, Target
 from gateway.routes.policies import registry
 from gateway.routes.policies.api import Policy, Prompt
 from gateway.store import Limits
-from gateway.store.memory import MemoryStore
+from gateway.store.local import LocalStore
 
 Headers = Mapping[bytes, bytes]
 
@@ -80,7 +80,7 @@ class World:
             self.clock: Any = asyncio.get_running_loop().time
         except RuntimeError:
             self.clock = FixedClock()
-        self.store = store or MemoryStore(Path("/nowhere/state.json"), now=self.clock)
+        self.store = store or LocalStore(Path("/nowhere/state.json"), now=self.clock)
         self.queued: list[tuple[str, int, int]] = []
         self.builder = Builder(
             {},

@@ -15,7 +15,7 @@ from gateway.core.types import TargetOrder
 from gateway.health import Breaker
 from gateway.routes import Builder, Routes, Slots
 from gateway.routes.load import Share
-from gateway.store.memory import MemoryStore
+from gateway.store.local import LocalStore
 
 TABLE = """
 routes:
@@ -32,7 +32,7 @@ routes:
 @pytest.fixture
 def routes(tmp_path_factory: pytest.TempPathFactory) -> Routes:
     clock = FixedClock()
-    slots = Slots(MemoryStore(tmp_path_factory.getbasetemp() / "absent.json"))
+    slots = Slots(LocalStore(tmp_path_factory.getbasetemp() / "absent.json"))
     adapters = lambda name: name  # noqa: E731 # no call is really made
     builder = Builder({"b": "http://127.0.0.1:5/"}, adapters, lambda name: Breaker(name, clock), slots, clock)  # type: ignore[arg-type,return-value]
     return builder.build(parse_table(TABLE, "t", {"K": "key"})[0], "hash")
