@@ -54,6 +54,7 @@ class Admin(NamedTuple):
     store: Store
     token: str
     desk: Desk
+    state: Path
 
     def ask(self, method: str, path: str, json: Any = None, *, token: str | None = None) -> httpx.Response:
         """One call, with the admin key unless another token is given."""
@@ -91,7 +92,7 @@ def admin_app(folder: Path, *, once: bool = False) -> Iterator[Admin]:
     desk = Desk(store, PEPPERS, clock, ROUTES, (), TARGETS)
     app = build_app(desk, AdminKeys(store, PEPPERS, clock), lifespan)
     with TestClient(app) as client:
-        yield Admin(client, clock, store, token, desk)
+        yield Admin(client, clock, store, token, desk, folder / "keys.json")
 
 
 async def _token(registrar: Registrar, once: bool) -> str:

@@ -11,7 +11,7 @@ from harness.clock import FixedClock
 
 from gateway.core.errors import Throttled, Unauthenticated
 from gateway.keys import AdminKeys, Caller, Keyring, Registrar, Throttle
-from gateway.store import KINDS, StoreDown
+from gateway.store import KINDS, Conflict, StoreDown
 from gateway.store.local import LocalStore
 
 PEPPERS = {0: b"", 1: b"first", 2: b"second"}
@@ -27,6 +27,7 @@ class Store(LocalStore):
         self.asked: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.conflicts = 0
         self.tell: Callable[[str | None], None] = lambda _: None
         self.hears = True
 
@@ -40,13 +41,22 @@ class Store(LocalStore):
             raise StoreDown("down")
         return found
 
+    async def shut(self) -> None:
+        """Let no look-up end that begins from now on, until `gate` is set; what they will find is read already."""
+        await self.ping()
+        self.gate.clear()
+
     def watch(self, changed: Callable[[str | None], None]) -> None:
         self.tell = changed  # the test tells, when and what it likes
 
     async def put(self, record: Any, audit: Any = None) -> None:
         if self.down:
             raise StoreDown("down")
-        await super().put(record, audit)
+        try:
+            await super().put(record, audit)
+        except Conflict:
+            self.conflicts += 1
+            raise
 
 
 class Parts:

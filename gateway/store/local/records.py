@@ -15,7 +15,6 @@ from gateway.store.local.database import Connection, Database, Stamp
 from gateway.store.local.rows import log_change, write_record
 
 _TYPES: Final[dict[str, type[Any]]] = {name: kind for kind, name in KINDS.items()}
-_NEVER: Final = (0, 0, -1)
 
 
 class _Changes(NamedTuple):
@@ -37,7 +36,7 @@ class LocalRecords:
         """Records by id, by what their kind is called in the store."""
         self._identity: tuple[int, int] | None = None
         self._generation = 0
-        self._stamp: Stamp = _NEVER
+        self._stamp: Stamp = None
         self._loading = asyncio.Lock()
         self._watching: list[Callable[[str | None], None]] = []
 

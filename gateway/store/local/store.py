@@ -44,7 +44,7 @@ class LocalStore:
         now = self._now()
         first = min(periods.first_day("week", now), periods.first_day("month", now))
         self._counters.restore(budgets_of(await self._ledger.sums(first, periods.day(now)), now))
-        await self._records.refresh()
+        await self._records.refresh(anyway=True)
         self._looking = asyncio.create_task(self._look(), name="state file")
 
     async def close(self) -> None:
