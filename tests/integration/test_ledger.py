@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from gateway.store.local import LocalStore
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.redis_server import RedisServer, redis_server
 from harness.upstream import DONE, Act, Upstream, answer, event, head, stream, usage_event, whole
@@ -31,6 +30,7 @@ from gateway.config import Timeouts
 from gateway.core.types import Entry
 from gateway.forward import Forwarder
 from gateway.reconcile import Reconciler
+from gateway.store.local import LocalStore
 
 PRICE = {"input": 0.15, "cached": 0.075, "output": 0.60}
 

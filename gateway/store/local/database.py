@@ -133,7 +133,10 @@ class Database:
             factory=Connection,
         )
         try:
-            if self._version(connection) == 0:
+            connection.execute("BEGIN")  # all that is looked at is of one moment
+            version = self._version(connection)
+            connection.execute("COMMIT")
+            if version == 0:
                 self._fill(connection)
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
