@@ -162,6 +162,16 @@ def open_store(
     return RedisStore(redis_url, timeout=timeout, records_url=records_url, boot=boot)
 
 
+def prepare_state(state: Path) -> Path:
+    """Make the database of a gateway without Redis if there is none, and return where it is.
+
+    What an earlier version has left in files is read in. Raises `StoreDown` with a sentence if it cannot be used.
+    """
+    from gateway.store.local import prepare
+
+    return prepare(state)
+
+
 def examine(url: str) -> None:
     """Raise `ValueError`, without any part of the URL, if it cannot name a Redis."""
     from gateway.store.connect import Connector

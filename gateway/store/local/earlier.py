@@ -96,8 +96,8 @@ class EarlierFiles:
         try:
             return msgspec.json.decode(content, type=_State)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if not self._named:
-                return None
+            if isinstance(error, msgspec.ValidationError) and not self._named:
+                return None  # somebody else's
             raise StoreDown(f"the state file {self._path} cannot be read: {error}") from error
 
     def _refuse_running(self) -> None:
