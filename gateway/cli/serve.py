@@ -129,7 +129,7 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:
 
 
 def _store(settings: Settings) -> str:
-    """Where the store is, for people. Without Redis it is made now, so that what is wrong is said once, in a sentence."""
+    """Where the store is, for people. Without Redis it is made now: what is wrong with it is said in a sentence."""
     if settings.redis_url:
         return shown(settings.redis_url)
     try:

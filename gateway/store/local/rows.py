@@ -5,26 +5,23 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from gateway.core.types import Entry
 from gateway.store import KINDS, AnyRecord
 from gateway.store.tally import Tally
 
 MAX_CALLS: Final = 2_000_000
-"""Calls that are kept one by one, about 200 bytes each; the oldest go first, the sums stay."""
+"""Calls that are kept one by one, about 100 bytes each; the oldest go first, the sums stay."""
 KEEP_DAYS: Final = 400
 """Days that sums stay after their day."""
 MOST: Final = 2**53
 """No count is taken for more: what an engine reports is not ours, and a sum of many must fit."""
 
-_FIELDS: Final = (
-    *("call_id", "time", "key_id", "tenant", "route", "target", "endpoint", "outcome"),
-    *("input", "cached", "output", "cost_micros", "source"),
-)
+_FIELDS: Final = Entry.__struct_fields__
 _CALL: Final = f"INSERT INTO calls ({', '.join(_FIELDS)}) VALUES ({', '.join('?' * len(_FIELDS))})"  # noqa: S608
 _USAGE: Final = """
     INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (day, key_id, tenant, route) DO UPDATE SET
@@ -53,10 +50,10 @@ def log_change(connection: sqlite3.Connection, entry: bytes) -> None:
 
 def add_calls(connection: sqlite3.Connection, entries: Sequence[Entry], max_calls: int = MAX_CALLS) -> None:
     """Write ended calls and add them to the sums; the oldest go of what there is too much of."""
-    rows: list[tuple[object, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     tally, targets = Tally(), Counter[tuple[str, str]]()
     for entry in map(_bounded, entries):
-        rows.append(tuple(getattr(entry, field) for field in _FIELDS))
+        rows.append(astuple(entry))
         tally.add(entry)
         if entry.target:
             targets[entry.target, "input"] += entry.input
@@ -73,7 +70,7 @@ def add_calls(connection: sqlite3.Connection, entries: Sequence[Entry], max_call
 
 
 def _bounded(entry: Entry) -> Entry:
-    counts = {name: getattr(entry, name) for name in ("input", "cached", "output", "cost_micros")}
-    if max(counts.values()) <= MOST:
+    if max(entry.input, entry.cached, entry.output, entry.cost_micros) <= MOST:
         return entry
-    return replace(entry, **{name: min(count, MOST) for name, count in counts.items()})
+    counts = {name: min(getattr(entry, name), MOST) for name in ("input", "cached", "output", "cost_micros")}
+    return replace(entry, **counts)

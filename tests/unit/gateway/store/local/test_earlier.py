@@ -206,7 +206,7 @@ async def test_the_earlier_version_can_be_gone_back_to(state: Path) -> None:
     """The query in docs/state.md writes the file that it reads."""
     prepare(state)
     page = (Path(__file__).parents[5] / "docs" / "state.md").read_text()
-    query = page.partition('sqlite3 keys.db "')[2].partition('" > keys.json')[0]
+    query = "SELECT json_object" + page.partition('"SELECT json_object')[2].partition('" > keys.json')[0]
     with closing(sqlite3.connect(state.with_name("keys.db"))) as connection:
         (text,) = connection.execute(query).fetchone()
     written, read = json.loads(text), json.loads(state.read_text())
