@@ -7,9 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from gateway.auth import Keyring
 from gateway.core.clock import SystemClock
 from gateway.core.errors import Refused
-from gateway.keys import Keyring
 from gateway.store.local import LocalStore
 
 CALLS = 20_000

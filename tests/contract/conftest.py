@@ -14,7 +14,7 @@ from harness.redis_server import RedisServer, redis_server
 from hypothesis import settings
 
 from gateway.store.local import LocalStore
-from gateway.store.redis import RedisStore
+from gateway.store.redis.store import RedisStore
 
 settings.register_profile("contract", max_examples=25, deadline=None)
 settings.load_profile("contract")

@@ -15,7 +15,7 @@ from redis import Redis
 
 from gateway.store import Store, StoreDown
 from gateway.store.local import LocalStore
-from gateway.store.redis import RedisStore
+from gateway.store.redis.store import RedisStore
 
 
 class Fleet:

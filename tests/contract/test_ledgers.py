@@ -18,9 +18,9 @@ from redis import Redis
 
 from gateway.core.types import Entry, Sum
 from gateway.store import Ledger
-from gateway.store.ledger import RedisLedger
 from gateway.store.local import LocalStore
-from gateway.store.pipe import Pipe
+from gateway.store.redis.connection import Pipe
+from gateway.store.redis.ledger import RedisLedger
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
 DAY = 86400.0

@@ -19,8 +19,8 @@ from harness.fake_backend import Fake, fake
 from harness.gateway_process import TRUNKLINE, GatewayProcess, Issued, gateway_process
 from harness.redis_server import free_port
 
+from gateway.admin import Registrar
 from gateway.core.clock import SystemClock
-from gateway.keys import Registrar
 from gateway.store.local import LocalStore
 
 HASTY = {"connect": "500ms", "first_byte": "1s", "idle": "1s"}

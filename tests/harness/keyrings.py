@@ -9,8 +9,9 @@ from typing import Any
 
 from harness.clock import FixedClock
 
+from gateway.admin import Registrar
+from gateway.auth import AdminKeys, Caller, Keyring, Throttle
 from gateway.core.errors import Throttled, Unauthenticated
-from gateway.keys import AdminKeys, Caller, Keyring, Registrar, Throttle
 from gateway.store import KINDS, Conflict, StoreDown
 from gateway.store.local import LocalStore
 

@@ -12,7 +12,7 @@ from msgspec.structs import astuple, replace
 
 from gateway.core.types import Entry
 from gateway.store import KINDS, AnyRecord
-from gateway.store.tally import Tally
+from gateway.store.local.tally import Tally
 
 MAX_CALLS: Final = 2_000_000
 """Calls that are kept one by one, about 100 bytes each; the oldest go first, the sums stay."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from gateway.core.types import Ask, Audit, Entry, Sum, Verdict
 from gateway.store import AnyRecord, R, StoreDown, periods
-from gateway.store.counters import Counters
+from gateway.store.local.counters import Counters
 from gateway.store.local.database import Database
 from gateway.store.local.ledger import LocalLedger
 from gateway.store.local.records import LocalRecords

@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.auth.token import parse
 from gateway.core.types import AdminKey, Ask, Audit, Dimension, Entry, KeyRecord, Sum, TargetOrder, Tenant
-from gateway.keys.token import parse
 from gateway.store import StoreDown
 from gateway.store.local import LocalStore, prepare
 

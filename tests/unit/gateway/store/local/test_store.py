@@ -16,7 +16,7 @@ from harness.clock import FixedClock
 from gateway.core.types import AdminKey, Ask, Dimension, Entry, KeyRecord, Secret, Tenant
 from gateway.store import Conflict, StoreDown, open_store
 from gateway.store.local import LocalStore
-from gateway.store.redis import RedisStore
+from gateway.store.redis.store import RedisStore
 
 Opened = Callable[..., Awaitable[LocalStore]]
 
