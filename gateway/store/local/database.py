@@ -26,7 +26,8 @@ BUSY_SECONDS: Final = 5.0
 LENGTHS: Final = 65536
 """The generation file's length is the generation modulo this."""
 
-Stamp: TypeAlias = tuple[int, int, int] | None
+Stamp: TypeAlias = os.stat_result | None
+"""The generation file as it was seen. Its length alone tells two changes apart that are of one moment."""
 T = TypeVar("T")
 
 
@@ -48,7 +49,7 @@ class Database:
     def __init__(self, state: Path) -> None:
         self.path = database_of(state)
         self._earlier = EarlierFiles(json_of(state), named=json_of(state) == state)
-        self._generation = self.path.with_name(self.path.name + ".generation")
+        self.generation = self.path.with_name(self.path.name + ".generation")
         self._reading, self._writing = _Worker(self.path, self._for_reading), _Worker(self.path, self._for_writing)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -71,12 +72,11 @@ class Database:
     def stamp(self) -> Stamp:
         """What changes whenever somebody has changed records: one look at the generation file. Raises `StoreDown`."""
         try:
-            seen = os.stat(self._generation)
+            return os.stat(self.generation)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreDown(f"{self._generation} cannot be looked at: {error}") from error
-        return seen.st_mtime_ns, seen.st_ino, seen.st_size
+            raise StoreDown(f"{self.generation} cannot be looked at: {error}") from error
 
     def make(self) -> None:
         """Make the file, or find out why it cannot be used; in the thread that calls."""
@@ -84,13 +84,13 @@ class Database:
 
     def _announce(self, generation: int) -> None:
         try:
-            descriptor = os.open(self._generation, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(self.generation, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 os.ftruncate(descriptor, generation % LENGTHS)
             finally:
                 os.close(descriptor)
         except OSError as error:  # the change is made: others come upon it when they next read all the same
-            log.warning("%s cannot be written, changes are seen later: %s", self._generation, error)
+            log.warning("%s cannot be written, changes are seen later: %s", self.generation, error)
 
     def _for_reading(self, former: Connection | None) -> Connection:
         if self.path.exists() or self._earlier.exist():
@@ -122,8 +122,8 @@ class Database:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Made first, as the database takes over its mode and owner. The database itself is never opened but by SQLite:
         # closing any descriptor of a file ends all locks that the process has on it.
-        os.close(os.open(self._generation, os.O_RDWR | os.O_CREAT, 0o600))
-        where = f"file:{quote(str(self.path.resolve()))}?mode=rwc&modeof={quote(str(self._generation.resolve()))}"
+        os.close(os.open(self.generation, os.O_RDWR | os.O_CREAT, 0o600))
+        where = f"file:{quote(str(self.path.resolve()))}?mode=rwc&modeof={quote(str(self.generation.resolve()))}"
         connection = sqlite3.connect(
             where,
             uri=True,

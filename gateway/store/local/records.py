@@ -36,28 +36,24 @@ class LocalRecords:
         """Records by id, by what their kind is called in the store."""
         self._identity: tuple[int, int] | None = None
         self._generation = 0
-        self._stamp: Stamp = None
+        self.stamp: Stamp = None
+        """Of what is in memory."""
         self._loading = asyncio.Lock()
         self._watching: list[Callable[[str | None], None]] = []
-
-    @property
-    def current(self) -> bool:
-        """What is in memory is what is in the file, as far as the generation file shows it."""
-        return self._database.stamp() == self._stamp
 
     async def refresh(self, *, anyway: bool = False) -> None:
         """Read what has changed, if the generation file shows that something has, or `anyway`.
 
         What was there when this was called is known when it returns.
         """
-        if self.current and not anyway:
+        if self._database.stamp() == self.stamp and not anyway:
             return
         async with self._loading:
             stamp = self._database.stamp()
-            if stamp != self._stamp or anyway:
+            if stamp != self.stamp or anyway:
                 changes = await self._database.read(partial(_changes, self._identity, self._generation))
                 self._take_over(changes)
-                self._stamp = stamp
+                self.stamp = stamp
 
     async def get(self, kind: type[R], id: str) -> R | None:
         await self.refresh()

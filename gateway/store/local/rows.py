@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -37,7 +38,9 @@ _RECORD: Final = "INSERT OR REPLACE INTO records (kind, id, version, changed, bo
 
 def write_record(connection: sqlite3.Connection, record: AnyRecord) -> int:
     """Write a record, whatever was there; returns the generation that this makes."""
-    (generation,) = connection.execute("SELECT coalesce(max(changed), 0) + 1 FROM records").fetchone()
+    # A new file does not begin with 1: it may have come to the place of one that is known up to there.
+    begin = time.time_ns() // 1_000_000
+    (generation,) = connection.execute("SELECT coalesce(max(changed), ?) + 1 FROM records", (begin,)).fetchone()
     body = msgspec.json.encode(record).decode()
     connection.execute(_RECORD, (KINDS[type(record)], record.id, record.version, generation, body))
     return int(generation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Final
 from gateway.core.types import Ask, Audit, Entry, Sum, Verdict
 from gateway.store import AnyRecord, R, StoreDown, periods
 from gateway.store.local.counters import Counters
-from gateway.store.local.database import Database
+from gateway.store.local.database import Database, Stamp
 from gateway.store.local.ledger import LocalLedger
 from gateway.store.local.records import LocalRecords
 from gateway.store.local.reports import LocalReports
@@ -34,6 +35,7 @@ class LocalStore:
     def __init__(self, state: Path, now: Callable[[], float] = time.time, *, boot: str = "") -> None:
         self._now, self._boot = now, boot
         self._database = Database(state)
+        self._generation = self._database.generation
         self._counters = Counters(now)
         self._records = LocalRecords(self._database)
         self._ledger = LocalLedger(self._database)
@@ -62,7 +64,11 @@ class LocalStore:
         await self._records.refresh()
 
     async def admit(self, ask: Ask) -> Verdict:
-        if not self._records.current:
+        try:
+            stamp: Stamp = os.stat(self._generation)  # every call comes by: no further function
+        except OSError:
+            stamp = None
+        if stamp != self._records.stamp:
             await self._records.refresh()
         for name, version in ask.records:
             kind, _, id = name.partition(":")
