@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from contract.written import KINDS, Places, entry, record, unique
 
 from gateway.core.types import AdminKey, Allowance, Budget, Entry, KeyRecord, Limit, Secret, TargetOrder, Tenant
-from gateway.store import Conflict, StoreDown
-from gateway.store.local import LocalStore
+from gateway.store import Conflict
 
 LIMIT = Limit(
     rpm=3,

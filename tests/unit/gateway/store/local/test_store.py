@@ -263,6 +263,8 @@ def test_the_settings_choose_the_store(tmp_path: Path) -> None:
 async def test_a_record_that_cannot_be_read_is_a_store_that_is_down(opened: Opened) -> None:
     store = await opened()
     await store.put(record())
-    await store._database.write(lambda connection: connection.execute("UPDATE records SET body = '{}', changed = changed + 1"))
+    await store._database.write(
+        lambda connection: connection.execute("UPDATE records SET body = '{}', changed = changed + 1")
+    )
     with pytest.raises(StoreDown, match="record of kind 'key'"):
         await store._records.refresh(anyway=True)
