@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, overload
 
 from httptools import HttpParserError, HttpResponseParser
 
@@ -37,6 +37,10 @@ Pairs = Sequence[tuple[bytes, bytes]]
 class Headers(list[tuple[bytes, bytes]]):
     """The fields of an answer's head in their order, names in lower case, values without blanks around them."""
 
+    @overload
+    def get(self, name: bytes) -> bytes | None: ...
+    @overload
+    def get(self, name: bytes, default: bytes) -> bytes: ...
     def get(self, name: bytes, default: bytes | None = None) -> bytes | None:
         """The first value of `name`, which is in lower case."""
         for field, value in self:
