@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -136,7 +137,18 @@ class Response(Answer):
 class Connection(asyncio.Protocol):
     """One connection: a request out, its answer in, then the next. Made by the pool."""
 
-    __slots__ = ("_paused", "_pool", "_response", "_transport", "ended", "idle_until", "loop", "made_at", "origin")
+    __slots__ = (
+        "_paused",
+        "_pool",
+        "_response",
+        "_transport",
+        "ended",
+        "idle_until",
+        "loop",
+        "made_at",
+        "origin",
+        "socket",
+    )
 
     def __init__(self, origin: Origin, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self.origin, self.loop, self._pool = origin, loop, pool
@@ -145,6 +157,8 @@ class Connection(asyncio.Protocol):
         """Until when it may wait for another request, in the loop's time."""
         self.ended = False
         """It takes no request any more."""
+        self.socket: socket.socket | None = None
+        """Its own, only to look at: the transport reads and writes it."""
         self._transport: asyncio.Transport | None = None
         self._response: Response | None = None
         self._paused = False
@@ -183,6 +197,18 @@ class Connection(asyncio.Protocol):
         if (response := self._response) is not None:
             response.reusable = False
             response.fail(Disconnected(response.missing() if exc is None else spoken(exc)))
+
+    def usable(self) -> bool:
+        """Nothing has come, and it has not ended, as far as the kernel knows: the loop may be a few turns behind."""
+        if self.ended or self.socket is None:
+            return False
+        try:
+            self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False  # an end, or bytes that nobody asked for
 
     def send(self, response: Response, head: bytes, body: bytes) -> None:
         """Begin an exchange: what comes from here on belongs to `response`."""

@@ -67,16 +67,17 @@ class Pool:
         connect: float,
         *,
         deadline: float | None = None,
+        reuse: bool = True,
     ) -> Response:
         """Send a request, and wait for the head of its answer; every response must be released.
 
         `headers` have names in lower case, and neither `host` nor `content-length`. `connect` is in seconds,
-        `deadline`, by which the head must have come, in the loop's time. Raises `Unreachable` when no connection
+        `deadline`, by which the head must have come, in the loop's time; without `reuse` the connection is a new one. Raises `Unreachable` when no connection
         stands in time, `Disconnected` when it ends before the head, `BadReply` for a head that cannot be read,
         `TimeoutError` when none has come until the deadline. Cancelling it closes the connection.
         """
         head = request_head(origin.start(method, path), headers, None if body is None else len(body))
-        connection = self._idle_one(origin)
+        connection = self._idle_one(origin) if reuse else None
         if connection is None:
             connection = await self._dial(origin, connect)
         response = Response(connection, self._head_bytes, self._head_lines, without_body=method == "HEAD")
@@ -132,12 +133,12 @@ class Pool:
         idle = origin.idle
         while idle:
             connection = idle.pop()
-            if not connection.ended:
-                now = connection.loop.time()
-                if now < connection.idle_until and now - connection.made_at < self._max_age:
-                    origin.reused += 1
-                    return connection
-                connection.abort()
+            now = connection.loop.time()
+            fresh = now < connection.idle_until and now - connection.made_at < self._max_age
+            if fresh and connection.usable():
+                origin.reused += 1
+                return connection
+            connection.abort()
         return None
 
     async def _dial(self, origin: Origin, seconds: float) -> Connection:

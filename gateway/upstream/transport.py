@@ -18,6 +18,9 @@ IN_HTTPX_WORDS: Final[dict[type[UpstreamError], type[httpx.TransportError]]] = {
     BadReply: httpx.RemoteProtocolError,
 }
 
+REPEATABLE: Final = ("GET", "HEAD")
+"""Questions that change nothing: asked again on a connection of their own when one ends unanswered."""
+
 
 class Transport(httpx.AsyncBaseTransport):
     """Sends requests to the origin that their extension `origin` holds, whose paths begin with that of its URL.
@@ -35,8 +38,14 @@ class Transport(httpx.AsyncBaseTransport):
         headers = [pair for pair in request.headers.raw if pair[0].lower() not in (b"host", b"content-length")]
         body = request.content or (None if request.method in ("GET", "HEAD") else b"")
         connect = request.extensions["timeout"]["connect"]
+        asked = origin, request.method, path, headers, body, connect
         try:
-            response = await self._pool.request(origin, request.method, path, headers, body, connect)
+            try:
+                response = await self._pool.request(*asked)
+            except Disconnected:
+                if request.method not in REPEATABLE:
+                    raise
+                response = await self._pool.request(*asked, reuse=False)  # it may have crossed the end of an idle one
         except tuple(IN_HTTPX_WORDS) as error:
             raise in_httpx_words(error) from error
         return httpx.Response(response.status, headers=response.headers, stream=_Body(response), request=request)

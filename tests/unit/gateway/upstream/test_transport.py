@@ -73,12 +73,13 @@ async def test_failures_are_httpxs(pool: Pool, listener: Listener) -> None:
     with pytest.raises(httpx.ConnectError, match="ConnectionRefusedError"):
         await transport.handle_async_request(question(Origin("t", f"http://127.0.0.1:{free_port()}")))
     origin = Origin("t", f"http://127.0.0.1:{listener.port}")
-    for sent, kind in ((b"nonsense\r\n\r\n", httpx.RemoteProtocolError), (b"", httpx.ReadError)):
+    for sent, kind, tries in ((b"nonsense\r\n\r\n", httpx.RemoteProtocolError, 1), (b"", httpx.ReadError, 2)):
         asking = asyncio.create_task(transport.handle_async_request(question(origin)))
-        peer = await listener.peer()
-        await peer.request()
-        peer.send(sent)
-        peer.close()
+        for _ in range(tries):
+            peer = await listener.peer()
+            await peer.request()
+            peer.send(sent)
+            peer.close()
         with pytest.raises(kind):
             await asking
     asking = asyncio.create_task(transport.handle_async_request(question(origin)))
@@ -91,6 +92,27 @@ async def test_failures_are_httpxs(pool: Pool, listener: Listener) -> None:
         await response.aread()
     await response.aclose()
     assert origin.idle == []
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_question_that_crosses_the_end_of_an_idle_connection_is_asked_again_if_it_changes_nothing(
+    pool: Pool, listener: Listener, method: str
+) -> None:
+    origin = Origin("t", f"http://127.0.0.1:{listener.port}")
+    await asked(pool, origin, listener, OK, question(origin))
+    asking = asyncio.create_task(Transport(pool).handle_async_request(question(origin, method=method)))
+    (first,) = listener.peers
+    await first.request()
+    first.close()
+    if method == "GET":
+        second = await listener.peer()
+        await second.request()
+        second.send(OK)
+        assert (await asking).status_code == 200
+    else:
+        with pytest.raises(httpx.ReadError):
+            await asking
+        assert len(listener.peers) == 1
 
 
 @pytest.mark.parametrize("kind", IN_HTTPX_WORDS, ids=lambda kind: kind.__name__)
