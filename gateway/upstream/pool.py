@@ -72,9 +72,10 @@ class Pool:
         """Send a request, and wait for the head of its answer; every response must be released.
 
         `headers` have names in lower case, and neither `host` nor `content-length`. `connect` is in seconds,
-        `deadline`, by which the head must have come, in the loop's time; without `reuse` the connection is a new one. Raises `Unreachable` when no connection
-        stands in time, `Disconnected` when it ends before the head, `BadReply` for a head that cannot be read,
-        `TimeoutError` when none has come until the deadline. Cancelling it closes the connection.
+        `deadline`, by which the head must have come, in the loop's time; without `reuse` the connection is a new one.
+        Raises `Unreachable` when no connection stands in time, `Disconnected` when it ends before the head, `BadReply`
+        for a head that cannot be read, `TimeoutError` when none has come until the deadline. Cancelling it closes the
+        connection.
         """
         head = request_head(origin.start(method, path), headers, None if body is None else len(body))
         connection = self._idle_one(origin) if reuse else None
