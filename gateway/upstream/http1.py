@@ -118,15 +118,15 @@ class Answer:
             return
         elif self._framing == _CHUNKED:
             self._feed_chunks(data)
-        elif self._framing == _UNTIL_CLOSE:
-            self._add(data)
-        elif len(data) < self._left:
-            self._left -= len(data)
-            self._add(data)
         else:
-            self.complete = True
-            self.reusable &= len(data) == self._left
-            self._add(data[: self._left])
+            if self._framing == _LENGTH_KNOWN:
+                self._left -= len(data)
+                if self._left <= 0:
+                    self.complete = True
+                    if self._left:
+                        self.reusable, data = False, data[: self._left]
+            self.pieces.append(data)
+            self.held += len(data)
 
     def end(self) -> None:
         """Nothing more comes, and that is no failure of the network. Raises `Disconnected` if more was due."""
@@ -153,10 +153,6 @@ class Answer:
         piece = b"".join(pieces)
         pieces.clear()  # the list stays the same: the chunks' parser adds to it
         return piece
-
-    def _add(self, data: bytes) -> None:
-        self.pieces.append(data)
-        self.held += len(data)
 
     def _feed_chunks(self, data: bytes) -> None:
         chunks, before = self._chunks, len(self.pieces)

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from gateway.upstream.connection import Connection
 
+KNOWN_STARTS = 64
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -72,6 +73,7 @@ class Origin:
         "proxy",
         "reused",
         "seconds",
+        "starts",
         "tls",
         "url",
     )
@@ -101,13 +103,17 @@ class Origin:
         self._prefix = path.encode()
         lines = [f"{key}: {value}\r\n" for key, value in {"host": host, **fields}.items()]
         self._tail = b" HTTP/1.1\r\n" + "".join(lines).encode()
+        self.starts: dict[tuple[str, str], bytes] = {}
         self.idle: list[Connection] = []
         self.open = self.made = self.reused = 0
         self.seconds: list[float] = []
 
     def start(self, method: str, path: str) -> bytes:
         """A request's first line and the fields that are always the same. `path` begins with a slash."""
-        return b"%b %b%b%b" % (method.encode(), self._prefix, path.encode(), self._tail)
+        start = b"%b %b%b%b" % (method.encode(), self._prefix, path.encode(), self._tail)
+        if len(self.starts) < KNOWN_STARTS:  # adapters have a handful of paths
+            self.starts[method, path] = start
+        return start
 
 
 def place_of(url: str) -> tuple[Place, str]:

@@ -18,6 +18,7 @@ has read the request cannot be known, and who may send it again is for the retry
 from __future__ import annotations
 
 import asyncio
+from socket import MSG_PEEK
 from typing import Final
 
 from gateway.core.errors import Unreachable
@@ -77,12 +78,13 @@ class Pool:
         for a head that cannot be read, `TimeoutError` when none has come until the deadline. Cancelling it closes the
         connection.
         """
-        head = request_head(origin.start(method, path), headers, None if body is None else len(body))
+        start = origin.starts.get((method, path)) or origin.start(method, path)
+        head = request_head(start, headers, None if body is None else len(body))
         connection = self._idle_one(origin) if reuse else None
         if connection is None:
             connection = await self._dial(origin, connect)
-        response = Response(connection, self._head_bytes, self._head_lines, without_body=method == "HEAD")
-        response.deadline(deadline)
+        response = Response(self._head_bytes, self._head_lines, without_body=method == "HEAD")
+        response.limit = deadline
         connection.send(response, head, body or b"")
         try:
             await response.head()
@@ -135,10 +137,15 @@ class Pool:
         while idle:
             connection = idle.pop()
             now = connection.loop.time()
-            fresh = now < connection.idle_until and now - connection.made_at < self._max_age
-            if fresh and connection.usable():
-                origin.reused += 1
-                return connection
+            if now < connection.idle_until and now - connection.made_at < self._max_age and not connection.ended:
+                assert connection.socket is not None
+                try:  # the loop may be a few turns behind: what has come is an end, or was not asked for
+                    connection.socket.recv(1, MSG_PEEK)
+                except BlockingIOError:
+                    origin.reused += 1
+                    return connection
+                except OSError:
+                    pass
             connection.abort()
         return None
 
