@@ -84,8 +84,10 @@ PUBLIC = {
         "StoreDown",
         "examine",
         "open_store",
+        "prepare_state",
         "shown",
     ],
+    "gateway.store.local": ["LocalStore", "database_of", "prepare"],
     "gateway.targets": ["Target"],
     "gateway.upstream": [
         "AnswerLimits",
