@@ -54,7 +54,7 @@ def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
         pair = [target(f"{case}-a"), target(f"{case}-b")]
         patience = {"timeouts": HASTY} if "hang" in case else {}
         routes[f"pair-{case}"] = {"targets": pair, "policy": "round-robin", **patience}
-    table = {"routes": routes, "bodies": {"timeout": "3s"}}
+    table = {"routes": routes, "bodies": {"timeout": "3s", "event": 1024 * 1024}}
     with gateway_process(json.dumps(table), env={"UPSTREAM_KEY": UPSTREAM_KEY, **BEHIND_PROXY}) as started:
         yield started
 

@@ -18,6 +18,7 @@ HASTY = {"connect": "2s", "first_byte": "900ms", "idle": "900ms"}
 """For silence alone: a busy machine is slow to answer everything else."""
 SECRET = "secret-of-upstream"
 """What a target says when it fails: no client ever sees it."""
+LARGEST_EVENT = 1024 * 1024
 CALM = {"connect": "20s", "first_byte": "40s", "idle": "40s"}
 ASKED: dict[str, Any] = {"stream_options": {"include_usage": True}}
 WORDS = [["Once", " upon", " a", " tïme 🐎"], ["Or", " then", " only", " twice", " \n\ndata: [DONE]\n\n", " äh", "!"]]
@@ -114,7 +115,7 @@ def speaking(upstream: Upstream, spares: int = 0) -> Iterator[Speaking]:
         backend = spare.rpartition("-")[2]
         pair = {"targets": [target(f"{spare}-first", backend)], "fallback": [target(f"{spare}-other", backend)]}
         routes[spare] = {**pair, "timeouts": CALM}
-    with gateway_process(json.dumps({"routes": routes})) as gateway:
+    with gateway_process(json.dumps({"routes": routes, "bodies": {"event": LARGEST_EVENT}})) as gateway:
         yield Speaking(gateway, upstream, names)
 
 

@@ -18,8 +18,8 @@ from gateway.app.fleet import Fleet
 from gateway.core.types import Report, TargetOrder, TargetState
 from gateway.metering import Metrics
 from gateway.store import StoreDown
-from gateway.store.local.store import MemoryStore
-from gateway.upstream import Forwarder
+from gateway.store.local import LocalStore
+from gateway.upstream import AnswerLimits, Forwarder
 
 
 class Bench:
@@ -28,9 +28,9 @@ class Bench:
     def __init__(self, text: str, folder: Path, *hosts: str) -> None:
         threadless()
         self.clock, self.servers, self.metrics = LoopClock(), Servers(*hosts), Metrics()
-        self.store = MemoryStore(folder / "keys.json", now=self.clock.now, boot="g")
+        self.store = LocalStore(folder / "keys.json", now=self.clock.now, boot="g")
         self.of = World(text, store=self.store, adapters=registry.load)
-        forwarder = Forwarder(2**20, self.servers)
+        forwarder = Forwarder(AnswerLimits(2**20, 2**20), self.servers)
         self.fleet = Fleet(self.of.routes, self.store, forwarder, self.metrics, self.clock, "g")
 
     def reload(self, text: str) -> None:

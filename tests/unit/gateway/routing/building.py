@@ -15,13 +15,14 @@ from harness.virtual_time import run
 
 from backends.api import Call
 from backends.body import Body
+from backends.capabilities import Capabilities
 from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
 from gateway.routing import Builder, Placement, Route, Routes, Slots
 from gateway.routing.policies import registry
 from gateway.routing.policies.api import Policy, Prompt
 from gateway.store import Limits
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 from gateway.targets import Target
 from gateway.targets.health import Breaker
 
@@ -81,11 +82,11 @@ class World:
             self.clock: Any = asyncio.get_running_loop().time
         except RuntimeError:
             self.clock = FixedClock()
-        self.store = store or MemoryStore(Path("/nowhere/state.json"), now=self.clock)
+        self.store = store or LocalStore(Path("/nowhere/state.json"), now=self.clock)
         self.queued: list[tuple[str, int, int]] = []
         self.builder = Builder(
             {},
-            adapters,
+            lambda name: Capabilities.of(adapters(name)),
             lambda name: Breaker(name, self.clock),
             Slots(self.store, lambda: gateways),
             self.clock,
