@@ -164,7 +164,7 @@ def test_a_first_event_that_is_nonsense_is_a_bad_reply(
 def test_an_event_without_end_is_given_up_early(gateway: GatewayProcess, key: str, solo: Target) -> None:
     """Long before the time-outs of this route, which are minutes."""
     solo.script = stream(b"data: " + b"a" * 2 * 1024 * 1024, Act.STALL)
-    check(ask(gateway, chat("solo", stream=True), key), 502, "upstream_bad_reply", gateway)
+    check(ask(gateway, chat("solo", stream=True), key), 502, "policy_answer_too_large", gateway)
     assert solo.calls[0].closed.wait(10)
 
 
