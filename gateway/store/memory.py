@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, TargetOrder, Tenant, Verdict
-from gateway.store import KINDS, PLURALS, AnyRecord, Conflict, R, StoreDown, periods
+from gateway.store import KINDS, PLURALS, AnyRecord, Conflict, Limits, R, StoreDown, periods
 from gateway.store.counters import Counters
 from gateway.store.ledger_file import FileLedger
 from gateway.store.rebuild import budgets_of
@@ -58,6 +58,7 @@ class MemoryStore:
         self._watching: list[Callable[[str | None], None]] = []
         self._looking: asyncio.Task[None] | None = None
         self._counters = Counters(now)
+        self.limits: Limits = self
         self._ledger = FileLedger(state.with_name(state.name + ".ledger"))
         self._report = FileReport(state.with_name(state.name + ".report"), boot, now)
 
@@ -83,7 +84,7 @@ class MemoryStore:
 
     async def admit(self, ask: Ask) -> Verdict:
         self._refresh()
-        for name, version in ask.records:
+        for name, version in ask.plan.records:
             kind, _, id = name.partition(":")
             record = getattr(self._state, kind + "s").get(id)
             if (0 if record is None else record.version) != version:

@@ -111,7 +111,7 @@ async def test_an_answer_that_comes_while_the_loop_is_busy_is_read_before_the_ve
         await asyncio.sleep(0)
         patience = store._pipe._patience
         last = patience.began() + patience._most
-        while patience._turn < last:
+        while patience.turn < last:
             await asyncio.sleep(0.001)
 
         def late() -> None:

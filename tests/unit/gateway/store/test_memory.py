@@ -8,9 +8,10 @@ import stat
 from pathlib import Path
 
 import pytest
+from contract.wanted import Wanted, asking
 from harness.clock import FixedClock
 
-from gateway.core.types import AdminKey, Ask, Dimension, Entry, KeyRecord, Secret, Tenant
+from gateway.core.types import AdminKey, Ask, Entry, KeyRecord, Secret, Tenant
 from gateway.store import Conflict, StoreDown, open_store
 from gateway.store.memory import MemoryStore
 from gateway.store.redis import RedisStore
@@ -21,7 +22,7 @@ def record(key_id: str = "k", version: int = 1) -> KeyRecord:
 
 
 def ask(version: int = 1, tenant: int = 0) -> Ask:
-    return Ask("c", (("key:k", version), ("tenant:t", tenant)), (Dimension("rpm", "rate", "rate:key:k:rpm", 60, 60.0),))
+    return asking("c", (("key:k", version), ("tenant:t", tenant)), Wanted("rpm", "rate", "rate:key:k:rpm", 60, 60.0))
 
 
 async def test_records_survive_the_process(tmp_path: Path) -> None:
@@ -109,14 +110,14 @@ async def test_a_conflict_leaves_the_file_alone(tmp_path: Path) -> None:
 async def test_budgets_go_on_where_the_former_process_ended(tmp_path: Path) -> None:
     """They are rebuilt from the ledger; rates and slots begin anew, as nobody is there any more."""
     clock = FixedClock()
-    budget = Dimension("budget", "budget", "budget:tenant:t:month:tokens", 100, 60.0, 1, "tenant", "tokens", "month")
+    budget = Wanted("budget", "budget", "budget:tenant:t:month:tokens", 100, 60.0, "tenant", "tokens", "month")
     first = MemoryStore(tmp_path / "keys.json", clock.now)
     entry = Entry(call_id="c", time=clock.now(), key_id="k", tenant="t", route="r", input=50, output=20)
     await first.append("batch", [entry])
     second = MemoryStore(tmp_path / "keys.json", clock.now)
     await second.open()
     try:
-        verdict = await second.admit(Ask("c2", (), (budget,)))
+        verdict = await second.admit(asking("c2", (), budget))
     finally:
         await second.close()
     assert verdict.standings[0].remaining == 29
