@@ -18,7 +18,7 @@ from gateway.limits.headers import RateHeaders, denial
 from gateway.limits.lease import TOLD_SECONDS, Lease, Waits
 from gateway.limits.plan import Planner, Pricing, Rules, Terms
 from gateway.store import Store, StoreDown
-from gateway.store.counters import Counters
+from gateway.store.local.counters import Counters
 
 log = logging.getLogger("trunkline.limits")
 

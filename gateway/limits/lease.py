@@ -13,7 +13,7 @@ from gateway.core.types import Ask, Spent
 from gateway.limits.headers import Headers
 from gateway.limits.plan import Terms
 from gateway.store import Limits
-from gateway.store.counters import Counters
+from gateway.store.local.counters import Counters
 
 log = logging.getLogger("trunkline.limits")
 

@@ -12,11 +12,11 @@ from backends.api import Call
 from backends.body import Body
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.core.types import KeyRecord, Spent
-from gateway.health import Breaker
-from gateway.routes import Builder, Gossip, Placement, Route, Slots
-from gateway.routes.policies.api import Prompt
-from gateway.routes.policies.registry import Factory
+from gateway.routing import Builder, Gossip, Placement, Route, Slots
+from gateway.routing.policies.api import Prompt
+from gateway.routing.policies.registry import Factory
 from gateway.store import FRESH_SECONDS, Limits
+from gateway.targets.health import Breaker
 
 ROUTE: Final = "simulated"
 CALL: Final = Call("", "chat/completions", ROUTE, Body(b"{}"), stream=True)

@@ -18,7 +18,7 @@ from redis import Redis
 
 from gateway.core.types import Ask, KeyRecord, Period, Secret, Tenant, Verdict
 from gateway.store import LEASE_SECONDS, Store
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 MICRO = 1_000_000
 
@@ -56,9 +56,7 @@ class Subject:
         await self.store.put(record)
         return record
 
-    def rate(
-        self, limit: int, window: float = 60.0, name: str = "rpm", amount: int = 1, scope: str = "key"
-    ) -> Wanted:
+    def rate(self, limit: int, window: float = 60.0, name: str = "rpm", amount: int = 1, scope: str = "key") -> Wanted:
         unit = {"rpm": "requests", "itpm": "input", "otpm": "output"}.get(name, "tokens")
         key = f"rate:{scope}:{self.name}:{name}"
         return Wanted(name, "rate", key, limit, window, scope, unit, amount=amount)

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from gateway.core.errors import LimitReached, NeverFits, OutOfBudget, RateLimited
 from gateway.core.types import Dimension, Standing, Verdict
-from gateway.limits.headers import denial, duration, never_fits, RateHeaders
+from gateway.limits.headers import RateHeaders, denial, duration, never_fits
 
 PIECE = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+)s)?(?:(\d+)ms)?")
 UNITS = {"rpm": "requests", "tpm": "tokens", "itpm": "input", "otpm": "output"}

@@ -1,0 +1,238 @@
+"""The caller's side of one exchange: its body in, the answer out, and word when it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from msgspec import Raw
+
+from backends.api import Call, Endpoint
+from backends.body import Body, Malformed
+from gateway.auth.networks import Network, address
+from gateway.config.table import Bodies
+from gateway.core.errors import (
+    BadFraming,
+    BadRequest,
+    BodyTimeout,
+    BodyTooLarge,
+    GatewayError,
+    HeadersTooLarge,
+    ReaderTooSlow,
+)
+from gateway.http.errors import render
+from gateway.http.framing import SUSPECT, refuse_ambiguous
+from gateway.http.writer import Ending, Outlet, Send
+
+Receive = Callable[[], Awaitable[Any]]
+
+BOOT: Final = secrets.token_hex(6)
+"""Names this worker: the first part of the ids of its calls."""
+_serial = itertools.count(1)
+_CONTENT_TYPE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,199}")
+_TRACE_VALUE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
+_PORT = re.compile(r"^(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]+)?$")
+MAX_MODEL = 256
+PIECE_SECONDS = 10.0
+"""A body of which nothing comes for so long is not coming."""
+MAX_HEADERS = 32 * 1024
+"""Bytes, names and values together; vLLM and TGI would refuse more."""
+
+
+class AsgiClient:
+    """A client of the data plane behind an ASGI server; `proxies` are the networks of trusted ones in between."""
+
+    def __init__(
+        self,
+        scope: Any,
+        receive: Receive,
+        send: Send,
+        endpoint: Endpoint,
+        bodies: Bodies,
+        proxies: tuple[Network, ...] = (),
+    ) -> None:
+        self.call_id = f"tl-{BOOT}-{next(_serial):x}"
+        self._head = scope["headers"]
+        self.headers: dict[bytes, bytes] = dict(self._head)
+        self.trace = {"x-request-id": self.call_id}
+        for name in ("traceparent", "tracestate"):
+            if (value := self.headers.get(name.encode())) is not None and _TRACE_VALUE.fullmatch(value):
+                self.trace[name] = value.decode("ascii")
+        self.source = source_of(scope, proxies)
+        self.explains = False
+        self.started = False
+        self.gone_at: float | None = None
+        """When we learned that it had left, by the monotonic clock."""
+        self._receive, self._outlet = receive, Outlet(scope, send, bodies.reader)
+        self._endpoint, self._bodies = endpoint, bodies
+        self._announced = False
+        self._prepared: list[tuple[bytes, bytes]] = []
+        self._watch: asyncio.Future[Any] | None = None
+
+    @property
+    def gone(self) -> bool:
+        """It has left before its answer was sent."""
+        return self.gone_at is not None
+
+    @property
+    def _finished(self) -> bool:
+        return self._outlet.ended
+
+    def check(self) -> None:
+        """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
+        if len(self.headers) != len(self._head) or not SUSPECT.isdisjoint(self.headers):
+            refuse_ambiguous(self._head)
+
+    async def call(self) -> Call:
+        """Read the whole body, then begin to watch for the client's leaving."""
+        if sum(map(len, self.headers)) + sum(map(len, self.headers.values())) > MAX_HEADERS:
+            raise HeadersTooLarge(f"The headers are larger than {MAX_HEADERS} bytes.")
+        if self.headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
+            raise BadRequest("Compressed bodies are not taken: send the JSON as it is.", param="content-encoding")
+        raw = await self._body()
+        task = asyncio.current_task()
+        assert task is not None
+        self._watch = asyncio.ensure_future(self._receive())
+        self._watch.add_done_callback(lambda _: self._left(task))
+        return read(self.call_id, self._endpoint, raw, self.headers.get(b"content-type", b"application/json"))
+
+    def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self._prepared = [(b"x-request-id", self.call_id.encode()), *headers]
+
+    async def send(self, data: bytes, *, ending: Ending | None = None) -> None:
+        last = ending is not None
+        if not self.started:
+            headers = self._prepared
+            if last:
+                self._announced = True
+                headers.append((b"content-length", b"%d" % len(data)))
+            else:
+                headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            await self._start(200, headers)
+        await self._outlet.send(data, last=last, ending=ending)
+
+    async def fail(self, error: GatewayError) -> None:
+        """End the exchange with an error: as a response, or as the last event of a stream that has begun.
+
+        Half of a whole answer stays that: it was announced to be longer, and the server closes the connection.
+        """
+        if self._finished or self._announced:
+            return
+        status, headers, body = render(error, self.call_id)
+        with suppress(ReaderTooSlow):
+            if not self.started:
+                await self._start(status, headers)
+                await self._outlet.send(body, last=True)
+            else:
+                await self._outlet.send(b"data: " + body + b"\n\n", last=True)
+
+    def close(self) -> None:
+        # Granian's future keeps its callbacks, and they keep us: without letting go, every call would stay in memory.
+        # And errors keep us until garbage is collected: a connection whose body was not read would stay open as long.
+        self._outlet.close()
+        self._receive = _nothing
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        await self._outlet.start(status, headers)
+
+    async def _body(self) -> bytes:
+        limit = self._bodies.request
+        announced = self.headers.get(b"content-length", b"0")
+        if announced.isdigit() and (len(announced) > 15 or int(announced) > limit):
+            raise _too_large(limit)
+        pieces: list[bytes] = []
+        try:
+            await self._collect(pieces, limit)
+            return b"".join(pieces)
+        finally:
+            pieces.clear()  # an error would keep them until garbage is collected
+
+    async def _collect(self, pieces: list[bytes], limit: int) -> None:
+        """Receive the body into `pieces`. Raises `BodyTimeout`, `BodyTooLarge`, or the cancellation of the call."""
+        size, patience = 0, min(PIECE_SECONDS, self._bodies.timeout)
+        loop = asyncio.get_running_loop()
+        by = loop.time() + self._bodies.timeout
+        try:
+            async with asyncio.timeout(patience) as deadline:
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        self.gone_at = time.monotonic()
+                        # The server says the same of a body with broken chunks, whose sender waits for an answer.
+                        await self.fail(BadFraming("The body broke off, or its chunks are not what they should be."))
+                        raise asyncio.CancelledError
+                    pieces.append(message.get("body", b""))
+                    size += len(pieces[-1])
+                    if size > limit:
+                        raise _too_large(limit)
+                    if not message.get("more_body", False):
+                        break
+                    deadline.reschedule(min(by, loop.time() + patience))
+        except TimeoutError:
+            raise BodyTimeout(
+                f"The body did not arrive within {self._bodies.timeout:g} s, or nothing of it for {patience:g} s."
+            ) from None
+
+    def _left(self, task: asyncio.Task[Any]) -> None:
+        if self._watch is None or self._watch.cancelled() or self._finished:
+            return
+        self.gone_at = time.monotonic()
+        task.cancel()
+
+
+async def _nothing() -> Any:
+    """What a client says once its call is over."""
+    return {"type": "http.disconnect"}
+
+
+def source_of(scope: Any, proxies: tuple[Network, ...] = ()) -> str | None:
+    """The address a call came from; None if the server does not know, as behind a Unix socket.
+
+    When that is a trusted proxy, it is the right-most address of X-Forwarded-For that is none: what stands to the left
+    of it is whatever a client liked to send.
+    """
+    peer = scope.get("client")
+    source: str | None = (peer[0] or None) if peer else None
+    if source is None or not proxies:
+        return source
+    hops = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").split(b",")
+    while (found := address(source)) is not None and any(found in network for network in proxies):
+        source = str(found)
+        hop = _PORT.sub(r"\1\2", hops.pop().strip().decode("latin-1")) if hops else ""
+        if address(hop) is None:  # a proxy that says nothing, or nonsense, is as far as we can see
+            return source
+        source = hop
+    return source if found is None else str(found)
+
+
+def read(call_id: str, endpoint: Endpoint, raw: bytes, content_type: bytes) -> Call:
+    """Decode a body as far as routing needs. Raises `BadRequest`, naming the field."""
+    if not _CONTENT_TYPE.fullmatch(content_type):
+        raise BadRequest("The content-type header holds characters that do not belong there.", param="content-type")
+    try:
+        body = Body(raw)
+        model = body.get("model", str, "")
+        stream = endpoint != "embeddings" and body.get("stream", bool, False)
+        options = body.get("stream_options", dict[str, Raw], {}) if stream else {}
+    except Malformed as error:
+        raise BadRequest(f"{error}", param=error.param) from None
+    if not model:
+        raise BadRequest("The field 'model' is required: name the model to ask.", param="model")
+    if len(model) > MAX_MODEL or not model.isprintable():
+        raise BadRequest(f"'model' must be at most {MAX_MODEL} printable characters.", param="model")
+    wanted = bytes(options.get("include_usage", b"")) == b"true"
+    return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than the limit of {limit} bytes.")
