@@ -11,7 +11,7 @@ from typing import Any
 from gateway.core.types import Ask, Dimension, Plan, Standing, Verdict
 from gateway.store import LEASE_SECONDS, RENEW_SECONDS, Ledger, StoreDown, periods
 from gateway.store.rebuild import budgets_of
-from gateway.store.redis.connection import Command, Pipe, packed, script, whole
+from gateway.store.redis.connection import Command, Pipe, pack, packed, script
 
 log = logging.getLogger("trunkline.store")
 
@@ -27,6 +27,7 @@ STEP = 500
 # One hash tag, so that every key an admission touches lives in one slot of a cluster.
 TAG = "{tl}:"
 _COMPLETE, _LOCK, _DEAD = TAG + "complete", TAG + "rebuilding", TAG + "dead"
+_GATE = TAG.encode() + b"settled:%b"
 LOCK_MS = 10_000
 WAIT_TURNS, WAIT_SECONDS = 50, 0.02
 """How long a call waits for another gateway that rebuilds the budgets."""
@@ -43,9 +44,9 @@ class RedisCounters:
     def __init__(self, pipe: Pipe, ledger: Ledger, version_of: Callable[[str], Awaitable[bytes | None]]) -> None:
         self._pipe, self._ledger, self._version_of = pipe, ledger, version_of
         self._held: dict[str, Ask] = {}
-        self._unsettled: dict[str, bytes] = {}
+        self._unsettled: dict[bytes, bytes] = {}
         """Settlements by their gates, as they are sent."""
-        self._known: list[str] = []
+        self._known: list[bytes] = []
         """Gates of settlements that Redis has confirmed: they will not be sent again."""
         self._rebuilding: asyncio.Task[None] | None = None
         self._back = asyncio.Event()
@@ -67,7 +68,7 @@ class RedisCounters:
 
     async def admit(self, ask: Ask) -> Verdict:
         encoded = ask.plan.encoded or _encode(ask.plan)
-        data = encoded.admission + packed(ask.call_id, *ask.amounts)
+        data = encoded.admission + pack((ask.call_id, *ask.amounts))[encoded.count :]
         versions_brought = budgets_rebuilt = False
         while True:
             command = self._pipe.send(data, ADMIT)
@@ -89,7 +90,7 @@ class RedisCounters:
             raise StoreDown("the budgets are being rebuilt")
         if status > 1:
             return Verdict(stale=True, at=now)
-        standings = [*map(Standing, answer[4::2], [micros / MICRO for micros in answer[5::2]])]
+        standings = [Standing(answer[i], answer[i + 1] / MICRO) for i in range(4, len(answer), 2)]
         if status == 1:
             return Verdict(standings, denied - 1, wait / MICRO, at=now)
         self._held[ask.call_id] = ask
@@ -112,7 +113,8 @@ class RedisCounters:
         if granted:
             # Under a gate of its own: the same call may have been granted elsewhere, and be settled when it has ended.
             at = 0 if isinstance(answer, BaseException) else answer[3]
-            self._settle(f"{TAG}settled:{ask.call_id}:unused", ask, at, [0] * len(ask.amounts))
+            gate = _GATE % ask.call_id.encode() + b":unused"
+            self._pipe.send(_settlement(gate, ask, at, [0] * len(ask.amounts)), SETTLE, self._settled, gate)
 
     def settle(self, ask: Ask, at: int, used: Sequence[int]) -> asyncio.Future[Any] | None:
         """As the protocol says. Where nothing is to be corrected it takes the shorter way."""
@@ -120,21 +122,20 @@ class RedisCounters:
             return None
         encoded = ask.plan.encoded or _encode(ask.plan)
         if encoded.budgets or [*used] != [*ask.amounts]:
-            return self._settle(f"{TAG}settled:{ask.call_id}", ask, at, used)
+            gate = _GATE % ask.call_id.encode()
+            return self._pipe.send(_settlement(gate, ask, at, used), SETTLE, self._settled, gate).answer
         known: asyncio.Future[Any] | None = None
         for begin in encoded.returns:
             known = self._pipe.send(begin + packed(ask.call_id), None, self._returned, (ask, at, used)).answer
         return known
 
     def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
-        self._settle(f"{TAG}settled:{ask.call_id}", ask, at, used)
-
-    def _settle(self, gate: str, ask: Ask, at: int, used: Sequence[int]) -> asyncio.Future[Any]:
-        return self._pipe.send(_settlement(gate, ask, at, used), SETTLE, self._settled, gate).answer
+        gate = _GATE % ask.call_id.encode()
+        self._pipe.send(_settlement(gate, ask, at, used), SETTLE, self._settled, gate)
 
     def _settled(self, command: Command, answer: Any) -> None:
-        """A settlement has arrived, or cannot be known to have: it is sent again when Redis is back, and counts once."""
-        gate: str = command.about
+        """A settlement has arrived, or is sent again when Redis is back: it counts once."""
+        gate: bytes = command.about
         if not isinstance(answer, BaseException):
             self._known.append(gate)
         elif len(self._unsettled) < MAX_UNSETTLED:
@@ -144,7 +145,7 @@ class RedisCounters:
         """A slot has gone back. If that failed, the long way is open when Redis is back."""
         if isinstance(answer, BaseException) and len(self._unsettled) < MAX_UNSETTLED:
             ask, at, used = command.about
-            gate = f"{TAG}settled:{ask.call_id}"
+            gate = _GATE % ask.call_id.encode()
             self._unsettled[gate] = _settlement(gate, ask, at, used)
 
     def connected(self) -> None:
@@ -199,7 +200,7 @@ class RedisCounters:
         known, self._known = self._known, []
         for start in range(0, len(known), STEP):
             step = known[start : start + STEP]
-            self._pipe.send(whole("DEL", *step), None, self._forgotten, step)
+            self._pipe.send(pack(("DEL", *step)), None, self._forgotten, step)
 
     def _forgotten(self, command: Command, answer: Any) -> None:
         """Gates whose deletion may be lost are deleted again: they would stay for an hour."""
@@ -254,16 +255,18 @@ class RedisCounters:
 class _Encoded:
     """What is sent for the calls of a plan, as far as it is the same for all of them."""
 
-    __slots__ = ("admission", "all", "budgets", "counted", "metered", "returns")
+    __slots__ = ("admission", "all", "budgets", "count", "counted", "metered", "returns")
 
     def __init__(self, plan: Plan) -> None:
         dimensions = plan.dimensions
         keys = [_DEAD, _COMPLETE, *(f"{TAG}version:{name}" for name, _ in plan.records)]
         keys += [TAG + dimension.key for dimension in dimensions]
-        fixed = [len(plan.records), LEASE_MICROS, *(version for _, version in plan.records)]
+        fixed: list[Any] = [len(plan.records), LEASE_MICROS, *(version for _, version in plan.records)]
         fixed += [part for dimension in dimensions for part in _kind(dimension)]
-        count = 3 + len(keys) + len(fixed) + 1 + len(dimensions)
-        self.admission = b"*%d\r\n%b%b" % (count, ADMIT.by_digest, packed(len(keys), *keys, *fixed))
+        parts = 3 + len(keys) + len(fixed) + 1 + len(dimensions)
+        self.admission = b"*%d\r\n%b%b" % (parts, ADMIT.by_digest, packed(len(keys), *keys, *fixed))
+        self.count = len(b"*%d\r\n" % (1 + len(dimensions)))
+        """Bytes by which a packed command is longer than the parts in it: call id and units."""
         self.budgets = any(dimension.kind == "budget" for dimension in dimensions)
         self.counted = [i for i, dimension in enumerate(dimensions) if dimension.unit == "requests"]
         """Of these every call takes what it has asked for: there is nothing to settle."""
@@ -278,14 +281,15 @@ class _Encoded:
 class _Settling:
     """How a settlement of some of a plan's dimensions is sent."""
 
-    __slots__ = ("begin", "indices", "kinds")
+    __slots__ = ("begin", "count", "indices", "kinds")
 
     def __init__(self, dimensions: Sequence[Dimension], indices: Sequence[int]) -> None:
         keys = [TAG + dimensions[i].key for i in indices]
         kinds = [part for i in indices for part in _kind(dimensions[i])]
-        count = 3 + len(keys) + 1 + len(kinds) + 2 + 2 * len(indices)
+        parts = 3 + len(keys) + 1 + len(kinds) + 2 + 2 * len(indices)
         self.indices = indices
-        self.begin = b"*%d\r\n%b%b" % (count, SETTLE.by_digest, packed(len(keys) + 1, *keys))
+        self.begin = b"*%d\r\n%b%b" % (parts, SETTLE.by_digest, packed(len(keys) + 1, *keys))
+        self.count = len(b"*%d\r\n" % (2 + 2 * len(indices)))
         self.kinds = packed(*kinds) if kinds else b""
 
 
@@ -294,17 +298,18 @@ def _encode(plan: Plan) -> _Encoded:
     return encoded
 
 
-def _settlement(gate: str, ask: Ask, at: int, used: Sequence[int]) -> bytes:
+def _settlement(gate: bytes, ask: Ask, at: int, used: Sequence[int]) -> bytes:
     """The command that settles a call."""
     encoded: _Encoded = ask.plan.encoded or _encode(ask.plan)
     amounts, settling = ask.amounts, encoded.metered
     for i in encoded.counted:
         if used[i] != amounts[i]:
             settling = encoded.all
-    numbers = []
+    parts: list[Any] = [ask.call_id, at]
     for i in settling.indices:
-        numbers += (amounts[i], used[i])
-    return b"".join((settling.begin, packed(gate), settling.kinds, packed(ask.call_id, at, *numbers)))
+        parts += (amounts[i], used[i])
+    units = pack(tuple(parts))[settling.count :]
+    return b"%b$%d\r\n%b\r\n%b%b" % (settling.begin, len(gate), gate, settling.kinds, units)
 
 
 def _kind(dimension: Dimension) -> tuple[str, int, int]:
