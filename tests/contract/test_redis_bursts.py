@@ -145,6 +145,6 @@ async def test_what_was_asked_for_before_the_end_is_done(own: RedisServer) -> No
     await pipe.call("PING")
     with throttled(own, 0.08, 0.02):
         for _ in range(40_000):
-            pipe.post("INCR", "done")
+            pipe.submit("INCR", "done")
         await pipe.close()
     assert own.ask("GET", "done") == "40000"
