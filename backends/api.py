@@ -36,7 +36,9 @@ class Call(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.asked is _UNREAD:
-            msgspec.structs.force_setattr(self, "asked", asked.read(self.endpoint, self.body.raw, self.body.fields))
+            msgspec.structs.force_setattr(
+                self, "asked", asked.read(self.endpoint, len(self.body.raw), self.body.fields)
+            )
 
     @property
     def choices(self) -> int:
