@@ -21,9 +21,9 @@ from backends import asked
 from backends.asked import Asked
 from backends.body import Body, Malformed
 
-WINDOW: Final = 128 * 1024
+WINDOW: Final = 32 * 1024
 """Bytes that are read at once."""
-TOKENS: Final = 400
+TOKENS: Final = 200
 """Texts and brackets that are looked at, one by one, at once; each costs a microsecond."""
 ONE_PASS: Final = 2 * 1024**2
 """Bytes; a larger body is always read in windows."""
@@ -33,6 +33,11 @@ LONG: Final = 20 * 1024
 """Bytes of a text, of which then only the ends are kept."""
 END: Final = 9 * 1024
 """Bytes of each end: more than routing looks at."""
+PLENTY: Final = 1024**2
+"""Bytes of a short body; of what comes after them only the outlines are kept."""
+BRIEF: Final = 96
+"""Bytes of a text that is long there, and of a row of numbers that is long anywhere."""
+BRIEF_END: Final = 24
 DEEP: Final = 1000
 """Brackets within one another; the decoder goes no deeper."""
 MOST_RUNS: Final = 8
@@ -86,6 +91,7 @@ def read(endpoint: str, raw: bytes, elements: int) -> Generator[None, None, tupl
     yield
     spans = {name: (scan.place(start), scan.place(end - 1) + 1) for name, (start, end) in short.spans().items()}
     body = Body.known(raw, spans)
+    yield
     what = asked.read(endpoint, len(raw), body.fields, short.fields, _size)
     shared = what.shared and tuple(_MARKED.sub(rb"\1", part) for part in what.shared)
     question, ids = _MARKED.sub(rb"\1", what.question), what.token_ids
@@ -136,8 +142,8 @@ class _Scan:
         """The brackets that are open."""
         self._before: list[int] = []
         """Those that were open where the window began."""
-        self._window: list[tuple[int, bytes]] = []
-        """The window's pieces: where each is in the body, and its bytes."""
+        self._window: list[tuple[int, bytes, bool]] = []
+        """The window's pieces: where each is in the body, its bytes, and whether the short body keeps them."""
         self._start = 0
         """Up to here the body is in the windows."""
 
@@ -148,13 +154,15 @@ class _Scan:
 
     def run(self) -> Generator[None, None, None]:
         """Walk; raises `Malformed`."""
-        raw, position, tokens = self._raw, 0, 0
+        raw, position, tokens, rested = self._raw, 0, 0, 0
         while position < len(raw):
             token = _TOKEN.match(raw, position, position + WINDOW)
             if token is None:
-                position = self._numbers(position)
+                position = rested = self._numbers(position)
                 yield
                 continue
+            if token.end() - position > BRIEF:
+                self._row(position, token.end())
             position = token.end()
             if raw[position - 1] == _QUOTE:
                 begun = position
@@ -163,13 +171,13 @@ class _Scan:
             else:
                 ends = self._bracket(raw[position - 1])
             tokens += 1
-            if ends and self._stack and position - self._start >= WINDOW:
-                self._end(position)
+            if tokens >= TOKENS or position - rested >= WINDOW:
+                if ends and self._stack:
+                    self._end(position)
+                tokens, rested = 0, position
                 yield
-            elif tokens % TOKENS == 0:
-                yield
-        self._window.append((self._start, raw[self._start :]))
-        self._close(b"", kept=True)
+        self._keep(len(raw))
+        self._close(b"")
 
     def _bracket(self, kind: int) -> bool:
         """Whether it closes something."""
@@ -187,9 +195,9 @@ class _Scan:
         key = _COLON.match(self._raw, end, end + WINDOW) is not None
         if key or (self._stack and self._stack[-1] == _LIST):
             self._count()
-        if end - start > LONG:
-            if key:
-                raise Malformed("the body has a key that is too long")
+        if key and end - start > LONG:
+            raise Malformed("the body has a key that is too long")
+        if not key and end - start > (LONG if self._length < PLENTY else BRIEF):
             self._leave_out(start, end - 1)
         return key
 
@@ -222,20 +230,35 @@ class _Scan:
             yield
 
     def _leave_out(self, start: int, end: int) -> None:
-        """Keep the ends of a text, which was checked."""
-        raw = self._raw
-        units = _UNITS.match(raw, start, start + END)
+        """Keep the ends of a text."""
+        raw, size = self._raw, END if self._length < PLENTY else BRIEF_END
+        units = _UNITS.match(raw, start, start + size)
         assert units is not None
-        first, last = units.end(), end - END
+        first, last = units.end(), end - size
         while raw[first] & 0xC0 == 0x80:  # within a character
             first -= 1
         if raw.find(b"\\", last - 12, last) >= 0:
             last = end  # perhaps within an escape
         while raw[last] & 0xC0 == 0x80:
             last += 1
-        self._window.append((self._start, raw[self._start : first]))
-        self._window.append((first, _MARK + b"%0*d" % (_DIGITS, last - first)))
+        self._keep(first)
+        self._window.append((first, _MARK + b"%0*d" % (_DIGITS, last - first), True))
+        if end - start <= LONG:  # a longer one was checked
+            self._window.append((first, raw[first:last], False))
         self._start = last
+
+    def _row(self, start: int, end: int) -> None:
+        """Keep the first and the last of the numbers in a row."""
+        first, last = self._raw.find(b",", start, end), self._raw.rfind(b",", start, end)
+        if first < last:
+            self._keep(first)
+            self._window.append((first, self._raw[first:last], False))
+            self._start = last
+
+    def _keep(self, position: int) -> None:
+        if self._start < position:
+            self._window.append((self._start, self._raw[self._start : position], True))
+            self._start = position
 
     def _numbers(self, position: int) -> int:
         """Pass over a window that has neither texts nor brackets. Returns where it ended."""
@@ -243,45 +266,41 @@ class _Scan:
         end = min(position + WINDOW, len(raw))
         last = raw.rfind(b",", position + 1, end)
         if last > 0:
-            if self._start < position:
-                self._end(raw.find(b",", position, end))
-            self._end(last, kept=False)
+            self._row(position, end)
+            self._end(last)
             return last
         if end == len(raw):
             return end
         runs = list(_RUN.finditer(raw, position, end))
         if len(runs) > MOST_RUNS or any(run.end() - run.start() > LONG for run in runs):
             raise Malformed("the body is not a JSON object: a number is too long")
-        self._window.append((self._start, raw[self._start : position]))
+        self._keep(position)
         for run in runs:  # of the space between them one is enough
             if run.start() > position:
-                self._window.append((position, b" "))
-            self._window.append((run.start(), run[0]))
+                self._window.append((position, b" ", True))
+            self._window.append((run.start(), run[0], True))
             position = run.end()
         if position < end:
-            self._window.append((position, b" "))
+            self._window.append((position, b" ", True))
         self._start = end
         return end
 
-    def _end(self, position: int, *, kept: bool = True) -> None:
+    def _end(self, position: int) -> None:
         """End the window, behind a value within something that is open."""
-        self._window.append((self._start, self._raw[self._start : position]))
-        self._start = position
-        self._close(b"".join(_CLOSED[kind] for kind in reversed(self._stack)), kept=kept)
+        self._keep(position)
+        self._close(b"".join(_CLOSED[kind] for kind in reversed(self._stack)))
         self._before = self._stack.copy()
 
-    def _close(self, closing: bytes, *, kept: bool) -> None:
+    def _close(self, closing: bytes) -> None:
         opening = b"".join(_OPENED[kind] for kind in self._before)
-        text = b"".join(piece for _, piece in self._window)
-        _check(opening + (b"0" if opening else b"") + text + closing)
-        if kept:
-            for place, piece in self._window:
-                if piece:
-                    self._places.append((self._length, place))
-                    self.short.append(piece)
-                    self._length += len(piece)
-        else:
-            self.commas += text.count(b",")
+        _check(opening + b"0" * bool(opening) + b"".join([piece for _, piece, _ in self._window]) + closing)
+        for place, piece, kept in self._window:
+            if kept:
+                self._places.append((self._length, place))
+                self.short.append(piece)
+                self._length += len(piece)
+            else:
+                self.commas += piece.count(b",")
         self._window.clear()
 
 

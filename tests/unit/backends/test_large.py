@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -275,6 +277,28 @@ def test_large_bodies_are_read_in_many_steps(name: str) -> None:
     assert steps >= len(raw) // large.WINDOW
     assert body.get("model", str, "") == "m"
     assert len(msgspec.json.encode(body.fields)) >= len(raw.translate(None, b" \n")) * 0.9
+
+
+def longest(raw: bytes) -> float:
+    """The processor's seconds of the longest step, with what a body is asked before it is read."""
+    started, most = time.thread_time(), 0.0
+    large.is_large(raw, ELEMENTS)
+    steps = large.read("chat/completions", raw, ELEMENTS)
+    with suppress(StopIteration, Malformed):
+        while True:
+            next(steps)
+            most, started = max(most, time.thread_time() - started), time.thread_time()
+    return max(most, time.thread_time() - started)
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *LEGAL])
+def test_no_body_holds_others_twice_as_long_as_a_benign_one(name: str) -> None:
+    """Measured in the same run, in time of the processor, and as the best of some: a busy machine spoils many."""
+    raw = (HOSTILE | LEGAL)[name]()
+    benign = TEXT.encode() * (len(raw) // len(TEXT))
+    benign = b'{"model":"m","messages":[{"role":"user","content":"' + benign + b'"}]}'
+    odd, plain = (min(longest(body) for _ in range(5)) for body in (raw, benign))
+    assert odd < 2 * max(plain, 0.001), f"{odd * 1e3:.2f} ms beside {plain * 1e3:.2f}"
 
 
 @pytest.mark.parametrize(
