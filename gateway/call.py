@@ -146,9 +146,9 @@ async def _attempt(parts: Parts, call: Call, placement: Placement, exchange: Exc
     record.attempt(target.name, placement.choice)
     try:
         if transcript is not None:
-            call = transcript.rest(target.adapter, started=client.started)
+            call = transcript.rest(target.capabilities.resumable, started=client.started)
         async with parts.forwarder.forward(
-            call, placement.address, target.adapter, target.timeouts, client.trace
+            call, placement.address, target.capabilities, target.timeouts, client.trace
         ) as upstream:
             record.headed()
             content_type = (b"content-type", upstream.content_type.encode("latin-1"))

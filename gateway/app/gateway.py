@@ -19,7 +19,7 @@ from litestar import Litestar
 from backends import registry
 from gateway.app.fleet import Fleet
 from gateway.app.lifetime import Lifetime, Part
-from gateway.app.reload import Reloader, TableStatus, mirrors, rules
+from gateway.app.reload import Reloader, TableStatus, answer_limits, mirrors, rules
 from gateway.auth import AdminKeys, Keyring, Throttle, networks
 from gateway.call import Parts
 from gateway.config import Settings, Table
@@ -68,7 +68,7 @@ class Gateway:
     def __init__(self, settings: Settings, loaded: Loaded, source: Source) -> None:
         """Put the parts together. Raises `ValueError` for settings that cannot work."""
         self.settings, self.clock, self.metrics = settings, SystemClock(), Metrics()
-        self.launched, self.adapters = _launched(settings), cache(registry.load)
+        self.launched, self.capabilities = _launched(settings), cache(registry.capabilities)
         table = loaded.table
         self.lines = Lines(sys.stdout.fileno(), self.metrics.dropped.inc)
         self.store = open_store(
@@ -78,7 +78,7 @@ class Gateway:
         self.builder = self._builder()
         routes = self.builder.build(table, loaded.config_hash)
         routes.open()
-        self.forwarder = Forwarder(table.bodies.answer)
+        self.forwarder = Forwarder(answer_limits(table))
         self.ledger = LedgerWriter(self.store, self.metrics.ledger_dropped.inc)
         self.admission = self._admission(table)
         self.pulse = Pulse(self.admission, self.store, self.metrics)
@@ -139,7 +139,7 @@ class Gateway:
     def _builder(self) -> Builder:
         return Builder(
             self.launched,
-            self.adapters,
+            self.capabilities,
             self._breaker,
             Slots(self.store, self._gateways),
             self.clock.monotonic,
@@ -213,7 +213,7 @@ class Gateway:
         return {name: target.address.url for name, target in self.fleet.routes.targets.items()}
 
     def _mirrors(self, table: Table) -> dict[str, Mirror]:
-        return mirrors(table, self.launched, self.adapters)
+        return mirrors(table, self.launched, self.capabilities)
 
     def _objections(self, table: Table, current: Table) -> Sequence[str]:
         return unlaunched(table, self.launched, current)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -157,6 +157,8 @@ class Bodies(Part, frozen=True, kw_only=True):
     """Objects, lists, keys and texts in lists of the largest request body, numbers aside; more is answered with 400."""
     answer: Size = 64 * 1024**2
     """The largest answer that is not a stream."""
+    event: Size = 64 * 1024**2
+    """The largest event of a stream."""
     timeout: Seconds = 60.0
     """How long a client may take to send its body."""
     reader: Seconds = 60.0
@@ -283,6 +285,8 @@ def _own_texts(kind: type[Struct]) -> dict[str, str]:
     import inspect
     import textwrap
 
+    if kind.__name__.startswith("_"):  # made from a table, not written
+        return {field.name: described(field.type) for field in msgspec.structs.fields(kind)}
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(node, ast.ClassDef)
     texts: dict[str, str] = {}
@@ -291,6 +295,12 @@ def _own_texts(kind: type[Struct]) -> dict[str, str]:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 texts[name] = " ".join(text.split())
     return texts
+
+
+def described(kind: Any) -> str:
+    """The description that stands in a type, also one that may be None."""
+    metas = (meta for each in (kind, *get_args(kind)) for meta in getattr(each, "__metadata__", ()))
+    return next((meta.description for meta in metas if isinstance(meta, Meta) and meta.description), "")
 
 
 def parts() -> list[type[Struct]]:

@@ -3,6 +3,16 @@
 from gateway.upstream.deadline import Deadline
 from gateway.upstream.failures import FAILURES, failure, retry_after
 from gateway.upstream.forwarder import Forwarder
-from gateway.upstream.reading import Reading, Upstream
+from gateway.upstream.reading import AnswerLimits, AnswerReader, Upstream, reader_for
 
-__all__ = ["FAILURES", "Deadline", "Forwarder", "Reading", "Upstream", "failure", "retry_after"]
+__all__ = [
+    "FAILURES",
+    "AnswerLimits",
+    "AnswerReader",
+    "Deadline",
+    "Forwarder",
+    "Upstream",
+    "failure",
+    "reader_for",
+    "retry_after",
+]

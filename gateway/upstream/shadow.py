@@ -17,10 +17,14 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from backends.api import AnyAdapter, Call, Chunk
+from backends.api import Call, Chunk
 from backends.api import Target as Address
+from backends.capabilities import Capabilities
 from gateway.config import Timeouts
+from gateway.core.comparison import Comparison, Seen
 from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamTimeout
+
+__all__ = ["Comparison", "Mirror", "Seen", "Shadow", "chosen"]
 
 log = logging.getLogger("trunkline.shadow")
 
@@ -30,53 +34,11 @@ MAX_SECONDS: Final = 600.0
 """For a whole shadow call: a stream that never ends would hold its place for ever."""
 
 
-class Seen(Struct, frozen=True):
-    """What one target made of a call."""
-
-    status: int
-    tokens: int | None
-    """Of the completion; None: nobody counted them."""
-    ttft: float | None
-    """Seconds until the first token; None: there was none."""
-    seconds: float
-    """Until the end of the answer."""
-
-
-class Comparison(Struct, frozen=True):
-    """Two answers to one call, and how the shadow's differs."""
-
-    primary: Seen
-    shadow: Seen
-
-    @property
-    def same_status(self) -> bool:
-        """Both succeeded, or both failed alike."""
-        return self.primary.status == self.shadow.status
-
-    @property
-    def tokens(self) -> int | None:
-        """Completion tokens that the shadow wrote more; None where they cannot be compared."""
-        if not self._answered or self.primary.tokens is None or self.shadow.tokens is None:
-            return None
-        return self.shadow.tokens - self.primary.tokens
-
-    @property
-    def ttft(self) -> float | None:
-        """Seconds by which the shadow's first token came later; None where they cannot be compared."""
-        if not self._answered or self.primary.ttft is None or self.shadow.ttft is None:
-            return None
-        return self.shadow.ttft - self.primary.ttft
-
-    @property
-    def _answered(self) -> bool:
-        return self.primary.status == self.shadow.status == 200
-
-
 class Mirror(Struct, frozen=True):
     """A route's shadow target, and how much goes there."""
 
     address: Address
-    adapter: AnyAdapter
+    capabilities: Capabilities
     timeouts: Timeouts
     share: float
     """Of the route's calls, between 0 and 1."""
@@ -95,7 +57,7 @@ class Forward(Protocol):
     """`Forwarder.forward`."""
 
     def __call__(
-        self, call: Call, address: Address, adapter: AnyAdapter, timeouts: Timeouts, trace: Mapping[str, str]
+        self, call: Call, address: Address, capabilities: Capabilities, timeouts: Timeouts, trace: Mapping[str, str]
     ) -> AbstractAsyncContextManager[Answer]:
         """One attempt at one target."""
 
@@ -171,7 +133,7 @@ class Shadow:
         try:
             async with (
                 asyncio.timeout(MAX_SECONDS),
-                self._forward(call, mirror.address, mirror.adapter, mirror.timeouts, trace) as answer,
+                self._forward(call, mirror.address, mirror.capabilities, mirror.timeouts, trace) as answer,
                 aclosing(answer.chunks()) as chunks,  # type: ignore[type-var] # they are generators
             ):
                 async for chunk in chunks:
