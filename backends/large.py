@@ -69,7 +69,7 @@ _passed = msgspec.json.Decoder(_Anything)
 def is_large(raw: bytes, elements: int) -> bool:
     """Whether a body is to be read in windows: it is long, or may have more than so many elements."""
     size = len(raw)
-    if size <= SURELY_FEW and size <= 2 * elements:
+    if size <= min(SURELY_FEW, 2 * elements):  # not even brackets alone could be so many
         return False
     if size > ONE_PASS:
         return True

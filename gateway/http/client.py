@@ -18,7 +18,7 @@ from msgspec.json import Decoder
 from backends.api import UNREAD, Call, Endpoint
 from backends.asked import Asked
 from backends.body import Body, Malformed
-from backends.large import is_large
+from backends.large import SURELY_FEW, is_large
 from backends.large import read as read_large
 from gateway.auth.networks import Network, address
 from gateway.config.table import Bodies
@@ -109,9 +109,9 @@ class AsgiClient:
         self._watch = asyncio.ensure_future(self._receive())
         self._watch.add_done_callback(lambda _: self._left(task))
         content_type = self.headers.get(b"content-type", b"application/json")
-        if not is_large(raw, self._bodies.elements):
-            return read(self.call_id, self._endpoint, raw, content_type)
-        large = await _in_windows(self._endpoint, raw, self._bodies.elements)
+        elements, large = self._bodies.elements, None
+        if len(raw) > min(SURELY_FEW, 2 * elements) and is_large(raw, elements):
+            large = await _in_windows(self._endpoint, raw, elements)
         return read(self.call_id, self._endpoint, raw, content_type, large)
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
