@@ -13,10 +13,13 @@ from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.config import Timeouts
 from gateway.core.errors import Rejected, Unsupported, UpstreamTimeout
+from gateway.upstream.connection import Response
 from gateway.upstream.deadline import Deadline
-from gateway.upstream.failures import conceal, failure, status_refusal, worded_refusal
+from gateway.upstream.failures import conceal, fit, status_refusal, worded_refusal
+from gateway.upstream.origin import Origin
+from gateway.upstream.pool import Pool
 from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, Upstream, reader_for
-from gateway.upstream.transport import Post, Transport
+from gateway.upstream.transport import Transport
 
 PROBE_SECONDS = 3.0
 WAKE_SECONDS = 120.0
@@ -33,11 +36,14 @@ class Forwarder:
     """Sends calls to targets over pooled connections."""
 
     def __init__(self, limits: AnswerLimits, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """`transport` is for the questions beside the calls, instead of the calls' connections."""
         self.limits = limits
-        self._transport = transport or Transport()
+        self._pool = Pool()
+        self._transport = transport or Transport(self._pool)
+        self._origins: dict[Address, Origin] = {}
 
     async def close(self) -> None:
-        await self._transport.aclose()
+        await self._pool.close()
 
     @asynccontextmanager
     async def forward(
@@ -52,19 +58,18 @@ class Forwarder:
         except RequestRefused as refused:
             raise Unsupported(refused.message, param=refused.param) from refused
         headers = {**asked.headers, **trace, "accept-encoding": "identity"}
-        request = Post(address.url + asked.path, headers, asked.body, timeouts.connect)
-        response: httpx.Response | None = None
+        fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+        response: Response | None = None
         try:
             with Deadline(timeouts.first_byte, timeouts.idle) as deadline:
-                try:
-                    response = await self._transport.handle_async_request(request)
-                except httpx.TransportError as error:
-                    raise failure(error) from error
-                content_type = response.headers.get("content-type", "application/json")
+                response = await self._pool.request(
+                    self._origin(address), "POST", asked.path, fields, asked.body, timeouts.connect
+                )
+                content_type = fit(response.headers)
                 reader = reader_for(call, capabilities, content_type, self.limits)
                 upstream = Upstream(response, content_type, reader, deadline)
-                if (status := response.status_code) != 200:
-                    refused_by_status = status_refusal(status, response.headers.get("retry-after"))
+                if (status := response.status) != 200:
+                    refused_by_status = status_refusal(status, response.headers.get(b"retry-after"))
                     raise refused_by_status or worded_refusal(
                         call, capabilities, status, await upstream.read(ERROR_BODY_LIMIT)
                     )
@@ -76,7 +81,7 @@ class Forwarder:
             raise UpstreamTimeout("no answer, or no next piece of it, in time") from error
         finally:
             if response is not None:
-                await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
+                response.release()
 
     async def probe(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> str:
         """Why the target cannot serve, by its health route: "unreachable", "timeout", "status 503", "credential
@@ -176,11 +181,17 @@ class Forwarder:
         headers = {"accept-encoding": "identity"}
         if address.api_key is not None:
             headers["authorization"] = f"Bearer {address.api_key}"
-        request = httpx.Request(method, address.url + path, headers=headers)
-        request.extensions = {"timeout": {"connect": timeouts.connect}}
+        origin = self._origin(address)
+        request = httpx.Request(method, origin.url + path, headers=headers)
+        request.extensions = {"origin": origin, "timeout": {"connect": timeouts.connect}}
         async with asyncio.timeout(timeouts.connect + seconds):
             response = await self._transport.handle_async_request(request)
             try:
                 yield response
             finally:
                 await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
+
+    def _origin(self, address: Address) -> Origin:
+        if (origin := self._origins.get(address)) is None:
+            origin = self._origins[address] = Origin(address.name, address.url)
+        return origin

@@ -10,15 +10,15 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Literal, TypeVar
 
-import httpx
 from msgspec import Struct
 
 from backends import sse
 from backends.api import DONE, Call, Chunk, UpstreamFault
 from backends.capabilities import Capabilities
 from gateway.core.errors import AnswerTooLarge, BadReply, Disconnected, GatewayError, UpstreamError
+from gateway.upstream.connection import Response
 from gateway.upstream.deadline import Deadline
-from gateway.upstream.failures import blame, failure
+from gateway.upstream.failures import blame
 
 ERROR_BODY_LIMIT = 1024 * 1024
 TAIL_SECONDS = 0.2
@@ -230,7 +230,7 @@ def merged(chunks: list[Chunk]) -> Chunk | None:
 class Upstream:
     """A target's good answer, not yet read."""
 
-    def __init__(self, response: httpx.Response, content_type: str, reader: AnswerReader, deadline: Deadline) -> None:
+    def __init__(self, response: Response, content_type: str, reader: AnswerReader, deadline: Deadline) -> None:
         self._response, self._reader, self._deadline = response, reader, deadline
         self._alive = True
         """What came last is more than comments, which a server may send while its engine hangs."""
@@ -270,16 +270,14 @@ class Upstream:
 
     async def _blocks(self) -> AsyncIterator[bytes]:
         """The body as it comes; if the connection breaks, that is its end, and `_broken` tells."""
-        stream = self._response.stream
-        assert isinstance(stream, httpx.AsyncByteStream)
-        blocks = aiter(stream)
-        while True:
+        response = self._response
+        while not response.ended:
             try:
-                block = await anext(blocks)
-            except StopAsyncIteration:
+                block = await response.read()
+            except UpstreamError as error:
+                self._broken = error
                 break
-            except httpx.TransportError as error:
-                self._broken = caused(failure(error), error)
+            if not block:
                 break
             self._deadline.pause()  # a client that reads slowly is not the target's fault
             self._alive = True
