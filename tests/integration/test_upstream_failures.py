@@ -142,7 +142,7 @@ def test_an_error_in_a_200_gets_a_real_status(
     assert b"[DONE]" not in answer.body
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"{", b"\xff", b'{"usage": 7}', b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"{", b"\xff", b"[" * 100_000])
 def test_a_200_that_is_no_answer_is_a_bad_reply(gateway: GatewayProcess, key: str, hasty: Target, body: bytes) -> None:
     hasty.script = whole(body)
     check(ask(gateway, chat("hasty"), key), 502, "upstream_bad_reply", gateway)
