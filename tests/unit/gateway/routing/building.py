@@ -21,6 +21,7 @@ from gateway.core.types import KeyRecord, Priority, Spent
 from gateway.routing import Builder, Placement, Route, Routes, Slots
 from gateway.routing.policies import registry
 from gateway.routing.policies.api import Policy, Prompt
+from gateway.routing.queue.events import QueueEvents
 from gateway.store import Limits
 from gateway.store.local import LocalStore
 from gateway.targets import Target
@@ -65,6 +66,16 @@ def call(model: str = "r", id: str = "c", **fields: object) -> Call:
     return Call(id, "chat/completions", model, Body(json.dumps(body).encode()), stream=stream)
 
 
+class Noted(QueueEvents):
+    """Writes down how many calls wait."""
+
+    def __init__(self, queued: list[tuple[str, int, int]]) -> None:
+        self._queued = queued
+
+    def queued(self, route: str, calls: int, size: int) -> None:
+        self._queued.append((route, calls, size))
+
+
 class World:
     """Routes as the gateway has them."""
 
@@ -91,7 +102,7 @@ class World:
             Slots(self.store, lambda: gateways),
             self.clock,
             policies=(lambda _: lambda *_: policy) if policy else registry.load,
-            queued=lambda *told: self.queued.append(told),
+            events=Noted(self.queued),
         )
         self.routes = self.build(text)
         self.routes.open()
