@@ -61,10 +61,10 @@ class Forwarder:
                 except httpx.TransportError as error:
                     raise failure(error) from error
                 content_type = response.headers.get("content-type", "application/json")
-                reader = reader_for(call, capabilities, content_type, self.limits)
+                reader = reader_for(call, capabilities, content_type, self.limits, lenient=address.lenient)
                 upstream = Upstream(response, content_type, reader, deadline)
                 if (status := response.status_code) != 200:
-                    refused_by_status = status_refusal(status, response.headers.get("retry-after"))
+                    refused_by_status = status_refusal(status, response.headers.get("retry-after"), capabilities)
                     raise refused_by_status or worded_refusal(
                         call, capabilities, status, await upstream.read(ERROR_BODY_LIMIT)
                     )
