@@ -237,7 +237,7 @@ class Gateway:
 
     def _held(self, route: str, calls: int) -> None:
         self.metrics.held_calls.labels(route).set(calls)
-        self.fleet.attendant.held(calls)
+        self.fleet.waker.held(calls)
 
     def _hold_ended(self, route: str, outcome: str, seconds: float) -> None:
         self.metrics.hold.labels(route, outcome).observe(seconds)
