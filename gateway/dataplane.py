@@ -7,7 +7,7 @@ that leaves. Both unwind the exchange with the target, the lease and the record,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Protocol
 
@@ -21,6 +21,8 @@ from gateway.limits import Admission, Lease
 from gateway.meter import Meter, Record
 from gateway.resume import Transcript
 from gateway.routes import Placement, Routes
+from gateway.routes.attempts import Attempts
+from gateway.routes.placement import NO_OUTCOME
 from gateway.shadow import Seen, Shadow
 
 
@@ -112,31 +114,35 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         async with await admitting as lease:  # 400, 429, 503
             record.admitted(lease.at, lease.input)
             transcript = Transcript(call) if route.resumes and call.stream else None
-            placements = parts.routes.placements(
-                route, call, client.headers, caller.key, lease.input(), record.spend, explain=client.explains
+            attempts = parts.routes.attempts(
+                route, call, client.headers, caller.key, lease.input(), explain=client.explains
             )
-            async with aclosing(placements):
-                await _answer(parts, call, placements, Exchange(client, lease, record, transcript))
+            try:
+                await _answer(parts, call, attempts, Exchange(client, lease, record, transcript))
+            finally:
+                attempts.close(record.spend())
             parts.shadow.ended(call, route.name, Seen(*record.seen()))
 
 
-async def _answer(parts: Parts, call: Call, placements: AsyncIterator[Placement], exchange: Exchange) -> None:
+async def _answer(parts: Parts, call: Call, attempts: Attempts, exchange: Exchange) -> None:
     """Try one target after the other, until one has answered, or what has failed cannot be tried again."""
     failed: GatewayError = NoTarget("No target can take the call now.", retry_after=1)
-    resumes = False
-    try:
-        async for placement in placements:  # waits its turn: 400, 429, 503
-            try:
-                return await _attempt(parts, call, placement, exchange)
-            except UpstreamError as error:
-                failed, resumes = error, placement.resumes
-                if not (resumes if exchange.client.started else error.retryable):
-                    break
-    except GatewayError as error:
-        if not resumes:
-            raise
-        raise failed from error  # that its rest could not be asked for is not what broke the stream
-    raise failed  # 502, 503, 504
+    outcome = NO_OUTCOME
+    while True:
+        try:
+            placement = await attempts.next(outcome)  # waits its turn: 400, 429, 503
+        except GatewayError as error:
+            if not outcome.resumes:
+                raise
+            raise failed from error  # that its rest could not be asked for is not what broke the stream
+        if placement is None:
+            raise failed  # 502, 503, 504
+        try:
+            return await _attempt(parts, call, placement, exchange)
+        except UpstreamError as error:
+            failed, outcome = error, placement.outcome
+            if not (outcome.resumes if exchange.client.started else error.retryable):
+                raise
 
 
 async def _attempt(parts: Parts, call: Call, placement: Placement, exchange: Exchange) -> None:

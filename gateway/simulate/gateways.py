@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, Final, cast
 
 from backends.api import Call
 from backends.body import Body
 from gateway.config import RouteSpec, Table, TargetSpec
-from gateway.core.types import KeyRecord, Spent
+from gateway.core.types import KeyRecord
 from gateway.health import Breaker
-from gateway.routes import Builder, Exchange, Placement, Route, Slots
+from gateway.routes import Builder, Exchange, Route, Slots
 from gateway.routes.policies.api import Prompt
 from gateway.routes.policies.registry import Factory
+from gateway.routes.route_attempts import RouteAttempts
 from gateway.store import FRESH_SECONDS, Limits
 
 ROUTE: Final = "simulated"
@@ -76,9 +77,9 @@ class SimulatedGateway:
         )
         self._chance = Random(f"{seed} exchange")  # noqa: S311 - jitter
 
-    def placements(self, prompt: Prompt, spent: Callable[[], Spent]) -> AsyncGenerator[Placement, None]:
-        """As the page asks for them. Raises `QueueFull`, `QueueTimeout`."""
-        return self.route.placements(CALL, prompt, KEY, spent, 1)
+    def attempts(self, prompt: Prompt) -> RouteAttempts:
+        """Of one call, which is tried once."""
+        return RouteAttempts(self.route, CALL, prompt, KEY, 1)
 
     async def exchanges(self, seconds: float) -> None:
         """Exchange each so many seconds, out of step with the others."""

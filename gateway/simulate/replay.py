@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 
 from backends.api import Usage
 from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.types import Spent
 from gateway.faults.engine import TimedEngine, Work
-from gateway.routes import Placement
+from gateway.routes.placement import NO_OUTCOME, Placement
 from gateway.simulate.calls import Call
 from gateway.simulate.gateways import SimulatedGateway
 
@@ -86,27 +85,30 @@ class Replay:
     async def _serve(self, call: Call) -> None:
         came, measured = self._loop.time(), self._loop.time() >= self._skip
         gateway = self._gateways[int(call.draw * len(self._gateways))]
-        spent = Spent(call.prompt.tokens, 0, call.answer)
-        begun = False
+        spent, begun = Spent(), False
+        attempts = gateway.attempts(call.prompt)
         try:
-            async with aclosing(gateway.placements(call.prompt, lambda: spent)) as placements:
-                async for placement in placements:
-                    work, first, last = self._work(call, placement)
+            placement = await attempts.next(NO_OUTCOME)
+            assert placement is not None
+            spent = Spent(call.prompt.tokens, 0, call.answer)
+            try:
+                work, first, last = self._work(call, placement)
+                if measured:
+                    self._placed(placement)
+                try:
+                    await first
+                    begun = True
+                    placement.first_token()
                     if measured:
-                        self._placed(placement)
-                    try:
-                        await first
-                        begun = True
-                        placement.first_token()
-                        if measured:
-                            self.ttft.append((came, self._loop.time() - came))
-                            self.cached.append((came, work.tokens, work.cached or 0))
-                        await last
-                    finally:
-                        if not work.ended:
-                            self._engines[placement.score.index].abort(work)
-                    placement.answered(Usage(work.tokens, work.answer, work.cached))
-                    break
+                        self.ttft.append((came, self._loop.time() - came))
+                        self.cached.append((came, work.tokens, work.cached or 0))
+                    await last
+                finally:
+                    if not work.ended:
+                        self._engines[placement.score.index].abort(work)
+                placement.answered(Usage(work.tokens, work.answer, work.cached))
+            finally:
+                placement.end()
         except (QueueFull, QueueTimeout):
             self.refused += measured
         except asyncio.CancelledError:
@@ -114,6 +116,8 @@ class Replay:
                 self.unfinished += 1
                 self.ttft.append((came, self._loop.time() - came))
             raise
+        finally:
+            attempts.close(spent)
         for following in call.next:
             self._loop.call_later(following.after, self._comes, following)
 

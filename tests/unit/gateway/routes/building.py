@@ -19,6 +19,8 @@ from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
 from gateway.health import Breaker
 from gateway.routes import Builder, Placement, Route, Routes, Slots, Target
+from gateway.routes.attempts import Attempts
+from gateway.routes.placement import NO_OUTCOME
 from gateway.routes.policies import registry
 from gateway.routes.policies.api import Policy, Prompt
 from gateway.store import Limits
@@ -61,6 +63,21 @@ def call(model: str = "r", id: str = "c", **fields: object) -> Call:
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}
     stream = bool(fields.get("stream", True))
     return Call(id, "chat/completions", model, Body(json.dumps(body).encode()), stream=stream)
+
+
+async def tried_in_turn(attempts: Attempts, spent: Callable[[], Spent]) -> AsyncGenerator[Placement, None]:
+    """The attempts as the page makes them; each that is asked for has failed, as its outcome says, unless it is the
+    last. `spent` is asked when the call is over."""
+    outcome = NO_OUTCOME
+    try:
+        while (placement := await attempts.next(outcome)) is not None:
+            try:
+                yield placement
+            finally:
+                placement.end()
+            outcome = placement.outcome
+    finally:
+        attempts.close(spent())
 
 
 class World:
@@ -120,7 +137,7 @@ class World:
         """As the page asks for them."""
         of = of or call()
         route = self.routes.find(of.model, lambda *_: True)
-        return self.routes.placements(route, of, headers or {}, who or key(), tokens, lambda: self.spent)
+        return tried_in_turn(self.routes.attempts(route, of, headers or {}, who or key(), tokens), lambda: self.spent)
 
     async def tried(self, of: Call | None = None, **named: Any) -> list[str]:
         """Where a call goes that fails everywhere."""
@@ -140,7 +157,7 @@ class World:
             assert target.inflight.own == 0, target.name
             assert not target.breaker._trying, target.name  # type: ignore[attr-defined]
         for route in self.routes:
-            assert (route._budget.in_flight, route._budget.retrying) == (0, 0), route.name
+            assert (route.retries.in_flight, route.retries.retrying) == (0, 0), route.name
             assert (route.queue.waiting, route.queue.bytes, route.held.calls) == (0, 0, 0), route.name
 
 

@@ -249,7 +249,7 @@ def test_a_call_is_lost_when_its_target_is_gone(of: World, error: UpstreamError,
     placement = place(of)
     placement.failed(error)
     placement.end()
-    assert placement.lost == lost
+    assert placement.outcome.lost == lost
 
 
 def test_a_slot_is_given_back_once(of: World) -> None:
@@ -281,14 +281,14 @@ def test_a_choice_says_what_the_record_needs(of: World) -> None:
 
 def test_the_client_is_told_which_way_its_call_went(of: World) -> None:
     placement = place(of)
-    placement.tell(2, (b"x-trunkline-config", b"h"))
+    placement.attempt, placement.more_headers = 2, [(b"x-trunkline-config", b"h")]
     assert placement.headers == [
         (b"x-trunkline-target", b"a"),
         (b"x-trunkline-attempts", b"2"),
         (b"x-trunkline-config", b"h"),
     ]
     placement.fallback = "down"
-    placement.tell(1)
+    placement.attempt = 1
     assert placement.headers[-1] == (b"x-trunkline-fallback", b"down")
 
 

@@ -125,7 +125,7 @@ async def test_it_is_no_retry_for_the_budget() -> None:
     for calls, placement in started:
         broken(placement)
         assert await anext(calls, None) is not None
-        assert of.route._budget.retrying == 0
+        assert of.route.retries.retrying == 0
     for calls, _ in started:
         await calls.aclose()
     of.idle()
