@@ -1,5 +1,6 @@
 """From a model name to targets: who can take a call, who will answer it soonest, and what each has to do meanwhile."""
 
+from gateway.routes.attempts import Attempts
 from gateway.routes.builder import Builder
 from gateway.routes.exchange import Exchange
 from gateway.routes.placement import Placement
@@ -8,4 +9,4 @@ from gateway.routes.routing import Routes
 from gateway.routes.slots import Slots
 from gateway.routes.target import Target
 
-__all__ = ["Builder", "Exchange", "Placement", "Route", "Routes", "Slots", "Target"]
+__all__ = ["Attempts", "Builder", "Exchange", "Placement", "Route", "Routes", "Slots", "Target"]

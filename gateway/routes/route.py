@@ -53,6 +53,10 @@ class Route:
         self.held, self.hold = held, hold
         """Calls that wait for targets that are not there; for how long, None: they do not."""
         self.chooser = Chooser(name, tiers, clock)
+        self.tiers, self.targets = self.chooser.tiers, self.chooser.targets
+        """The best first."""
+        self.keyed = any(tier.keyed for tier in tiers)
+        """There is a choice for which a prompt's keys matter."""
         self.others_waiting = 0
         """Calls in other gateways' queues for this route, as they last told."""
         self.slots, self.clock = slots, clock
@@ -62,24 +66,9 @@ class Route:
         self._looking: asyncio.TimerHandle | None = None
 
     @property
-    def tiers(self) -> tuple[Tier, ...]:
-        """The best first."""
-        return self.chooser.tiers
-
-    @property
-    def targets(self) -> list[Target]:
-        """The targets of all tiers, the best first."""
-        return self.chooser.targets
-
-    @property
     def waiting(self) -> int:
         """Calls in its queue."""
         return self.queue.waiting
-
-    @property
-    def keyed(self) -> bool:
-        """There is a choice for which a prompt's keys matter."""
-        return any(tier.keyed for tier in self.tiers)
 
     def measure(self) -> None:
         """Look at the targets' contexts anew."""

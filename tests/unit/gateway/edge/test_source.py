@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.config.table import Bodies
-from gateway.edge.client import AsgiClient, source_of
+from gateway.edge.client import Client, source_of
 from gateway.keys import networks
 
 PROXIES = networks(["10.0.0.0/8", "fd00::/8"])
@@ -62,5 +62,5 @@ def test_a_client_knows_its_source() -> None:
         raise AssertionError
 
     for proxies, source in (((), "10.0.0.1"), (PROXIES, "198.51.100.1")):
-        client = AsgiClient(scope("10.0.0.1", "198.51.100.1"), never, nothing, "embeddings", Bodies(), proxies)
+        client = Client(scope("10.0.0.1", "198.51.100.1"), never, nothing, "embeddings", Bodies(), proxies)
         assert client.source == source

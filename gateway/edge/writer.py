@@ -22,7 +22,7 @@ WHOLE_BYTES_PER_SECOND: Final = 32 * 1024
 """A larger one must be read at this rate, or it would keep its memory for as long as its reader likes."""
 
 
-class Outlet:
+class Writer:
     """Sends an answer. A client that leaves a piece untaken for `seconds` has its connection reset."""
 
     __slots__ = ("_by", "_scope", "_seconds", "_send", "_since", "_task", "_timer", "_too_slow", "ended")
@@ -39,16 +39,19 @@ class Outlet:
         self._by = math.inf
         """When the whole answer must have been taken."""
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-
     async def send(self, data: bytes, *, last: bool, ending: Ending | None = None) -> None:
         """Send a part of the body, or with `last` its end. Raises `ReaderTooSlow`.
 
         `ending` is waited for just before the last piece: a client that has all of its answer finds it done, one that
         reads a large answer slowly does not.
         """
-        if self._timer is None and not (last and len(data) <= AT_ONCE_BYTES):
+        if self._timer is None and last and len(data) <= AT_ONCE_BYTES:
+            if ending is not None:
+                await ending()
+            self.ended = True  # from here on a server may tell of a client that it has left
+            await self._send({"type": "http.response.body", "body": data, "more_body": False})
+            return
+        if self._timer is None:
             self._watch(len(data) if last else None)
         if self._timer is not None and len(data) > PIECE_BYTES:
             end = len(data) - PIECE_BYTES
@@ -62,7 +65,7 @@ class Outlet:
 
     def close(self) -> None:
         """Send nothing more, and let go of the server: it ends the exchange when nobody knows it any more."""
-        self.ended, self._send = True, _nowhere
+        self.ended, self._send = True, nowhere
         if self._timer is not None:
             self._timer.cancel()
             self._timer = self._task = None
@@ -102,5 +105,5 @@ class Outlet:
             reset_soon(ends)
 
 
-async def _nowhere(_: Any) -> None:
+async def nowhere(_: Any) -> None:
     """Where a closed outlet sends to."""
