@@ -28,31 +28,27 @@ SCRAPE_SECONDS, DESCRIBE_SECONDS = 2.0, 5.0
 """How long a target may take to tell its load, and what it is."""
 SLOW_SECONDS: Final = 10.0
 """Until the next look at a target that took longer: many that hang must not take all places."""
-FRESH_SECONDS: Final = 5.0
-"""A load told longer ago says nothing."""
 FACTS_SECONDS, FACTS_RETRY_SECONDS = 60.0, 5.0
 """Until a target is asked again what it is: after it has told, and after it has not."""
 FIELDS: Final = ("context", "models", "version", "loras")
 """In what targets of one route may differ: what `differences` returns some of."""
 
 
-class _Engine:
-    """What is known of one target's engine."""
+class _Looks:
+    """When to look at one target."""
 
     def __init__(self, due: float) -> None:
         self.due = due
         self.looking = False
         self.gauges: Gauges | None = None
-        self.at = 0.0
-        """When it told its load."""
-        self.facts: Facts | None = None
+        """What the last look has seen."""
         self.facts_due = due
 
-    def told(self, gauges: Gauges | None, now: float) -> None:
-        """Take in what a look has seen. A server that came back, or was started anew, may be another by now."""
+    def saw(self, gauges: Gauges | None, now: float) -> None:
+        """A look is over. A server that is back, or was started anew, may be another by now: it is asked what it is."""
         if gauges is not None and (self.gauges is None or _restarted(self.gauges, gauges)):
             self.facts_due = min(self.facts_due, now)
-        self.gauges, self.at = gauges, now
+        self.gauges = gauges
 
 
 class Engines:
@@ -69,11 +65,11 @@ class Engines:
         clock: Callable[[], float],
         every: tuple[float, float] = EVERY_SECONDS,
     ) -> None:
-        """`scrape` and `describe` ask a target; `seen` is told its load after each look, and once None when it is told
-        no longer; `learned` what it is, at first and when that has changed. `clock` is monotonic, in seconds."""
+        """`scrape` and `describe` ask a target; `seen` gets its load after each look, and once None when it is not
+        told any longer; `learned` what it is, each time that it says so. `clock` is monotonic, in seconds."""
         self._scrape, self._describe, self._seen, self._learned = scrape, describe, seen, learned
         self._clock, self._every = clock, every
-        self._engines: dict[str, _Engine] = {}
+        self._engines: dict[str, _Looks] = {}
         self._dues: list[tuple[float, str]] = []
         """When to look at whom, the soonest first; where an engine's own `due` is another by now, it holds."""
         self._looks: set[asyncio.Task[None]] = set()
@@ -104,7 +100,7 @@ class Engines:
             del self._engines[name]
         for name in names:
             if name not in self._engines:
-                self._engines[name] = _Engine(self._clock())
+                self._engines[name] = _Looks(self._clock())
                 self._look_at(name, self._clock())
 
     def recovered(self, name: str) -> None:
@@ -118,17 +114,6 @@ class Engines:
         if (engine := self._engines.get(name)) is not None and not engine.looking:
             self._look_at(name, self._clock())
 
-    def gauges(self, name: str) -> Gauges | None:
-        """The target's load, if it told it within the last 5 s."""
-        engine = self._engines.get(name)
-        fresh = engine is not None and self._clock() - engine.at <= self._slower * FRESH_SECONDS
-        return engine.gauges if engine is not None and fresh else None
-
-    def facts(self, name: str) -> Facts | None:
-        """What the target last said that it is."""
-        engine = self._engines.get(name)
-        return engine.facts if engine else None
-
     async def look(self, name: str) -> None:
         """Ask one target for its load, and when that is due, what it is."""
         engine = self._engines[name]
@@ -136,7 +121,7 @@ class Engines:
         if self._engines.get(name) is not engine:
             return
         before = engine.gauges
-        engine.told(gauges, self._clock())
+        engine.saw(gauges, self._clock())
         if gauges is not None or before is not None:
             self._seen(name, gauges)
         if (due := engine.facts_due) > self._clock():
@@ -144,17 +129,8 @@ class Engines:
         facts = await self._asked(name, "facts", self._describe, DESCRIBE_SECONDS)
         if engine.facts_due == due:  # else it came back meanwhile, and what it told may be old
             engine.facts_due = self._clock() + (FACTS_RETRY_SECONDS if facts is None else FACTS_SECONDS)
-        if facts is not None and facts != engine.facts and self._engines.get(name) is engine:
-            self._learn(name, engine, facts)
-
-    def _learn(self, name: str, engine: _Engine, facts: Facts) -> None:
-        if engine.facts is not None:
-            fields = [
-                field for field in facts.__struct_fields__ if getattr(facts, field) != getattr(engine.facts, field)
-            ]
-            log.warning("target %s has changed: %s", name, ", ".join(fields))
-        engine.facts = facts
-        self._learned(name, facts)
+        if facts is not None and self._engines.get(name) is engine:
+            self._learned(name, facts)
 
     async def _asked(self, name: str, what: str, ask: Callable[[str], Awaitable[T | None]], seconds: float) -> T | None:
         try:
@@ -208,16 +184,16 @@ class Engines:
         task.add_done_callback(over)
 
 
-def differences(told: Iterable[tuple[str, Facts | None]]) -> tuple[str, ...]:
+def differences(facts_of: Iterable[tuple[str, Facts]]) -> tuple[str, ...]:
     """The `FIELDS` in which targets differ that should be alike, each given by its backend and facts.
 
-    What a target does not tell differs from nothing. Names and versions are only compared within one kind of server:
+    What a target does not say differs from nothing. Names and versions are only compared within one kind of server:
     kinds have their own.
     """
     found: dict[str, dict[str, set[object]]] = {field: {} for field in FIELDS}
-    for backend, facts in told:
+    for backend, facts in facts_of:
         for field in FIELDS:
-            value = getattr(facts, field, None)
+            value = getattr(facts, field)
             if value is not None:
                 found[field].setdefault("" if field == "context" else backend, set()).add(value)
     return tuple(field for field in FIELDS if any(len(values) > 1 for values in found[field].values()))

@@ -1,4 +1,4 @@
-"""Whether a target is fit for calls: a breaker fed by their outcomes, and probes for what no call has told yet."""
+"""Whether a target is fit for calls: a breaker fed by their outcomes, and probes for what no call has shown yet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
 log = logging.getLogger("trunkline.health")
@@ -83,35 +83,30 @@ class Breaker:
 
 
 class Prober:
-    """Asks every target's health route now and then; what it learns is a hint for routing and the text of /ready."""
+    """Says when each target is probed: a task for each, which no other can hold up. It keeps nothing of the answers."""
 
-    def __init__(
-        self,
-        targets: Sequence[str],
-        probe: Callable[[str], Awaitable[str]],
-        *,
-        credential: Callable[[str], Awaitable[str]] | None = None,
-        told: Callable[[str, str], None] = lambda name, why: None,
-        recovered: Callable[[str], None] = lambda name: None,
-    ) -> None:
-        """`probe` says why a target cannot serve; empty: it can. `credential` is asked of those that
-        can: at first, when they come back and about once a minute. `told` hears the outcome of each probe, `recovered`
-        of a target that was down and is up again."""
-        self.up: dict[str, bool | None] = dict.fromkeys(targets)
-        self.why: dict[str, str] = {}
-        """Of those that are down."""
-        self._probe, self._credential, self._told, self._recovered = probe, credential, told, recovered
-        self._hurried: dict[str, asyncio.Event] = {}
+    def __init__(self, names: Collection[str], probe: Callable[[str, bool], Awaitable[bool]]) -> None:
+        """`probe` asks a target, and also for its credential if told so, and returns whether it is up. The credential
+        is asked for at first, when the target is back, and about once a minute."""
+        self._probe = probe
+        self._hurried = {name: asyncio.Event() for name in names}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._opened = False
 
+    @property
+    def names(self) -> Collection[str]:
+        """The targets that are probed."""
+        return self._hurried.keys()
+
     def open(self) -> None:
+        """Begin to probe."""
         self._opened = True
-        for name in self.up:
+        for name in self._hurried:
             self._start(name)
 
     async def close(self) -> None:
+        """End; probes that are under way are not waited for."""
         self._opened = False
         for name in list(self._tasks):
             self._stop(name)
@@ -119,14 +114,13 @@ class Prober:
             await asyncio.wait(self._ending)
 
     def replace(self, names: Collection[str], anew: Collection[str] = ()) -> None:
-        """Watch these targets from now on; what is known of those in `anew` is forgotten, they are others by now."""
-        for name in [name for name in self.up if name not in names or name in anew]:
+        """Probe these targets from now on; those in `anew` at once, they are others by now."""
+        for name in [name for name in self._hurried if name not in names or name in anew]:
             self._stop(name)
-            del self.up[name]
-            self.why.pop(name, None)
+            del self._hurried[name]
         for name in names:
-            if name not in self.up:
-                self.up[name] = None
+            if name not in self._hurried:
+                self._hurried[name] = asyncio.Event()
                 if self._opened:
                     self._start(name)
 
@@ -136,11 +130,9 @@ class Prober:
             self._hurried[name].set()
 
     def _start(self, name: str) -> None:
-        self._hurried[name] = asyncio.Event()
         self._tasks[name] = asyncio.create_task(self._watch(name), name=f"probe {name}")
 
     def _stop(self, name: str) -> None:
-        self._hurried.pop(name, None)
         if (task := self._tasks.pop(name, None)) is not None:
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
@@ -148,39 +140,19 @@ class Prober:
 
     async def _watch(self, name: str) -> None:
         rounds, pause, hurried = 0, PROBE_SECONDS[0], self._hurried[name]
-        await asyncio.sleep(random.random() * min(1.0, len(self.up) / SPREAD))  # noqa: S311 # only to spread
+        await asyncio.sleep(random.random() * min(1.0, len(self._hurried) / SPREAD))  # noqa: S311 # only to spread
         while True:
             hurried.clear()
             try:
-                why = await self._ask(name, thorough=rounds == 0)
-            except Exception:  # a bug of ours, or an odd target; its probes go on
+                up = await self._probe(name, rounds == 0)
+            except Exception:  # a bug of ours; its probes go on
                 log.exception("target %s could not be probed", name)
-                why = "cannot be probed"
-            self._learn(name, why)
-            rounds = 0 if why else (rounds + 1) % CREDENTIAL_ROUNDS
-            seconds = pause if why else PROBE_SECONDS[1]
-            pause = min(2 * pause, PROBE_SECONDS[1]) if why else PROBE_SECONDS[0]
-            seconds *= max(1.0, len(self.up) / SPREAD)  # thousands must not take the time that calls need
+                up = False
+            rounds = (rounds + 1) % CREDENTIAL_ROUNDS if up else 0
+            seconds = PROBE_SECONDS[1] if up else pause
+            pause = PROBE_SECONDS[0] if up else min(2 * pause, PROBE_SECONDS[1])
+            seconds *= max(1.0, len(self._hurried) / SPREAD)  # thousands must not take the time that calls need
             seconds *= random.uniform(0.9, 1.1)  # noqa: S311 # only to spread
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await hurried.wait()
-
-    async def _ask(self, name: str, *, thorough: bool) -> str:
-        why = await self._probe(name)
-        if not why and thorough and self._credential is not None:
-            why = await self._credential(name)
-        return why
-
-    def _learn(self, name: str, why: str) -> None:
-        up, before = not why, self.up[name]
-        if up != before or why != self.why.get(name, ""):
-            log.log(logging.INFO if up else logging.WARNING, "target %s is %s", name, "up" if up else f"down: {why}")
-        self.up[name] = up
-        if up:
-            self.why.pop(name, None)
-        else:
-            self.why[name] = why
-        self._told(name, why)
-        if up and before is False:
-            self._recovered(name)

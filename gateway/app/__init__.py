@@ -126,7 +126,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         store,
         metrics.drift,
     )
-    readiness = ops.Readiness(store, fleet.prober)
+    readiness = ops.Readiness(store)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:

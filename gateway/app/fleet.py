@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import msgspec
+from msgspec import structs
 
 from backends.api import Counted, Facts, Gauges, Probed
 from gateway.app.attendant import Attendant
@@ -18,7 +19,7 @@ from gateway.engines import Engines, differences
 from gateway.forward import Forwarder
 from gateway.health import Prober
 from gateway.meter import Metrics
-from gateway.routes import Exchange, Route, Routes
+from gateway.routes import Gossip, Route, Routes, Target
 from gateway.routes.filters import refusal
 from gateway.routes.policies.api import Prompt, ripe
 from gateway.routes.target import UNBOUNDED
@@ -50,14 +51,7 @@ class Fleet:
         self._orders: dict[str, TargetOrder] = {}
         self._orders_at, self._asked = float("-inf"), asyncio.Event()
         self._route_of = _route_of(routes)
-        self._facts: dict[str, Facts] = {}
-        self.prober = Prober(
-            list(routes.targets),
-            self._probe,
-            credential=self._credential,
-            told=self._probed,
-            recovered=lambda name: self.engines.recovered(name),
-        )
+        self.prober = Prober(list(routes.targets), self._probe)
         self.engines = Engines(
             list(routes.targets),
             self._gauges,
@@ -66,9 +60,7 @@ class Fleet:
             learned=self._learned,
             clock=clock.monotonic,
         )
-        self.exchange = Exchange(
-            store.exchange, lambda: self.routes.boards, clock.monotonic, lambda: self.routes.freed()
-        )
+        self.gossip = Gossip(store.exchange, routes, clock.monotonic)
         self.attendant = Attendant(lambda: self.routes, self.prober, self.engines, forwarder, clock.monotonic)
         self._task: asyncio.Task[None] | None = None
         store.watch(self._changed)
@@ -81,7 +73,7 @@ class Fleet:
             await asyncio.sleep(ORDERS_PAUSE)
         self.prober.open()
         self.engines.open()
-        self.exchange.open()
+        self.gossip.open()
         self.attendant.open()
         self._task = asyncio.create_task(self._run(), name="fleet")
 
@@ -90,13 +82,14 @@ class Fleet:
             self._task.cancel()
             await asyncio.wait([self._task])
         await self.attendant.close()
-        await self.exchange.close()
+        await self.gossip.close()
         await self.engines.close()
         await self.prober.close()
 
     def adopt(self, routes: Routes) -> None:
         """Another table is in force: look after its targets from now on."""
         before, self.routes, self._route_of = self.routes, routes, _route_of(routes)
+        self.gossip.routes = routes
         anew = [
             name
             for name, target in routes.targets.items()
@@ -104,8 +97,6 @@ class Fleet:
         ]
         for gone in before.targets.keys() - routes.targets.keys():
             self._forget(gone)
-        for name in (*anew, *(before.targets.keys() - routes.targets.keys())):
-            self._facts.pop(name, None)
         names = list(routes.targets)
         self.prober.replace(names, anew)
         self.engines.replace(names, anew)
@@ -141,15 +132,35 @@ class Fleet:
         text = await self._forwarder.scrape(target.address, target.adapter, target.timeouts)
         return None if text is None else target.adapter.counters(text)
 
-    async def _probe(self, name: str) -> str:
-        target = self.routes.targets[name]
-        if not isinstance(target.adapter, Probed) and (self.attendant.wants(name) or target.up is False):
-            return await self._forwarder.reach(target.address, target.timeouts)  # it has no health route
-        return await self._forwarder.probe(target.address, target.adapter, target.timeouts)
+    async def _probe(self, name: str, thorough: bool) -> bool:
+        """Ask a target, for its credential too if `thorough`, and keep on it what it says; whether it can serve."""
+        try:
+            why = await self._complaint(self.routes.targets[name], thorough)
+        except Exception:  # a bug of ours, or an odd target
+            log.exception("target %s could not be probed", name)
+            why = "cannot be probed"
+        if (target := self.routes.targets.get(name)) is None:
+            return False
+        self._metrics.target_up.labels(name).set(not why)
+        if not why and target.up is False:
+            self.engines.recovered(name)
+        if target.up is None or target.why != why:
+            log.log(logging.WARNING if why else logging.INFO, "target %s is %s", name, f"down: {why}" if why else "up")
+        if target.up is None or target.why != why or target.missed:
+            target.probed(why)
+            self._route_of[name].freed()
+        return not why
 
-    async def _credential(self, name: str) -> str:
-        target = self.routes.targets[name]
-        return await self._forwarder.credential(target.address, target.adapter, target.timeouts)
+    async def _complaint(self, target: Target, thorough: bool) -> str:
+        """Why the target cannot serve; nothing if it can."""
+        forwarder = self._forwarder
+        if not isinstance(target.adapter, Probed) and (self.attendant.wants(target.name) or target.up is False):
+            why = await forwarder.reach(target.address, target.timeouts)  # it has no health route
+        else:
+            why = await forwarder.probe(target.address, target.adapter, target.timeouts)
+        if not why and thorough:
+            why = await forwarder.credential(target.address, target.adapter, target.timeouts)
+        return why
 
     async def _gauges(self, name: str) -> Gauges | None:
         target = self.routes.targets[name]
@@ -158,14 +169,6 @@ class Fleet:
     async def _describe(self, name: str) -> Facts | None:
         target = self.routes.targets[name]
         return await self._forwarder.describe(target.address, target.adapter, target.timeouts)
-
-    def _probed(self, name: str, why: str) -> None:
-        if (target := self.routes.targets.get(name)) is None:
-            return
-        self._metrics.target_up.labels(name).set(not why)
-        if target.up is None or target.why != why or target.missed:
-            target.probed(why)
-            self._route_of[name].freed()
 
     def _seen(self, name: str, gauges: Gauges | None) -> None:
         """An engine has told its load, or tells it no longer."""
@@ -176,8 +179,8 @@ class Fleet:
             target.sleeps(asleep)
         if gauges is None:
             return
-        if gauges.kv_tokens is not None and gauges.kv_tokens != target.told[1]:
-            target.learned(target.told[0], gauges.kv_tokens, target.told[2])
+        if gauges.kv_tokens is not None and gauges.kv_tokens != target.facts.kv_tokens:
+            target.learned(structs.replace(target.facts, kv_tokens=gauges.kv_tokens))
         for gauge, value in (
             (self._metrics.engine_running, gauges.running),
             (self._metrics.engine_waiting, gauges.waiting),
@@ -190,8 +193,12 @@ class Fleet:
         """A target has told what it is."""
         if (target := self.routes.targets.get(name)) is None:
             return
-        self._facts[name] = facts
-        target.learned(facts.context, facts.kv_tokens or target.told[1], facts.prompt)
+        before, facts = target.facts, structs.replace(facts, kv_tokens=facts.kv_tokens or target.facts.kv_tokens)
+        if facts == before:
+            return
+        target.learned(facts)
+        if changed := [field for field in FACTS if getattr(before, field) not in (None, getattr(facts, field))]:
+            log.warning("target %s has changed: %s", name, ", ".join(changed))
         self._compare(self._route_of[name])
 
     def _compare(self, route: Route) -> None:
@@ -199,7 +206,7 @@ class Fleet:
         route.measure()
         differ: set[str] = set()
         for tier in route.tiers:
-            differ.update(differences([(each.spec.backend, self._facts.get(each.name)) for each in tier.targets]))
+            differ.update(differences((each.spec.backend, each.facts) for each in tier.targets))
         for field in FACTS:
             self._metrics.route_drift.labels(route.name, field).set(field in differ)
 
@@ -243,8 +250,8 @@ class Fleet:
             metrics.target_waiting.labels(name).set(target.load.waiting)
             if target.missed:
                 self.prober.hurry(name)
-        heard = self.exchange.read_at
-        metrics.load_age.set(-1 if heard == float("-inf") else self._clock.monotonic() - heard)
+        read_at = self.gossip.read_at
+        metrics.load_age.set(-1 if read_at == float("-inf") else self._clock.monotonic() - read_at)
 
     def _forget(self, name: str) -> None:
         metrics = self._metrics
@@ -267,7 +274,6 @@ class Fleet:
         state: TargetCondition = "unknown" if target.up is None else "up"
         if refused is not None:
             state = refused  # type: ignore[assignment] # but for too_long, which no call of one token is
-        facts = self._facts.get(target.name)
         return TargetState(
             name=target.name,
             route=route.name,
@@ -284,8 +290,8 @@ class Fleet:
             attempts=target.attempts,
             max_inflight=target.max_inflight,
             context=None if target.context == UNBOUNDED else target.context,
-            kv_tokens=target.spec.kv_tokens or target.told[1],
-            version=(facts.version if facts is not None else None) or "",
+            kv_tokens=target.spec.kv_tokens or target.facts.kv_tokens,
+            version=target.facts.version or "",
         )
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from backends import registry
-from backends.api import Call
+from backends.api import Call, Facts
 from backends.body import Body, Malformed
 from gateway.cli.session import command, console
 from gateway.cli.tables import rows
@@ -26,7 +26,7 @@ from gateway.keys import may_use
 from gateway.keys.token import parse
 from gateway.routes import Builder, Routes, Slots, Target
 from gateway.routes.explain import Candidacy
-from gateway.routes.load import Told
+from gateway.routes.load import LoadReport
 from gateway.store import Store, StoreDown
 
 BYTES_PER_TOKEN = 4.0
@@ -142,14 +142,14 @@ def _apply(routes: Routes, said: Sequence[Report]) -> None:
         states = [state for report in said for state in report.targets if state.name == name]
         if not states:
             continue
-        told = [Told(state.prefill, state.waiting, state.running, 0) for state in states]
-        target.load.told({str(number): (each, 0.0) for number, each in enumerate(told)}, time.monotonic())
+        loads = [LoadReport(state.prefill, state.waiting, state.running, 0) for state in states]
+        target.load.apply({str(number): (each, 0.0) for number, each in enumerate(loads)}, time.monotonic())
         _stand(target, states)
 
 
 def _stand(target: Target, states: Sequence[TargetState]) -> None:
     conditions = [state.state for state in states]
-    target.learned(max(state.context or 0 for state in states) or None, None)
+    target.learned(Facts(context=max(state.context or 0 for state in states) or None))
     if all(condition == "down" for condition in conditions):
         target.probed(states[0].why or "down")
     if all(condition == "ejected" for condition in conditions):

@@ -19,10 +19,10 @@ from gateway.core.types import KeyRecord
 from gateway.dataplane import Parts
 from gateway.edge.client import source_of
 from gateway.edge.errors import render
-from gateway.health import Prober
 from gateway.keys import Network, may_use
 from gateway.meter import exposition
 from gateway.meter.metrics import CONTENT_TYPE
+from gateway.routes import Target
 from gateway.store import Store, StoreDown
 
 log = logging.getLogger("trunkline.edge")
@@ -61,22 +61,22 @@ class Ready(Struct):
 class Readiness:
     """Ready once the store has answered, until the gateway is told to end: an outage of Redis is not ours to spread."""
 
-    def __init__(self, store: Store, prober: Prober, config_hash: str = "") -> None:
-        self._store, self._prober = store, prober
+    def __init__(self, store: Store, config_hash: str = "") -> None:
+        self._store = store
         self._seen, self._said = False, "unknown"
         self.draining: Callable[[], bool] = lambda: False
         """Whether the gateway was told to end."""
         self.config, self.config_error = config_hash, ""
 
-    async def look(self) -> Ready:
-        """The state now."""
+    async def look(self, targets: Mapping[str, Target]) -> Ready:
+        """The state now, and that of these targets."""
         draining = self.draining()
         if not draining:
             await self._ask()
         words = {None: "unknown", True: "up", False: "down"}
-        targets = {name: words[up] for name, up in self._prober.up.items()}
+        states = {name: words[target.up] for name, target in targets.items()}
         detail = "draining" if draining else ""
-        return Ready(self._seen and not draining, self._said, targets, self.config, self.config_error, detail)
+        return Ready(self._seen and not draining, self._said, states, self.config, self.config_error, detail)
 
     async def _ask(self) -> None:
         try:
@@ -119,7 +119,7 @@ def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Ne
         summary="Calls can be taken; 503 until the store has answered once, and while draining",
     )
     async def ready() -> Response[Ready]:
-        state = await readiness.look()
+        state = await readiness.look(current().routes.targets)
         return Response(state, status_code=200 if state.ready else 503)
 
     @get("/metrics", tags=["operations"], summary="Metrics in Prometheus' text format", media_type=MediaType.TEXT)

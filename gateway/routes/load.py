@@ -1,4 +1,4 @@
-"""What a target has to do: our own calls, counted as they come and go, and what other gateways say of theirs."""
+"""What a target has to do: our own calls, counted as they come and go, and those that other gateways report."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from msgspec import Struct
 from gateway.store import FRESH_SECONDS
 
 RATE: Final = 8000.0
-"""Prompt tokens a second that a target is assumed to read, only to let what others told grow old (routing rule)."""
+"""Prompt tokens a second that a target is assumed to read, only to let what others reported grow old (routing rule)."""
 STALE_SECONDS: Final = FRESH_SECONDS
-"""A gateway that has told nothing for so long is dead: what it told no longer counts."""
+"""A gateway that has reported nothing for so long is dead: its last report no longer counts."""
 KNOWN_GATEWAYS: Final = 256
 """Workers that are remembered, those that were heard of last."""
 LEAST_CHARGE: Final = 16
 """Tokens; even a prompt that is all in the cache has its question read."""
 
 
-class Told(Struct, frozen=True, array_like=True):
-    """What one gateway says of one target: what it has there now, and all it ever charged."""
+class LoadReport(Struct, frozen=True, array_like=True):
+    """What one gateway has at one target now, and all it ever charged. Gateways of other versions read it."""
 
     prefill: int
     waiting: int
@@ -33,7 +33,7 @@ class Load:
 
     __slots__ = (
         "_known",
-        "_told_at",
+        "_reported_at",
         "charged",
         "clock",
         "freed",
@@ -64,46 +64,46 @@ class Load:
         self.freed: list[Callable[[Load], None]] = []
         """Called when something has ended here: there may be room."""
         self.stirred: list[Callable[[], None]] = []
-        """Called when what others told has changed: there may be no room."""
-        self._told_at = 0.0
+        """Called when what others reported has changed: there may be no room."""
+        self._reported_at = 0.0
         self._known: dict[str, int] = {}
 
     def pending(self, now: float) -> float:
-        """Prefill tokens outstanding at `now`, ours exactly, others' as they must have shrunk since they were told.
+        """Prefill tokens outstanding at `now`, ours exactly, others' as they must have shrunk since they were reported.
 
         A target reads ours and theirs in turn, so their part of its rate is their part of what is pending.
         """
         theirs = self.others_prefill
         if not theirs:
             return self.prefill
-        done = RATE * (now - self._told_at) * theirs / (theirs + max(1, self.prefill))
+        done = RATE * (now - self._reported_at) * theirs / (theirs + max(1, self.prefill))
         return self.prefill + max(0.0, theirs - done)
 
-    def told(self, by_gateway: Mapping[str, tuple[Told, float]], now: float) -> None:
-        """Replace what others told: for each gateway its words and their age in seconds. Old words do not count."""
+    def apply(self, reports: Mapping[str, tuple[LoadReport, float]], now: float) -> None:
+        """Replace what others reported: by gateway its report, and its age in seconds. Old ones do not count."""
         prefill = waiting = running = 0
         age = 0.0
-        for gateway, (told, old) in by_gateway.items():
+        for gateway, (report, old) in reports.items():
             known = self._known.get(gateway)
             if known is not None:
-                self.clock += max(0, told.charged - known)  # a restarted gateway begins at 0
+                self.clock += max(0, report.charged - known)  # a restarted gateway begins at 0
             self._known.pop(gateway, None)
-            self._known[gateway] = told.charged
+            self._known[gateway] = report.charged
             if old <= STALE_SECONDS:
-                prefill += told.prefill
-                waiting += told.waiting
-                running += told.running
-                age += old * told.prefill
+                prefill += report.prefill
+                waiting += report.waiting
+                running += report.running
+                age += old * report.prefill
         while len(self._known) > KNOWN_GATEWAYS:  # one that was only silent goes on where it was
             del self._known[next(iter(self._known))]
         self.others_prefill, self.others_waiting, self.others_running = prefill, waiting, running
         for stirred in self.stirred:
             stirred()
-        self._told_at = now - (age / prefill if prefill else 0.0)
+        self._reported_at = now - (age / prefill if prefill else 0.0)
 
-    def tells(self) -> Told:
-        """What this gateway says of its own part."""
-        return Told(self.prefill, self.waiting, self.running, self.charged)
+    def report(self) -> LoadReport:
+        """This gateway's own part, for the others."""
+        return LoadReport(self.prefill, self.waiting, self.running, self.charged)
 
 
 class Share:

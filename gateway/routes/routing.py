@@ -9,8 +9,8 @@ from gateway.config import Table
 from gateway.core.errors import NoRoute
 from gateway.core.types import KeyRecord, OrderState, TargetOrder
 from gateway.routes.attempts import Attempts
-from gateway.routes.exchange import Board
 from gateway.routes.explain import Candidacy, explained
+from gateway.routes.gossip import RouteGossip
 from gateway.routes.policies.api import Prompt
 from gateway.routes.prompt import read
 from gateway.routes.route import Route
@@ -27,10 +27,10 @@ class Routes:
         self._answer_headers = ((b"x-trunkline-config", config_hash.encode()),)
         self._chains = {name: tuple(self.chain(route)) for name, route in routes.items()}
         self.targets = {target.name: target for route in routes.values() for target in route.targets}
-        self.boards = dict(_boards(routes.values()))
+        self.gossip: Mapping[str, RouteGossip] = dict(_gossip(routes.values()))
         if before is not None:
-            for name, board in self.boards.items():
-                board.inherit(before.boards.get(name))
+            for name, each in self.gossip.items():
+                each.inherit(before.gossip.get(name))
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self._routes.values())
@@ -151,10 +151,10 @@ class Routes:
             route.freed()
 
 
-def _boards(routes: Iterable[Route]) -> Iterator[tuple[str, Board]]:
-    """A board for each route; a server that several routes list is on that of the first."""
+def _gossip(routes: Iterable[Route]) -> Iterator[tuple[str, RouteGossip]]:
+    """By route; the load of a server that several routes list is in the first one's reports."""
     seen: set[str] = set()
     for route in routes:
         loads = {target.address.url: target.load for target in route.targets if target.address.url not in seen}
         seen |= loads.keys()
-        yield route.name, Board(route, loads)
+        yield route.name, RouteGossip(route, loads)

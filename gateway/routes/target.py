@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from backends.api import AnyAdapter
+from backends.api import AnyAdapter, Facts
 from backends.api import Target as Address
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.core.types import OrderState
@@ -94,8 +94,8 @@ class Target:
         self.context, self.kv_tokens = spec.context or UNBOUNDED, spec.kv_tokens or KV_TOKENS
         self.prompt_limit = UNBOUNDED
         """Tokens of a prompt alone, where the server bounds them apart."""
-        self.told: tuple[int | None, int | None, int | None] = None, None, None
-        """What the engine says of the three."""
+        self.facts = Facts()
+        """What its engine says that it is."""
         self.asleep = False
         """The server has put its model away."""
         self.prefill_limit = float(PREFILL_LIMIT)
@@ -119,7 +119,7 @@ class Target:
         self.order, self.order_version = before.order, before.order_version
         self.asleep, self.missed = before.asleep, before.missed
         self.resting, self.resting_until = before.resting, before.resting_until
-        self.learned(*before.told)
+        self.learned(before.facts)
 
     @property
     def resumes(self) -> bool:
@@ -158,14 +158,14 @@ class Target:
         """A call could not reach it."""
         self.missed, self.clear = True, False
 
-    def learned(self, context: int | None, kv_tokens: int | None, prompt: int | None = None) -> None:
-        """What the engine tells of itself; the table goes first."""
-        self.told = context, kv_tokens, prompt
-        self.prompt_limit = prompt or UNBOUNDED
+    def learned(self, facts: Facts) -> None:
+        """What the engine says that it is; the table goes first."""
+        self.facts = facts
+        self.prompt_limit = facts.prompt or UNBOUNDED
         if self.spec.context is None:
-            self.context = context or UNBOUNDED
+            self.context = facts.context or UNBOUNDED
         if self.spec.kv_tokens is None:
-            self.kv_tokens = kv_tokens or KV_TOKENS
+            self.kv_tokens = facts.kv_tokens or KV_TOKENS
 
     def sleeps(self, asleep: bool) -> None:
         """Its server says whether it has put its model away."""

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from gateway.routes.filters import BUSY, NOTHING, Filter, refusal
 from gateway.routes.policies import registry
-from gateway.routes.policies.api import Inherits, Learns, Policy, Prompt, Remembers, Score, Tells
+from gateway.routes.policies.api import Gossips, Inherits, Learns, Policy, Prompt, Remembers, Score
 from gateway.routes.policies.registry import Factory
 from gateway.routes.target import PREFILL_LIMIT, UNBOUNDED, Target
 
@@ -39,7 +39,7 @@ class Tier:
         # Asking a protocol whether an object has it costs more than a choice.
         self._memory = self.policy if isinstance(self.policy, Remembers) and len(self.targets) > 1 else None
         self._learner = self.policy if isinstance(self.policy, Learns) else None
-        self.teller = self.policy if isinstance(self.policy, Tells) else None
+        self.gossips = self.policy if isinstance(self.policy, Gossips) else None
         """The policy, if it has something to tell other gateways."""
         heaviest = max((target.weight for target in targets), default=1.0)
         for target in targets:  # weights are relative

@@ -1,9 +1,10 @@
-"""Simulated gateways: the real routes, queue, policy and exchange, with a board in memory between them."""
+"""Simulated gateways: the real routes, queue, policy and gossip, with boards in memory between them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any, Final, cast
 
@@ -12,7 +13,7 @@ from backends.body import Body
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.core.types import KeyRecord
 from gateway.health import Breaker
-from gateway.routes import Builder, Exchange, Route, Slots
+from gateway.routes import Builder, Gossip, Route, Slots
 from gateway.routes.policies.api import Prompt
 from gateway.routes.policies.registry import Factory
 from gateway.routes.route_attempts import RouteAttempts
@@ -29,17 +30,17 @@ class Boards:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._words: dict[str, tuple[Mapping[str, bytes], float]] = {}
+        self._published: dict[str, tuple[Mapping[str, bytes], float]] = {}
 
     async def exchange(self, gateway: str, mine: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
-        """Write, and read what the others wrote last, with its age."""
+        """Publish, and read what the others published last, with its age."""
         now = self._clock()
-        self._words[gateway] = mine, now
+        self._published[gateway] = mine, now
         return {
             board: {
-                name: (words[board], now - at)
-                for name, (words, at) in self._words.items()
-                if name != gateway and board in words and now - at <= FRESH_SECONDS
+                name: (reports[board], now - at)
+                for name, (reports, at) in self._published.items()
+                if name != gateway and board in reports and now - at <= FRESH_SECONDS
             }
             for board in mine
         }
@@ -72,9 +73,7 @@ class SimulatedGateway:
         route = routes.get(ROUTE)
         assert route is not None
         self.route: Route = route
-        self._exchange = Exchange(
-            lambda mine: boards.exchange(name, mine), lambda: routes.boards, clock, heard=routes.freed
-        )
+        self._gossip = Gossip(partial(boards.exchange, name), routes, clock)
         self._chance = Random(f"{seed} exchange")  # noqa: S311 - jitter
 
     def attempts(self, prompt: Prompt) -> RouteAttempts:
@@ -85,5 +84,5 @@ class SimulatedGateway:
         """Exchange each so many seconds, out of step with the others."""
         await asyncio.sleep(seconds * self._chance.random())
         while True:
-            await self._exchange.once()
+            await self._gossip.once()
             await asyncio.sleep(seconds * self._chance.uniform(0.9, 1.1))

@@ -14,7 +14,7 @@ LEASE_SECONDS = 15.0
 RENEW_SECONDS = 5.0
 
 FRESH_SECONDS = 2.0
-"""How old a word on a board may be: a gateway that has told nothing for longer is taken for dead."""
+"""How old a report on a board may be: a gateway that has published nothing for longer is taken for dead."""
 DEAD_SECONDS = 10.0
 """When words and reports of workers that say nothing more are forgotten."""
 

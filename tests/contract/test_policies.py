@@ -16,8 +16,8 @@ from harness.routing import Gateway, Make, Replica, fleet, key
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.routes.load import Load, Share, Told
-from gateway.routes.policies.api import Inherits, Note, Prompt, Reason, Score, Tells
+from gateway.routes.load import Load, LoadReport, Share
+from gateway.routes.policies.api import Gossips, Inherits, Note, Prompt, Reason, Score
 from gateway.routes.policies.registry import installed, load
 
 NAMES = sorted(installed())
@@ -40,7 +40,7 @@ def replicas(draw: st.DrawFn) -> Replica:
     for tokens in draw(st.lists(st.integers(0, 50_000), max_size=3)):
         Share(load, tokens)
     if draw(st.booleans()):
-        load.told({"a": (Told(draw(st.integers(0, 90_000)), 3, 5, 10**9), draw(st.floats(0, 3)))}, 50.0)
+        load.apply({"a": (LoadReport(draw(st.integers(0, 90_000)), 3, 5, 10**9), draw(st.floats(0, 3)))}, 50.0)
     return Replica(
         "",
         draw(st.floats(0.01, 100)),
@@ -192,7 +192,7 @@ def test_a_reload_that_changes_the_targets_breaks_nothing(make: Make) -> None:
 @EACH
 def test_what_others_say_is_bounded_and_cannot_do_harm(make: Make) -> None:
     gateway = fleet(make, 1, 4)[0]
-    if not isinstance(gateway.policy, Tells):
+    if not isinstance(gateway.policy, Gossips):
         pytest.skip("tells nothing")
     gateway.policy.heard([], gateway.replicas)
     strange = [

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import inf
 
-from gateway.routes.load import Load, Share, Told
-from gateway.routes.policies.api import Learns, Policy, Prompt, Remembers, Score, Tells
+from gateway.routes.load import Load, LoadReport, Share
+from gateway.routes.policies.api import Gossips, Learns, Policy, Prompt, Remembers, Score
 
 Make = Callable[[Sequence[str], int], Policy]
 
@@ -84,12 +84,12 @@ def fleet(make: Make, count: int, names: Sequence[str] | int, **values: float) -
 
 def exchange(gateways: Sequence[Gateway], now: float) -> None:
     """Each tells the others all that it has to tell, and that at once."""
-    told: list[list[Told]] = [[each.load.tells() for each in gateway.replicas] for gateway in gateways]
-    notes = [gateway.policy.notes() if isinstance(gateway.policy, Tells) else [] for gateway in gateways]
+    reports: list[list[LoadReport]] = [[each.load.report() for each in gateway.replicas] for gateway in gateways]
+    notes = [gateway.policy.notes() if isinstance(gateway.policy, Gossips) else [] for gateway in gateways]
     for mine, gateway in enumerate(gateways):
         others = [n for n in range(len(gateways)) if n != mine]
         for index, replica in enumerate(gateway.replicas):
-            replica.load.told({f"g{n}": (told[n][index], 0.0) for n in others}, now)
-        if isinstance(gateway.policy, Tells):
+            replica.load.apply({f"g{n}": (reports[n][index], 0.0) for n in others}, now)
+        if isinstance(gateway.policy, Gossips):
             for n in others:
                 gateway.policy.heard(notes[n], gateway.replicas)

@@ -16,7 +16,7 @@ from soak.fakes import Fake
 from soak.place import Place
 from soak.table import STEADY, WIDE
 
-from gateway.routes.exchange import Word
+from gateway.routes.gossip import GatewayReport
 from gateway.store import LEASE_SECONDS
 
 SETTLE_SECONDS = LEASE_SECONDS + 20.0
@@ -24,7 +24,7 @@ SETTLE_SECONDS = LEASE_SECONDS + 20.0
 GAUGES = ("in_flight", "queue_calls", "held_calls", "target_running", "target_waiting", "settle_pending")
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 STAMP = 8
-"""Bytes before a word on the board: when it was written."""
+"""Bytes before a report on the board: when it was written."""
 
 
 async def leftovers(place: Place) -> dict[str, float]:
@@ -81,14 +81,14 @@ def _running(fake: Fake) -> int:
 
 def _board(place: Place, boots: list[str]) -> int:
     """Calls that living gateways say are at targets or wait."""
-    words: list[Word] = []
+    reports: list[GatewayReport] = []
     with place.redis.raw() as raw:
         for key in raw.keys("{tl}:load:*"):
-            told = {boot.decode(): word for boot, word in raw.hgetall(key).items()}
-            words += [msgspec.msgpack.decode(word[STAMP:], type=Word) for boot, word in told.items() if boot in boots]
-    loads = [load for word in words for load in word.loads.values()]
+            published = {boot.decode(): each for boot, each in raw.hgetall(key).items() if boot.decode() in boots}
+            reports += [msgspec.msgpack.decode(each[STAMP:], type=GatewayReport) for each in published.values()]
+    loads = [load for report in reports for load in report.loads.values()]
     at_targets = sum(load.running + load.waiting + load.prefill for load in loads)
-    return at_targets + sum(word.waiting + sum(word.inflight.values()) for word in words)
+    return at_targets + sum(report.waiting + sum(report.inflight.values()) for report in reports)
 
 
 async def _sweep(place: Place) -> None:

@@ -8,6 +8,7 @@ seed: `make(names, seed)`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
@@ -135,8 +136,8 @@ class Note(Struct, frozen=True, array_like=True):
 
 
 @runtime_checkable
-class Tells(Protocol):
-    """For policies that exchange what they remember with other gateways."""
+class Gossips(Protocol):
+    """For policies that tell the same policy in other gateways what they remember."""
 
     def notes(self) -> list[Note]:
         """What has happened since this was last asked for, at most 32, the newest; older ones are lost."""
@@ -168,3 +169,11 @@ def cheapest(scores: Sequence[Score]) -> Score:
         if score.cost < best.cost:
             best = score
     return best
+
+
+def __getattr__(name: str) -> type:
+    """Names of before, for one release."""
+    if name == "Tells":
+        warnings.warn("gateway.routes.policies.api.Tells is called Gossips now", DeprecationWarning, stacklevel=2)
+        return Gossips
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

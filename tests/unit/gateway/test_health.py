@@ -1,4 +1,4 @@
-"""The breaker: when it ejects, for how long, how a target comes back; and the prober's memory."""
+"""The breaker: when it ejects, for how long, how a target comes back; and when targets are probed."""
 
 from __future__ import annotations
 
@@ -190,74 +190,24 @@ def test_a_recovery_is_told_once_and_only_after_an_ejection(clock: FixedClock) -
     assert told == [True], "and it takes calls by then"
 
 
-async def test_the_prober_remembers_and_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "PROBE_SECONDS", (0.001, 0.001))
-    answers = {"a": [True, False, True], "b": [False, False, False]}
-    seen: dict[str, list[bool | None]] = {"a": [], "b": []}
-    done = asyncio.Event()
-
-    async def probe(name: str) -> str:
-        seen[name].append(prober.up[name])
-        if not answers[name]:
-            done.set()
-            await asyncio.sleep(60)
-        return "" if answers[name].pop(0) else "status 503"
-
-    prober = Prober(["a", "b"], probe)
-    assert prober.up == {"a": None, "b": None}
-    prober.open()
-    await done.wait()
-    await asyncio.sleep(0.05)
-    await prober.close()
-    assert seen == {"a": [None, True, False, True], "b": [None, False, False, False]}
-
-
-async def test_a_probe_that_hangs_does_not_hold_the_others_or_the_end() -> None:
-    asked = asyncio.Event()
-
-    async def probe(name: str) -> str:
-        if name == "hangs":
-            await asyncio.sleep(3600)
-        asked.set()
-        return ""
-
-    prober = Prober(["hangs", "b"], probe)
-    prober.open()
-    await asked.wait()
-    await prober.close()
-    assert prober.up["hangs"] is None
-
-
 class Servers:
-    """What probes and looks at credentials get from the servers of a test, in turn; then they wait for ever."""
+    """What probes get from the servers of a test, in turn; then they wait for ever."""
 
-    def __init__(self, **health: list[str]) -> None:
-        self.health = health
-        self.credentials: dict[str, list[str]] = {name: [] for name in health}
-        self.log: list[tuple[str, ...]] = []
-        self.idle = {name: asyncio.Event() for name in health}
+    def __init__(self, **answers: list[bool]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[str, bool]] = []
+        """Targets, and whether for their credentials too."""
+        self.idle = {name: asyncio.Event() for name in answers}
 
-    async def probe(self, name: str) -> str:
-        if not self.health[name]:
+    async def probe(self, name: str, thorough: bool) -> bool:
+        if not self.answers[name]:
             self.idle[name].set()
             await asyncio.sleep(3600)
-        return self.health[name].pop(0)
+        self.asked.append((name, thorough))
+        return self.answers[name].pop(0)
 
-    async def credential(self, name: str) -> str:
-        self.log.append(("credential", name))
-        return self.credentials[name].pop(0) if self.credentials[name] else ""
-
-    def prober(self, *names: str) -> Prober:
-        return Prober(
-            names,
-            self.probe,
-            credential=self.credential,
-            told=lambda name, why: self.log.append(("told", name, why)),
-            recovered=lambda name: self.log.append(("recovered", name)),
-        )
-
-    def of(self, kind: str) -> list[tuple[str, ...]]:
-        return [entry[1:] for entry in self.log if entry[0] == kind]
+    def of(self, name: str) -> list[bool]:
+        return [thorough for each, thorough in self.asked if each == name]
 
 
 @pytest.fixture
@@ -266,54 +216,72 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_the_prober_says_why_and_tells_of_recoveries() -> None:
-    servers = Servers(a=["unreachable", "status 503", "", "", "timeout"], b=["", ""])
-    prober = servers.prober("a", "b")
+async def test_the_prober_asks_again_and_again() -> None:
+    servers = Servers(a=[True, False, True], b=[False, False, False])
+    prober = Prober(["a", "b"], servers.probe)
     prober.open()
     for idle in servers.idle.values():
         await idle.wait()
-    assert (prober.up, prober.why) == ({"a": False, "b": True}, {"a": "timeout"})
-    assert [why for name, why in servers.of("told") if name == "a"] == ["unreachable", "status 503", "", "", "timeout"]
-    assert servers.of("recovered") == [("a",)], "a target that was never seen down has not recovered"
+    await prober.close()
+    assert servers.answers == {"a": [], "b": []}
+
+
+async def test_a_probe_that_hangs_does_not_hold_the_others_or_the_end() -> None:
+    asked = asyncio.Event()
+
+    async def probe(name: str, thorough: bool) -> bool:
+        if name == "hangs":
+            await asyncio.sleep(3600)
+        asked.set()
+        return True
+
+    prober = Prober(["hangs", "b"], probe)
+    prober.open()
+    await asked.wait()
     await prober.close()
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_well_target_with_a_bad_credential_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_credential_is_asked_for_until_it_is_good_and_then_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(health, "CREDENTIAL_ROUNDS", 3)
-    servers = Servers(a=[""] * 8)
-    servers.credentials["a"] = ["credential refused", "credential refused", "", "", "credential refused"]
-    prober = servers.prober("a")
+    servers = Servers(a=[False, False, True, True, True, True, False, True])
+    prober = Prober(["a"], servers.probe)
     prober.open()
     await servers.idle["a"].wait()
-    bad = "credential refused"
-    # Asked at every probe until it is good, and then at every third.
-    assert [why for _, why in servers.of("told")] == [bad, bad, "", "", "", "", "", ""]
-    assert len(servers.of("credential")) == 4
-    assert servers.of("recovered") == [("a",)]
     await prober.close()
+    assert servers.of("a") == [True, True, True, False, False, True, False, True]
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_target_that_is_down_is_not_asked_about_its_credential() -> None:
-    servers = Servers(a=["unreachable"] * 3)
-    prober = servers.prober("a")
+async def test_a_fault_of_a_probe_does_not_end_the_probes(caplog: pytest.LogCaptureFixture) -> None:
+    asked = 0
+    thrice = asyncio.Event()
+
+    async def probe(name: str, thorough: bool) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            thrice.set()
+        raise RuntimeError(name)
+
+    prober = Prober(["a"], probe)
     prober.open()
-    await servers.idle["a"].wait()
-    assert not servers.of("credential")
+    await thrice.wait()
     await prober.close()
+    assert "target a could not be probed" in caplog.text
 
 
-@pytest.mark.usefixtures("hasty")
 async def test_a_hurried_probe_does_not_wait_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "PROBE_SECONDS", (60.0, 60.0))
     asked: list[str] = []
     answer = asyncio.Event()
 
-    async def probe(name: str) -> str:
+    async def probe(name: str, thorough: bool) -> bool:
         asked.append(name)
         await answer.wait()
-        return ""
+        return True
 
     prober = Prober(["a", "b"], probe)
     prober.hurry("a")
@@ -337,31 +305,26 @@ async def test_a_hurried_probe_does_not_wait_for_its_time(monkeypatch: pytest.Mo
 
 
 async def test_targets_come_and_go_while_the_prober_runs() -> None:
-    servers = Servers(a=["", ""], b=["status 500"], c=[""])
-    prober = servers.prober("a", "b")
+    servers = Servers(a=[True, True], b=[False], c=[True])
+    prober = Prober(["a", "b"], servers.probe)
     prober.open()
-    await servers.idle["a"].wait()
     await servers.idle["b"].wait()
-    before = prober.up
     prober.replace(["a", "c"])
-    assert prober.up is before and prober.up == {"a": True, "c": None} and not prober.why
+    assert list(prober.names) == ["a", "c"]
     await servers.idle["c"].wait()
-    assert prober.up == {"a": True, "c": True}
-    servers.health["a"] = ["unreachable"]
+    servers.answers["a"] = [False]
     servers.idle["a"].clear()
     prober.replace(["a", "c"], anew=["a"])
-    assert prober.up["a"] is None, "another server under the same name"
     await servers.idle["a"].wait()
-    assert prober.up == {"a": False, "c": True}
-    assert not servers.of("recovered")
+    assert servers.of("a")[-1], "another server under the same name: its credential is asked for"
     await prober.close()
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("probe ")]
 
 
 async def test_a_prober_that_is_not_open_asks_nobody() -> None:
-    servers = Servers(a=[""])
-    prober = servers.prober()
+    servers = Servers(a=[True])
+    prober = Prober([], servers.probe)
     prober.replace(["a"])
     await asyncio.sleep(0)
-    assert prober.up == {"a": None} and not servers.log
+    assert list(prober.names) == ["a"] and not servers.asked
     await prober.close()

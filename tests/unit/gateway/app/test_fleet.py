@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import pytest
 from unit.gateway.app.servers import LoopClock, Servers, threadless
 from unit.gateway.routes.building import World, call, one, table, targets, virtual
 
@@ -257,3 +259,27 @@ async def test_what_is_told_of_a_target_that_is_gone_is_nobodys_fault(tmp_path: 
         of.fleet.recovered("a")
         of.fleet.recovered("b")
         assert of.of["b"].since == of.clock.monotonic()
+
+
+@virtual
+async def test_a_target_that_is_back_is_asked_what_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be another by now: what has changed is in the log, by the names of the fields."""
+    caplog.set_level(logging.INFO)
+    made = Bench(one("a", "b"), tmp_path, "a", "b")
+    made.servers.facts("a", 1000)
+    await made.fleet.open()
+    await asyncio.sleep(0.5)
+    made.servers.answers["a"]["/health"] = 503
+    await asyncio.sleep(6)
+    made.servers.facts("a", 2000, "0.12")
+    made.servers.answers["a"]["/health"] = 200
+    await asyncio.sleep(9)
+    assert (made.of["a"].context, made.state("a").version) == (2000, "0.12")
+    said = [record.getMessage() for record in caplog.records if "target a" in record.getMessage()]
+    assert said == [
+        "target a is up",
+        "target a is down: status 503",
+        "target a is up",
+        "target a has changed: context, version",
+    ]
+    await made.fleet.close()

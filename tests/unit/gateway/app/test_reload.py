@@ -69,7 +69,7 @@ class Bench:
         parts.routes.open()
         self.plane = DataPlane(parts, first.table.bodies, None)
         self.fleet = Fleet(parts.routes, store, self.forwarder, self.metrics, clock, "g")
-        self.readiness = Readiness(store, self.fleet.prober)
+        self.readiness = Readiness(store)
         self.objected: list[str] = []
         self.unmirrored = False
         self.reloader = Reloader(
@@ -102,7 +102,7 @@ class Bench:
             self.plane.parts,
             self.plane._bodies,
             self.fleet.routes,
-            list(self.fleet.prober.up),
+            list(self.fleet.prober.names),
             self.admission._rules,
             self.forwarder.answer_limit,
             self.shadow.mirrors,
@@ -121,7 +121,7 @@ async def test_a_new_table_is_in_force_in_all_parts(tmp_path: Path) -> None:
     await bench.apply(NEW)
     parts, new = bench.plane.parts, loaded(NEW).table
     assert parts is not before and [route.name for route in parts.routes] == ["r", "s"]
-    assert bench.fleet.routes is parts.routes and list(bench.fleet.prober.up) == ["b", "c"]
+    assert bench.fleet.routes is parts.routes and list(bench.fleet.prober.names) == ["b", "c"]
     assert bench.plane._bodies == new.bodies and bench.forwarder.answer_limit == 2**20
     assert bench.admission._rules == rules(new)
     assert list(bench.shadow.mirrors) == ["s"] and bench.shadow.mirrors["s"].share == 0.5

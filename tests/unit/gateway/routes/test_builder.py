@@ -11,6 +11,7 @@ from harness.routing import key as hashed
 from harness.virtual_time import settle
 from unit.gateway.routes.building import PROMPT, World, call, eject, one, table, targets, virtual
 
+from backends.api import Facts
 from gateway.config import parse_table
 from gateway.routes import Placement
 from gateway.routes.load import Share
@@ -23,7 +24,7 @@ def test_the_same_server_goes_on_as_it_was() -> None:
     share = Share(a.load, 500)
     eject(a)
     a.probed("away")
-    a.learned(4096, 50_000)
+    a.learned(Facts(context=4096, kv_tokens=50_000))
     a.attempts = 7
     before = of.reload(one(targets=[*targets("a", weight=3, max_inflight=9), *targets("b")], timeouts={"idle": "1s"}))
     new = of["a"]
@@ -47,10 +48,10 @@ def test_another_server_under_the_same_name_is_a_new_target(change: dict[str, st
     of = World(one("a", "b"))
     a = of["a"]
     eject(a)
-    a.learned(4096, None)
+    a.learned(Facts(context=4096))
     of.reload(one(targets=[{**targets("a")[0], **change}, *targets("b")]))
     new = of["a"]
-    assert new.breaker is not a.breaker and new.breaker.closed and new.told[0] is None
+    assert new.breaker is not a.breaker and new.breaker.closed and new.facts == Facts()
     assert new.since == of.clock()
     assert (new.load is a.load) == ("url" not in change), "the load is the server's"
 
@@ -87,23 +88,23 @@ def test_notes_go_on_being_counted() -> None:
     """Else others would take old ones for new, or new ones for old."""
     of = World(one("a", "b", policy="home-cost"))
 
-    def noted(number: int) -> tuple[bytes | None, bytes | None]:
+    def noted(number: int) -> bytes | None:
         tier = of.route.tiers[0]
         placement = Placement(tier, Score(0, 0.0, reason="spill"), Prompt(100, hashed("c", number), follow_up=True))
         placement.begin()
         placement.end()
-        return of.routes.boards["r"].word(of.clock()), None
+        return of.routes.gossip["r"].publish(of.clock())
 
-    first, _ = noted(1)
+    first = noted(1)
     of.reload(one("a", "b", policy="home-cost"))
-    second, _ = noted(2)
+    second = noted(2)
     heard = World(one("a", "b", policy="home-cost"))
     told: list[int] = []
     policy = heard.route.tiers[0].policy
     policy.heard = lambda notes, targets: told.extend(note.key for note in notes)  # type: ignore[attr-defined]
-    for word in (first, second):
-        assert word is not None
-        heard.routes.boards["r"].read({"g": (word, 0.0)}, heard.clock())
+    for report in (first, second):
+        assert report is not None
+        heard.routes.gossip["r"].apply({"g": (report, 0.0)}, heard.clock())
     assert told == [hashed("c", 1), hashed("c", 2)]
 
 
@@ -190,7 +191,7 @@ async def test_a_removed_target_ends_its_calls_and_gets_no_more() -> None:
         placement.answered(None)
         await calls.aclose()
     assert gone.load.running == 0 and not gone.load.freed
-    assert "http://a" not in of.routes.boards["r"].loads
+    assert "http://a" not in of.routes.gossip["r"].loads
     of.idle()
 
 
@@ -206,7 +207,7 @@ async def test_what_happens_while_a_large_table_is_built_is_not_lost() -> None:
         before.targets["a1"].probed("away")
         before.targets["a2"].ordered("drained", 3)
         before.targets["a3"].sleeps(True)
-        before.targets["a4"].learned(4096, None)
+        before.targets["a4"].learned(Facts(context=4096))
         before.targets["a5"].attempts += 1
     of.routes = await building
     of.routes.open(before)
@@ -228,8 +229,8 @@ def test_a_build_that_fails_changes_nothing() -> None:
 
     def state() -> object:
         return (
-            [(t.name, t.order, t.up, t.since, t.attempts, t.resting_until, t.told) for t in of.routes.targets.values()],
-            [(len(t.load.freed), t.load.tells(), t.load.clock) for t in of.routes.targets.values()],
+            [(t.name, t.order, t.up, t.since, t.attempts, t.resting_until, t.facts) for t in tier.targets],
+            [(len(t.load.freed), t.load.report(), t.load.clock) for t in of.routes.targets.values()],
             tier.policy.score(prompt, tier.targets, [0, 1], of.clock()),
             tier.usable(PROMPT, of.clock()),
         )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from unit.gateway.routes.building import World, call, eject, key, one, table, targets, virtual
 
 from gateway.routes.explain import Candidacy, explained
-from gateway.routes.load import Share, Told
+from gateway.routes.load import LoadReport, Share
 from gateway.routes.policies.registry import installed
 
 POLICIES = sorted(installed())
@@ -34,7 +34,7 @@ def test_each_target_of_each_tier_and_route_is_told_of() -> None:
     )
     of["a"].ordered("drained", 1)
     Share(of["b"].load, 500)
-    of["b"].load.told({"g": (Told(100, 1, 4, 100), 0.0)}, of.clock())
+    of["b"].load.apply({"g": (LoadReport(100, 1, 4, 100), 0.0)}, of.clock())
     found = explain(of)
     assert [(each.route, each.tier, each.target) for each in found] == [
         ("r", 0, "a"),

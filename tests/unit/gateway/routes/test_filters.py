@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.gateway.routes.building import PROMPT, World, eject, one, table, targets
 
+from backends.api import Facts
 from gateway.core.errors import UpstreamFailed
 from gateway.routes import Placement, Target
 from gateway.routes.filters import BUSY, DOWN, EJECTED, FILTERS, LENIENCES, refusal
-from gateway.routes.load import Share, Told
+from gateway.routes.load import LoadReport, Share
 from gateway.routes.policies.api import Prompt, Score
 
 State = Callable[[Target], object]
@@ -22,7 +23,7 @@ STATES: dict[str, State] = {
     "drained": lambda t: t.ordered("drained", 1),
     "ejected": lambda t: eject(t),
     "down": lambda t: t.probed("away"),
-    "too_long": lambda t: t.learned(100, None),
+    "too_long": lambda t: t.learned(Facts(context=100)),
     "resting": lambda t: t.rest(10.0),
     "full": lambda t: fill(t),
 }
@@ -89,13 +90,13 @@ def test_what_is_overlooked_is_not_said(a: Target, why: str) -> None:
 
 
 def test_a_call_that_fits_exactly_fits(a: Target) -> None:
-    a.learned(100, None)
+    a.learned(Facts(context=100))
     assert refusal(Prompt(90, context=100), a, 0.0) is None
     assert refusal(Prompt(90, context=101), a, 0.0) == "too_long"
 
 
 def test_a_bound_of_the_prompt_alone_counts_too(a: Target) -> None:
-    a.learned(1000, None, 100)
+    a.learned(Facts(context=1000, prompt=100))
     assert refusal(Prompt(100, context=900, alone=100), a, 0.0) is None
     assert refusal(Prompt(101, context=900, alone=101), a, 0.0) == "too_long"
     assert refusal(Prompt(5000), a, 0.0) is None, "many prompts, each with a context of its own"
@@ -141,7 +142,7 @@ def test_calls_alone_fill_no_target_without_a_bound(a: Target) -> None:
     """An engine queues what it has no place for: that it is behind only its outstanding prompts tell."""
     for _ in range(1000):
         Share(a.load, 16).first_token()
-    a.load.told({"g": (Told(0, 0, 1000, 0), 0.0)}, 0.0)
+    a.load.apply({"g": (LoadReport(0, 0, 1000, 0), 0.0)}, 0.0)
     assert refusal(PROMPT, a, 0.0) is None
 
 
@@ -170,7 +171,7 @@ def test_a_target_is_full_that_has_too_much_to_read(a: Target) -> None:
     now = a._clock()
     share = Share(a.load, 479_999)
     assert refusal(PROMPT, a, now) is None
-    a.load.told({"g": (Told(1, 1, 1, 1), 0.0)}, now)
+    a.load.apply({"g": (LoadReport(1, 1, 1, 1), 0.0)}, now)
     assert refusal(PROMPT, a, now) == "full", "what other gateways sent counts"
     assert refusal(PROMPT, a, now + 1.0) is None, "by now it has read some"
     share.first_token()
@@ -199,9 +200,9 @@ CHANGES: dict[str, State] = {
     "asleep": lambda t: t.sleeps(True),
     "up": lambda t: t.probed(""),
     "open": lambda t: t.ordered("open", 2),
-    "others": lambda t: t.load.told({"g": (Told(10**9, 9, 9, 10**9), 0.0)}, t._clock()),
-    "no others": lambda t: t.load.told({}, t._clock()),
-    "a bound of prompts": lambda t: t.learned(None, None, 5),
+    "others": lambda t: t.load.apply({"g": (LoadReport(10**9, 9, 9, 10**9), 0.0)}, t._clock()),
+    "no others": lambda t: t.load.apply({}, t._clock()),
+    "a bound of prompts": lambda t: t.learned(Facts(prompt=5)),
     "healed": lambda t: t.breaker.succeeded(),
     "nothing": lambda t: None,
 }

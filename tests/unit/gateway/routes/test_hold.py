@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from unit.gateway.routes.building import World, call, eject, key, one, table, targets, virtual
 
+from backends.api import Facts
 from gateway.core.errors import Disconnected, NoTarget, Unreachable, UpstreamBusy, UpstreamError, UpstreamFailed
 from gateway.routes import Placement
 from gateway.routes.hold import Hold
@@ -204,7 +205,7 @@ async def test_a_route_that_stands_in_is_waited_for_too() -> None:
 async def test_what_waiting_cannot_help_is_not_held() -> None:
     of = holding("a", "b")
     of["a"].ordered("drained", 1)
-    of["b"].learned(100, None)
+    of["b"].learned(Facts(context=100))
     down(of, "b")
     with pytest.raises(NoTarget):
         await answered(of, fields={"max_tokens": 95, "messages": []}, tokens=40)

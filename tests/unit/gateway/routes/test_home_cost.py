@@ -6,7 +6,7 @@ import pytest
 from harness.routing import Gateway, Replica, key
 from unit.gateway.routes.asking import HOME_COST, by_place, first, follow, gateway, grouped, home, others, spilled
 
-from gateway.routes.load import Share, Told
+from gateway.routes.load import LoadReport, Share
 from gateway.routes.policies.api import Prompt
 
 
@@ -33,7 +33,7 @@ def test_kappa_grows_with_the_queue_and_is_capped() -> None:
     for own, told, kappa in ((0, 0, 2), (4, 0, 3), (4, 4, 4), (0, 20, 7), (0, 28, 8), (400, 400, 8)):
         asked = gateway()
         asked.replicas[0].load.waiting = own
-        asked.replicas[1].load.told({"a": (Told(0, told, told, 0), 0.0)}, 0.0)
+        asked.replicas[1].load.apply({"a": (LoadReport(0, told, told, 0), 0.0)}, 0.0)
         scores, at = by_place(asked, follow(1)), home(asked, follow(1))
         assert scores[others(asked, at)[0]].cost - scores[at].cost == pytest.approx(kappa * 0.7 * 1000)
         hoped, at = by_place(asked, first(1)), home(asked, first(1))
@@ -146,17 +146,17 @@ def test_warmth_ends_when_as_many_tokens_as_the_cache_holds_were_sent_since() ->
 def test_tokens_that_others_send_cool_a_target_too() -> None:
     asked, away = warmed()
     replica = asked.replicas[away]
-    replica.load.told({"a": (Told(0, 0, 0, 50), 0.0)}, 0.0)
-    replica.load.told({"a": (Told(0, 0, 0, 50 + replica.kv_tokens), 0.0)}, 0.2)
+    replica.load.apply({"a": (LoadReport(0, 0, 0, 50), 0.0)}, 0.0)
+    replica.load.apply({"a": (LoadReport(0, 0, 0, 50 + replica.kv_tokens), 0.0)}, 0.2)
     assert by_place(asked, grouped("g", "next"))[away].reason == "spill"
 
 
 def test_a_restarted_gateway_makes_nothing_fresh_again() -> None:
     asked, away = warmed()
     replica = asked.replicas[away]
-    replica.load.told({"a": (Told(0, 0, 0, 0), 0.0)}, 0.0)
-    replica.load.told({"a": (Told(0, 0, 0, replica.kv_tokens), 0.0)}, 0.2)
-    replica.load.told({"a": (Told(0, 0, 0, 0), 0.0)}, 0.4)
+    replica.load.apply({"a": (LoadReport(0, 0, 0, 0), 0.0)}, 0.0)
+    replica.load.apply({"a": (LoadReport(0, 0, 0, replica.kv_tokens), 0.0)}, 0.2)
+    replica.load.apply({"a": (LoadReport(0, 0, 0, 0), 0.0)}, 0.4)
     assert by_place(asked, grouped("g", "next"))[away].reason == "spill"
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.gateway.routes.reference import Choice, Reference
 
-from gateway.routes.load import Told
+from gateway.routes.load import LoadReport
 from gateway.routes.policies.api import Note, Prompt, Score
 from gateway.routes.policies.registry import load
 
@@ -67,8 +67,8 @@ class Both:
     def exchange(self, notes: Sequence[Note], now: float) -> None:
         for replica in self.replicas:
             self.charged += self.chance.randrange(3000)
-            told = Told(self.chance.randrange(20_000), self.chance.randrange(6), 7, self.charged)
-            replica.load.told({"other": (told, self.chance.random())}, now)
+            told = LoadReport(self.chance.randrange(20_000), self.chance.randrange(6), 7, self.charged)
+            replica.load.apply({"other": (told, self.chance.random())}, now)
         self.gateway.policy.heard(notes, self.replicas)  # type: ignore[attr-defined]
         self.page.heard(notes, self.replicas)
         assert self.gateway.policy.notes() == self.page.notes()  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from harness.routing import Gateway, Replica, exchange, fleet
 
-from gateway.routes.load import Share, Told
+from gateway.routes.load import LoadReport, Share
 from gateway.routes.policies.api import Prompt
 from gateway.routes.policies.registry import load
 
@@ -55,7 +55,7 @@ def test_a_heavier_target_reads_faster() -> None:
 
 def test_others_calls_count_and_grow_old() -> None:
     asked = loaded(1000, 0)
-    asked.replicas[1].load.told({"a": (Told(6000, 2, 2, 6000), 0.0)}, 0.0)
+    asked.replicas[1].load.apply({"a": (LoadReport(6000, 2, 2, 6000), 0.0)}, 0.0)
     assert asked.serve(CALL, 0.0).score.index == 0
     assert asked.serve(CALL, 0.7).score.index == 1, "6000 less 0.7 s at 8000 tokens a second"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.routes.load import LEAST_CHARGE, RATE, STALE_SECONDS, Load, Share, Told
+from gateway.routes.load import LEAST_CHARGE, RATE, STALE_SECONDS, Load, LoadReport, Share
 
 STEPS = st.sampled_from(["first_token", "end"])
 
@@ -92,17 +92,17 @@ async def test_a_storm_of_calls_that_end_in_every_way_leaves_nothing() -> None:
     assert min(load.charged for load in loads) > 0
 
 
-def told(**others: tuple[int, int, int, int, float]) -> dict[str, tuple[Told, float]]:
-    return {name: (Told(*words[:4]), words[4]) for name, words in others.items()}
+def told(**others: tuple[int, int, int, int, float]) -> dict[str, tuple[LoadReport, float]]:
+    return {name: (LoadReport(*words[:4]), words[4]) for name, words in others.items()}
 
 
 def test_what_others_tell_is_summed_and_replaced() -> None:
     load = Load()
-    load.told(told(a=(100, 1, 2, 100, 0.0), b=(300, 3, 5, 300, 0.0)), 10.0)
+    load.apply(told(a=(100, 1, 2, 100, 0.0), b=(300, 3, 5, 300, 0.0)), 10.0)
     assert (load.others_prefill, load.others_waiting, load.others_running) == (400, 4, 7)
-    load.told(told(a=(50, 1, 1, 150, 0.0)), 10.2)
+    load.apply(told(a=(50, 1, 1, 150, 0.0)), 10.2)
     assert (load.others_prefill, load.others_waiting, load.others_running) == (50, 1, 1)
-    load.told({}, 10.4)
+    load.apply({}, 10.4)
     assert (load.others_prefill, load.others_waiting, load.others_running) == (0, 0, 0)
     assert load.pending(10.4) == 0
 
@@ -117,13 +117,13 @@ def test_pending_is_as_the_rule_has_it(own: int, others: int, age: float, later:
     load = Load()
     if own:
         Share(load, own)
-    load.told(told(a=(others, 1, 1, others, age)), 100.0)
+    load.apply(told(a=(others, 1, 1, others, age)), 100.0)
     assert load.pending(100.0 + later) == pytest.approx(page(load.prefill, others, age + later), abs=1e-3)
 
 
 def test_the_rate_is_that_of_the_rule() -> None:
     load = Load()
-    load.told(told(a=(10_000, 1, 1, 10_000, 0.0)), 0.0)
+    load.apply(told(a=(10_000, 1, 1, 10_000, 0.0)), 0.0)
     assert load.pending(0.5) == pytest.approx(10_000 - 8000 * 0.5, abs=1)
     assert load.pending(60.0) == 0, "never less than nothing"
     Share(load, 30_000)
@@ -137,7 +137,7 @@ def test_words_of_different_ages_each_lose_what_their_age_says(others: list[tupl
     load = Load()
     if own:
         Share(load, own)
-    load.told({f"g{n}": (Told(tokens, 1, 1, tokens), age) for n, (tokens, age) in enumerate(others)}, 50.0)
+    load.apply({f"g{n}": (LoadReport(tokens, 1, 1, tokens), age) for n, (tokens, age) in enumerate(others)}, 50.0)
     total = sum(tokens for tokens, _ in others)
     lost = sum(RATE * age * tokens / (total + max(1, load.prefill)) for tokens, age in others)
     assert load.pending(50.0) == pytest.approx(load.prefill + max(0.0, total - lost), rel=1e-6, abs=1e-3)
@@ -145,9 +145,9 @@ def test_words_of_different_ages_each_lose_what_their_age_says(others: list[tupl
 
 def test_a_dead_gateways_words_expire() -> None:
     load = Load()
-    load.told(told(dead=(500, 2, 3, 500, 1.9), live=(80, 1, 1, 80, 0.1)), 0.0)
+    load.apply(told(dead=(500, 2, 3, 500, 1.9), live=(80, 1, 1, 80, 0.1)), 0.0)
     assert (load.others_prefill, load.others_waiting, load.others_running) == (580, 3, 4)
-    load.told(told(dead=(500, 2, 3, 500, 2.1), live=(80, 1, 1, 80, 0.1)), 0.2)
+    load.apply(told(dead=(500, 2, 3, 500, 2.1), live=(80, 1, 1, 80, 0.1)), 0.2)
     assert (load.others_prefill, load.others_waiting, load.others_running) == (80, 1, 1)
     assert STALE_SECONDS == 2.0
     assert load.pending(0.2) <= 80
@@ -155,23 +155,23 @@ def test_a_dead_gateways_words_expire() -> None:
 
 def test_the_clock_counts_own_charges_and_the_rises_of_others() -> None:
     load = Load()
-    load.told(told(a=(0, 0, 0, 1000, 0.0)), 0.0)
+    load.apply(told(a=(0, 0, 0, 1000, 0.0)), 0.0)
     first = load.clock
-    load.told(told(a=(0, 0, 0, 1400, 0.0)), 0.2)
+    load.apply(told(a=(0, 0, 0, 1400, 0.0)), 0.2)
     assert load.clock == first + 400
     Share(load, 250)
     assert load.clock == first + 650
-    load.told(told(a=(0, 0, 0, 1400, 0.0)), 0.4)
+    load.apply(told(a=(0, 0, 0, 1400, 0.0)), 0.4)
     assert load.clock == first + 650, "told twice, counted once"
 
 
 def test_a_gateway_that_restarts_turns_no_clock_back() -> None:
     load = Load()
-    load.told(told(a=(0, 0, 0, 90_000, 0.0)), 0.0)
+    load.apply(told(a=(0, 0, 0, 90_000, 0.0)), 0.0)
     before = load.clock
-    load.told(told(a=(0, 0, 0, 0, 0.0)), 0.2)
+    load.apply(told(a=(0, 0, 0, 0, 0.0)), 0.2)
     assert load.clock == before
-    load.told(told(a=(0, 0, 0, 700, 0.0)), 0.4)
+    load.apply(told(a=(0, 0, 0, 700, 0.0)), 0.4)
     assert load.clock == before + 700, "what it charges after its restart counts at once"
 
 
@@ -179,7 +179,7 @@ def test_a_gateway_that_restarts_turns_no_clock_back() -> None:
 def test_the_clock_never_falls(rounds: list[dict[str, int]], own: int) -> None:
     load, before = Load(), 0
     for now, words in enumerate(rounds):
-        load.told({name: (Told(0, 0, 0, total), 0.0) for name, total in words.items()}, float(now))
+        load.apply({name: (LoadReport(0, 0, 0, total), 0.0) for name, total in words.items()}, float(now))
         Share(load, own).end()
         assert load.clock >= before + max(LEAST_CHARGE, own)
         before = load.clock
@@ -209,25 +209,25 @@ def test_others_hear_of_what_was_read() -> None:
     """A gateway tells all it ever charged: a miss here ages the cache there, too."""
     here, there = Load(), Load()
     share = Share(here, 100)
-    there.told({"here": (here.tells(), 0.0)}, 0.0)
+    there.apply({"here": (here.report(), 0.0)}, 0.0)
     share.read(5000)
-    there.told({"here": (here.tells(), 0.0)}, 0.2)
+    there.apply({"here": (here.report(), 0.0)}, 0.2)
     assert (here.clock, there.clock, there.others_prefill) == (5000, 4900, 100)
 
 
 def test_what_is_told_is_our_own_part_alone() -> None:
     load = Load()
-    load.told(told(a=(500, 2, 3, 500, 0.0)), 0.0)
+    load.apply(told(a=(500, 2, 3, 500, 0.0)), 0.0)
     share = Share(load, 120)
     Share(load, 30).first_token()
-    assert load.tells() == Told(120, 1, 2, 150)
+    assert load.report() == LoadReport(120, 1, 2, 150)
     share.end()
-    assert load.tells() == Told(0, 0, 1, 150)
+    assert load.report() == LoadReport(0, 0, 1, 150)
 
 
 def test_what_is_kept_of_gateways_that_come_and_go_is_bounded() -> None:
     """Each restart is a new name."""
     load = Load()
     for n in range(3000):
-        load.told({f"gateway-{n}": (Told(1, 1, 1, 1), 0.0)}, float(n))
+        load.apply({f"gateway-{n}": (LoadReport(1, 1, 1, 1), 0.0)}, float(n))
     assert len(load._known) <= 1024

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.gateway.routes.building import PROMPT, World, eject, one, targets, virtual
 
+from backends.api import Facts
 from gateway.core.errors import NoTarget, Unreachable, UpstreamFailed
 from gateway.routes.budget import RETRY_FLOOR, RetryBudget
 from gateway.routes.load import Share
@@ -106,7 +107,7 @@ async def test_a_fallback_says_what_most_of_the_better_targets_lack(states: list
         elif state == "resting":
             of[name].rest(1.0)
         elif state == "short":
-            of[name].learned(5, None)
+            of[name].learned(Facts(context=5))
     calls, placement = await of.first()
     assert (placement.target.name, placement.fallback) == ("d", why)
     await calls.aclose()

@@ -9,9 +9,10 @@ import pytest
 from harness.virtual_time import settle
 from unit.gateway.routes.building import World, call, key, one, targets, tried_in_turn, virtual
 
+from backends.api import Facts
 from gateway.core.errors import ContextTooLong, QueueFull, QueueTimeout, Unreachable, UpstreamBusy
 from gateway.core.types import Spent
-from gateway.routes.load import Told
+from gateway.routes.load import LoadReport
 
 
 @virtual
@@ -47,8 +48,8 @@ async def test_an_estimate_alone_refuses_no_call() -> None:
 async def test_an_estimate_above_every_bound_of_prompts_refuses_none_either() -> None:
     """Servers may bound the prompt apart; that it is too long for them all is the client's fault, not theirs."""
     of = World(one(targets=[*targets("a", context=10_000), *targets("b", context=10_000)]))
-    of["a"].learned(None, None, 100)
-    of["b"].learned(None, None, 1000)
+    of["a"].learned(Facts(prompt=100))
+    of["b"].learned(Facts(prompt=1000))
     of.route.measure()
     assert await of.tried(tokens=500) == ["b"]
     assert await of.tried(tokens=3000) == ["b"]
@@ -60,7 +61,7 @@ async def test_an_estimate_above_every_bound_of_prompts_refuses_none_either() ->
 async def test_a_target_of_unknown_context_takes_any_call() -> None:
     of = World(one(targets=[*targets("a", context=100), *targets("b")]))
     assert await of.tried(call(max_tokens=10**6)) == ["b"]
-    of["b"].learned(2000, None)
+    of["b"].learned(Facts(context=2000))
     of.route.measure()
     with pytest.raises(ContextTooLong, match="2000 tokens"):
         await of.tried(call(max_tokens=10**6))
@@ -203,8 +204,8 @@ async def test_room_that_nobody_tells_of_is_found_soon(end: str) -> None:
     if end == "a rest":
         a.rest(1.0)
     elif end == "others":
-        a.load.told({"g": (Told(10**6, 1, 1, 10**6), 0.0)}, of.clock())
-        loop.call_later(1.0, a.load.told, {}, 1.0)
+        a.load.apply({"g": (LoadReport(10**6, 1, 1, 10**6), 0.0)}, of.clock())
+        loop.call_later(1.0, a.load.apply, {}, 1.0)
     else:
         a.rest(60.0)
         a.resting_until = 2.0

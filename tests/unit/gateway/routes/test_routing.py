@@ -82,7 +82,7 @@ def test_a_server_has_one_load_whoever_lists_it() -> None:
     )
     assert of["a"].load is of["c"].load and of["b"].load is not of["d"].load
     assert of["a"].breaker is not of["c"].breaker, "another model may work where this one does not"
-    assert {name: sorted(board.loads) for name, board in of.routes.boards.items()} == {
+    assert {name: sorted(each.loads) for name, each in of.routes.gossip.items()} == {
         "x": ["http://a", "http://b"],
         "y": ["http://d"],
     }

@@ -8,6 +8,7 @@ from math import inf
 import pytest
 from harness.clock import FixedClock
 
+from backends.api import Facts
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.health import Breaker
 from gateway.routes.target import KV_TOKENS, PREFILL_LIMIT, REST_SECONDS, UNBOUNDED, Target
@@ -68,18 +69,18 @@ def test_no_server_can_take_itself_away_for_long() -> None:
 
 def test_the_table_goes_before_what_the_engine_tells() -> None:
     made = given(context=100)
-    made.learned(4096, 50_000)
-    assert (made.context, made.kv_tokens, made.told) == (100, 50_000, (4096, 50_000, None))
-    made.learned(None, None)
+    made.learned(Facts(context=4096, kv_tokens=50_000))
+    assert (made.context, made.kv_tokens, made.facts) == (100, 50_000, Facts(context=4096, kv_tokens=50_000))
+    made.learned(Facts())
     assert (made.context, made.kv_tokens) == (100, KV_TOKENS)
     other = given(kv_tokens=7)
-    other.learned(4096, 50_000)
+    other.learned(Facts(context=4096, kv_tokens=50_000))
     assert (other.context, other.kv_tokens) == (4096, 7)
-    other.learned(None, None)
+    other.learned(Facts())
     assert other.context == UNBOUNDED, "the engine tells it no longer"
-    other.learned(4096, None, 1024)
+    other.learned(Facts(context=4096, prompt=1024))
     assert other.prompt_limit == 1024
-    other.learned(4096, None)
+    other.learned(Facts(context=4096))
     assert other.prompt_limit == UNBOUNDED
 
 
@@ -143,12 +144,12 @@ def test_its_successor_knows_all_that_it_knew() -> None:
     old.ordered("drained", 3)
     old.probed("away")
     old.rest(10.0, "full")
-    old.learned(4096, 50_000, 1024)
+    old.learned(Facts(context=4096, kv_tokens=50_000, prompt=1024))
     old.sleeps(True)
     old.attempts, old.since = 17, 90.0
     new = target(clock)
     new.inherit(old)
-    kept = ("order", "order_version", "up", "why", "asleep", "resting", "resting_until", "told", "attempts")
+    kept = ("order", "order_version", "up", "why", "asleep", "resting", "resting_until", "facts", "attempts")
     for name in (*kept, "since", "prompt_limit"):
         assert getattr(new, name) == getattr(old, name), name
     assert (new.context, new.kv_tokens, new.clear) == (4096, 50_000, False)
@@ -156,7 +157,7 @@ def test_its_successor_knows_all_that_it_knew() -> None:
 
 def test_what_the_new_table_says_goes_before_what_was_told() -> None:
     old = target()
-    old.learned(4096, 50_000)
+    old.learned(Facts(context=4096, kv_tokens=50_000))
     new = given(context=100)
     new.inherit(old)
     assert (new.context, new.kv_tokens) == (100, 50_000)

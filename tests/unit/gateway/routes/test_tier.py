@@ -9,6 +9,7 @@ import pytest
 from harness.routing import key as hashed
 from unit.gateway.routes.building import PROMPT, World, eject, one, targets
 
+from backends.api import Facts
 from gateway.routes.filters import EJECTED
 from gateway.routes.load import Share
 from gateway.routes.policies.api import Candidate, Policy, Prompt, Score
@@ -114,7 +115,7 @@ def test_a_slower_target_is_full_with_less_to_read() -> None:
 
 def test_a_short_context_is_only_short_for_long_calls() -> None:
     of = world("a", "b")
-    of["a"].learned(100, None)
+    of["a"].learned(Facts(context=100))
     of.route.measure()
     for context, usable in ((100, [0, 1]), (101, [1]), (100, [0, 1])):
         assert of.route.tiers[0].usable(Prompt(10, context=context), of.clock()) == usable

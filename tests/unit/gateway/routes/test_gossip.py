@@ -1,4 +1,4 @@
-"""What gateways tell each other: applied once, forgotten when it is old, and asked for again when it matters."""
+"""What gateways publish for each other: applied once, forgotten when it is old, read again when it matters."""
 
 from __future__ import annotations
 
@@ -10,14 +10,26 @@ import pytest
 from harness.clock import FixedClock
 from harness.routing import Gateway, Replica, key
 
-from gateway.routes.exchange import Board, Exchange, Word
-from gateway.routes.load import Share
+from gateway.routes.gossip import GatewayReport, Gossip, RouteGossip
+from gateway.routes.load import LoadReport, Share
 from gateway.routes.policies.api import Note, Policy, Prompt, Score
 from gateway.routes.policies.registry import load
 from gateway.routes.target import Inflight
 from gateway.store import StoreDown
 
 NOW = 1000.0
+ON_THE_WIRE = bytes.fromhex(
+    "9581a8687474703a2f2f6194cd01f40102cd3039229294a567726f7570cfffffffffffffffffa161cd080094a463616c6c07a162cd0bb803"
+    "81a16102"
+)
+"""What a gateway of fbac326 publishes where a gateway of today has `REPORT`."""
+REPORT = GatewayReport(
+    {"http://a": LoadReport(500, 1, 2, 12345)},
+    34,
+    (Note("group", (1 << 64) - 1, "a", 2048), Note("call", 7, "b", 3000)),
+    3,
+    {"a": 2},
+)
 
 
 class Listens:
@@ -28,8 +40,8 @@ class Listens:
         self.to_tell: list[Note] = []
 
     def notes(self) -> list[Note]:
-        told, self.to_tell = self.to_tell, []
-        return told
+        notes, self.to_tell = self.to_tell, []
+        return notes
 
     def heard(self, notes: list[Note], targets: object) -> None:
         self.heard_notes += notes
@@ -54,32 +66,54 @@ class OneTier:
 
     def __init__(self, policy: Policy | None = None, names: tuple[str, ...] = ("a", "b")) -> None:
         self.name, self.tiers, self.waiting, self.others_waiting = "r", (self,), 0, 0
-        self.policy = self.teller = policy or Listens()
+        self.policy = self.gossips = policy or Listens()
         self.names, self.targets = list(names), [Bounded(name) for name in names]
 
-    def board(self) -> Board:
-        return Board(self, {each.name: each.load for each in self.targets})  # type: ignore[arg-type]
+    def gossip(self) -> RouteGossip:
+        return RouteGossip(self, {each.name: each.load for each in self.targets})  # type: ignore[arg-type]
+
+
+class OneRoute:
+    """The routes of a table that has one."""
+
+    def __init__(self, gossip: RouteGossip) -> None:
+        self.gossip, self.freed_times = {"r": gossip}, 0
+
+    def freed(self) -> None:
+        self.freed_times += 1
 
 
 def note(n: int, target: str = "a") -> Note:
     return Note("call", key(n), target, n)
 
 
-def busy(board: Board, tokens: int = 100) -> None:
-    for load_of in board.loads.values():
+def busy(gossip: RouteGossip, tokens: int = 100) -> None:
+    for load_of in gossip.loads.values():
         Share(load_of, tokens).end()
 
 
-def word(board: Board, now: float) -> bytes:
-    said = board.word(now)
-    assert said is not None
-    return said
+def published(gossip: RouteGossip, now: float) -> bytes:
+    report = gossip.publish(now)
+    assert report is not None
+    return report
 
 
-def test_loads_are_told_by_server() -> None:
+def test_a_rolling_upgrade_reads_and_is_read() -> None:
+    """Gateways of before share the boards with those of now: neither may take the other for dead, or for idle."""
+    assert msgspec.msgpack.encode(REPORT) == ON_THE_WIRE
+    assert msgspec.msgpack.decode(ON_THE_WIRE, type=GatewayReport) == REPORT
+
+
+def test_a_later_version_may_add_fields_at_the_end() -> None:
+    load, *rest = msgspec.msgpack.decode(ON_THE_WIRE)
+    later = msgspec.msgpack.encode([{url: [*fields, "more"] for url, fields in load.items()}, *rest, {"more": 1}])
+    assert msgspec.msgpack.decode(later, type=GatewayReport) == REPORT
+
+
+def test_loads_are_reported_by_server() -> None:
     mine, theirs = OneTier(), OneTier()
     Share(mine.targets[0].load, 500)
-    theirs.board().read({"g": (word(mine.board(), NOW), 0.1)}, NOW)
+    theirs.gossip().apply({"g": (published(mine.gossip(), NOW), 0.1)}, NOW)
     other = theirs.targets[0].load
     assert (other.others_prefill, other.others_waiting, other.others_running) == (500, 1, 1)
     assert theirs.targets[1].load.others_running == 0
@@ -87,97 +121,97 @@ def test_loads_are_told_by_server() -> None:
 
 def test_notes_are_applied_once_however_often_they_are_read() -> None:
     mine, theirs = OneTier(), OneTier()
-    writes, reads = mine.board(), theirs.board()
+    writes, reads = mine.gossip(), theirs.gossip()
     for step in range(5):
         busy(writes)
         mine.policy.to_tell = [note(2 * step), note(2 * step + 1)]
-        said = word(writes, NOW + step)
+        report = published(writes, NOW + step)
         for _ in range(3):
-            reads.read({"g": (said, 0.0)}, NOW + step)
+            reads.apply({"g": (report, 0.0)}, NOW + step)
     assert theirs.policy.heard_notes == [note(n) for n in range(10)]
 
 
 def test_a_reader_that_missed_much_has_the_newest_32() -> None:
     mine, theirs = OneTier(), OneTier()
-    writes, reads = mine.board(), theirs.board()
+    writes, reads = mine.gossip(), theirs.gossip()
     busy(writes)
     for step in range(10):
         mine.policy.to_tell = [note(10 * step + n) for n in range(10)]
-        said = word(writes, NOW)
+        report = published(writes, NOW)
         if step == 0:
-            reads.read({"g": (said, 0.0)}, NOW)
-    reads.read({"g": (said, 0.0)}, NOW)
+            reads.apply({"g": (report, 0.0)}, NOW)
+    reads.apply({"g": (report, 0.0)}, NOW)
     assert theirs.policy.heard_notes == [note(n) for n in (*range(10), *range(68, 100))]
-    assert len(said) < 2000
+    assert len(report) < 2000
 
 
 def test_a_gateway_that_was_silent_for_a_while_tells_nothing_twice() -> None:
     """Its route was quiet there, or the store was away: old notes must not look new when it is back."""
     mine, theirs = OneTier(), OneTier()
-    writes, reads = mine.board(), theirs.board()
+    writes, reads = mine.gossip(), theirs.gossip()
     busy(writes)
     mine.policy.to_tell = [note(n) for n in range(5)]
-    reads.read({"g": (word(writes, NOW), 0.0)}, NOW)
-    for step in range(1, 30):  # the store leaves words out that are older than two seconds
-        reads.read({}, NOW + step)
+    reads.apply({"g": (published(writes, NOW), 0.0)}, NOW)
+    for step in range(1, 30):  # the store leaves reports out that are older than two seconds
+        reads.apply({}, NOW + step)
     busy(writes)
     mine.policy.to_tell = [note(5)]
-    reads.read({"g": (word(writes, NOW + 30), 0.0)}, NOW + 30)
+    reads.apply({"g": (published(writes, NOW + 30), 0.0)}, NOW + 30)
     assert theirs.policy.heard_notes == [note(n) for n in range(6)]
 
 
 def test_what_a_gateway_charged_while_it_was_not_heard_counts_when_it_is() -> None:
     mine, theirs = OneTier(), OneTier()
-    writes, reads = mine.board(), theirs.board()
+    writes, reads = mine.gossip(), theirs.gossip()
     busy(writes, 1000)
-    reads.read({"g": (word(writes, NOW), 0.0)}, NOW)
+    reads.apply({"g": (published(writes, NOW), 0.0)}, NOW)
     before = theirs.targets[0].load.clock
-    reads.read({}, NOW + 3)
+    reads.apply({}, NOW + 3)
     busy(writes, 70_000)
-    reads.read({"g": (word(writes, NOW + 4), 0.0)}, NOW + 4)
+    reads.apply({"g": (published(writes, NOW + 4), 0.0)}, NOW + 4)
     assert theirs.targets[0].load.clock == before + 70_000
 
 
 def test_gateways_that_never_come_back_are_forgotten_in_the_end() -> None:
     """Each worker has a name of its own: whatever is kept of the silent ones is bounded."""
     theirs = OneTier()
-    reads = theirs.board()
-    said = msgspec.msgpack.encode(Word({}, 3, (note(1),)))
+    reads = theirs.gossip()
+    report = msgspec.msgpack.encode(GatewayReport({}, 3, (note(1),)))
     for n in range(5000):
-        reads.read({f"g{n}": (said, 0.0)}, NOW + 10.0 * n)
-    assert len(reads._heard) <= 1024
+        reads.apply({f"g{n}": (report, 0.0)}, NOW + 10.0 * n)
+    assert len(reads._applied) <= 1024
 
 
 def test_a_restarted_gateway_is_heard() -> None:
     first, again, theirs = OneTier(), OneTier(), OneTier()
-    reads = theirs.board()
+    reads = theirs.gossip()
     for route, notes in ((first, range(20)), (again, range(20, 23))):
-        board = route.board()
-        busy(board)
+        gossip = route.gossip()
+        busy(gossip)
         route.policy.to_tell = [note(n) for n in notes]
-        reads.read({"g": (word(board, NOW), 0.0)}, NOW)
+        reads.apply({"g": (published(gossip, NOW), 0.0)}, NOW)
     assert theirs.policy.heard_notes == [note(n) for n in range(23)]
 
 
 def test_a_dead_gateways_load_is_gone_with_its_word() -> None:
     mine, theirs = OneTier(), OneTier()
     Share(mine.targets[0].load, 500)
-    reads = theirs.board()
-    reads.read({"g": (word(mine.board(), NOW), 0.0)}, NOW)
-    reads.read({}, NOW + 2.1)
+    reads = theirs.gossip()
+    reads.apply({"g": (published(mine.gossip(), NOW), 0.0)}, NOW)
+    reads.apply({}, NOW + 2.1)
     assert theirs.targets[0].load.others_running == 0
 
 
 def test_words_that_cannot_be_read_harm_nobody() -> None:
     mine, theirs = OneTier(), OneTier()
     Share(mine.targets[0].load, 500)
-    words = {
+    reports = {
         "newer": (msgspec.msgpack.encode({"another": "form"}), 0.0),
         "empty": (b"", 0.0),
-        "torn": (word(mine.board(), NOW)[:-3], 0.0),
-        "good": (word(mine.board(), NOW), 0.0),
+        "torn": (published(mine.gossip(), NOW)[:-3], 0.0),
+        "good": (published(mine.gossip(), NOW), 0.0),
     }
-    theirs.board().read(words, NOW)
+    theirs.gossip().apply(reports, NOW)
     assert theirs.targets[0].load.others_running == 1
 
 
@@ -185,74 +219,74 @@ def test_words_that_cannot_be_read_harm_nobody() -> None:
 def test_notes_that_cannot_be_do_not_end_the_exchange(odd: Note) -> None:
     route = OneTier(load("home-cost")(["a", "b"], 0))
     Share(route.targets[0].load, 1)
-    said = msgspec.msgpack.encode(Word({}, 1, (odd,)))
-    route.board().read({"g": (said, 0.0)}, NOW)
+    report = msgspec.msgpack.encode(GatewayReport({}, 1, (odd,)))
+    route.gossip().apply({"g": (report, 0.0)}, NOW)
 
 
 def test_a_target_only_others_have_is_passed_over() -> None:
     theirs = OneTier()
-    said = msgspec.msgpack.encode(Word({}, 2, (note(1, "elsewhere"), note(2, "b"))))
-    theirs.board().read({"g": (said, 0.0)}, NOW)
+    report = msgspec.msgpack.encode(GatewayReport({}, 2, (note(1, "elsewhere"), note(2, "b"))))
+    theirs.gossip().apply({"g": (report, 0.0)}, NOW)
     assert theirs.policy.heard_notes == [note(2, "b")]
 
 
 def test_a_quiet_route_keeps_no_old_load_of_others() -> None:
     """Otherwise a target that others had filled stays full here: no call goes there, so nobody asks again."""
     mine, theirs = OneTier(), OneTier()
-    reads = theirs.board()
+    reads = theirs.gossip()
     busy(reads)
     for _ in range(64):
         Share(mine.targets[0].load, 500)
-    word(reads, NOW)
-    reads.read({"g": (word(mine.board(), NOW), 0.0)}, NOW)
+    published(reads, NOW)
+    reads.apply({"g": (published(mine.gossip(), NOW), 0.0)}, NOW)
     assert theirs.targets[0].load.others_running == 64
     now = NOW
-    while now < NOW + 60 and reads.word(now) is not None:
+    while now < NOW + 60 and reads.publish(now) is not None:
         now += 0.2
-        reads.read({"g": (word(mine.board(), now), 0.0)}, now)
+        reads.apply({"g": (published(mine.gossip(), now), 0.0)}, now)
     if now < NOW + 60:  # it asks no more
         for _ in range(20):
             now += 0.2
-            reads.word(now)
+            reads.publish(now)
         assert theirs.targets[0].load.others_running == 0
 
 
 def test_a_call_that_waits_here_keeps_the_route_listening() -> None:
     """It has charged nothing, and waits for what others say."""
     route = OneTier()
-    board = route.board()
-    busy(board)
-    word(board, NOW)
-    assert board.word(NOW + 30) is None
+    gossip = route.gossip()
+    busy(gossip)
+    published(gossip, NOW)
+    assert gossip.publish(NOW + 30) is None
     route.waiting = 1
-    assert board.word(NOW + 60) is not None
+    assert gossip.publish(NOW + 60) is not None
 
 
 def test_a_route_whose_servers_another_route_tells_of_has_notes_to_tell() -> None:
     """Several routes on one server: the load is the server's, the tables are each route's own."""
     mine = OneTier()
-    board = Board(mine, {})  # type: ignore[arg-type]
+    gossip = RouteGossip(mine, {})  # type: ignore[arg-type]
     for step in range(100):
         Share(mine.targets[0].load, 100).end()
         mine.policy.to_tell = [note(step)]
-        said = board.word(NOW + step * 0.2)
-    assert said is not None, "20 s of calls later it is still not quiet"
-    assert msgspec.msgpack.decode(said, type=Word).count == 100
+        report = gossip.publish(NOW + step * 0.2)
+    assert report is not None, "20 s of calls later it is still not quiet"
+    assert msgspec.msgpack.decode(report, type=GatewayReport).count == 100
 
 
-def test_slots_and_queues_are_told_by_target_and_route() -> None:
+def test_slots_and_queues_are_reported_by_target_and_route() -> None:
     mine, theirs, third = OneTier(), OneTier(), OneTier()
     for route in (mine, theirs, third):
         route.targets[0].max_inflight = 10
     mine.targets[0].inflight.own, mine.waiting = 6, 2
     third.targets[0].inflight.own, third.waiting = 1, 1
     theirs.waiting = 3
-    reads = theirs.board()
-    words = {name: (word(route.board(), NOW), 0.0) for name, route in (("g", mine), ("h", third))}
-    reads.read(words, NOW)
+    reads = theirs.gossip()
+    reports = {name: (published(route.gossip(), NOW), 0.0) for name, route in (("g", mine), ("h", third))}
+    reads.apply(reports, NOW)
     assert (theirs.targets[0].inflight.others, theirs.targets[0].inflight.all) == (7, 7)
     assert theirs.others_waiting == 3 and theirs.targets[1].inflight.all == 0
-    reads.read({}, NOW + 2.1)
+    reads.apply({}, NOW + 2.1)
     assert (theirs.targets[0].inflight.others, theirs.others_waiting, theirs.targets[0].inflight.reserve) == (0, 0, 0)
 
 
@@ -267,64 +301,64 @@ def test_others_who_wait_have_a_right_to_their_part_of_the_slots(
     for route in (mine, theirs):
         route.targets[0].max_inflight = 10
     theirs.targets[0].inflight.own, theirs.waiting, mine.waiting = theirs_run, theirs_wait, ours_wait
-    busy(theirs_board := theirs.board())
-    mine.board().read({"g": (word(theirs_board, NOW), 0.0)}, NOW)
+    busy(theirs_gossip := theirs.gossip())
+    mine.gossip().apply({"g": (published(theirs_gossip, NOW), 0.0)}, NOW)
     assert mine.targets[0].inflight.reserve == reserve
 
 
 def test_a_quiet_route_reserves_nothing() -> None:
     route = OneTier()
     route.targets[0].max_inflight = 10
-    board = route.board()
-    busy(board)
-    word(board, NOW)
+    gossip = route.gossip()
+    busy(gossip)
+    published(gossip, NOW)
     route.targets[0].inflight.others = route.targets[0].inflight.reserve = 3
-    assert board.word(NOW + 6) is None
+    assert gossip.publish(NOW + 6) is None
     assert (route.targets[0].inflight.others, route.targets[0].inflight.reserve, route.others_waiting) == (0, 0, 0)
 
 
-def test_a_reload_goes_on_where_the_board_was() -> None:
+def test_a_reload_goes_on_where_the_gossip_was() -> None:
     mine, theirs = OneTier(), OneTier()
-    old, reads = mine.board(), theirs.board()
+    old, reads = mine.gossip(), theirs.gossip()
     busy(old)
     mine.policy.to_tell = [note(1), note(2)]
-    reads.read({"g": (word(old, NOW), 0.0)}, NOW)
-    new, reader = mine.board(), theirs.board()
+    reads.apply({"g": (published(old, NOW), 0.0)}, NOW)
+    new, reader = mine.gossip(), theirs.gossip()
     new.inherit(old)
     reader.inherit(reads)
     mine.policy.to_tell = [note(3)]
-    reader.read({"g": (word(new, NOW), 0.0)}, NOW)
+    reader.apply({"g": (published(new, NOW), 0.0)}, NOW)
     assert theirs.policy.heard_notes == [note(1), note(2), note(3)]
 
 
-async def test_without_a_store_what_was_told_counts_for_two_seconds() -> None:
+async def test_without_a_store_what_was_reported_counts_for_two_seconds() -> None:
     mine, theirs, clock = OneTier(), OneTier(), FixedClock(NOW)
     Share(mine.targets[0].load, 500)
     Share(theirs.targets[1].load, 5)
-    board, up = theirs.board(), True
+    gossip, up = theirs.gossip(), True
 
-    async def store(said: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
+    async def exchange(reports: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
         if not up:
             raise StoreDown("away")
-        return {name: {"g": (word(mine.board(), NOW), 0.0)} for name in said}
+        return {name: {"g": (published(mine.gossip(), NOW), 0.0)} for name in reports}
 
-    exchange = Exchange(store, lambda: {"r": board}, clock)
-    await exchange.once()
+    of = Gossip(exchange, OneRoute(gossip), clock)
+    await of.once()
     assert theirs.targets[0].load.others_running == 1
     up = False
     clock.advance(1.9)
-    await exchange.once()
+    await of.once()
     assert theirs.targets[0].load.others_running == 1
     clock.advance(0.2)
-    await exchange.once()
+    await of.once()
     assert theirs.targets[0].load.others_running == 0
     up = True
-    await exchange.once()
+    await of.once()
     assert theirs.targets[0].load.others_running == 1
 
 
-def test_gateways_follow_each_others_exceptions_through_the_board() -> None:
-    """The policy itself, its words as they cross the wire."""
+def test_gateways_follow_each_others_exceptions_by_gossip() -> None:
+    """The policy itself, its reports as they cross the wire."""
     gateways = [Gateway(load("home-cost"), [Bounded(name) for name in ("a", "b", "c")]) for _ in range(2)]
     routes = []
     for gateway in gateways:
@@ -337,6 +371,6 @@ def test_gateways_follow_each_others_exceptions_through_the_board() -> None:
     away = gateways[0].serve(prompt).score.index
     gateways[0].replicas[at].load.prefill -= 10**6
     assert away != at
-    routes[1].board().read({"g": (word(routes[0].board(), NOW), 0.0)}, NOW)
+    routes[1].gossip().apply({"g": (published(routes[0].gossip(), NOW), 0.0)}, NOW)
     found = gateways[1].place(Prompt(3500, key("c"), follow_up=True), NOW).score
     assert (found.index, found.reason, found.cached) == (away, "exception", 3000)
