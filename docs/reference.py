@@ -17,7 +17,7 @@ from gateway.config.located import expected
 from gateway.config.table import field_texts, parts
 from gateway.config.units import is_secret, unit_of
 from gateway.core import errors
-from gateway.meter import Metrics
+from gateway.metering import Metrics
 
 PAGE = Path(__file__).with_name("reference.md")
 

@@ -11,15 +11,16 @@ from pathlib import Path
 
 from litestar import Litestar
 
-from gateway.app.ending import Ending, NoCalls
+from gateway.admin import Registrar
+from gateway.admin.http.app import build_app
+from gateway.admin.http.credentials import offer_token
+from gateway.admin.http.guards import Desk
+from gateway.admin.targets import listed
+from gateway.auth import AdminKeys, networks
 from gateway.config import Settings
 from gateway.config.watch import Loaded, Source, Watcher
 from gateway.core.clock import SystemClock
-from gateway.edge.admin.access import offer_token
-from gateway.edge.admin.app import build_app
-from gateway.edge.admin.desk import Desk
-from gateway.edge.admin.fleet import listed
-from gateway.keys import AdminKeys, Registrar, networks
+from gateway.process.shutdown import Ending, NoCalls
 from gateway.store import open_store
 
 log = logging.getLogger("trunkline.admin")

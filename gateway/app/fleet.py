@@ -11,19 +11,20 @@ import msgspec
 from msgspec import structs
 
 from backends.api import Counted, Facts, Gauges, Probed
-from gateway.app.attendant import Attendant
+from gateway.app.waker import Attendant
 from gateway.core.clock import Clock
 from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
-from gateway.engines import FIELDS as FACTS
-from gateway.engines import Engines, differences
-from gateway.forward import Forwarder
-from gateway.health import Prober
-from gateway.meter import Metrics
-from gateway.routes import Gossip, Route, Routes, Target
-from gateway.routes.filters import refusal
-from gateway.routes.policies.api import Prompt, ripe
-from gateway.routes.target import UNBOUNDED
+from gateway.metering import Metrics
+from gateway.routing import Gossip, Route, Routes
+from gateway.routing.filters import refusal
+from gateway.routing.policies.api import Prompt, ripe
 from gateway.store import Store, StoreDown
+from gateway.targets import Target
+from gateway.targets.engines import FIELDS as FACTS
+from gateway.targets.engines import Engines, differences
+from gateway.targets.health import Prober
+from gateway.targets.target import UNBOUNDED
+from gateway.upstream import Forwarder
 
 log = logging.getLogger("trunkline.fleet")
 

@@ -13,12 +13,12 @@ from gateway.app.fleet import Fleet
 from gateway.config import Table
 from gateway.config.watch import Loaded
 from gateway.core.clock import Clock
-from gateway.edge.inference import DataPlane
-from gateway.edge.ops import Readiness
+from gateway.http.operations import Readiness
+from gateway.http.server import DataPlane
 from gateway.limits import Rules
-from gateway.meter import Metrics
-from gateway.routes import Builder
-from gateway.shadow import Mirror
+from gateway.metering import Metrics
+from gateway.routing import Builder
+from gateway.upstream.shadow import Mirror
 
 log = logging.getLogger("trunkline.config")
 

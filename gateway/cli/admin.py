@@ -11,16 +11,16 @@ from typing import Any
 import click
 import msgspec
 
+from gateway.admin import views
+from gateway.admin.models import NewAdminKey
+from gateway.admin.operations import lifetime
+from gateway.auth.token import ADMIN, mint
 from gateway.cli.options import Quantity
 from gateway.cli.session import command, registrar, when
 from gateway.cli.tables import differences, rows
 from gateway.config import Settings
 from gateway.config.units import DURATION
 from gateway.core.types import AdminKey, Audit
-from gateway.edge.admin import views
-from gateway.edge.admin.bodies import NewAdminKey
-from gateway.edge.admin.changes import lifetime
-from gateway.keys.token import ADMIN, mint
 from gateway.store import Store
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from gateway.admin import Registrar
 from gateway.config import Mistakes, Settings, load_table
 from gateway.core.clock import SystemClock
-from gateway.keys import Registrar
-from gateway.launch import free_port
-from gateway.store.memory import MemoryStore
+from gateway.process.launch import free_port
+from gateway.store.local.store import MemoryStore
 
 MODEL = "smollm2-135m"
 QUESTION = "Tell me a story about a lighthouse in three sentences."

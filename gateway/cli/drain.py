@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import click
 from rich.console import Console
 
-from gateway.edge.admin import fleet
-from gateway.edge.admin.bodies import TargetShown
-from gateway.edge.admin.fleet import Listed
+from gateway.admin import targets
+from gateway.admin.models import TargetShown
+from gateway.admin.targets import Listed
 from gateway.store import DEAD_SECONDS, Store, StoreDown
 
 LOOK_SECONDS = 0.5
@@ -32,7 +32,7 @@ async def drained(store: Store, table: Mapping[str, Listed], target: TargetShown
     with _progress() as tell:
         while now - begun <= seconds:
             try:
-                shown = await fleet.target(store, table, name, time.time())
+                shown = await targets.target(store, table, name, time.time())
                 told = _left(shown)
                 heard = now if shown.gateways else heard
             except StoreDown:

@@ -16,18 +16,19 @@ from msgspec import Struct
 from backends import registry
 from backends.api import Call, Facts
 from backends.body import Body, Malformed
+from gateway.admin.targets import reports
+from gateway.auth import may_use
+from gateway.auth.token import parse
 from gateway.cli.session import command, console
 from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, load_table
 from gateway.core.errors import NoRoute
 from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState
-from gateway.edge.admin.fleet import reports
-from gateway.keys import may_use
-from gateway.keys.token import parse
-from gateway.routes import Builder, Routes, Slots, Target
-from gateway.routes.explain import Candidacy
-from gateway.routes.load import LoadReport
+from gateway.routing import Builder, Routes, Slots
+from gateway.routing.explain import Candidacy
 from gateway.store import Store, StoreDown
+from gateway.targets import Target
+from gateway.targets.load import LoadReport
 
 BYTES_PER_TOKEN = 4.0
 COLUMNS = ("", "target", "route", "tier", "cost", "cached", "reason", "refused", "running", "waiting", "prefill")

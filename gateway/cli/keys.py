@@ -10,6 +10,9 @@ from typing import Any, get_args
 import click
 import msgspec
 
+from gateway.admin import views
+from gateway.admin.models import KeyChange, NewKey, Status
+from gateway.admin.operations import change_key, create_key
 from gateway.cli.clear import cleared
 from gateway.cli.options import (
     F,
@@ -27,9 +30,6 @@ from gateway.cli.tables import fields, limits, rows
 from gateway.config import Settings
 from gateway.config.units import DURATION
 from gateway.core.types import KeyRecord, Priority
-from gateway.edge.admin import views
-from gateway.edge.admin.bodies import KeyChange, NewKey, Status
-from gateway.edge.admin.changes import change_key, create_key
 from gateway.store import Store
 
 

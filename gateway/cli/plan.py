@@ -16,7 +16,7 @@ from msgspec import Struct
 from gateway.cli.tables import rows
 from gateway.config import Mistake, Mistakes, RouteSpec, Table
 from gateway.config.diff import Difference, Meaning, Side, difference, read
-from gateway.routes.rendezvous import Rendezvous
+from gateway.routing.rendezvous import Rendezvous
 
 HOMED: Final = ("home-cost", "session")
 """Policies under which a conversation has a home."""

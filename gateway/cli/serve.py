@@ -16,11 +16,11 @@ import click
 
 from backends import registry
 from gateway import __version__
-from gateway.cli.companion import COMMAND, Companion, environment
-from gateway.cli.supervisor import ignore_hangup, supervisor
 from gateway.config import Mistakes, Settings, Table
 from gateway.config.watch import Source
-from gateway.launch import Launcher
+from gateway.process.companion import COMMAND, Companion, environment
+from gateway.process.launch import Launcher
+from gateway.process.supervisor import ignore_hangup, supervisor
 from gateway.store import examine, shown
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

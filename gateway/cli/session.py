@@ -15,9 +15,9 @@ import click
 import msgspec
 from rich.console import Console
 
+from gateway.admin import Registrar
 from gateway.config import Settings
 from gateway.core.clock import SystemClock
-from gateway.keys import Registrar
 from gateway.store import Conflict, Store, StoreDown, open_store
 
 CLI_TIMEOUT = 5.0

@@ -18,7 +18,7 @@ from gateway.cli.options import Quantity
 from gateway.cli.tables import rows
 from gateway.config import Mistakes, RouteSpec, load_table
 from gateway.config.units import COUNT
-from gateway.routes.policies import registry
+from gateway.routing.policies import registry
 from gateway.simulate import plot, study, trace, workloads
 from gateway.simulate.calls import Call, count
 from gateway.simulate.overload import overloaded

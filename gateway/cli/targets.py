@@ -10,15 +10,15 @@ from typing import Any
 import click
 import msgspec
 
+from gateway.admin import targets
+from gateway.admin.models import TargetChange, TargetShown
+from gateway.admin.targets import Listed
 from gateway.cli.drain import SOON_SECONDS, drained
 from gateway.cli.options import F, Quantity
 from gateway.cli.session import command, registrar, when
 from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, load_table
 from gateway.config.units import COUNT, DURATION
-from gateway.edge.admin import fleet
-from gateway.edge.admin.bodies import TargetChange, TargetShown
-from gateway.edge.admin.fleet import Listed
 from gateway.store import Store
 
 COLUMNS = ("target", "route", "tier", "backend", "state", "running", "waiting", "prefill", "gateways", "engine", "why")
@@ -47,7 +47,7 @@ def _reason(command: F) -> F:
 @command
 async def list_targets(store: Store, settings: Settings, as_json: bool, routing: str | None) -> None:
     """List the table's targets: state, calls there by all gateways, orders."""
-    found = await fleet.targets(store, _table(settings, routing), time.time())
+    found = await targets.targets(store, _table(settings, routing), time.time())
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
@@ -118,17 +118,17 @@ def _table(settings: Settings, routing: str | None) -> dict[str, Listed]:
         table, _ = load_table(Path(path))
     except Mistakes as error:
         raise click.ClickException(f"{path} cannot be used:\n{error}") from None
-    return fleet.listed(table)
+    return targets.listed(table)
 
 
 async def _order(
     store: Store, settings: Settings, table: Mapping[str, Listed], name: str, body: TargetChange
 ) -> TargetShown:
-    await fleet.give(store, registrar(store, settings), table, name, body, time.time())
-    found = {target.name: target for target in await fleet.targets(store, table, time.time())}
+    await targets.give(store, registrar(store, settings), table, name, body, time.time())
+    found = {target.name: target for target in await targets.targets(store, table, time.time())}
     if body.state != "open" and name in found:
         _warn_of_the_last(found, found[name])
-    return found.get(name) or await fleet.target(store, table, name, time.time())
+    return found.get(name) or await targets.target(store, table, name, time.time())
 
 
 def _warn_of_the_last(found: Mapping[str, TargetShown], shut: TargetShown) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 import click
 import msgspec
 
+from gateway.admin.models import TenantChange
+from gateway.admin.operations import change_tenant
+from gateway.admin.views import tenant, tenants
 from gateway.cli.clear import cleared
 from gateway.cli.options import Parsed, collected, combined, label, limit_change, limit_options
 from gateway.cli.session import command, registrar
 from gateway.cli.tables import fields, limits, rows
 from gateway.config import Settings
-from gateway.edge.admin.bodies import TenantChange
-from gateway.edge.admin.changes import change_tenant
-from gateway.edge.admin.views import tenant, tenants
 from gateway.store import Store
 
 

@@ -15,7 +15,7 @@ from gateway.cli.session import command, console
 from gateway.config import Settings
 from gateway.config.units import MONEY
 from gateway.core.types import KeyRecord
-from gateway.meter.ledger import COLUMNS, COUNTED, grouped
+from gateway.metering.ledger import COLUMNS, COUNTED, grouped
 from gateway.store import Store
 
 

@@ -19,7 +19,7 @@ from gateway.limits.estimate import Estimator
 from gateway.limits.headers import Headers, denial, never_fits, rate_headers
 from gateway.limits.plan import Planner, Rules, charged, units
 from gateway.store import Store, StoreDown
-from gateway.store.counters import Counters
+from gateway.store.local.counters import Counters
 
 log = logging.getLogger("trunkline.limits")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from gateway.routes.policies.api import Candidate, Prompt, Score
+from gateway.routing.policies.api import Candidate, Prompt, Score
 from gateway.simulate.calls import Asked
 
 MATCH: Final = 0.3

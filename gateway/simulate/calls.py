@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 
 from gateway.faults.engine import Segment
-from gateway.routes.policies.api import Prompt
+from gateway.routing.policies.api import Prompt
 
 
 class Asked(Prompt, frozen=True):

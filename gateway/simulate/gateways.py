@@ -12,12 +12,12 @@ from backends.api import Call
 from backends.body import Body
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.core.types import KeyRecord
-from gateway.health import Breaker
-from gateway.routes import Builder, Gossip, Route, Slots
-from gateway.routes.policies.api import Prompt
-from gateway.routes.policies.registry import Factory
-from gateway.routes.route_attempts import RouteAttempts
+from gateway.routing import Builder, Gossip, Route, Slots
+from gateway.routing.policies.api import Prompt
+from gateway.routing.policies.registry import Factory
+from gateway.routing.route_attempts import RouteAttempts
 from gateway.store import FRESH_SECONDS, Limits
+from gateway.targets.health import Breaker
 
 ROUTE: Final = "simulated"
 CALL: Final = Call("", "chat/completions", ROUTE, Body(b"{}"), stream=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from gateway.faults.engine import PrefixCache, blocks
-from gateway.routes.policies.api import Candidate, Prompt, Score, cheapest
+from gateway.routing.policies.api import Candidate, Prompt, Score, cheapest
 from gateway.simulate.calls import Asked
 
 

@@ -10,7 +10,7 @@ from backends.api import Usage
 from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.types import Spent
 from gateway.faults.engine import TimedEngine, Work
-from gateway.routes.placement import NO_OUTCOME, Placement
+from gateway.routing.attempt import NO_OUTCOME, Placement
 from gateway.simulate.calls import Call
 from gateway.simulate.gateways import SimulatedGateway
 

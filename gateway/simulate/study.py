@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from gateway.config import TargetSpec
 from gateway.faults.engine import Shape, TimedEngine
-from gateway.routes.policies import registry
-from gateway.routes.policies.registry import Factory
+from gateway.routing.policies import registry
+from gateway.routing.policies.registry import Factory
 from gateway.simulate import virtual_time
 from gateway.simulate.cache_aware import CacheAware
 from gateway.simulate.calls import Call

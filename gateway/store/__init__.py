@@ -1,175 +1,43 @@
 """Where keys, limits and the ledger live: the protocols, and how a store is chosen."""
 
-from __future__ import annotations
+from gateway.store.api import (
+    DEAD_SECONDS,
+    FRESH_SECONDS,
+    KINDS,
+    LEASE_SECONDS,
+    PLURALS,
+    RENEW_SECONDS,
+    AnyRecord,
+    Board,
+    Conflict,
+    Ledger,
+    Limits,
+    R,
+    Records,
+    Store,
+    StoreDown,
+    examine,
+    open_store,
+    shown,
+)
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
-
-from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, TargetOrder, Tenant, Verdict
-
-LEASE_SECONDS = 15.0
-"""How long a slot outlives a gateway that dies; leases are renewed three times in that time."""
-RENEW_SECONDS = 5.0
-
-FRESH_SECONDS = 2.0
-"""How old a report on a board may be: a gateway that has published nothing for longer is taken for dead."""
-DEAD_SECONDS = 10.0
-"""When words and reports of workers that say nothing more are forgotten."""
-
-AnyRecord: TypeAlias = KeyRecord | Tenant | AdminKey | TargetOrder
-R = TypeVar("R", KeyRecord, Tenant, AdminKey, TargetOrder)
-
-KINDS: dict[type, str] = {KeyRecord: "key", Tenant: "tenant", AdminKey: "admin", TargetOrder: "target"}
-"""What a record's kind is called in the store."""
-PLURALS: dict[type, str] = {KeyRecord: "keys", Tenant: "tenants", AdminKey: "admins", TargetOrder: "orders"}
-"""What all of a kind are called; `targets` are the ledger's."""
-
-
-class StoreDown(Exception):
-    """The store did not answer in time; nothing is known about what was asked."""
-
-
-class Conflict(Exception):
-    """Somebody else changed the record since it was read."""
-
-
-class Limits(Protocol):
-    """The counters. Methods that wait raise `StoreDown` when the store cannot be asked."""
-
-    async def admit(self, ask: Ask) -> Verdict:
-        """Check all dimensions, then charge all or none, in one step that no other admission can interleave."""
-
-    def settle(self, ask: Ask, at: int, used: Sequence[int]) -> asyncio.Future[Any] | None:
-        """End a granted ask: give its leases back, turn what its dimensions reserved into what they really took.
-
-        `at` is the verdict's; `used` has a number for each dimension, in its unit. Twice does what once does. Never
-        waits: what cannot be sent now is sent when the store answers again. The future ends when the store knows of
-        it; None: it knows already.
-        """
-
-    def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
-        """Charge what a call used that was admitted without the store, as soon as it answers again; once."""
-
-    def hold(self, ask: Ask) -> None:
-        """Count the leases of an ask that was granted without the store, as soon as it answers again, until settled."""
-
-    def held(self) -> list[Ask]:
-        """Granted asks that are not settled, as far as this worker must count them itself when it is cut off."""
-
-    @property
-    def unsettled(self) -> int:
-        """Settlements that wait for the store to answer again."""
-
-
-class Records(Protocol):
-    """Keys, tenants, admin keys, orders about targets, the log of their changes. Every method raises `StoreDown`."""
-
-    async def get(self, kind: type[R], id: str) -> R | None:
-        """The record as it stands."""
-
-    async def all(self, kind: type[R]) -> list[R]:
-        """All records of a kind, oldest first."""
-
-    async def put(self, record: AnyRecord, audit: Audit | None = None) -> None:
-        """Write a record whose version is one above the stored one (1: a new one); raises `Conflict` otherwise.
-
-        The audit entry is written with it or not at all.
-        """
-
-    async def audit(self, count: int = 100) -> list[Audit]:
-        """The newest entries of the audit log, newest first."""
-
-    def watch(self, changed: Callable[[str | None], None]) -> None:
-        """Have `changed` called with `key:<id>`, `tenant:<id>` or `target:<name>` soon after a change by anybody; None:
-        with anything.
-
-        A hint that may be lost: admission compares versions all the same.
-        """
-
-    @property
-    def hears(self) -> bool:
-        """Changes by others are being heard of at the moment."""
-
-
-class Ledger(Protocol):
-    """Who used what, call by call and summed by day."""
-
-    async def append(self, batch: str, entries: Sequence[Entry]) -> None:
-        """Write the entries and add them to their days' sums; a batch that is there already is not written again."""
-
-    async def sums(self, first: str, last: str) -> list[Sum]:
-        """What was used from one UTC day to another, both included, such as `2026-11-01`."""
-
-    async def by_target(self) -> dict[str, tuple[int, int]]:
-        """Prompt and completion tokens ever counted for each target, for comparison with the engines' own counters."""
-
-
-class Board(Protocol):
-    """What gateway workers tell each other of their targets, and all of them the operator. It raises `StoreDown`.
-
-    Words are by boot id, with their age in seconds by the store's clock. A worker that closes its store takes back
-    what it has told; one without a boot id only reads.
-    """
-
-    async def exchange(self, mine: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
-        """Put this worker's word on each board in `mine` (b"" only reads), and return what others have there.
-
-        Words older than `FRESH_SECONDS` are left out.
-        """
-
-    async def report(self, word: bytes) -> None:
-        """Replace what this worker reports of its targets."""
-
-    async def reports(self) -> dict[str, tuple[bytes, float]]:
-        """The newest report of each worker, this one's too, that has reported in the last `DEAD_SECONDS`."""
-
-
-class Store(Limits, Records, Ledger, Board, Protocol):
-    """All of it, and its life."""
-
-    async def open(self) -> None:
-        """Start background work; does not wait for the store to be up."""
-
-    async def close(self) -> None:
-        """Settle what is still to be settled, and stop."""
-
-    async def ping(self) -> None:
-        """Return once the store answers."""
-
-    async def sound(self) -> None:
-        """Return once the store answers and has not lost what it had."""
-
-    @property
-    def gateways(self) -> int:
-        """How many gateway workers live, as last heard; at least 1."""
-
-
-def open_store(
-    redis_url: str | None, state: Path, timeout: float = 0.25, *, records_url: str | None = None, boot: str = ""
-) -> Store:
-    """The store these settings name: Redis, or this process with its keys and its ledger in files.
-
-    `boot` names a worker that admits calls, as the ids of its calls do.
-    """
-    if redis_url is None:
-        from gateway.store.memory import MemoryStore
-
-        return MemoryStore(state, boot=boot)
-    from gateway.store.redis import RedisStore
-
-    return RedisStore(redis_url, timeout=timeout, records_url=records_url, boot=boot)
-
-
-def examine(url: str) -> None:
-    """Raise `ValueError`, without any part of the URL, if it cannot name a Redis."""
-    from gateway.store.connect import Connector
-
-    Connector(url, 1.0)
-
-
-def shown(url: str) -> str:
-    """A Redis URL without what may be secret in it, for messages."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+__all__ = [
+    "DEAD_SECONDS",
+    "FRESH_SECONDS",
+    "KINDS",
+    "LEASE_SECONDS",
+    "PLURALS",
+    "RENEW_SECONDS",
+    "AnyRecord",
+    "Board",
+    "Conflict",
+    "Ledger",
+    "Limits",
+    "R",
+    "Records",
+    "Store",
+    "StoreDown",
+    "examine",
+    "open_store",
+    "shown",
+]

@@ -10,12 +10,12 @@ import msgspec
 from backends.api import Call
 from backends.body import Body
 from gateway.config import TargetSpec, Timeouts
-from gateway.health import Breaker
-from gateway.routes.placement import Placement
-from gateway.routes.policies.api import Prompt
-from gateway.routes.prompt import read
-from gateway.routes.target import Target
-from gateway.routes.tier import Tier
+from gateway.routing.attempt import Placement
+from gateway.routing.features import read
+from gateway.routing.policies.api import Prompt
+from gateway.routing.tier import Tier
+from gateway.targets.health import Breaker
+from gateway.targets.target import Target
 
 CALLS = 5_000
 IN_FLIGHT = 20

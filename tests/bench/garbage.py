@@ -7,10 +7,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from gateway.auth import Keyring
 from gateway.core.clock import SystemClock
 from gateway.core.errors import Refused
-from gateway.keys import Keyring
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 CALLS = 20_000
 KEYS = (b"Bearer sk-proj-abcdefghijklmnopqrstuvwxyz", b"Bearer tl_" + b"A" * 12 + b"_" + b"b" * 49)

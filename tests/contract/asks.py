@@ -15,7 +15,7 @@ from harness.redis_server import RedisServer
 
 from gateway.core.types import Ask, Dimension, KeyRecord, Secret
 from gateway.store import LEASE_SECONDS, StoreDown
-from gateway.store.redis import RedisStore
+from gateway.store.redis.store import RedisStore
 
 TIMEOUT = 0.25
 

@@ -6,7 +6,7 @@ from random import Random
 
 from harness.routing import Gateway, Make, Replica, key
 
-from gateway.routes.policies.api import Prompt
+from gateway.routing.policies.api import Prompt
 
 
 def unique(number: int, tokens: int = 1000) -> Prompt:

@@ -13,8 +13,8 @@ from contract.written import Places
 from harness.redis_server import RedisServer, redis_server
 from hypothesis import settings
 
-from gateway.store.memory import MemoryStore
-from gateway.store.redis import RedisStore
+from gateway.store.local.store import MemoryStore
+from gateway.store.redis.store import RedisStore
 
 settings.register_profile("contract", max_examples=25, deadline=None)
 settings.load_profile("contract")

@@ -17,7 +17,7 @@ from redis import Redis
 
 from gateway.core.types import Ask, Dimension, KeyRecord, Period, Secret, Tenant, Verdict
 from gateway.store import LEASE_SECONDS, Store
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 MICRO = 1_000_000
 

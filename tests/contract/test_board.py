@@ -14,8 +14,8 @@ from harness.redis_server import RedisServer, redis_server
 from redis import Redis
 
 from gateway.store import Store, StoreDown
-from gateway.store.memory import MemoryStore
-from gateway.store.redis import RedisStore
+from gateway.store.local.store import MemoryStore
+from gateway.store.redis.store import RedisStore
 
 
 class Fleet:

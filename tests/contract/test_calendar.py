@@ -36,7 +36,7 @@ def test_periods_are_those_of_the_calendar(seconds: int, period: Period) -> None
 @pytest.mark.parametrize("period", PERIODS)
 def test_the_script_knows_the_same_calendar(redis: RedisServer, period: Period) -> None:
     """Every day of 130 years at its first and last second, by the very text that the scripts are made of."""
-    text = resources.files("gateway.store").joinpath("period.lua").read_text()
+    text = resources.files("gateway.store.redis").joinpath("period.lua").read_text()
     script = text + "local n, e = period(ARGV[1], tonumber(ARGV[2])) return string.format('%.0f %.0f', n, e)"
     step = timedelta(days=1) if period == "month" else timedelta(days=13)
     with Redis.from_url(redis.url) as client:

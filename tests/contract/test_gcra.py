@@ -17,7 +17,7 @@ from redis import Redis
 
 from gateway.core.types import Verdict
 from gateway.store import LEASE_SECONDS
-from gateway.store.redis_counters import LEASE_KEY_MS
+from gateway.store.redis.counters import LEASE_KEY_MS
 
 ODD = (1, 2, 7, 11, 59, 60, 61, 600, 9_999, 200_000)
 

@@ -18,8 +18,8 @@ from redis import Redis
 
 from gateway.core.types import Entry, Sum
 from gateway.store import Ledger
-from gateway.store.ledger import FileLedger, RedisLedger
-from gateway.store.pipe import Pipe
+from gateway.store.redis.connection import Pipe
+from gateway.store.redis.ledger import FileLedger, RedisLedger
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
 DAY = 86400.0

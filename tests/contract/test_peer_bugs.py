@@ -14,7 +14,7 @@ from harness.redis_server import RedisServer
 
 from gateway.core.types import Dimension
 from gateway.store import LEASE_SECONDS
-from gateway.store.redis import RedisStore
+from gateway.store.redis.store import RedisStore
 
 
 async def test_litellm_18730_parallel_calls_do_not_pass_together(subject: Subject) -> None:

@@ -16,9 +16,9 @@ from harness.routing import Gateway, Make, Replica, fleet, key
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.routes.load import Load, LoadReport, Share
-from gateway.routes.policies.api import Gossips, Inherits, Note, Prompt, Reason, Score
-from gateway.routes.policies.registry import installed, load
+from gateway.routing.policies.api import Gossips, Inherits, Note, Prompt, Reason, Score
+from gateway.routing.policies.registry import installed, load
+from gateway.targets.load import Load, LoadReport, Share
 
 NAMES = sorted(installed())
 EACH = pytest.mark.parametrize("make", [load(name) for name in NAMES], ids=NAMES)
@@ -126,7 +126,7 @@ PROGRAM = """
 import sys
 from random import Random
 from contract.chats import anything, twins
-from gateway.routes.policies.registry import load
+from gateway.routing.policies.registry import load
 chance, gateway = Random(6), twins(load(sys.argv[1]))[0]
 open_calls = []
 for n in range(400):

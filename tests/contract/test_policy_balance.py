@@ -9,8 +9,8 @@ from contract.chats import anything, unique
 from harness.queueing import imbalance, play
 from harness.routing import Gateway, Make, Replica, fleet, key
 
-from gateway.routes.policies.api import Prompt
-from gateway.routes.policies.registry import installed, load
+from gateway.routing.policies.api import Prompt
+from gateway.routing.policies.registry import installed, load
 
 NAMES = sorted(installed())
 EACH = pytest.mark.parametrize("make", [load(name) for name in NAMES], ids=NAMES)

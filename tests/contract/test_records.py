@@ -12,7 +12,7 @@ from contract.written import KINDS, Places, entry, record, unique
 
 from gateway.core.types import AdminKey, Allowance, Budget, Entry, KeyRecord, Limit, Secret, TargetOrder, Tenant
 from gateway.store import Conflict, StoreDown
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 LIMIT = Limit(
     rpm=3,

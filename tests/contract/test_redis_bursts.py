@@ -18,8 +18,8 @@ from contract.asks import TIMEOUT, keyed, lease, opened
 from harness.redis_server import RedisServer
 
 from gateway.store import StoreDown
-from gateway.store.pipe import Pipe
-from gateway.store.redis import RedisStore
+from gateway.store.redis.connection import Pipe
+from gateway.store.redis.store import RedisStore
 
 SLACK = 0.35
 """Seconds that a busy machine may add."""

@@ -19,10 +19,10 @@ from harness.redis_server import RedisServer, redis_server
 from redis import Redis
 
 from gateway.core.types import Entry
-from gateway.meter.ledger import LedgerWriter
+from gateway.metering.ledger import LedgerWriter
 from gateway.store import StoreDown
-from gateway.store.ledger import RedisLedger
-from gateway.store.pipe import Pipe
+from gateway.store.redis.connection import Pipe
+from gateway.store.redis.ledger import RedisLedger
 
 TIMEOUT = 0.25
 

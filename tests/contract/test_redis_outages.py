@@ -13,8 +13,9 @@ from contract.asks import TIMEOUT, budget, frozen, keyed, lease, opened, rate, t
 from harness.redis_server import RedisServer, redis_server
 
 from gateway.core.types import Ask, Entry, KeyRecord
-from gateway.store import LEASE_SECONDS, StoreDown, redis_counters
-from gateway.store.redis import RedisStore
+from gateway.store import LEASE_SECONDS, StoreDown
+from gateway.store.redis import counters as redis_counters
+from gateway.store.redis.store import RedisStore
 
 SLACK = 0.35
 """Seconds that a busy machine may add."""

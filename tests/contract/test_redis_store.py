@@ -11,7 +11,8 @@ from contract.asks import budget, keyed, lease, opened, rate, tokens, until
 from harness.redis_server import RedisServer
 
 from gateway.core.types import Ask, Entry, KeyRecord
-from gateway.store import StoreDown, redis_counters
+from gateway.store import StoreDown
+from gateway.store.redis import counters
 
 
 async def test_many_gateways_together_grant_exactly_the_limit(redis: RedisServer) -> None:
@@ -52,7 +53,7 @@ async def test_a_change_by_one_gateway_is_stale_to_the_next_call_of_another(redi
 async def test_a_slot_of_a_gateway_that_died_comes_back_after_the_lease_time(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_counters, "LEASE_MICROS", 500_000)
+    monkeypatch.setattr(counters, "LEASE_MICROS", 500_000)
     async with opened(redis.url, 5) as store:
         key_id = await keyed(store)
         born = time.monotonic()
@@ -68,8 +69,8 @@ async def test_a_slot_of_a_gateway_that_died_comes_back_after_the_lease_time(
 
 
 async def test_what_a_living_call_holds_is_renewed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_counters, "RENEW_SECONDS", 0.05)
-    monkeypatch.setattr(redis_counters, "LEASE_MICROS", 500_000)
+    monkeypatch.setattr(counters, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(counters, "LEASE_MICROS", 500_000)
     async with opened(redis.url, 5) as store:
         key_id = await keyed(store)
         makes: list[Callable[[], Ask]] = [lambda: lease(key_id, 1), lambda: budget(key_id, 100, 60)]

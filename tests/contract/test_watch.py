@@ -12,7 +12,7 @@ from redis import Redis
 
 from gateway.core.types import KeyRecord, TargetOrder, Tenant
 from gateway.store import StoreDown
-from gateway.store.redis import RedisStore
+from gateway.store.redis.store import RedisStore
 
 
 @pytest.mark.parametrize("kind", [KeyRecord, Tenant, TargetOrder])

@@ -9,9 +9,9 @@ import pytest
 from harness.clock import FixedClock
 from redis import Redis
 
-from gateway.store import redis_board, redis_counters
-from gateway.store.pipe import Script
-from gateway.store.redis import RedisStore
+from gateway.store.redis import board, counters
+from gateway.store.redis.connection import Script
+from gateway.store.redis.store import RedisStore
 
 CLOCK = b"redis.call('TIME')"
 KEY = "{tl}:test:now"
@@ -43,10 +43,10 @@ class RedisClock(FixedClock):
 
 def time_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on the store's scripts read the test's time."""
-    for module, names in ((redis_counters, ("ADMIT", "SETTLE")), (redis_board, ("EXCHANGE", "REPORT"))):
+    for module, names in ((counters, ("ADMIT", "SETTLE")), (board, ("EXCHANGE", "REPORT"))):
         for name in names:
             monkeypatch.setattr(module, name, timed(getattr(module, name)))
-    monkeypatch.setattr(redis_counters, "RENEW_SECONDS", 3600.0)  # the test says when
+    monkeypatch.setattr(counters, "RENEW_SECONDS", 3600.0)  # the test says when
 
 
 class TimedStore(RedisStore):
@@ -68,7 +68,7 @@ class TimedStore(RedisStore):
     async def renew(self) -> None:
         """What the store does every few seconds: tell Redis which calls live."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(redis_counters, "RENEW_SECONDS", 0.0)
+            patch.setattr(counters, "RENEW_SECONDS", 0.0)
             renewing = asyncio.create_task(self._counters.renew())
             await self.ping()
             renewing.cancel()

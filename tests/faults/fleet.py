@@ -16,10 +16,10 @@ from faults.volley import OUTPUT, PROMPT
 from harness.gateway_process import GatewayProcess, Issued
 from harness.upstream import Script, Target, Upstream, answer, whole
 
+from gateway.admin import Registrar
 from gateway.core.clock import SystemClock
 from gateway.core.types import Limit
-from gateway.keys import Registrar
-from gateway.store.redis import RedisStore
+from gateway.store.redis.store import RedisStore
 
 T = TypeVar("T")
 ANSWER: Script = whole(answer(prompt=PROMPT, completion=OUTPUT))

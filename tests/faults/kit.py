@@ -19,9 +19,9 @@ from harness.fake_backend import Fake, fake
 from harness.gateway_process import TRUNKLINE, GatewayProcess, Issued, gateway_process
 from harness.redis_server import free_port
 
+from gateway.admin import Registrar
 from gateway.core.clock import SystemClock
-from gateway.keys import Registrar
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 HASTY = {"connect": "500ms", "first_byte": "1s", "idle": "1s"}
 CLIENTS = 16

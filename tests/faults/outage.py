@@ -10,8 +10,8 @@ from typing import Any
 from faults.fleet import FOUND, LOST, Fleet
 from faults.volley import Exchange, chat, percentile, steady, volley
 
+from gateway.auth import token
 from gateway.core.types import Allowance, Budget, Limit
-from gateway.keys import token
 
 BEFORE, DURING, AFTER = 1.5, 3.0, 4.0
 """Seconds of load; the last second must be as if nothing had been."""

@@ -14,8 +14,8 @@ from faults.volley import Exchange, chat, percentile
 from harness.redis_server import RedisServer, redis_server
 from harness.upstream import Upstream
 
+from gateway.auth.cache import DEAF_SECONDS, STALE_SECONDS
 from gateway.core.types import Limit
-from gateway.keys.cache import DEAF_SECONDS, STALE_SECONDS
 
 REVOCATIONS, CLIENTS = 12, 9
 LIMITED, FREE = Limit(rpm=1_000_000), Limit()

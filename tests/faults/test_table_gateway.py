@@ -21,8 +21,8 @@ from harness.redis_server import RedisServer, redis_server
 from harness.upstream import Upstream
 from integration.client import Wire, elsewhere, request
 
+from gateway.auth import token
 from gateway.core.types import Limit
-from gateway.keys import token
 
 PROXIED = {"TRUNKLINE_TRUSTED_PROXIES": "127.0.0.1/32"}
 

@@ -13,12 +13,13 @@ from harness.clock import FixedClock
 from litestar import Litestar
 from litestar.testing import TestClient
 
-from gateway.edge.admin.app import build_app
-from gateway.edge.admin.desk import Desk
-from gateway.edge.admin.fleet import Listed
-from gateway.keys import AdminKeys, Registrar
+from gateway.admin import Registrar
+from gateway.admin.http.app import build_app
+from gateway.admin.http.guards import Desk
+from gateway.admin.targets import Listed
+from gateway.auth import AdminKeys
 from gateway.store import StoreDown
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 PEPPERS = {0: b""}
 ROUTES = ("big", "small")

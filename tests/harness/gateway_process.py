@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 from harness.redis_server import free_port
 
+from gateway.admin import Registrar
 from gateway.core.clock import SystemClock
 from gateway.core.types import KeyRecord
-from gateway.keys import Registrar
-from gateway.store.memory import MemoryStore
-from gateway.store.redis import RedisStore
+from gateway.store.local.store import MemoryStore
+from gateway.store.redis.store import RedisStore
 
 TRUNKLINE = [sys.executable, "-P", "-m", "gateway"]
 

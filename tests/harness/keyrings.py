@@ -9,10 +9,11 @@ from typing import Any
 
 from harness.clock import FixedClock
 
+from gateway.admin import Registrar
+from gateway.auth import AdminKeys, Caller, Keyring, Throttle
 from gateway.core.errors import Throttled, Unauthenticated
-from gateway.keys import AdminKeys, Caller, Keyring, Registrar, Throttle
 from gateway.store import KINDS, StoreDown
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 PEPPERS = {0: b"", 1: b"first", 2: b"second"}
 HERE = "192.0.2.1"

@@ -9,7 +9,7 @@ from random import Random
 
 from harness.routing import Gateway, exchange
 
-from gateway.routes.policies.api import Prompt
+from gateway.routing.policies.api import Prompt
 
 READS = 8000.0
 """Tokens a second."""

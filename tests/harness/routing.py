@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import inf
 
-from gateway.routes.load import Load, LoadReport, Share
-from gateway.routes.policies.api import Gossips, Learns, Policy, Prompt, Remembers, Score
+from gateway.routing.policies.api import Gossips, Learns, Policy, Prompt, Remembers, Score
+from gateway.targets.load import Load, LoadReport, Share
 
 Make = Callable[[Sequence[str], int], Policy]
 

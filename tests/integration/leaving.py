@@ -14,7 +14,7 @@ from harness.upstream import Received
 from integration.client import Wire, ask, chat, eventually, samples, total
 
 from gateway.core.types import Allowance, Budget, Limit
-from gateway.meter.aborts import Phase
+from gateway.metering.aborts import Phase
 
 TRIES: Final = 5
 """Of each case."""

@@ -13,7 +13,7 @@ from harness.upstream import Act, Script, Target, Upstream, event, head, stream
 from integration.client import Wire, ask, chat, eventually, record, request, wire
 from integration.leaving import LIMIT, TRIES, WAYS, Counted, held, in_time, leave, nothing_left, passed_through
 
-from gateway.meter.aborts import Phase
+from gateway.metering.aborts import Phase
 
 DIALECTS = ("openai", "vllm", "tgi")
 ROLE = event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])

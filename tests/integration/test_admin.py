@@ -21,8 +21,8 @@ from harness.upstream import Target, Upstream
 from integration.client import Reply, ask, chat, eventually, get, wire
 from integration.client import request as call
 
-from gateway.keys import mint
-from gateway.keys.token import ADMIN
+from gateway.auth import mint
+from gateway.auth.token import ADMIN
 
 
 def administer(gateway: GatewayProcess, method: str, path: str, body: Any = None, *, key: str) -> Reply:

@@ -11,8 +11,8 @@ from random import Random
 
 from harness.routing import Gateway, Placed, exchange, fleet, key
 
-from gateway.routes.policies.api import Prompt
-from gateway.routes.policies.home_cost import HomeCost
+from gateway.routing.policies.api import Prompt
+from gateway.routing.policies.home_cost import HomeCost
 
 
 def chat(group: object, number: object, tokens: int = 3000, prefix: int = 2000, *, follow_up: bool = False) -> Prompt:

@@ -12,8 +12,8 @@ from harness.gateway_process import GatewayProcess
 from harness.upstream import Act, Target, event, stream
 from integration.client import Wire, ask, chat, elsewhere, eventually, get, request, wire
 
+from gateway.auth import token
 from gateway.core.types import Limit
-from gateway.keys import token
 
 NOBODY = token("A" * 12, "b" * 43)
 

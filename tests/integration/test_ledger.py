@@ -25,12 +25,12 @@ from backends.api import Target as Address
 from backends.llamacpp import LlamaCpp
 from backends.openai import OpenAI
 from backends.vllm import VLLM
-from gateway import forward
 from gateway.config import Timeouts
 from gateway.core.types import Entry
-from gateway.forward import Forwarder
-from gateway.reconcile import Reconciler
-from gateway.store.ledger_file import FileLedger
+from gateway.metering.reconcile import Reconciler
+from gateway.store.local.ledger import FileLedger
+from gateway.upstream import Forwarder
+from gateway.upstream import forwarder as forward
 
 PRICE = {"input": 0.15, "cached": 0.075, "output": 0.60}
 

@@ -17,9 +17,9 @@ from backends.openai import OpenAI
 from backends.sglang import SGLang
 from backends.tgi import TGI
 from backends.vllm import VLLM
-from gateway import forward
 from gateway.config import Timeouts
-from gateway.forward import Forwarder
+from gateway.upstream import Forwarder
+from gateway.upstream import forwarder as forward
 
 HASTY = Timeouts(connect=1.0)
 MODELS = {"object": "list", "data": [{"id": "served", "max_model_len": 2048, "parent": None}]}

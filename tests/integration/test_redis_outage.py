@@ -12,8 +12,8 @@ from harness.redis_server import RedisServer, redis_server
 from harness.upstream import DONE, Gate, Target, Upstream, event, stream
 from integration.client import CHAT, Reply, ask, chat, eventually, get, request, wire
 
+from gateway.auth import token
 from gateway.core.types import Limit
-from gateway.keys import token
 
 UNKNOWN = token("Z" * 12, "z" * 43)
 

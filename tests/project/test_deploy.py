@@ -26,10 +26,10 @@ from prometheus_client import Counter, Gauge, Histogram
 from gateway.cli import COMMANDS, cli
 from gateway.config import Settings
 from gateway.core.errors import GatewayError
-from gateway.edge import ops
-from gateway.engines import FIELDS
-from gateway.meter import Metrics
-from gateway.routes.policies.api import Reason
+from gateway.http import operations
+from gateway.metering import Metrics
+from gateway.routing.policies.api import Reason
+from gateway.targets.engines import FIELDS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -174,7 +174,7 @@ class Health(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize(("status", "good"), [(200, True), (503, False), (None, False)])
 def test_the_health_check_says_whether_the_gateway_answers(status: int | None, good: bool) -> None:
-    assert "/health" in {route.path for route in ops.router(None, None).routes}  # type: ignore[arg-type]
+    assert "/health" in {route.path for route in operations.router(None, None).routes}  # type: ignore[arg-type]
     python, *arguments = json.loads(only("HEALTHCHECK").partition(" CMD ")[2])
     assert python == "python"
     with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
@@ -363,7 +363,7 @@ def test_prometheus_and_grafana_find_their_files() -> None:
 def test_the_gateway_is_scraped_every_five_seconds() -> None:
     (job,) = [job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == "trunkline"]
     assert job["scrape_interval"] == "5s" == datasource()["jsonData"]["timeInterval"]
-    assert job.get("metrics_path", "/metrics") in {route.path for route in ops.router(None, None).routes}  # type: ignore[arg-type]
+    assert job.get("metrics_path", "/metrics") in {route.path for route in operations.router(None, None).routes}  # type: ignore[arg-type]
 
 
 def datasource() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 import gateway
 import gateway.config
-import gateway.meter
+import gateway.metering
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(file for package in ("gateway", "backends") for file in (ROOT / package).rglob("*.py"))
@@ -32,7 +32,7 @@ PUBLIC = {
         "parse_table",
         "table_schema",
     ],
-    "gateway.meter": ["Lines", "Meter", "Metrics", "Record", "exposition"],
+    "gateway.metering": ["Lines", "Meter", "Metrics", "Record", "exposition"],
 }
 NO_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "service", "base"}
 

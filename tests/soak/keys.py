@@ -7,8 +7,8 @@ import time
 from faults.fleet import Fleet
 from harness.gateway_process import Issued
 
+from gateway.auth import token
 from gateway.core.types import Allowance, Budget, Limit
-from gateway.keys import token
 
 NARROW, RPM, TPM, SPENT = 4, 30, 600, 1000
 LIMITS: dict[str, Limit] = {

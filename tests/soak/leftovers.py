@@ -16,7 +16,7 @@ from soak.fakes import Fake
 from soak.place import Place
 from soak.table import STEADY, WIDE
 
-from gateway.routes.gossip import GatewayReport
+from gateway.routing.gossip import GatewayReport
 from gateway.store import LEASE_SECONDS
 
 SETTLE_SECONDS = LEASE_SECONDS + 20.0

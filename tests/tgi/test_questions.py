@@ -11,7 +11,7 @@ from backends.api import Target
 from backends.llamacpp import LlamaCpp
 from backends.tgi import TGI
 from gateway.config import Timeouts
-from gateway.forward import Forwarder
+from gateway.upstream import Forwarder
 
 
 @pytest_asyncio.fixture

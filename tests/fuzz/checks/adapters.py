@@ -16,9 +16,9 @@ from backends.openai import OpenAI
 from backends.samples import OPENAI
 from backends.sse import Splitter
 from gateway.core.errors import BadRequest
-from gateway.edge.client import read
+from gateway.http.client import read
 from gateway.limits.estimate import Estimator
-from gateway.routes.prompt import read as read_prompt
+from gateway.routing.features import read as read_prompt
 
 ENDPOINTS: tuple[Endpoint, ...] = ("chat/completions", "completions", "embeddings")
 TARGET = Target("t", "http://t.invalid", "Served/Name", "credential")

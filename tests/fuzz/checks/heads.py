@@ -7,11 +7,11 @@ import zlib
 
 from fuzz.feeding import Harness, allow
 
-from gateway.edge.client import source_of
-from gateway.forward.failures import MAX_RETRY_AFTER, retry_after
-from gateway.keys import networks
-from gateway.keys.sources import address, within
-from gateway.keys.token import ADMIN, BASE62, KEY, parse, token
+from gateway.auth import networks
+from gateway.auth.networks import address, within
+from gateway.auth.token import ADMIN, BASE62, KEY, parse, token
+from gateway.http.client import source_of
+from gateway.upstream.failures import MAX_RETRY_AFTER, retry_after
 
 PROXIES = networks(["10.0.0.0/8", "fd00::/8"])
 

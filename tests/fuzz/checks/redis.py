@@ -10,7 +10,7 @@ from typing import Any
 from fuzz.feeding import Harness
 
 from gateway.store import StoreDown
-from gateway.store.pipe import Pipe, Script, _Wire
+from gateway.store.redis.connection import Pipe, Script, _Wire
 
 ASKED = 4
 URLS = ("redis+cluster://h:1", "redis://h:1")

@@ -14,7 +14,7 @@ from backends.body import Body
 from backends.samples import OPENAI
 from backends.sse import Splitter
 from gateway.core.errors import BadReply
-from gateway.resume import Transcript
+from gateway.upstream.continuation import Transcript
 
 ASKED = {
     "chat/completions": b'{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true,"max_tokens":3}',

@@ -11,15 +11,15 @@ from pathlib import Path
 import msgspec
 import pytest
 from unit.gateway.app.servers import LoopClock, Servers, threadless
-from unit.gateway.routes.building import World, call, one, table, targets, virtual
+from unit.gateway.routing.building import World, call, one, table, targets, virtual
 
 from backends import registry
 from gateway.app.fleet import Fleet
 from gateway.core.types import Report, TargetOrder, TargetState
-from gateway.forward import Forwarder
-from gateway.meter import Metrics
+from gateway.metering import Metrics
 from gateway.store import StoreDown
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
+from gateway.upstream import Forwarder
 
 
 class Bench:

@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 from harness.virtual_time import settle
 from unit.gateway.app.servers import LoopClock, Servers, threadless
-from unit.gateway.routes.building import World, call, one, table, targets, virtual
+from unit.gateway.routing.building import World, call, one, table, targets, virtual
 
 from backends import registry
 from gateway.app.fleet import Fleet
 from gateway.app.reload import Reloader, mirrors, rules
+from gateway.auth import Keyring, Throttle
+from gateway.call import Parts
 from gateway.config import Mistake, Table, parse_table
 from gateway.config.watch import Loaded
-from gateway.dataplane import Parts
-from gateway.edge.inference import DataPlane
-from gateway.edge.ops import Readiness
-from gateway.forward import Forwarder
-from gateway.keys import Keyring, Throttle
+from gateway.http.operations import Readiness
+from gateway.http.server import DataPlane
 from gateway.limits import Admission
-from gateway.meter import Meter, Metrics
-from gateway.shadow import Mirror, Shadow
-from gateway.store.memory import MemoryStore
+from gateway.metering import Meter, Metrics
+from gateway.store.local.store import MemoryStore
+from gateway.upstream import Forwarder
+from gateway.upstream.shadow import Mirror, Shadow
 
 OLD = one("a", "b")
 NEW = """

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from gateway.keys import parse
-from gateway.keys.token import ADMIN
+from gateway.auth import parse
+from gateway.auth.token import ADMIN
 
 Run = Callable[..., Result]
 Said = Callable[..., Any]

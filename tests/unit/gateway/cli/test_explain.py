@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from gateway.cli import cli
 from gateway.core.types import Report, TargetState
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 Run = Callable[..., Result]
 Said = Callable[..., Any]

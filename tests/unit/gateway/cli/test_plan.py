@@ -17,10 +17,10 @@ from gateway.cli import cli
 from gateway.cli.plan import _Homes, moves
 from gateway.config import RouteSpec, Timeouts, parse_table
 from gateway.core.clock import SystemClock
-from gateway.health import Breaker
-from gateway.routes.policies.api import Prompt
-from gateway.routes.target import Target
-from gateway.routes.tier import Tier
+from gateway.routing.policies.api import Prompt
+from gateway.routing.tier import Tier
+from gateway.targets.health import Breaker
+from gateway.targets.target import Target
 
 Plan = Callable[..., Result]
 

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 from click.testing import Result
 
+from gateway.admin import Registrar
 from gateway.cli import drain
 from gateway.core.clock import SystemClock
 from gateway.core.types import Report, TargetOrder, TargetState
-from gateway.keys import Registrar
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 Run = Callable[..., Result]
 Said = Callable[..., Any]

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from gateway.cli import cli
 from gateway.core.types import Entry, KeyRecord, Secret
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
 TODAY = NOON.date().isoformat()

@@ -18,7 +18,7 @@ from gateway.core.errors import GatewayError, LimitReached, Unauthenticated
 from gateway.core.types import Ask, KeyRecord, Limit, Secret, Spent, Tenant, Verdict
 from gateway.limits import Admission, Lease, Rules
 from gateway.store import StoreDown
-from gateway.store.memory import MemoryStore
+from gateway.store.local.store import MemoryStore
 
 USED = Spent(input=5, output=2)
 """What calls use here unless a test says otherwise."""

@@ -11,7 +11,7 @@ from harness.virtual_time import run
 
 from gateway.config import TargetSpec
 from gateway.faults.engine import Shape, TimedEngine
-from gateway.routes.policies.registry import Factory, load
+from gateway.routing.policies.registry import Factory, load
 from gateway.simulate import study, workloads
 from gateway.simulate.cache_aware import CacheAware
 from gateway.simulate.calls import Asked, Call, count

@@ -1,0 +1,100 @@
+"""Virtual keys in the admin interface: list, make, show, change, rotate, revoke."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from litestar import Controller, Request, delete, get, patch, post
+from litestar.params import Parameter
+
+from gateway.admin.http.guards import Desk, told
+from gateway.admin.models import IssuedKey, Key, KeyChange, KeyList, NewKey, Rotation, Status
+from gateway.admin.operations import change_key, create_key
+from gateway.admin.views import issued, keys, shown
+from gateway.core.errors import BadRequest
+from gateway.core.types import KeyRecord
+
+PAGE = 100
+MAX_PAGE = 1000
+
+
+class Keys(Controller):
+    """Virtual keys."""
+
+    path = "/admin/v1/keys"
+    tags = ("keys",)
+
+    @get(summary="List keys, the oldest first")
+    async def list_keys(
+        self,
+        desk: Desk,
+        tenant: Annotated[str | None, Parameter(description="Only this tenant's")] = None,
+        label: Annotated[
+            list[str] | None, Parameter(description="Only with this label, NAME:VALUE; repeatable")
+        ] = None,
+        status: Annotated[Status | None, Parameter(description="Only with this status")] = None,
+        limit: Annotated[int, Parameter(ge=1, le=MAX_PAGE, description="Keys on a page")] = PAGE,
+        after: Annotated[str | None, Parameter(description="Begin after this key; `next` of the page before")] = None,
+    ) -> KeyList:
+        labels = dict(map(_label, label or ()))
+        records = await keys(desk.store, tenant=tenant, status=status, labels=labels)
+        return _page(records, limit, after)
+
+    @post(summary="Make a key; its secret is in this answer and nowhere else")
+    async def create(self, request: Request[Any, Any, Any], desk: Desk, data: NewKey) -> IssuedKey:
+        _known(desk, data.model_limits)
+        with told("key"):
+            return issued(*await create_key(desk.registrar(request), data, desk.clock.now()))
+
+    @get("/{key_id:str}", summary="Show a key")
+    async def show(self, desk: Desk, key_id: str) -> Key:
+        with told("key"):
+            record = await desk.store.get(KeyRecord, key_id)
+            if record is None:
+                raise KeyError(key_id)
+            return shown(record)
+
+    @patch("/{key_id:str}", summary="Change a key, for the very next call")
+    async def change(self, request: Request[Any, Any, Any], desk: Desk, key_id: str, data: KeyChange) -> Key:
+        if isinstance(data.model_limits, dict):
+            _known(desk, {route: limit for route, limit in data.model_limits.items() if limit is not None})
+        with told("key"):
+            return shown(await change_key(desk.store, desk.registrar(request), key_id, data, desk.clock.now()))
+
+    @delete("/{key_id:str}", status_code=200, summary="Revoke a key for good, from the very next call")
+    async def revoke(self, request: Request[Any, Any, Any], desk: Desk, key_id: str) -> Key:
+        with told("key"):
+            return shown(await desk.registrar(request).revoke(key_id))
+
+    @post("/{key_id:str}/rotate", status_code=200, summary="Give a key a new secret, which is shown this once")
+    async def rotate(
+        self, request: Request[Any, Any, Any], desk: Desk, key_id: str, data: Rotation | None = None
+    ) -> IssuedKey:
+        with told("key"):
+            return issued(*await desk.registrar(request).rotate(key_id, (data or Rotation()).overlap_seconds))
+
+
+def _page(records: list[Key], limit: int, after: str | None) -> KeyList:
+    start = 0
+    if after is not None:
+        ids = [record.id for record in records]
+        if after not in ids:
+            raise BadRequest("after: there is no such key among these; begin again.", param="after")
+        start = ids.index(after) + 1
+    page = records[start : start + limit]
+    return KeyList(page, page[-1].id if start + limit < len(records) else None)
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition(":")
+    if not name or not separator:
+        raise BadRequest("label: expected NAME:VALUE.", param="label")
+    return name, value
+
+
+def _known(desk: Desk, limits: dict[str, Any]) -> None:
+    if unknown := limits.keys() - desk.routes:
+        names = ", ".join(map(repr, sorted(unknown)))
+        raise BadRequest(
+            f"model_limits: no route {names}; routes: {', '.join(sorted(desk.routes))}.", param="model_limits"
+        )

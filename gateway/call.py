@@ -1,0 +1,215 @@
+"""The page: one call from authentication to metering, every step by name, in order.
+
+Whatever ends a call ends it here: an error raised by a step, or the cancellation with which the server answers a
+client that leaves. What the call holds is given back in `CallState.end`, in one order: target, slot, record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from msgspec import Struct
+
+from backends.api import Call
+from gateway.auth import Caller, Keyring, authorize, may_use
+from gateway.core.errors import Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
+from gateway.limits import Admission, Lease
+from gateway.metering import CallRecord, Meter
+from gateway.routing import Attempts, Placement, Routes
+from gateway.routing.attempt import NO_OUTCOME
+from gateway.upstream import Forwarder
+from gateway.upstream.continuation import Transcript
+from gateway.upstream.forwarder import Exchange
+from gateway.upstream.shadow import Seen, Shadow
+
+
+class Client(Protocol):
+    """The caller's side of a call, as the server provides it."""
+
+    call_id: str
+    """Unique for ever; what the client sees as its request id."""
+    headers: dict[bytes, bytes]
+    """The request's headers, names in lower case."""
+    source: str | None
+    """The address it comes from, as far as that is known."""
+    gone_at: float | None
+    """When we learned that it had left, by the monotonic clock; None: it has not."""
+    trace: dict[str, str]
+    """Headers by which the target's logs can be matched with ours."""
+    explains: bool
+    """The answer's headers are to tell how its target was picked."""
+    started: bool
+    """Something of the answer has left: from here on nothing can be retried or become an error status."""
+
+    async def call(self) -> Call:
+        """Read the body; raises `Refused` when it cannot be a call."""
+
+    def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Set the headers that the answer will start with."""
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece of the answer, the first one with the head of the response."""
+
+    async def finish(self, data: bytes, ending: Callable[[], Awaitable[None]]) -> None:
+        """Send the end of the answer, the last bytes of which leave when `ending` is done."""
+
+
+class Parts(Struct, frozen=True):
+    """What serving a call takes, put together by the app, anew for each table."""
+
+    keyring: Keyring
+    routes: Routes
+    admission: Admission
+    forwarder: Forwarder
+    meter: Meter
+    shadow: Shadow
+
+
+class CallState:
+    """One call: who asks what, and all that is held for it."""
+
+    __slots__ = ("attempts", "call", "client", "lease", "record", "transcript")
+
+    def __init__(self, client: Client, record: CallRecord) -> None:
+        self.client, self.record = client, record
+        self.call: Call
+        self.lease: Lease | None = None
+        self.attempts: Attempts | None = None
+        self.transcript: Transcript | None = None
+        """What the client has of a stream that may go on at another target."""
+
+    async def settle(self) -> None:
+        """Turn what was reserved into what was spent: a client that has its answer must find its slot free."""
+        if self.lease is not None:
+            await self.lease.end(self.record.final_usage())
+
+    async def end(self, error: BaseException | None = None) -> None:
+        """Give back all that is held, and write the record; `error` is what ended the call, if anything did."""
+        try:
+            if self.attempts is not None:
+                self.attempts.close(self.record.final_usage())
+            if self.lease is not None:
+                if isinstance(error, asyncio.CancelledError):
+                    self.lease.settle(self.record.final_usage())  # nobody waits for the answer
+                else:
+                    await self.lease.end(self.record.final_usage())
+        except BaseException as later:
+            error = later
+            raise
+        finally:
+            self.record.close(error)
+
+
+async def serve(parts: Parts, endpoint: str, client: Client) -> None:
+    """Answer one call, or raise the `GatewayError` that says why not."""
+    record = parts.meter.open(client.call_id, endpoint, client)
+    state = CallState(client, record)
+    try:
+        caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
+        record.authenticated(caller.key)
+        call = state.call = await client.call()  # 400, 408, 413
+        record.received_body(call)
+        route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
+        record.routed(route.name, route.price)
+
+        async def refresh() -> Caller:
+            caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
+            authorize(caller.key, endpoint, call.model, route.name)
+            return caller
+
+        try:
+            authorize(caller.key, endpoint, call.model, route.name)  # 403
+        except Forbidden:
+            caller = await refresh()  # the key may have been given more since it was loaded
+        lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
+        record.admitted(lease.at, lease.input)
+        if route.resumes and call.stream:
+            state.transcript = Transcript(call)
+        state.attempts = parts.routes.attempts(
+            route, call, client.headers, caller.key, lease.input, explain=client.explains
+        )
+        await _answer(parts, state, state.attempts)
+        if parts.shadow.mirrors:
+            parts.shadow.ended(call, route.name, Seen(*record.seen()))
+    except BaseException as error:
+        await state.end(error)
+        raise
+    await state.end()
+
+
+async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
+    """Try one target after the other, until one has answered, or what has failed cannot be tried again."""
+    failed: GatewayError | None = None
+    outcome = NO_OUTCOME
+    while True:
+        try:
+            attempt = await attempts.next(outcome)  # waits its turn: 400, 429, 503
+        except GatewayError as error:
+            if failed is None or not outcome.resumes:
+                raise
+            raise failed from error  # that its rest could not be asked for is not what broke the stream
+        if attempt is None:
+            raise failed or NoTarget("No target can take the call now.", retry_after=1)  # 502, 503, 504
+        try:
+            return await _attempt(parts, state, attempt)
+        except UpstreamError as error:
+            failed, outcome = error, attempt.outcome
+            if not (outcome.resumes if state.client.started else error.retryable):
+                raise
+
+
+async def _attempt(parts: Parts, state: CallState, attempt: Placement) -> None:
+    """Try one target; tell it and the record how that went."""
+    client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
+    exchange: Exchange | None = None
+    record.attempt_started(target.name, attempt.choice)
+    try:
+        call = state.call if transcript is None else transcript.rest(target.adapter, started=client.started)
+        exchange = await parts.forwarder.send(call, attempt.address, target.adapter, target.timeouts, client.trace)
+        record.got_headers()
+        client.prepare([exchange.content_type, *attempt.headers, *state.lease.headers])
+        await _relay(state, attempt, exchange)
+        attempt.answered(record.usage)
+    except UpstreamError as error:
+        record.attempt_failed(error)
+        attempt.failed(error)
+        if transcript is not None and client.started and record.broke_off(transcript.obstacle()):
+            attempt.resume()
+        raise
+    except GatewayError as error:
+        record.attempt_failed(error)
+        if isinstance(error, Rejected):
+            attempt.refused(error)
+        raise
+    except asyncio.CancelledError as error:
+        record.attempt_failed(ended_by(error))
+        raise
+    finally:
+        if exchange is not None:
+            exchange.close()
+        attempt.end()
+        record.attempt_ended()
+
+
+async def _relay(state: CallState, attempt: Placement, exchange: Exchange) -> None:
+    """Pass the answer on, piece by piece, as it comes."""
+    client, record, transcript, held, begun = state.client, state.record, state.transcript, b"", False
+    while True:
+        chunk = await exchange.next()
+        if transcript is not None:
+            chunk = transcript.take(chunk)
+        record.received(len(chunk.data), chunk.tokens, chunk.usage)
+        if not begun and (chunk.tokens or chunk.done):
+            begun = True
+            attempt.first_token()
+        held += chunk.data  # comments and openings before the first output wait: they must not promise a 200
+        if chunk.done:
+            await client.finish(held, state.settle)
+            record.sent()
+            return
+        if held and (client.started or not (chunk.comment or chunk.opening)):
+            await client.send(held)
+            record.sent()
+            held = b""

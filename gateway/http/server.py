@@ -1,0 +1,119 @@
+"""The data plane's routes, raw ASGI: a call must be able to end in every way in which a client can leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, get_args
+
+from backends.api import Endpoint
+from gateway.auth import Network
+from gateway.call import Parts, serve
+from gateway.config.table import Bodies
+from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, ShuttingDown, Unauthenticated
+from gateway.http.client import CLOSE, Client
+
+PATHS: Final[dict[str, Endpoint]] = {f"/v1/{endpoint}": endpoint for endpoint in get_args(Endpoint)}
+
+
+EXPLAIN: Final = b"x-trunkline-explain"
+"""A header with an admin key: the answer will tell, in the same header, how its target was picked."""
+
+
+class DataPlane:
+    """The ASGI app: calls of models are served here, all else goes on to `others`.
+
+    It stands before Litestar because Litestar's router and its wrapper around each `send` would be a tenth of what a
+    call costs.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        bodies: Bodies,
+        others: Any,
+        proxies: tuple[Network, ...] = (),
+        explains: Callable[[bytes, str | None], Awaitable[bool]] | None = None,
+    ) -> None:
+        """`explains` says whether a token, from an address, may see how targets are picked."""
+        self.parts, self._bodies = parts, bodies
+        self._others, self._proxies, self._explains = others, proxies, explains
+        self._calls: set[Client] = set()
+        self.draining = False
+        """The gateway is about to end: answers ask their clients to go elsewhere next time."""
+
+    def swap(self, parts: Parts, bodies: Bodies) -> None:
+        """Serve calls that come from now on by another table; those under way go on with theirs."""
+        self.parts, self._bodies = parts, bodies
+
+    @property
+    def running(self) -> int:
+        """Calls under way."""
+        return len(self._calls)
+
+    def drain(self) -> None:
+        """From now on every answer that begins also ends its connection, so that the client takes another gateway."""
+        self.draining = True
+        for client in self._calls:
+            client.closes = True
+
+    def end_calls(self) -> None:
+        """End every call with `ShuttingDown`."""
+        for client in self._calls:
+            client.end()
+
+    async def _allow_explanation(self, client: Client, endpoint: Endpoint) -> None:
+        """See whether an admin asks. Raises what is wrong with the key, after it was recorded."""
+        try:
+            if self._explains is None or not await self._explains(client.headers[EXPLAIN], client.source):
+                raise Unauthenticated
+            client.explains = True
+        except Unauthenticated:
+            error = Unauthenticated(f"an admin key as '{EXPLAIN.decode()}: tladm_...', or leave it out")
+            self.parts.meter.refused(client.call_id, endpoint, error)
+            raise error from None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        endpoint = PATHS.get(scope["path"]) if scope["type"] == "http" else None
+        if endpoint is None:
+            await self._others(scope, receive, _closing(send) if self.draining else send)
+            return
+        client = Client(scope, receive, send, endpoint, self._bodies, self._proxies)
+        client.closes = self.draining
+        self._calls.add(client)
+        try:
+            await self._serve(client, scope["method"], endpoint)
+        finally:
+            self._calls.discard(client)
+            client.close()
+
+    async def _serve(self, client: Client, method: str, endpoint: Endpoint) -> None:
+        try:
+            if method != "POST":
+                raise MethodNotAllowed(f"{method} is not possible here; use POST.")
+            try:
+                client.check()
+            except GatewayError as error:
+                self.parts.meter.refused(client.call_id, endpoint, error)
+                raise
+            if EXPLAIN in client.headers:
+                await self._allow_explanation(client, endpoint)
+            await serve(self.parts, endpoint, client)
+        except GatewayError as error:
+            await client.fail(error)
+        except asyncio.CancelledError:
+            if not await client.cancelled():
+                raise
+        except Exception:  # a bug of ours; the record has told the log
+            await client.fail(Internal())
+
+
+def _closing(send: Any) -> Any:
+    """`send` for an answer after which the connection is to be closed."""
+
+    async def closing(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], CLOSE]}
+        await send(message)
+
+    return closing

@@ -1,0 +1,322 @@
+"""The record of one call: opened when it arrives, filled as it goes on, written once when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from typing import TYPE_CHECKING, Protocol
+
+from backends.api import Call, Usage
+from gateway.core.clock import Clock
+from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamError, ended_by
+from gateway.core.types import KeyRecord, Spent
+from gateway.metering.aborts import Abort, Client, Phase
+
+if TYPE_CHECKING:
+    from gateway.metering.meter import Meter
+
+log = logging.getLogger("trunkline.meter")
+
+BYTES_PER_TOKEN = 4.0
+"""Of an answer that nobody counted."""
+WAITED_SECONDS = 0.001
+"""Less is not waiting, but choosing."""
+MOST_TOKENS = 1 << 32
+"""That a target is believed to have read or written for one call."""
+
+MOST_GAPS = 64
+"""Between pieces of a stream, that are observed together: one by one they are a tenth of what a piece costs."""
+
+NOBODY, TARGET, CLIENT, QUEUE = range(4)
+"""Whom a call waits for."""
+
+
+class Choice(Protocol):
+    """How a target was picked, in words of closed vocabularies."""
+
+    @property
+    def policy(self) -> str:
+        """By what."""
+
+    @property
+    def reason(self) -> str:
+        """For what."""
+
+    @property
+    def fallback(self) -> str:
+        """Why a worse tier, or another route, was chosen; empty: it was not."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds in the queue."""
+
+
+class Pricing(Protocol):
+    """What tokens cost."""
+
+    def cost(self, input: int, cached: int, output: int) -> int:
+        """Micro-units of money; `cached` is a part of `input`."""
+
+
+class AttemptRecord:
+    """One attempt at one target; `outcome` is ok or the error_type with which it ended."""
+
+    __slots__ = ("choice", "outcome", "target")
+
+    def __init__(self, target: str, choice: Choice) -> None:
+        self.target, self.choice, self.outcome = target, choice, "ok"
+
+
+class CallRecord:
+    """What is known of one call. `close` ends it, with the error that ended the call if one did."""
+
+    __slots__ = (
+        "_asked_at",
+        "_call",
+        "_client",
+        "_clock",
+        "_counted",
+        "_headed",
+        "_last",
+        "_left_in",
+        "_meter",
+        "_price",
+        "_prompt",
+        "_resuming",
+        "_sent_at",
+        "_size",
+        "_spent",
+        "_waits_for",
+        "abort",
+        "admitted_at",
+        "attempts",
+        "call_id",
+        "chunks",
+        "endpoint",
+        "error",
+        "gaps",
+        "key_id",
+        "obstacle",
+        "outcome",
+        "resumed",
+        "route",
+        "seconds",
+        "started",
+        "stream",
+        "target",
+        "tenant",
+        "ttft",
+        "usage",
+        "usage_source",
+        "wasted_tokens",
+    )
+
+    def __init__(self, meter: Meter, clock: Clock, call_id: str, endpoint: str, client: Client | None) -> None:
+        self._meter, self._clock, self._client = meter, clock, client
+        self.call_id, self.endpoint = call_id, endpoint
+        self.started = self._last = self._sent_at = self._asked_at = clock.monotonic()
+        self.seconds = [0.0, 0.0, 0.0, 0.0]
+        """How long it waited for nobody, the target, the client, in the queue."""
+        self._waits_for = NOBODY
+        self.route, self.target, self.key_id, self.tenant = "other", "", "", ""
+        self.stream = False
+        self.attempts: list[AttemptRecord] = []
+        self.ttft: float | None = None
+        """Seconds from its arrival until the first piece of the answer was sent."""
+        self.gaps: list[float] = []
+        """Seconds between pieces of a stream, those that were not observed yet."""
+        self.chunks = self._counted = self._size = 0
+        self.usage: Usage | None = None
+        self.usage_source = ""
+        self.admitted_at = 0.0
+        self._call: Call | None = None
+        self._price: Pricing | None = None
+        self._prompt = 0
+        self._headed = False
+        self._left_in: Phase | None = None
+        """Where the attempt at hand was when its client left."""
+        self.wasted_tokens = 0
+        """Of answers that came to nothing."""
+        self.abort: Abort | None = None
+        self._resuming, self.obstacle = False, ""
+        self.resumed = 0
+        """How often its stream went on at another target."""
+        self._spent: Spent | None = None
+        self.error: GatewayError | None = None
+        self.outcome = "answered"
+
+    def authenticated(self, key: KeyRecord) -> None:
+        """From here on we wait for the client's body."""
+        self.key_id, self.tenant = key.id, key.tenant
+        self._last, self._waits_for = self._clock.monotonic(), CLIENT
+
+    def received_body(self, call: Call) -> None:
+        """The body has come."""
+        self.stream, self._call = call.stream, call
+        self._wait_for(NOBODY)
+
+    def routed(self, route: str, price: Pricing | None = None) -> None:
+        """The call is for this route, where tokens cost so much."""
+        self.route, self._price = route, price
+
+    def admitted(self, at: float, prompt: int) -> None:
+        """The call may go on, and waits for a target; `at` is when, in seconds since the epoch, and its prompt is
+        estimated to be of so many tokens."""
+        self.admitted_at, self._prompt = at, prompt
+        self._wait_for(QUEUE)
+
+    def attempt_started(self, target: str, choice: Choice) -> None:
+        """The call goes to `target`; `choice` tells why there."""
+        self.target, self.usage, self._headed = target, None, False
+        now = self._wait_for(TARGET)
+        if not self._resuming:
+            self._counted = self._size = 0  # what another target said before it failed
+            self._asked_at = now  # of an answer in parts it is when its first one was asked for
+        self.attempts.append(AttemptRecord(target, choice))
+
+    def got_headers(self) -> None:
+        """The target at hand has answered with the headers of a good answer."""
+        self._headed = True
+
+    def attempt_failed(self, error: GatewayError) -> None:
+        """The attempt at hand failed."""
+        if isinstance(error, ClientGone):
+            self._left_in = self._phase()
+        self.attempts[-1].outcome = error.error_type
+        if isinstance(error, UpstreamError):
+            log.warning("call %s: target %s: %s: %s", self.call_id, self.target, error.error_type, error.message)
+
+    def broke_off(self, obstacle: str) -> bool:
+        """The stream broke off; whether it goes on at another target, if no `obstacle`, in a word, prevents it."""
+        self._resuming, self.obstacle = not obstacle, obstacle
+        if obstacle:
+            self._meter.resume(self, "refused")
+        return not obstacle
+
+    def attempt_ended(self) -> None:
+        """The attempt at hand is over."""
+        failed = self.attempts[-1].outcome != "ok"
+        self._wait_for(QUEUE if failed else NOBODY)  # perhaps for another target
+        if failed and not self._resuming:
+            self._waste(gone=self._left_in is not None)
+
+    def received(self, size: int, tokens: int, usage: Usage | None) -> None:
+        """A chunk of so many bytes has come from the target; until it is sent, we wait for the client."""
+        self._wait_for(CLIENT)
+        self._counted += tokens
+        self._size += size
+        if usage is not None:
+            self.usage = usage
+
+    def sent(self) -> None:
+        """A chunk has gone to the client; until the next one comes, the target is what we wait for."""
+        now = self._wait_for(TARGET)
+        if self.ttft is None:
+            self.ttft = now - self.started
+            if self.stream:
+                self._meter.first_token(self)
+        elif self._resuming:  # the silence before it was another target's
+            self._resuming = False
+            self.resumed += 1
+            self._meter.resume(self, "resumed")
+        elif self.stream:
+            self.gaps.append(now - self._sent_at)
+            if len(self.gaps) >= MOST_GAPS:
+                self._meter.between_tokens(self)
+        self._sent_at = now
+        self.chunks += 1
+
+    @property
+    def unresumed(self) -> bool:
+        """Its stream was to go on at another target, and none did; a client that left does not count."""
+        return self._resuming and self.outcome != "gone"
+
+    @property
+    def learns(self) -> Call | None:
+        """The call, if its target counted the tokens of a whole answer: half an answer says nothing of its length."""
+        whole = bool(self.attempts) and self.attempts[-1].outcome == "ok"
+        return self._call if whole and self.usage_source == "upstream" else None
+
+    def final_usage(self) -> Spent:
+        """What the call took. Fixed when it is first asked for: what is charged is what is written."""
+        if self._spent is None:
+            input, cached, output, self.usage_source = self._counts()
+            cost = 0 if self._price is None else self._price.cost(input, cached, output)
+            self._spent = Spent(input, cached, output, cost)
+        return self._spent
+
+    def seen(self) -> tuple[int, int | None, float | None, float]:
+        """What the target made of an answered call: status, completion tokens, seconds to the first and to the end."""
+        now = self._clock.monotonic()
+        first = None if self.ttft is None else self.started + self.ttft - self._asked_at
+        return 200, self.final_usage().output or None, first, now - self._asked_at
+
+    def close(self, error: BaseException | None = None) -> None:
+        """The call is over. To be called once."""
+        if error is not None:
+            self._fail(error)
+        ended = self._wait_for(NOBODY)
+        if self.outcome == "gone":
+            self.abort = self._aborted(ended)
+        if self._resuming and self.error is not None:  # what broke off was to go on, and did not
+            self._waste(gone=self.outcome == "gone")
+        self._meter.ended(self, ended)
+
+    def _wait_for(self, whom: int) -> float:
+        """Book the time since the last change on whom we waited for; the time now."""
+        now = self._clock.monotonic()
+        passed = now - self._last
+        if passed > WAITED_SECONDS or self._waits_for != QUEUE:
+            self.seconds[self._waits_for] += passed
+        self._last, self._waits_for = now, whom
+        return now
+
+    def _counts(self) -> tuple[int, int, int, str]:
+        """Prompt, cached and completion tokens, and where they come from: "" if no target has worked for the call."""
+        usage = self.usage
+        if usage is not None:
+            input, output = usage.prompt_tokens, usage.completion_tokens
+            input, output = max(0, min(input, MOST_TOKENS)), max(0, min(output, MOST_TOKENS))
+            return input, max(0, min(usage.cached_tokens or 0, input)), output, "upstream"
+        if self._counted:
+            return self._prompt, 0, self._counted, "counted"
+        if self._size and not self.stream:
+            embeds = self.endpoint == "embeddings"
+            return self._prompt, 0, 0 if embeds else max(1, int(self._size / BYTES_PER_TOKEN)), "estimated"
+        if self._left_in:
+            return self._prompt, 0, 0, "estimated"  # the target has read the prompt, or was about to
+        return 0, 0, 0, ""
+
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            error = ended_by(error)
+        elif not isinstance(error, GatewayError):
+            # Where it happened and its type, but not its text: that may hold what a client typed.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            log.error("call %s: a bug of ours: %s\n%s", self.call_id, type(error).__qualname__, frames)
+            error = Internal()
+        self.error = error
+        self.outcome = "broke" if self.ttft is not None and error.outcome == "failed" else error.outcome
+
+    def _phase(self) -> Phase:
+        """Where the attempt at hand is."""
+        if not self.stream:
+            return "whole"
+        if self._counted or self._resuming:
+            return "stream"
+        return "first_token" if self._headed else "headers"
+
+    def _waste(self, *, gone: bool) -> None:
+        """What has come so far came to nothing: its client is `gone`, or it broke off."""
+        made = self._counted if self.usage is None else max(0, min(self.usage.completion_tokens, MOST_TOKENS))
+        if made:
+            self.wasted_tokens += made
+            self._meter.wasted(self, "client_gone" if gone else "attempt_failed", made)
+
+    def _aborted(self, ended: float) -> Abort | None:
+        """How the client left; None if it is there, and it was us who were told to stop."""
+        if self._client is None or self._client.gone_at is None:
+            return None
+        phase: Phase = self._left_in or ("body" if self._call is None else "queue")
+        return Abort(phase, max(0.0, ended - self._client.gone_at))

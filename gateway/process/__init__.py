@@ -1,0 +1,1 @@
+"""Processes that the gateway starts or is: servers of models, the admin listener, workers."""

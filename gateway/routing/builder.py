@@ -1,0 +1,118 @@
+"""Makes the routes of a table: anew, or so that they can take over from those of the table before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+
+from backends.api import AnyAdapter
+from gateway.config import RouteSpec, Table, TargetSpec
+from gateway.routing.attempt import Placement
+from gateway.routing.max_inflight import Slots
+from gateway.routing.policies import registry
+from gateway.routing.policies.registry import Factory
+from gateway.routing.queue.cold import Hold
+from gateway.routing.queue.queue import Queue
+from gateway.routing.route import Route
+from gateway.routing.routes import Routes
+from gateway.routing.tier import Tier
+from gateway.targets.load import Load
+from gateway.targets.target import Breaker, Target
+
+ROUTES_A_TURN = 10
+"""Made in one turn of the event loop."""
+
+
+class Builder:
+    """Makes routes from tables, each taking over from the one before what it has learned and what is under way."""
+
+    def __init__(
+        self,
+        urls: Mapping[str, str],
+        adapters: Callable[[str], AnyAdapter],
+        breaker: Callable[[str], Breaker],
+        slots: Slots,
+        clock: Callable[[], float],
+        *,
+        seed: int = 0,
+        policies: Callable[[str], Factory] = registry.load,
+        queued: Callable[[str, int, int], None] = lambda route, calls, size: None,
+        held: Callable[[str, int], None] = lambda route, calls: None,
+        hold_ended: Callable[[str, str, float], None] = lambda route, outcome, seconds: None,
+    ) -> None:
+        """`urls` has those of launched targets; `policies` finds what makes a policy by its name. `queued` is told of a
+        route's waiting calls and their bytes, `held` of its held calls, `hold_ended` of how and after how many seconds
+        each was held no longer."""
+        self._urls, self._adapters, self._breaker, self._slots = urls, adapters, breaker, slots
+        self._clock, self._seed, self._policies, self._queued = clock, seed, policies, queued
+        self._held, self._hold_ended = held, hold_ended
+
+    def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
+        """The routes of `table`. Whatever it raises, `before` is as it was."""
+        return Routes(table, dict(self._made(table, before)), config_hash, before)
+
+    async def rebuild(self, table: Table, config_hash: str, before: Routes) -> Routes:
+        """As `build`, some routes at a time: calls go on meanwhile."""
+        routes = {}
+        for name, route in self._made(table, before):
+            routes[name] = route
+            if len(routes) % ROUTES_A_TURN == 0:
+                await asyncio.sleep(0)
+        return Routes(table, routes, config_hash, before)
+
+    def _made(self, table: Table, before: Routes | None) -> Iterator[tuple[str, Route]]:
+        loads = {} if before is None else {target.address.url: target.load for target in before.targets.values()}
+        for name, spec in table.routes.items():
+            yield name, self._route(name, spec, loads, before)
+
+    def _route(self, name: str, spec: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Route:
+        numbers = sorted({each.tier for each in spec.fallback})
+        specs: list[list[TargetSpec]] = [list(spec.targets)]
+        specs += [[each for each in spec.fallback if each.tier == tier] for tier in numbers]
+        tiers = [
+            Tier([self._target(each, spec, loads, before) for each in tier], spec.policy, self._seed, self._policies)
+            for tier in specs
+        ]
+        old = None if before is None else before.get(name)
+        return Route(
+            name,
+            tiers,
+            spec.retry.attempts,
+            self._queue(name, spec) if old is None else old.queue,
+            spec.queue_wait,
+            self._slots,
+            self._clock,
+            held=self._hold(name, spec) if old is None else old.held,
+            bounds=(spec.queue.calls, spec.queue.size),
+            price=spec.price,
+            fallback_route=spec.fallback_route,
+            resumes=spec.resume == "text",
+            hold=spec.hold,
+        )
+
+    def _queue(self, name: str, spec: RouteSpec) -> Queue[Placement]:
+        return Queue(
+            calls=spec.queue.calls,
+            size=spec.queue.size,
+            clock=self._clock,
+            changed=lambda calls, size: self._queued(name, calls, size),
+        )
+
+    def _hold(self, name: str, spec: RouteSpec) -> Hold:
+        queue = Queue[bool](
+            calls=spec.queue.calls,
+            size=spec.queue.size,
+            clock=self._clock,
+            changed=lambda calls, size: self._held(name, calls),
+        )
+        return Hold(name, queue, self._clock, self._hold_ended)
+
+    def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
+        url = (spec.url if spec.url is not None else self._urls[spec.name]).rstrip("/")
+        load = loads.setdefault(url, Load())
+        old = None if before is None else before.targets.get(spec.name)
+        if old is not None and old.address.url == url and old.spec.backend == spec.backend:
+            return Target(spec, url, old.adapter, route.timeouts, old.breaker, self._clock, load)
+        return Target(
+            spec, url, self._adapters(spec.backend), route.timeouts, self._breaker(spec.name), self._clock, load
+        )

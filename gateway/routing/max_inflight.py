@@ -1,0 +1,47 @@
+"""`max_inflight`: calls at once at a target, counted exactly for all gateways together by leases in the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gateway.core.types import Ask, Dimension
+from gateway.store import LEASE_SECONDS, Limits, StoreDown
+from gateway.targets.target import Target
+
+GiveBack = Callable[[], asyncio.Future[Any] | None]
+
+
+class Slots:
+    """Slots of targets. A gateway that dies gives its own back after 15 s. `gateways` counts the living workers."""
+
+    def __init__(self, store: Limits, gateways: Callable[[], int] = lambda: 1) -> None:
+        self._store, self._gateways = store, gateways
+
+    async def take(self, target: Target, name: str) -> GiveBack | None:
+        """What gives the slot back, or None if there is none left. `name` is unique for ever.
+
+        While the store is down each gateway keeps to its share.
+        """
+        assert target.max_inflight is not None
+        slot = Dimension(
+            "max_inflight",
+            "lease",
+            f"lease:target:{target.name}",
+            target.max_inflight,
+            LEASE_SECONDS,
+            scope="target",
+            unit="calls",
+        )
+        ask = Ask(name, (), (slot,))
+        try:
+            verdict = await self._store.admit(ask)
+        except StoreDown:
+            share = max(1, target.max_inflight // max(1, self._gateways()))
+            if target.inflight.own > share:  # this call is one of them
+                return None
+            self._store.hold(ask)  # for when the store is back
+            return partial(self._store.settle, ask, 0, [1])
+        return partial(self._store.settle, ask, verdict.at, [1]) if verdict.denied is None else None

@@ -1,0 +1,130 @@
+"""One route of the table: its tiers of targets, its queues, and what it hands on when another table takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from gateway.config.limits import Price
+from gateway.routing.attempt import Placement
+from gateway.routing.max_inflight import Slots
+from gateway.routing.policies.api import Prompt
+from gateway.routing.queue.cold import Hold
+from gateway.routing.queue.queue import Queue
+from gateway.routing.retry_budget import RetryBudget
+from gateway.routing.selection import Chooser
+from gateway.routing.tier import Tier
+from gateway.targets.load import Load
+from gateway.targets.target import Target
+
+log = logging.getLogger("trunkline.routes")
+
+LOOK_SECONDS = 0.05
+"""How often a queue looks for room that nobody told of: in other gateways, or because a rest is over."""
+
+
+class Route:
+    """One route of the table."""
+
+    def __init__(
+        self,
+        name: str,
+        tiers: Sequence[Tier],
+        attempts: int,
+        queue: Queue[Placement],
+        wait: float,
+        slots: Slots,
+        clock: Callable[[], float],
+        *,
+        held: Hold,
+        bounds: tuple[int, int],
+        price: Price | None = None,
+        fallback_route: str | None = None,
+        resumes: bool = False,
+        hold: float | None = None,
+    ) -> None:
+        """A call waits in `queue`, with `bounds` of calls and bytes, for at most `wait` seconds by `clock`, and in
+        `held`, with the same bounds, for at most `hold` seconds."""
+        self.name, self.attempts, self.price, self.fallback_route = name, attempts, price, fallback_route
+        self.resumes = resumes
+        """A stream whose target dies goes on at another."""
+        self.queue, self._bounds, self.wait = queue, bounds, wait
+        self.held, self.hold = held, hold
+        """Calls that wait for targets that are not there; for how long, None: they do not."""
+        self.chooser = Chooser(name, tiers, clock)
+        self.tiers, self.targets = self.chooser.tiers, self.chooser.targets
+        """The best first."""
+        self.keyed = any(tier.keyed for tier in tiers)
+        """There is a choice for which a prompt's keys matter."""
+        self.others_waiting = 0
+        """Calls in other gateways' queues for this route, as they last told."""
+        self.slots, self.clock = slots, clock
+        self.retries = RetryBudget()
+        self._heir: Route | None = None
+        self._closed = False
+        self._looking: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Calls in its queue."""
+        return self.queue.waiting
+
+    def measure(self) -> None:
+        """Look at the targets' contexts anew."""
+        self.chooser.measure()
+
+    def inherit(self, before: Route) -> None:
+        """Take over what the route of the table before has learned; a policy that cannot begins anew."""
+        for tier, predecessor in zip(self.tiers, before.tiers, strict=False):
+            try:
+                tier.inherit(predecessor)
+            except Exception:  # a policy is anybody's code, and the table is in force already
+                log.exception("route %s: what its policy had learned is lost", self.name)
+        self.queue.revise(*self._bounds)
+        self.held.revise(*self._bounds)
+
+    def open(self) -> None:
+        """The route is used from now on."""
+        for target in self.targets:
+            target.load.freed.append(self.freed)
+            target.load.stirred.append(target.stirred)
+
+    def close(self, heir: Route | None = None) -> None:
+        """The route is not used any more. Calls in flight go on; those that wait in the queue go the heir's way."""
+        self._heir, self._closed = heir, True
+        for target in self.targets:
+            if self.freed in target.load.freed:
+                target.load.freed.remove(self.freed)
+                target.load.stirred.remove(target.stirred)
+
+    def waits_for(self, prompt: Prompt) -> bool | None:
+        """As the chooser's, of the newest table; a route that is not there any more waits for nothing."""
+        latest = self.latest
+        return None if latest._closed else latest.chooser.waits_for(prompt)
+
+    def freed(self, load: Load | None = None) -> None:
+        """There may be room: at targets with this load, or anywhere."""
+        if self.queue.waiting and (load is None or self.chooser.has_room(load)):
+            self.queue.freed()
+
+    @property
+    def latest(self) -> Route:
+        """The route of this name in the newest table."""
+        route = self
+        while route._heir is not None:
+            route = route._heir
+        return route
+
+    def look_again(self) -> None:
+        """As long as calls wait, look for room now and then."""
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        if self._heir is not None:
+            self.latest.look_again()
+        elif self.queue.waiting:
+            self.queue.freed()
+            self.look_again()

@@ -1,0 +1,160 @@
+"""All routes of a table, the order in which a call tries their targets, and how a table takes over from another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from backends.api import Call
+from gateway.config import Table
+from gateway.core.errors import NoRoute
+from gateway.core.types import KeyRecord, OrderState, TargetOrder
+from gateway.routing.attempts import Attempts
+from gateway.routing.explain import Candidacy, explained
+from gateway.routing.features import read
+from gateway.routing.gossip import RouteGossip
+from gateway.routing.policies.api import Prompt
+from gateway.routing.route import Route
+
+
+class Routes:
+    """The routes, and the order in which one call tries their targets."""
+
+    def __init__(
+        self, table: Table, routes: Mapping[str, Route], config_hash: str = "", before: Routes | None = None
+    ) -> None:
+        self._routes, self._names = routes, table.names()
+        self.config_hash = config_hash
+        self._answer_headers = ((b"x-trunkline-config", config_hash.encode()),)
+        self._chains = {name: tuple(self.chain(route)) for name, route in routes.items()}
+        self.targets = {target.name: target for route in routes.values() for target in route.targets}
+        self.gossip: Mapping[str, RouteGossip] = dict(_gossip(routes.values()))
+        if before is not None:
+            for name, each in self.gossip.items():
+                each.inherit(before.gossip.get(name))
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes.values())
+
+    def get(self, name: str) -> Route | None:
+        """The route of this name."""
+        return self._routes.get(name)
+
+    def find(self, model: str, visible: Callable[..., bool]) -> Route:
+        """The route that `model` means. Raises `NoRoute`, naming the models for which `visible` is true."""
+        name = self._names.find(model)
+        if name is None:
+            usable = self.models(visible)
+            shown = ", ".join(usable[:20]) + (", ..." if len(usable) > 20 else "")
+            raise NoRoute(
+                f"The model {model[:200]!r} does not exist. Models this key may use: {shown or 'none'}.", param="model"
+            )
+        return self._routes[name]
+
+    def models(self, visible: Callable[..., bool]) -> list[str]:
+        """Names a client may ask for by their exact text: routes and aliases, in the table's order."""
+        return [name for name, route in self._names.exact.items() if visible(name, route)]
+
+    def chain(self, route: Route) -> Iterator[Route]:
+        """The route and those that stand in for it."""
+        yield route
+        while route.fallback_route is not None:
+            route = self._routes[route.fallback_route]
+            yield route
+
+    def attempts(
+        self,
+        route: Route,
+        call: Call,
+        headers: Mapping[bytes, bytes],
+        key: KeyRecord,
+        tokens: int,
+        *,
+        explain: bool = False,
+    ) -> Attempts:
+        """The attempts of a call whose prompt is about so many `tokens` long; its answer tells how its target was
+        picked if it is to `explain`."""
+        patient, told = route.hold is not None, list(self._answer_headers)
+        if explain:
+            prompt = self.read(route, call, headers, key, tokens)
+            told.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
+
+        def read(each: Route) -> Prompt:
+            return self.read(each, call, headers, key, tokens, patient=patient)
+
+        return Attempts(self._chains[route.name], call, key, read, told, route.clock)
+
+    def read(
+        self,
+        route: Route,
+        call: Call,
+        headers: Mapping[bytes, bytes],
+        key: KeyRecord,
+        tokens: int,
+        *,
+        patient: bool | None = None,
+    ) -> Prompt:
+        """The prompt of a call as the route's policies see it; `patient`: it can be held; None: if the route does."""
+        return read(
+            call,
+            headers,
+            model=route.name,
+            tenant=key.tenant,
+            tokens=tokens,
+            priority=key.priority,
+            keyed=route.keyed,
+            patient=route.hold is not None if patient is None else patient,
+        )
+
+    def explain(self, route: Route, prompt: Prompt) -> list[Candidacy]:
+        """What each tier of the route, and of those that stand in for it, says of each target."""
+        found: list[Candidacy] = []
+        chain = list(self.chain(route))
+        for lenient in (len(chain) == 1, True):
+            found = []
+            for each in chain:
+                decided = any(candidacy.picked for candidacy in found)
+                found += each.chooser.explain(prompt, decided=decided, lenient=lenient)
+            if any(candidacy.picked for candidacy in found):
+                break
+        return found
+
+    def ordered(self, orders: Mapping[str, TargetOrder], now: float) -> None:
+        """Apply operators' orders as of `now`, in seconds since the epoch."""
+        for name, target in self.targets.items():
+            order = orders.get(name)
+            state: OrderState = "open" if order is None else order.at(now)
+            version = 0 if order is None else order.version
+            if (state, version) != (target.order, target.order_version):
+                target.ordered(state, version)
+
+    def open(self, before: Routes | None = None) -> None:
+        """This table is in force, instead of `before`."""
+        known = {} if before is None else before.targets
+        for name, target in self.targets.items() if before is not None else ():
+            old = known.get(name)
+            if old is not None and old.breaker is target.breaker:  # the same server
+                target.inherit(old)
+            else:
+                target.returned()
+        for route in self:
+            if before is not None and (old_route := before.get(route.name)) is not None:
+                route.inherit(old_route)
+            route.measure()
+            route.open()
+        if before is not None:
+            for route in before:
+                route.close(self.get(route.name))
+
+    def freed(self) -> None:
+        """There may be room anywhere."""
+        for route in self:
+            route.freed()
+
+
+def _gossip(routes: Iterable[Route]) -> Iterator[tuple[str, RouteGossip]]:
+    """By route; the load of a server that several routes list is in the first one's reports."""
+    seen: set[str] = set()
+    for route in routes:
+        loads = {target.address.url: target.load for target in route.targets if target.address.url not in seen}
+        seen |= loads.keys()
+        yield route.name, RouteGossip(route, loads)

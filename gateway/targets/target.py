@@ -1,0 +1,182 @@
+"""A target, with all that decides whether a call can go there, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from backends.api import AnyAdapter, Facts
+from backends.api import Target as Address
+from gateway.config import FallbackSpec, TargetSpec, Timeouts
+from gateway.core.types import OrderState
+from gateway.targets.load import Load
+
+KV_TOKENS: Final = 1_000_000
+"""Assumed of a prefix cache that tells nothing of its size: twice too much costs nothing, half costs 3 to 8 %."""
+REST_SECONDS: Final = 0.5
+"""How long a target is left alone that sheds load without saying for how long."""
+MOST_REST_SECONDS: Final = 30.0
+"""One absurd `Retry-After` must not take a target away for long."""
+PREFILL_LIMIT: Final = 480_000
+"""Outstanding prompt tokens with which the heaviest target of a tier is full: a minute of reading for a slow engine, a
+quarter of one for a fast one. It bounds what piles up in engines, where calls can no longer be moved; to wait for less
+would send calls away from where their prompts are cached."""
+UNBOUNDED: Final = 1 << 60
+THERE: Final = ("credential", "status 4", "cannot")
+"""How the complaints of probes begin that something answered to: it may take calls though it does not please them."""
+
+
+class Breaker(Protocol):
+    """What routing asks of, and tells to, a target's breaker."""
+
+    @property
+    def ejections(self) -> int:
+        """In a row; 0: calls may go there, whatever the time."""
+
+    @property
+    def closed(self) -> bool:
+        """Calls may go there now."""
+
+    def attempt(self) -> bool:
+        """A call goes there; whether it is the one that tries an ejected target."""
+
+    def succeeded(self) -> None:
+        """It was answered."""
+
+    def failed(self, trial: bool = False) -> None:
+        """It failed, and the target is to blame; `trial`: it was the call that tried an ejected target."""
+
+    def ended(self, trial: bool) -> None:
+        """It is over, whatever it told."""
+
+
+class Inflight:
+    """Calls at one target, ours and those of other gateways as they last told; its server may have others."""
+
+    __slots__ = ("others", "own", "reserve")
+
+    def __init__(self) -> None:
+        self.own = self.others = 0
+        self.reserve = 0
+        """Slots that calls waiting in other gateways have a right to."""
+
+    @property
+    def all(self) -> int:
+        return self.own + self.others
+
+
+class Target:
+    """One target of a route. `clock` is monotonic; the load is that of its server, which other routes may use, too."""
+
+    def __init__(
+        self,
+        spec: TargetSpec,
+        url: str,
+        adapter: AnyAdapter,
+        timeouts: Timeouts,
+        breaker: Breaker,
+        clock: Callable[[], float],
+        load: Load | None = None,
+    ) -> None:
+        self.spec, self.name, self.weight, self.canary = spec, spec.name, spec.weight, spec.canary or 0.0
+        self.header_name = spec.name.encode()
+        self.tier = spec.tier if isinstance(spec, FallbackSpec) else 0
+        self.address = Address(spec.name, url.rstrip("/"), spec.model, spec.api_key)
+        self.adapter, self.timeouts, self.breaker = adapter, timeouts, breaker
+        self.load = Load() if load is None else load
+        self.inflight = Inflight()
+        self._clock = clock
+        self.since = float("-inf")
+        """When it came or came back, by the clock; minus infinity: long ago."""
+        self.attempts = 0
+        """Calls ever tried there."""
+        self.max_inflight = spec.max_inflight
+        self.context, self.kv_tokens = spec.context or UNBOUNDED, spec.kv_tokens or KV_TOKENS
+        self.prompt_limit = UNBOUNDED
+        """Tokens of a prompt alone, where the server bounds them apart."""
+        self.facts = Facts()
+        """What its engine says that it is."""
+        self.asleep = False
+        """The server has put its model away."""
+        self.prefill_limit = float(PREFILL_LIMIT)
+        """Outstanding prompt tokens with which it is full."""
+        self.up: bool | None = None
+        self.why = ""
+        """What the last probe complained of."""
+        self.missed = False
+        """A call could not reach it, and no probe has since."""
+        self.order: OrderState = "open"
+        self.order_version = 0
+        self.resting, self.resting_until = "", 0.0
+        """`resting`: it asked for a pause; `full`: other gateways have taken its last place."""
+        self.clear = False
+        """No filter can refuse it but for what the call itself is, until one of the methods below is called."""
+
+    def inherit(self, before: Target) -> None:
+        """Take over what is known of the same server from the table before."""
+        self.since, self.attempts, self.inflight = before.since, before.attempts, before.inflight
+        self.up, self.why = before.up, before.why
+        self.order, self.order_version = before.order, before.order_version
+        self.asleep, self.missed = before.asleep, before.missed
+        self.resting, self.resting_until = before.resting, before.resting_until
+        self.learned(before.facts)
+
+    @property
+    def resumes(self) -> bool:
+        """It can go on with an answer that another server has begun."""
+        return callable(getattr(self.adapter, "resume", None))
+
+    @property
+    def cold(self) -> bool:
+        """It is not there, or sleeps: a call sent there now would come to nothing, one that waits may be served."""
+        return self.asleep or self.missed or (self.up is False and not self.why.startswith(THERE))
+
+    @property
+    def bounded(self) -> bool:
+        """Each call makes a difference to whether there is room for another."""
+        return self.max_inflight is not None
+
+    def rest(self, seconds: float | None, why: str = "resting") -> None:
+        """Send nothing for so long, at most 30 s."""
+        until = self._clock() + (REST_SECONDS if seconds is None else min(seconds, MOST_REST_SECONDS))
+        if until > self.resting_until:
+            self.resting, self.resting_until, self.clear = why, until, False
+
+    def ordered(self, state: OrderState, version: int) -> None:
+        """What an operator wants holds from now on."""
+        if state == "open" and self.order != "open":
+            self.returned()
+        self.order, self.order_version, self.clear = state, version, False
+
+    def probed(self, why: str) -> None:
+        """The last probe's complaint; nothing when all is well."""
+        if self.up is False and not why:
+            self.returned()
+        self.up, self.why, self.missed, self.clear = not why, why, False, False
+
+    def miss(self) -> None:
+        """A call could not reach it."""
+        self.missed, self.clear = True, False
+
+    def learned(self, facts: Facts) -> None:
+        """What the engine says that it is; the table goes first."""
+        self.facts = facts
+        self.prompt_limit = facts.prompt or UNBOUNDED
+        if self.spec.context is None:
+            self.context = facts.context or UNBOUNDED
+        if self.spec.kv_tokens is None:
+            self.kv_tokens = facts.kv_tokens or KV_TOKENS
+
+    def sleeps(self, asleep: bool) -> None:
+        """Its server says whether it has put its model away."""
+        if self.asleep and not asleep:
+            self.returned()
+        self.asleep, self.clear = asleep, False
+
+    def stirred(self) -> None:
+        """Something has happened to its load or its server: ask the filters again."""
+        self.clear = False
+
+    def returned(self) -> None:
+        """It is back: slowly at first."""
+        self.since = self._clock()

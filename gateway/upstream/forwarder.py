@@ -1,0 +1,211 @@
+"""The only caller of HTTP: one attempt at one target, its answer as chunks, its failures in our words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Hashable, Mapping
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any, TypeGuard, TypeVar
+
+import httpx
+
+from backends.api import (
+    AnyAdapter,
+    Call,
+    Counted,
+    Described,
+    Facts,
+    Gauged,
+    Gauges,
+    Guarded,
+    Probed,
+    RequestRefused,
+    Wakeable,
+)
+from backends.api import Target as Address
+from gateway.config import Timeouts
+from gateway.core.errors import Rejected, Unsupported, UpstreamTimeout
+from gateway.upstream.deadline import Deadline
+from gateway.upstream.failures import FAILURES, conceal, failure, retry_after, status_refusal, worded_refusal
+from gateway.upstream.reading import ERROR_BODY_LIMIT, Reading, Upstream
+from gateway.upstream.transport import Post, Transport
+
+__all__ = ["FAILURES", "Deadline", "Forwarder", "Reading", "Upstream", "failure", "retry_after"]
+
+P = TypeVar("P")
+
+PROBE_SECONDS = 3.0
+WAKE_SECONDS = 120.0
+"""How long a server may take to fetch its model."""
+SCRAPE_LIMIT = 4 * 1024**2
+"""Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
+REFUSED = "credential refused"
+_REFUSALS = (401, 403)
+_NO_SUCH_ROUTE = (404, 405, 501)
+_NO_ANSWER = (httpx.RequestError, httpx.InvalidURL, TimeoutError)
+
+
+@cache
+def _asked(adapter: Hashable, power: type) -> bool:
+    return isinstance(adapter, power)
+
+
+def _has(adapter: Any, power: type[P]) -> TypeGuard[P]:
+    """Whether an adapter has this power; to ask a protocol each time would cost tens of microseconds."""
+    return _asked(adapter, power)  # type: ignore[arg-type] # a class is hashable
+
+
+class Forwarder:
+    """Sends calls to targets over pooled connections."""
+
+    def __init__(self, answer_limit: int, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.answer_limit = answer_limit
+        """Bytes of an answer that is no stream."""
+        self._transport = transport or Transport()
+
+    async def close(self) -> None:
+        await self._transport.aclose()
+
+    @asynccontextmanager
+    async def forward(
+        self, call: Call, address: Address, adapter: AnyAdapter, timeouts: Timeouts, trace: Mapping[str, str]
+    ) -> AsyncIterator[Upstream]:
+        """One attempt. Entering it gives a good answer to read, leaving it ends the exchange whatever is left of it.
+
+        Raises `Unsupported` and `Rejected` (the caller's fault), `UpstreamError` (the target's).
+        """
+        try:
+            asked = adapter.request(call, address)
+        except RequestRefused as refused:
+            raise Unsupported(refused.message, param=refused.param) from refused
+        headers = {**asked.headers, **trace, "accept-encoding": "identity"}
+        request = Post(address.url + asked.path, headers, asked.body, timeouts.connect)
+        response: httpx.Response | None = None
+        try:
+            with Deadline(timeouts.first_byte, timeouts.idle) as deadline:
+                try:
+                    response = await self._transport.handle_async_request(request)
+                except httpx.TransportError as error:
+                    raise failure(error) from error
+                upstream = Upstream(call, adapter, response, deadline, self.answer_limit)
+                if (status := response.status_code) != 200:
+                    refused_by_status = status_refusal(status, response.headers.get("retry-after"))
+                    raise refused_by_status or worded_refusal(
+                        call, adapter, status, await upstream.read(ERROR_BODY_LIMIT)
+                    )
+                yield upstream
+        except Rejected as refusal:
+            conceal(refusal, address.api_key)
+            raise
+        except TimeoutError as error:
+            raise UpstreamTimeout("no answer, or no next piece of it, in time") from error
+        finally:
+            if response is not None:
+                await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
+
+    async def probe(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str:
+        """Why the target cannot serve, by its health route: "unreachable", "timeout", "status 503", "credential
+        refused". Empty when it can, and for a kind of server that has no such route."""
+        if not _has(adapter, Probed):
+            return ""
+        status = await self._status(address, adapter.probe_path, timeouts)
+        if isinstance(status, str):
+            return status
+        if status == 200:
+            return ""
+        return REFUSED if status in _REFUSALS else f"status {status}"
+
+    async def credential(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str:
+        """ "credential refused" when it is; empty when it is not, or when the target does not tell now."""
+        if not _has(adapter, Guarded):
+            return ""
+        return REFUSED if await self._status(address, adapter.credential_path, timeouts) in _REFUSALS else ""
+
+    async def reach(self, address: Address, timeouts: Timeouts) -> str:
+        """ "unreachable" or "timeout" for a target that answers nothing at all; empty when it does, whatever it is."""
+        status = await self._status(address, "/", timeouts)
+        return status if isinstance(status, str) else ""
+
+    async def wake(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str:
+        """Tell a server that sleeps to fetch its model, and wait until it has, for two minutes at most; why it has
+        not: "unreachable", "timeout", "status 404". Empty when it has."""
+        if not _has(adapter, Wakeable):
+            return "cannot be woken"
+        status = await self._status(address, adapter.wake_path, timeouts, "POST", WAKE_SECONDS)
+        if isinstance(status, str):
+            return status
+        return "" if status == 200 else f"status {status}"
+
+    async def gauges(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> Gauges | None:
+        """The target's load as it tells it; None if it does not tell it, or not now."""
+        if not _has(adapter, Gauged):
+            return None
+        text = await self._text(address, adapter.gauges_path, timeouts)
+        return None if text is None else adapter.gauges(text)
+
+    async def describe(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> Facts | None:
+        """What the target says that it is; None if it says nothing, or cannot be asked about all of it now."""
+        if not _has(adapter, Described):
+            return None
+        answers = {}
+        for path in adapter.fact_paths:
+            try:
+                status, body = await self._answer(address, path, timeouts)
+            except _NO_ANSWER:
+                return None
+            if status == 200:
+                answers[path] = body
+            elif status not in _NO_SUCH_ROUTE:
+                return None  # half of the facts would look as if the others had changed
+        return adapter.facts(answers, address.model) if answers else None
+
+    async def scrape(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str | None:
+        """The text in which the target tells its counters; None if it has none, or does not tell them now."""
+        return await self._text(address, adapter.counters_path, timeouts) if _has(adapter, Counted) else None
+
+    async def _status(
+        self, address: Address, path: str, timeouts: Timeouts, method: str = "GET", seconds: float = PROBE_SECONDS
+    ) -> int | str:
+        """The status with which the target answers, or why there is none."""
+        try:
+            async with self._get(address, path, timeouts, method, seconds) as response:
+                return response.status_code
+        except (TimeoutError, httpx.TimeoutException):
+            return "timeout"
+        except (httpx.TransportError, httpx.InvalidURL):
+            return "unreachable"
+
+    async def _text(self, address: Address, path: str, timeouts: Timeouts) -> str | None:
+        try:
+            status, body = await self._answer(address, path, timeouts)
+        except _NO_ANSWER:
+            return None
+        return body.decode(errors="replace") if status == 200 else None
+
+    async def _answer(self, address: Address, path: str, timeouts: Timeouts) -> tuple[int, bytes]:
+        """Status and body. Raises one of `_NO_ANSWER` when there is no whole answer of a sane size in time."""
+        body = bytearray()
+        async with self._get(address, path, timeouts) as response:
+            async for block in response.stream:  # type: ignore[union-attr] # it is an AsyncByteStream
+                body += block
+                if len(body) > SCRAPE_LIMIT:
+                    raise httpx.DecodingError("too long")
+            return response.status_code, bytes(body)
+
+    @asynccontextmanager
+    async def _get(
+        self, address: Address, path: str, timeouts: Timeouts, method: str = "GET", seconds: float = PROBE_SECONDS
+    ) -> AsyncIterator[httpx.Response]:
+        """A short question beside the calls, and its answer for a few seconds."""
+        headers = {"accept-encoding": "identity"}
+        if address.api_key is not None:
+            headers["authorization"] = f"Bearer {address.api_key}"
+        request = httpx.Request(method, address.url + path, headers=headers)
+        request.extensions = {"timeout": {"connect": timeouts.connect}}
+        async with asyncio.timeout(timeouts.connect + seconds):
+            response = await self._transport.handle_async_request(request)
+            try:
+                yield response
+            finally:
+                await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
