@@ -17,7 +17,7 @@ from gateway.auth import Caller, Keyring, authorize, may_use
 from gateway.core.errors import Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
 from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
-from gateway.routing import Attempts, Placement, Routes
+from gateway.routing import Attempts, Attempt, Routes
 from gateway.routing.attempt import NO_OUTCOME
 from gateway.upstream import Forwarder
 from gateway.upstream.continuation import Transcript
@@ -160,7 +160,7 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
                 raise
 
 
-async def _attempt(parts: Parts, state: CallState, attempt: Placement) -> None:
+async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
     exchange: Exchange | None = None
@@ -193,7 +193,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Placement) -> None:
         record.attempt_ended()
 
 
-async def _relay(state: CallState, attempt: Placement, exchange: Exchange) -> None:
+async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None:
     """Pass the answer on, piece by piece, as it comes."""
     client, record, transcript, held, begun = state.client, state.record, state.transcript, b"", False
     while True:

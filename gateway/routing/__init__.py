@@ -1,6 +1,6 @@
 """From a model name to targets: who can take a call, who will answer it soonest, and what each has to do meanwhile."""
 
-from gateway.routing.attempt import Placement
+from gateway.routing.attempt import Attempt
 from gateway.routing.attempts import Attempts
 from gateway.routing.builder import Builder
 from gateway.routing.gossip import Gossip
@@ -8,4 +8,4 @@ from gateway.routing.max_inflight import Slots
 from gateway.routing.route import Route
 from gateway.routing.routes import Routes
 
-__all__ = ["Attempts", "Builder", "Gossip", "Placement", "Route", "Routes", "Slots"]
+__all__ = ["Attempts", "Builder", "Gossip", "Attempt", "Route", "Routes", "Slots"]

@@ -71,7 +71,7 @@ class Outcome(Struct, frozen=True):
 NO_OUTCOME: Final = Outcome()
 
 
-class Placement:
+class Attempt:
     """One attempt at one target. Made, it holds the target's load; `begin` makes it count, `end` gives all back."""
 
     __slots__ = (
@@ -85,9 +85,9 @@ class Placement:
         "_timer",
         "_trial",
         "address",
-        "attempt",
         "fallback",
         "more_headers",
+        "number",
         "outcome",
         "score",
         "target",
@@ -106,7 +106,7 @@ class Placement:
         self.outcome = NO_OUTCOME
         self.waited = 0.0
         """Seconds in the queue."""
-        self.attempt = 1
+        self.number = 1
         """Its number among the attempts of its call."""
         self.more_headers: Sequence[tuple[bytes, bytes]] = ()
         """What else the client is told of the way its call has taken."""
@@ -150,7 +150,7 @@ class Placement:
         """What the client is told of the way its call has taken, in the headers of its answer."""
         headers = [
             (b"x-trunkline-target", self.target.header_name),
-            (b"x-trunkline-attempts", b"%d" % self.attempt),
+            (b"x-trunkline-attempts", b"%d" % self.number),
             *self.more_headers,
         ]
         if self.fallback:

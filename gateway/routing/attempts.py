@@ -9,7 +9,7 @@ from typing import Final
 from backends.api import Call
 from gateway.core.errors import ContextTooLong, GatewayError, NoTarget, QueueFull, QueueTimeout
 from gateway.core.types import KeyRecord, Spent
-from gateway.routing.attempt import NO_OUTCOME, Outcome, Placement
+from gateway.routing.attempt import NO_OUTCOME, Outcome, Attempt
 from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.queue import Waiter
 from gateway.routing.route import Route
@@ -70,7 +70,7 @@ class Attempts:
         self._chain, self._route, self._call, self._key = chain, chain[0], call, key
         self._read, self._headers, self._clock = read, headers, clock
         self._current: RouteAttempts | None = None
-        self._last: Placement | None = None
+        self._last: Attempt | None = None
         """The attempt that is under way."""
         self._made = 0
         """Attempts so far."""
@@ -85,7 +85,7 @@ class Attempts:
         self._held_seconds = 0.0
         self._begin(MOST_ATTEMPTS, MOST_ATTEMPTS)
 
-    async def next(self, outcome: Outcome = NO_OUTCOME) -> Placement | None:
+    async def next(self, outcome: Outcome = NO_OUTCOME) -> Attempt | None:
         """The next attempt, after the last one had this outcome. None: there is no other left to try.
 
         Waits while all targets are full, and on a route that holds calls, while none is there. Raises `QueueFull`,
@@ -128,7 +128,7 @@ class Attempts:
         self._own_refusal: GatewayError | None = None
         self._full: Route | None = None
 
-    async def _along_the_chain(self, outcome: Outcome) -> Placement | None:
+    async def _along_the_chain(self, outcome: Outcome) -> Attempt | None:
         while True:
             current = self._current
             if current is None:
@@ -150,9 +150,9 @@ class Attempts:
                         wait=wait,
                         lenient=lenient,
                     )
-                placement = await current.next(outcome)
-                if placement is not None:
-                    return self._introduced(placement, route)
+                attempt = await current.next(outcome)
+                if attempt is not None:
+                    return self._introduced(attempt, route)
             except _PASSED_BY as error:
                 self._note(error, route, wait)
             if self._resumes:  # another route has other models; half an answer is charged when the call is over
@@ -162,16 +162,16 @@ class Attempts:
             raise self._refusal
         return None
 
-    def _introduced(self, placement: Placement, route: Route) -> Placement:
+    def _introduced(self, attempt: Attempt, route: Route) -> Attempt:
         """The attempt, with what its answer tells the client of the way the call has taken."""
         self._tried += 1
         self._made += 1
         if route is not self._route:
-            placement.stand_in(route.name, self._own_refusal)
-        placement.attempt, placement.more_headers = self._made, self._headers
+            attempt.stand_in(route.name, self._own_refusal)
+        attempt.number, attempt.more_headers = self._made, self._headers
         if self._held_seconds:
-            placement.more_headers = [*self._headers, (b"x-trunkline-held", b"%.3f" % self._held_seconds)]
-        return placement
+            attempt.more_headers = [*self._headers, (b"x-trunkline-held", b"%.3f" % self._held_seconds)]
+        return attempt
 
     def _note(self, error: GatewayError, route: Route, wait: bool) -> None:
         """Remember why a route did not take the call."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from gateway.config.limits import Price
-from gateway.routing.attempt import Placement
+from gateway.routing.attempt import Attempt
 from gateway.routing.max_inflight import Slots
 from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.cold import Hold
@@ -32,7 +32,7 @@ class Route:
         name: str,
         tiers: Sequence[Tier],
         attempts: int,
-        queue: Queue[Placement],
+        queue: Queue[Attempt],
         wait: float,
         slots: Slots,
         clock: Callable[[], float],

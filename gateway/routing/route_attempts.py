@@ -7,7 +7,7 @@ from typing import Final
 from backends.api import Call
 from gateway.core.errors import NoTarget
 from gateway.core.types import KeyRecord, Spent
-from gateway.routing.attempt import Outcome, Placement
+from gateway.routing.attempt import Outcome, Attempt
 from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.queue import Waiter
 from gateway.routing.route import Route
@@ -66,7 +66,7 @@ class RouteAttempts:
         """The target that began an answer with which others are to go on."""
         route.retries.in_flight += 1
 
-    async def next(self, outcome: Outcome) -> Placement | None:
+    async def next(self, outcome: Outcome) -> Attempt | None:
         """The next attempt, after the last one had this outcome; None: there is no other target left to try.
 
         An attempt after one that `resumes` is at a target of the same tier that can go on with its answer. Raises
@@ -84,10 +84,10 @@ class RouteAttempts:
                 return None
             self._again = not moves
             self.route.retries.retrying += self._again
-        placement = await self._place(self._seconds if moves else None)
-        if placement is not None:
-            self._tried.append(placement.target)
-        return placement
+        attempt = await self._place(self._seconds if moves else None)
+        if attempt is not None:
+            self._tried.append(attempt.target)
+        return attempt
 
     def close(self, spent: Spent) -> None:
         """No attempt follows; the call took `spent` here, which its tenant is charged for in the queue's order."""
@@ -99,7 +99,7 @@ class RouteAttempts:
         self.route.retries.retrying -= self._again
         self._again = False
 
-    async def _place(self, seconds: float | None) -> Placement | None:
+    async def _place(self, seconds: float | None) -> Attempt | None:
         """The next attempt, when there is room for it within so many seconds; None: there is none.
 
         Without `seconds` it does not wait at all: the target has had its turn, and so have those that wait.
@@ -109,21 +109,21 @@ class RouteAttempts:
             return None
         queue, came = route.queue, route.clock()
         while True:
-            placement = None if queue.waiting or again else queue.place_at_once(waiter, self._attempt)
-            if placement is None:
-                placement = await queue.place(
-                    waiter, self._attempt, Placement.end, seconds or 0.0, again=again, soonest=self._soonest
+            attempt = None if queue.waiting or again else queue.place_at_once(waiter, self._choose)
+            if attempt is None:
+                attempt = await queue.place(
+                    waiter, self._choose, Attempt.end, seconds or 0.0, again=again, soonest=self._soonest
                 )
             try:
-                if placement.target.max_inflight is None or await self._has_slot(placement):
-                    placement.waited = route.clock() - came
-                    placement.begin()
-                    return placement
+                if attempt.target.max_inflight is None or await self._has_slot(attempt):
+                    attempt.waited = route.clock() - came
+                    attempt.begin()
+                    return attempt
             except BaseException:
-                placement.end()
+                attempt.end()
                 raise
-            placement.target.rest(SLOT_TAKEN_SECONDS, "full")  # before others are told that there is room
-            placement.end()
+            attempt.target.rest(SLOT_TAKEN_SECONDS, "full")  # before others are told that there is room
+            attempt.end()
             if seconds is None:
                 return None
             again = True
@@ -134,7 +134,7 @@ class RouteAttempts:
         chosen = chooser.choose(self._prompt, chooser.barred(self._tried, self._begun))
         return bool(chosen.usable) or (bool(seconds) and chosen.tier is not None)
 
-    def _attempt(self) -> Placement | None:
+    def _choose(self) -> Attempt | None:
         """An attempt now; None: all that could take the call are full. Raises `NoTarget`."""
         route, prompt, tried = self.route.latest, self._prompt, self._tried
         chooser = route.chooser
@@ -145,20 +145,20 @@ class RouteAttempts:
         if not chosen.usable:
             route.look_again()
             return None
-        placement = Placement(tier, tier.pick(prompt, chosen.usable, route.clock()), prompt)
+        attempt = Attempt(tier, tier.pick(prompt, chosen.usable, route.clock()), prompt)
         if tier is not chooser.tiers[0]:
-            placement.fallback = chooser.passed_over(prompt, tier, tried)
-        return placement
+            attempt.fallback = chooser.passed_over(prompt, tier, tried)
+        return attempt
 
     def _soonest(self) -> float | None:
         chooser = self.route.latest.chooser
         return chooser.soonest(self._prompt, chooser.barred(self._tried, self._begun))
 
-    async def _has_slot(self, placement: Placement) -> bool:
+    async def _has_slot(self, attempt: Attempt) -> bool:
         """Whether the target has a slot left, counted for all gateways."""
-        slot = await self.route.slots.take(placement.target, f"{self._call.id}.{len(self._tried)}")
+        slot = await self.route.slots.take(attempt.target, f"{self._call.id}.{len(self._tried)}")
         if slot is not None:
-            placement.holds(slot, self._leave_slot)
+            attempt.holds(slot, self._leave_slot)
         return slot is not None
 
     def _leave_slot(self, target: Target) -> None:

@@ -10,7 +10,7 @@ from backends.api import Usage
 from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.types import Spent
 from gateway.faults.engine import TimedEngine, Work
-from gateway.routing.attempt import NO_OUTCOME, Placement
+from gateway.routing.attempt import NO_OUTCOME, Attempt
 from gateway.simulate.calls import Call
 from gateway.simulate.gateways import SimulatedGateway
 
@@ -88,27 +88,27 @@ class Replay:
         spent, begun = Spent(), False
         attempts = gateway.attempts(call.prompt)
         try:
-            placement = await attempts.next(NO_OUTCOME)
-            assert placement is not None
+            attempt = await attempts.next(NO_OUTCOME)
+            assert attempt is not None
             spent = Spent(call.prompt.tokens, 0, call.answer)
             try:
-                work, first, last = self._work(call, placement)
+                work, first, last = self._work(call, attempt)
                 if measured:
-                    self._placed(placement)
+                    self._placed(attempt)
                 try:
                     await first
                     begun = True
-                    placement.first_token()
+                    attempt.first_token()
                     if measured:
                         self.ttft.append((came, self._loop.time() - came))
                         self.cached.append((came, work.tokens, work.cached or 0))
                     await last
                 finally:
                     if not work.ended:
-                        self._engines[placement.score.index].abort(work)
-                placement.answered(Usage(work.tokens, work.answer, work.cached))
+                        self._engines[attempt.score.index].abort(work)
+                attempt.answered(Usage(work.tokens, work.answer, work.cached))
             finally:
-                placement.end()
+                attempt.end()
         except (QueueFull, QueueTimeout):
             self.refused += measured
         except asyncio.CancelledError:
@@ -121,7 +121,7 @@ class Replay:
         for following in call.next:
             self._loop.call_later(following.after, self._comes, following)
 
-    def _work(self, call: Call, placement: Placement) -> tuple[Work, asyncio.Future[None], asyncio.Future[None]]:
+    def _work(self, call: Call, attempt: Attempt) -> tuple[Work, asyncio.Future[None], asyncio.Future[None]]:
         first, last = self._loop.create_future(), self._loop.create_future()
 
         def heard(work: Work) -> None:
@@ -130,14 +130,14 @@ class Replay:
                     future.set_result(None)
 
         work = Work(call.segments, call.answer, heard)
-        self._engines[placement.score.index].add(work)
+        self._engines[attempt.score.index].add(work)
         return work, first, last
 
-    def _placed(self, placement: Placement) -> None:
-        place = placement.score.index
-        self.reasons[placement.score.reason] += 1
-        self.queued += placement.waited > 0
-        self.tokens[place] += placement.prompt_tokens
+    def _placed(self, attempt: Attempt) -> None:
+        place = attempt.score.index
+        self.reasons[attempt.score.reason] += 1
+        self.queued += attempt.waited > 0
+        self.tokens[place] += attempt.prompt_tokens
         loads = [len(engine.waiting) + engine.running for engine in self._engines]
         self.busiest += max(load / weight for load, weight in zip(loads, self._weights, strict=True))
         self.busy += sum(loads) / sum(self._weights)

@@ -17,7 +17,7 @@ from backends.api import Call
 from backends.body import Body
 from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
-from gateway.routing import Builder, Placement, Route, Routes, Slots
+from gateway.routing import Builder, Attempt, Route, Routes, Slots
 from gateway.routing.attempt import NO_OUTCOME
 from gateway.routing.attempts import Attempts
 from gateway.routing.policies import registry
@@ -66,7 +66,7 @@ def call(model: str = "r", id: str = "c", **fields: object) -> Call:
     return Call(id, "chat/completions", model, Body(json.dumps(body).encode()), stream=stream)
 
 
-async def tried_in_turn(attempts: Attempts, spent: Callable[[], Spent]) -> AsyncGenerator[Placement, None]:
+async def tried_in_turn(attempts: Attempts, spent: Callable[[], Spent]) -> AsyncGenerator[Attempt, None]:
     """The attempts as the page makes them; each that is asked for has failed, as its outcome says, unless it is the
     last. `spent` is asked when the call is over."""
     outcome = NO_OUTCOME
@@ -112,7 +112,7 @@ class World:
         self.routes = self.build(text)
         self.routes.open()
         self.spent = Spent()
-        self.held: list[tuple[AsyncGenerator[Placement, None], Placement]] = []
+        self.held: list[tuple[AsyncGenerator[Attempt, None], Attempt]] = []
         """Calls that a test leaves where they are."""
 
     def build(self, text: str, before: Routes | None = None) -> Routes:
@@ -134,7 +134,7 @@ class World:
 
     def placements(
         self, of: Call | None = None, *, tokens: int = 10, who: KeyRecord | None = None, headers: Headers | None = None
-    ) -> AsyncGenerator[Placement, None]:
+    ) -> AsyncGenerator[Attempt, None]:
         """As the page asks for them."""
         of = of or call()
         route = self.routes.find(of.model, lambda *_: True)
@@ -145,7 +145,7 @@ class World:
         async with aclosing(self.placements(of, **named)) as placements:
             return [placement.target.name async for placement in placements]
 
-    async def first(self, of: Call | None = None, **named: Any) -> tuple[AsyncGenerator[Placement, None], Placement]:
+    async def first(self, of: Call | None = None, **named: Any) -> tuple[AsyncGenerator[Attempt, None], Attempt]:
         """A call that stays where it was placed first, until its placements are closed."""
         placements = self.placements(of, **named)
         return placements, await anext(placements)
