@@ -17,7 +17,7 @@ from gateway.auth import Caller, Keyring, authorize, may_use
 from gateway.core.errors import Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
 from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
-from gateway.routing import Attempts, Attempt, Routes
+from gateway.routing import Attempt, Attempts, Routes
 from gateway.routing.attempt import NO_OUTCOME
 from gateway.upstream import Forwarder
 from gateway.upstream.continuation import Transcript

@@ -10,7 +10,7 @@ from backends.api import Endpoint
 from gateway.auth import Network
 from gateway.call import Parts, serve
 from gateway.config.table import Bodies
-from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, ShuttingDown, Unauthenticated
+from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated
 from gateway.http.client import CLOSE, Client
 
 PATHS: Final[dict[str, Endpoint]] = {f"/v1/{endpoint}": endpoint for endpoint in get_args(Endpoint)}

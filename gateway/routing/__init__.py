@@ -8,4 +8,4 @@ from gateway.routing.max_inflight import Slots
 from gateway.routing.route import Route
 from gateway.routing.routes import Routes
 
-__all__ = ["Attempts", "Builder", "Gossip", "Attempt", "Route", "Routes", "Slots"]
+__all__ = ["Attempt", "Attempts", "Builder", "Gossip", "Route", "Routes", "Slots"]

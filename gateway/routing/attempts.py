@@ -9,7 +9,7 @@ from typing import Final
 from backends.api import Call
 from gateway.core.errors import ContextTooLong, GatewayError, NoTarget, QueueFull, QueueTimeout
 from gateway.core.types import KeyRecord, Spent
-from gateway.routing.attempt import NO_OUTCOME, Outcome, Attempt
+from gateway.routing.attempt import NO_OUTCOME, Attempt, Outcome
 from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.queue import Waiter
 from gateway.routing.route import Route

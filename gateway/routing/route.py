@@ -16,7 +16,6 @@ from gateway.routing.retry_budget import RetryBudget
 from gateway.routing.selection import Chooser
 from gateway.routing.tier import Tier
 from gateway.targets.load import Load
-from gateway.targets.target import Target
 
 log = logging.getLogger("trunkline.routes")
 

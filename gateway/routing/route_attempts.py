@@ -7,7 +7,7 @@ from typing import Final
 from backends.api import Call
 from gateway.core.errors import NoTarget
 from gateway.core.types import KeyRecord, Spent
-from gateway.routing.attempt import Outcome, Attempt
+from gateway.routing.attempt import Attempt, Outcome
 from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.queue import Waiter
 from gateway.routing.route import Route

@@ -17,7 +17,7 @@ from backends.api import Call
 from backends.body import Body
 from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
-from gateway.routing import Builder, Attempt, Route, Routes, Slots
+from gateway.routing import Attempt, Builder, Route, Routes, Slots
 from gateway.routing.attempt import NO_OUTCOME
 from gateway.routing.attempts import Attempts
 from gateway.routing.policies import registry
