@@ -54,7 +54,7 @@ def test_without_proxies_it_is_the_peer() -> None:
     assert source_of({"headers": []}) is None
 
 
-def test_a_client_knows_its_source() -> None:
+async def test_a_client_knows_its_source() -> None:
     async def never() -> None:
         raise AssertionError
 
