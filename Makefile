@@ -67,10 +67,15 @@ lock: $(VENV)/.dev ## resolve the lock files anew
 clean: ## remove what make has made
 	rm -rf $(VENV) .venv-* .cache dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# The peer that `make test-engines` compares with, if it was made.
+# The peers that `make bench` and `make test-engines` compare with, if they were made.
 .venv-sglang: requirements/sglang-router.txt $(UV)
 	@$(PYTHON) -m venv $@
-	@$(UV) pip install --python $@/bin/python --require-hashes --only-binary :all: -r requirements/sglang-router.txt
+	@$(UV) pip install --python $@/bin/python --require-hashes --only-binary :all: -r $<
+	@touch $@
+
+.venv-vllm-router: requirements/vllm-router.txt $(UV)
+	@$(PYTHON) -m venv $@
+	@$(UV) pip install --python $@/bin/python --require-hashes --only-binary :all: -r $<
 	@touch $@
 
 # Stamps: an environment is made once, and again when what it is made from changes.

@@ -10,7 +10,7 @@ import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -18,11 +18,12 @@ from backends import registry
 from gateway import __version__
 from gateway.config import Mistakes, Settings, Table
 from gateway.config.watch import Source
-from gateway.process.companion import COMMAND, Companion, environment
+from gateway.process.child import Child
 from gateway.process.launch import Launcher
 from gateway.process.supervisor import ignore_hangup, supervisor
 from gateway.store import examine, shown
 
+ADMIN_COMMAND: Final = (sys.executable, "-P", "-m", "gateway", "admin", "serve")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -73,20 +74,30 @@ def serve(**options: Any) -> None:
         )
         launcher.start()
         _greet(settings)
-        companion = Companion(COMMAND, environment(settings.environment())) if settings.admin_port else None
-        if companion is not None:
-            stack.callback(companion.stop)
-            companion.start()
-        server.insist = partial(_insist, launcher, companion)
+        listener = admin_listener(settings) if settings.admin_port else None
+        if listener is not None:
+            stack.callback(listener.stop)
+            listener.start()
+        server.insist = partial(_insist, launcher, listener)
         server.serve()
     sys.exit(server.exit_code)
 
 
-def _insist(launcher: Launcher, companion: Companion | None) -> None:
+def admin_listener(settings: Settings) -> Child:
+    """The process that serves the admin interface. Its output goes to our stderr, as our stdout is for call records.
+
+    It gets our environment and the settings, without the folder where the gateway's workers count.
+    """
+    environment = {**os.environ, **settings.environment()}
+    environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    return Child("the admin listener", ADMIN_COMMAND, environment, sys.stderr.fileno())
+
+
+def _insist(launcher: Launcher, listener: Child | None) -> None:
     """What still stops is not waited for any longer."""
     launcher.kill()
-    if companion is not None:
-        companion.kill()
+    if listener is not None:
+        listener.kill()
 
 
 def serve_admin(**options: Any) -> None:

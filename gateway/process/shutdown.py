@@ -11,15 +11,15 @@ SIGINT   kept from the worker, as a terminal sends it to every process: raised h
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, Protocol
+
+from gateway.process.child import die_with_parent
 
 log = logging.getLogger("trunkline.app")
 
@@ -28,8 +28,6 @@ START_SECONDS: Final = 0.05
 """The server stops the event loop at the end of its start; when the loop has waited for so long, it runs for good."""
 LINGER_SECONDS: Final = 3.0
 """After the last call its answer may still be on the way to the client; a connection open then is cut."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Calls(Protocol):
@@ -73,8 +71,7 @@ class Ending:
         if not hasattr(signal, "SIGUSR1") or signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, []):
             return
         parent = os.getppid()
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        die_with_parent()
         if os.getppid() != parent:  # it died just before it was to be told of
             self.begin(self._accept)
         loop = asyncio.get_running_loop()

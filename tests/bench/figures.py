@@ -1,136 +1,176 @@
-"""The figures of a run: their targets, whether they are met, and how they are shown."""
+"""The figures of a run, the targets they are held to, and the table that shows both."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
 from rich.table import Table
+
+OWN, LOCAL, PEER, RELAY = "trunkline", "trunkline-local", "vllm-router", "relay"
+GATEWAYS = ("nginx", RELAY, PEER, "sglang-router", "litellm", OWN, LOCAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One line of the table; a target is an upper bound, and figures without one only inform."""
+    """A figure that every gateway may have."""
 
     title: str
     unit: str
-    target: float | None = None
+    digits: int = 0
 
 
 KINDS = {
-    "cpu_call": Kind("CPU per call", "us", 400),
-    "cpu_stream": Kind("CPU per 64-event stream", "us", 650),
-    "cpu_paced": Kind("CPU per stream, trickled", "us"),
-    "added_p50": Kind("added latency, p50", "ms", 1),
-    "added_p99": Kind("added latency, p99", "ms", 4),
-    "relay_p50": Kind("added by a bare relay, p50", "ms"),
-    "relay_p99": Kind("added by a bare relay, p99", "ms"),
-    "other_work": Kind("other work on its core", "%"),
-    "rss_idle": Kind("RSS idle", "MiB", 100),
-    "pss_idle": Kind("PSS idle", "MiB"),
-    "rss_before": Kind("RSS before long run", "MiB"),
-    "rss_after": Kind("RSS after long run", "MiB"),
-    "rss_growth": Kind("RSS growth, long run", "MiB", 4),
-    "calls_per_second": Kind("calls a second", ""),
-    "streams_per_second": Kind("streams a second", ""),
-    "redis_scripts": Kind("Redis scripts per call", ""),
-    "admission": Kind("admission in 4 dimensions, CPU of the gateway", "us", 60),
-    "redis_admission": Kind("the same and its settlement, CPU of Redis", "us", 1e6 / 15_000),
-    "free_scripts": Kind("Redis scripts per call of a key without limits", "", 0.05),
-    "choice_8": Kind("choosing among 8 targets", "us", 15),
-    "choice_256": Kind("choosing among 256 targets", "us", 60),
-    "keys": Kind("reading the keys of a chat", "us"),
-    "reload": Kind("reload of 1,000 routes, from SIGHUP", "s", 1),
-    "reload_watched": Kind("the same, from the renaming of the file", "s"),
-    "reload_step": Kind("p99 latency while reloading / before", ""),
-    "quiet_p50": Kind("latency before reloads, p50", "ms"),
-    "quiet_p99": Kind("latency before reloads, p99", "ms"),
-    "quiet_max": Kind("latency before reloads, slowest", "ms"),
-    "reloading_p50": Kind("latency while reloading, p50", "ms"),
-    "reloading_p99": Kind("latency while reloading, p99", "ms"),
-    "reloading_max": Kind("latency while reloading, slowest", "ms"),
-    "garbage": Kind("CPU to refuse a garbage key", "us", 20),
+    "whole": Kind("whole answer", "us"),
+    "stream": Kind("stream, 66 events at once", "us"),
+    "paced": Kind("paced stream, an event", "us", 1),
+    "64k": Kind("64 KiB prompt", "us"),
+    "2m": Kind("2 MiB body", "us"),
+    "ttft_p50": Kind("added TTFT p50", "ms", 2),
+    "ttft_p99": Kind("added TTFT p99", "ms", 2),
+    "most_streams": Kind("50-token streams held", ""),
+    "rss_idle": Kind("RSS idle", "MiB"),
+    "rss_stream": Kind("RSS a stream", "KiB"),
+    "whole_rate": Kind("calls/s", ""),
 }
-RISING = ("calls_per_second", "streams_per_second")
 
 
 @dataclass(slots=True)
 class Figures:
-    """What was measured of one gateway: every figure once a round."""
+    """What was measured: every figure of a gateway once a round."""
 
-    values: dict[str, list[float]] = field(default_factory=dict)
-    calls: int = 0
-    failures: int = 0
-    first_fault: str | None = None
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def add(self, name: str, value: float) -> None:
-        self.values.setdefault(name, []).append(value)
+    def add(self, gateway: str, name: str, value: float) -> None:
+        self.values.setdefault(gateway, {}).setdefault(name, []).append(value)
 
-    def count(self, calls: int, failures: int, first_fault: str | None) -> None:
-        """Add what became of calls."""
-        self.calls += calls
-        self.failures += failures
-        self.first_fault = self.first_fault or first_fault
-
-    def median(self, name: str) -> float | None:
-        values = self.values.get(name)
+    def median(self, gateway: str, name: str) -> float | None:
+        values = self.values.get(gateway, {}).get(name)
         return statistics.median(values) if values else None
 
-    def best(self, name: str) -> float | None:
-        values = self.values.get(name)
-        return (max if name in RISING else min)(values) if values else None
+    def best(self, gateway: str, name: str) -> float | None:
+        """Of a few short rounds the one that other work on the machine has disturbed least."""
+        return min(self.values.get(gateway, {}).get(name, ()), default=None)
 
-    def is_met(self, name: str) -> bool | None:
-        median, target = self.median(name), KINDS[name].target
-        return None if median is None or target is None else median <= target
+    def ratio(self, name: str, to: str) -> float | None:
+        """Our median over that of another gateway."""
+        ours, theirs = self.median(OWN, name), self.median(to, name)
+        return None if ours is None or not theirs else ours / theirs
 
-    def as_json(self) -> dict[str, object]:
-        figures = {
-            name: {
-                "unit": KINDS[name].unit,
-                "target": KINDS[name].target,
-                "median": self.median(name),
-                "best": self.best(name),
-                "met": self.is_met(name),
-                "rounds": values,
-            }
-            for name, values in self.values.items()
+    def difference(self, name: str, less: str) -> float | None:
+        """Our figure less another of ours."""
+        more, base = self.median(OWN, name), self.median(OWN, less)
+        return None if more is None or base is None else more - base
+
+    def as_json(self) -> dict[str, dict[str, dict[str, object]]]:
+        return {
+            gateway: {name: {"median": statistics.median(rounds), "rounds": rounds} for name, rounds in values.items()}
+            for gateway, values in self.values.items()
         }
-        return {"calls": self.calls, "failures": self.failures, "first_fault": self.first_fault, "figures": figures}
 
 
-def shown(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.2f}" if abs(value) < 10 else f"{value:,.0f}"
+Outcome = Literal["met", "not met", "not measured"]
 
 
-def own_table(figures: Figures) -> Table:
-    """Every figure with its target beside it."""
-    table = Table(title="trunkline: one core, Redis, metrics and limits on", title_justify="left")
-    table.add_column("figure")
-    for heading in ("target", "median", "best"):
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that is promised of a call, with what was measured."""
+
+    title: str
+    unit: str
+    value: float | None
+    bound: float | None
+    at_least: bool = False
+    digits: int = 0
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.value is None or self.bound is None:
+            return "not measured"
+        return "met" if (self.value >= self.bound if self.at_least else self.value <= self.bound) else "not met"
+
+    def shown(self) -> tuple[str, str, str]:
+        """The target, what was measured, and whether it is met."""
+        sign = ">=" if self.at_least else "<="
+        bound = "-" if self.bound is None else f"{sign} {shown(self.bound, self.digits)} {self.unit}".strip()
+        return bound, shown(self.value, self.digits), self.outcome
+
+
+def targets(figures: Figures, frames: Mapping[str, Mapping[str, int]]) -> list[Target]:
+    """All targets; `frames` are what calls enter, by kind of answer (`frames.py`)."""
+    mine, against = partial(figures.median, OWN), partial(figures.ratio, to=PEER)
+    small = mine("whole")
+    whole, stream = frames.get("whole", {}), frames.get("stream", {})
+    return [
+        Target("whole answer", "us", small, 130),
+        Target("whole answer / vllm-router", "", against("whole"), 2.6, digits=2),
+        Target("stream of 66 events at once", "us", mine("stream"), 250),
+        Target("stream of 66 events at once / vllm-router", "", against("stream"), 0.75, digits=2),
+        Target("paced stream, an event", "us", mine("paced"), 25, digits=1),
+        Target("paced stream, an event / vllm-router", "", against("paced"), 1.5, digits=2),
+        Target("64 KiB prompt: whole answer + 1 us a KiB", "us", mine("64k"), None if small is None else small + 64),
+        Target("64 KiB prompt / vllm-router", "", against("64k"), 1.0, digits=2),
+        Target("2 MiB body: whole answer + 1 us a KiB", "us", mine("2m"), None if small is None else small + 2048),
+        Target("2 MiB body / vllm-router", "", against("2m"), 1.0, digits=2),
+        Target("added TTFT at 50 calls/s, p50", "ms", mine("ttft_p50"), 0.6, digits=2),
+        Target("added TTFT at 50 calls/s, p99", "ms", mine("ttft_p99"), 1.2, digits=2),
+        Target("streams of 50 tokens/s, p99 gap < 40 ms", "", mine("most_streams"), 600, at_least=True),
+        Target("8 targets: more than 1 target", "us", figures.difference("targets_8", "targets_1"), 15),
+        Target("256 targets: more than 1 target", "us", figures.difference("targets_256", "targets_1"), 80),
+        Target("limits of a call, in the gateway", "us", figures.difference("whole", "unlimited"), 25),
+        Target("limits of a call, in Redis", "us", figures.difference("whole_redis", "unlimited_redis"), 35),
+        Target("Redis scripts a call", "", mine("whole_scripts"), 2.1, digits=2),
+        Target("own modules of a whole answer", "", whole.get("modules"), 25),
+        Target("own functions of a whole answer", "", whole.get("functions"), 80),
+        Target("own frames of a whole answer", "", whole.get("frames"), 100),
+        Target("own frames of a stream of 16 events", "", stream.get("frames"), 164),
+        Target("RSS idle, without pydantic", "MiB", mine("rss_idle"), 70),
+        Target("RSS of an open stream", "KiB", mine("rss_stream"), 25),
+        Target("RSS growth, a 1,000 calls", "KiB", mine("rss_growth"), 42, digits=1),
+        Target("choosing among 8 targets, alone", "us", mine("choice_8"), 15, digits=1),
+        Target("choosing among 256 targets, alone", "us", mine("choice_256"), 60, digits=1),
+        Target("refusing a garbage key, alone", "us", mine("garbage"), 20, digits=1),
+        Target("reload of 1,000 routes, from SIGHUP", "s", mine("reload"), 1, digits=2),
+    ]
+
+
+def shown(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def rows(figures: Figures) -> list[tuple[str, list[str]]]:
+    """By gateway, a cell for each kind."""
+    present = [name for name in GATEWAYS if name in figures.values]
+    return [(name, [shown(figures.median(name, kind), KINDS[kind].digits) for kind in KINDS]) for name in present]
+
+
+def headings() -> list[str]:
+    return [f"{kind.title}, {kind.unit}" if kind.unit else kind.title for kind in KINDS.values()]
+
+
+def peers_table(figures: Figures) -> Table:
+    """One row a gateway."""
+    table = Table(title="one core each; same machine, stub and run (medians)", title_justify="left")
+    table.add_column("gateway")
+    for heading in headings():
         table.add_column(heading, justify="right")
-    table.add_column("unit")
-    table.add_column("")
-    marks = {True: "[green]met[/]", False: "[red]not met[/]", None: ""}
-    for name, kind in KINDS.items():
-        if name in figures.values:
-            target = "" if kind.target is None else f"<= {kind.target:g}"
-            median, best = shown(figures.median(name)), shown(figures.best(name))
-            table.add_row(kind.title, target, median, best, kind.unit, marks[figures.is_met(name)])
+    for name, cells in rows(figures):
+        table.add_row(name, *cells)
     return table
 
 
-def peer_table(measured: Mapping[str, Figures]) -> Table:
-    """One row a gateway, from the same run."""
-    names = ("cpu_call", "cpu_stream", "cpu_paced", "added_p50", "added_p99", "rss_idle", "calls_per_second")
-    table = Table(title="same machine, same stub, same run (medians)", title_justify="left")
-    table.add_column("gateway")
-    for name in names:
-        kind = KINDS[name]
-        table.add_column(f"{kind.title}, {kind.unit}" if kind.unit else kind.title, justify="right")
-    for gateway, figures in measured.items():
-        table.add_row(gateway, *(shown(figures.median(name)) for name in names))
+def targets_table(held: Sequence[Target]) -> Table:
+    """One row a target."""
+    colours = {"met": "[green]met[/]", "not met": "[red]not met[/]", "not measured": "[dim]not measured[/]"}
+    table = Table(title="trunkline with everything on, and its targets", title_justify="left")
+    table.add_column("figure")
+    table.add_column("target", justify="right")
+    table.add_column("measured", justify="right")
+    table.add_column("")
+    for target in held:
+        bound, value, outcome = target.shown()
+        table.add_row(target.title, bound, value, colours[outcome])
     return table

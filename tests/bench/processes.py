@@ -98,8 +98,8 @@ class Server:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.DEVNULL,  # call records: without a bound
+                stderr=output,
                 start_new_session=True,
                 env=dict(environment),
             )

@@ -24,13 +24,14 @@ import re
 import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
 import uvloop
-from load import Connection, Outcome, Request, Stalled, Tick, chat
+from caller import Connection
+from calls import Call, chat
 from processes import NotReady, Server, free_port, get
 
 ROUTES = 1_000
@@ -41,6 +42,28 @@ LOOK_SECONDS = 0.002
 READY_SECONDS, RELOAD_SECONDS = 60.0, 30.0
 CONFIG = re.compile(rb"\r\nx-trunkline-config:\s*([0-9a-f]+)", re.IGNORECASE)
 IN_FORCE = re.compile(r'^trunkline_config_info\{hash="([0-9a-f]+)"\} 1', re.MULTILINE)
+
+
+Tick = Callable[[int], None]
+
+
+class Stalled(Exception):
+    """A table did not come into force."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the calls."""
+
+    calls: int = 0
+    failures: int = 0
+    first_fault: str | None = None
+
+    def count(self, fault: str | None) -> None:
+        self.calls += 1
+        if fault is not None:
+            self.failures += 1
+            self.first_fault = self.first_fault or fault
 
 
 @dataclass(slots=True)
@@ -57,7 +80,7 @@ class Reloads:
     """Of calls that began during a reload."""
 
     def figures(self) -> dict[str, list[float]]:
-        """By the names of `figures.KINDS`."""
+        """By name; latencies in milliseconds."""
         before, meanwhile = summary(self.quiet), summary(self.reloading)
         milliseconds = {
             f"{when}_{name}": [value * 1e3]
@@ -94,20 +117,20 @@ class Answer(Connection):
     """A connection that can tell by which table its last call was answered."""
 
     def config(self) -> str:
-        found = CONFIG.search(self._reply)
+        found = CONFIG.search(self.reply)
         return found[1].decode() if found else ""
 
 
 class Caller:
     """Calls by the clock."""
 
-    def __init__(self, port: int, requests: Sequence[Request]) -> None:
+    def __init__(self, port: int, secret: str, calls: Sequence[Call]) -> None:
         self.outcome = Outcome()
         self.seconds: list[float] = []
         """Where the times of calls go that begin now."""
         self.config = ""
         """The table by which a call was answered last."""
-        self._port, self._requests = port, cycle(requests)
+        self._port, self._secret, self._calls = port, secret, cycle(calls)
         self._pool: list[Answer] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -115,7 +138,7 @@ class Caller:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
-            call = asyncio.create_task(self._call(next(self._requests), self.seconds))
+            call = asyncio.create_task(self._call(next(self._calls), self.seconds))
             self._under_way.add(call)
             call.add_done_callback(self._under_way.discard)
             due += 1 / CALLS_A_SECOND
@@ -128,11 +151,11 @@ class Caller:
         for connection in self._pool:
             connection.close()
 
-    async def _call(self, request: Request, seconds: list[float]) -> None:
+    async def _call(self, call: Call, seconds: list[float]) -> None:
         started = time.perf_counter()  # connecting is part of a call that finds no free connection
         try:
             connection = await self._connection()
-            fault = await connection.ask(request)
+            fault = await connection.ask(call, self._secret)
         except OSError as error:
             return self.outcome.count(str(error))
         seconds.append(time.perf_counter() - started)
@@ -216,7 +239,7 @@ class Place:
         routing, port = self.folder / "routes.yaml", free_port()
         routing.write_text(table(self.stub_port, 0))
         numbers = range(0, ROUTES, TENTH)
-        caller = Caller(port, [chat(f"alias-{number}", self.secret, streams=False) for number in numbers])
+        caller = Caller(port, self.secret, [chat(model=f"alias-{number}") for number in numbers])
         with Server(self._words(routing, port), self.core, self.folder / "routes.log", self._environment()) as server:
             server.wait_for(lambda: is_settled(port), READY_SECONDS, lambda: tick(0))
             reloading = Reloading(server, routing, self.stub_port, caller, tick)

@@ -1,0 +1,39 @@
+"""What parts of the gateway cost alone: a choice among targets, a refused key, a reload of a thousand routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import choosing
+import garbage
+import reloading
+from figures import OWN, Figures
+from gateways import Bed, Gateway
+from processes import NotReady
+
+RELOADS = 6
+
+
+def measure(bed: Bed, gateway: Gateway, figures: Figures, rounds: int, note: Callable[[str], None]) -> None:
+    """Add all of them; the gateway only lends its key. Raises `NotReady`, `OSError`."""
+    alone: dict[str, Callable[[], float]] = {
+        "choice_8": lambda: choosing.choice_us(8),
+        "choice_256": lambda: choosing.choice_us(256),
+        "garbage": garbage.cpu_us,
+    }
+    for name, cost in alone.items():
+        for _ in range(rounds):
+            figures.add(OWN, name, cost())
+        note(f"{OWN}: {name}: {figures.median(OWN, name):.1f} us")
+    redis_url = f"redis://127.0.0.1:{bed.redis_port}/0"
+    place = reloading.Place(bed.command, bed.folder, bed.gateway_core, bed.stub_port, redis_url, gateway.secret)
+    note(f"{OWN}: {RELOADS} reloads")
+    try:
+        reloads, outcome = place.measure(RELOADS, lambda _: None)
+    except reloading.Stalled as error:
+        raise NotReady(str(error)) from None
+    for name, values in reloads.figures().items():
+        for value in values:
+            figures.add(OWN, name, value)
+    if outcome.failures:
+        raise NotReady(f"{outcome.failures} of {outcome.calls} calls during reloads: {outcome.first_fault}")
