@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
@@ -280,4 +281,8 @@ class Wakeable(Protocol):
     """Answers 200 to POST when the model is back; of one that was never away, too."""
 
 
-AnyAdapter = Adapter | Any
+def __getattr__(name: str) -> Any:
+    if name == "AnyAdapter":
+        warnings.warn("backends.api.AnyAdapter is Adapter now", DeprecationWarning, stacklevel=2)
+        return Adapter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

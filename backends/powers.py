@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from backends.api import (
-    AnyAdapter,
+    Adapter,
     Counted,
     Described,
     Facts,
@@ -17,7 +17,7 @@ from backends.api import (
 from backends.samples import NOT_ANSWERS
 
 
-def paths_and_launch(adapter: AnyAdapter) -> None:
+def paths_and_launch(adapter: Adapter) -> None:
     """Paths stand below the target's URL; what can be launched listens where it is told to."""
     for name in ("probe_path", "credential_path", "counters_path", "gauges_path", "wake_path"):
         path = getattr(adapter, name, "/")
@@ -46,7 +46,7 @@ _NO_METRICS: Final = (
 )
 
 
-def metrics(adapter: AnyAdapter) -> None:
+def metrics(adapter: Adapter) -> None:
     """What is no text of the server's own tells nothing, neither numbers nor an error."""
     for text in _NO_METRICS:
         if isinstance(adapter, Counted):
@@ -55,7 +55,7 @@ def metrics(adapter: AnyAdapter) -> None:
             assert adapter.gauges(text) is None, f"gauges() found some in {text[:40]!r}"
 
 
-def facts(adapter: AnyAdapter) -> None:
+def facts(adapter: Adapter) -> None:
     """Servers are asked for their facts whoever they are: an answer that is not understood is one not given."""
     if not isinstance(adapter, Described):
         return

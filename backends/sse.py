@@ -4,61 +4,71 @@ from __future__ import annotations
 
 import re
 
-MAX_EVENT = 1024 * 1024
-"""Bytes. No engine sends a larger event; a server that never ends a line must not fill our memory."""
-
 # An empty line in any of the three spellings of a line end. "\r\n" is one line end, hence the look-ahead.
 _BLANK = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 
 
-class EventTooLarge(ValueError):
-    """An event grew beyond `MAX_EVENT` bytes."""
-
-
 class Splitter:
-    """Cuts one stream into events; each is returned with its closing empty line, comments and all."""
+    """Cuts one stream where events end; each event keeps its closing empty line, comments and all."""
 
     __slots__ = ("_rest",)
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
+
+    def take(self, block: bytes) -> bytes:
+        """The events that `block` completes, all together."""
+        rest = self._rest
+        if not rest:
+            end = _last_end(block, 0)
+            if end == len(block):
+                return block
+            rest += block
+        else:
+            new = max(0, len(rest) - 3)  # before it there is no empty line
+            rest += block
+            end = _last_end(rest, new)
+        whole = bytes(rest[:end])
+        del rest[:end]
+        return whole
 
     def feed(self, block: bytes) -> list[bytes]:
-        """The events that `block` completes. Raises `EventTooLarge`."""
-        text = self._rest + block if self._rest else block
-        events = _split_lf(text) if b"\r" not in text else _split_any(text, max(0, len(self._rest) - 3))
-        self._rest = events.pop()
-        if len(text) > MAX_EVENT and max(map(len, (*events, self._rest))) > MAX_EVENT:
-            raise EventTooLarge(f"an event is longer than {MAX_EVENT} bytes")
-        return events
+        """The events that `block` completes."""
+        return cut(self.take(block))
 
-    def close(self) -> list[bytes]:
+    def close(self) -> bytes:
         """The last event, if only the end of the stream told that its closing line was complete."""
         if not self._rest.endswith(b"\r") or not _BLANK.search(self._rest):
-            return []
-        last, self._rest = self._rest, b""
-        return [last]
+            return b""
+        last, self._rest = bytes(self._rest), bytearray()
+        return last
+
+    @property
+    def size(self) -> int:
+        """Bytes that have arrived of an event that is not complete yet."""
+        return len(self._rest)
 
     @property
     def rest(self) -> bytes:
         """What has arrived of an event that is not complete yet."""
-        return self._rest
+        return bytes(self._rest)
 
 
-def _split_lf(text: bytes) -> list[bytes]:
-    *events, rest = text.split(b"\n\n")
-    return [event + b"\n\n" for event in events] + [rest]
-
-
-def _split_any(text: bytes, new: int) -> list[bytes]:
-    """`new`: where to begin to look; before it there is no empty line."""
+def cut(whole: bytes) -> list[bytes]:
+    """The events of what `Splitter.take` gave."""
+    if b"\r" not in whole:
+        return [event + b"\n\n" for event in whole.split(b"\n\n")[:-1]]
     events, start = [], 0
-    for match in _BLANK.finditer(text, new):
-        if match.end() == len(text) and text.endswith(b"\r"):
-            break  # the "\n" of this line end may be in the next block
-        events.append(text[start : match.end()])
+    for match in _BLANK.finditer(whole):
+        events.append(whole[start : match.end()])
         start = match.end()
-    return [*events, text[start:]]
+    return events
+
+
+def end_of_event(whole: bytes, start: int) -> int:
+    """Where the event ends that begins at `start` of what `Splitter.take` gave, whatever ends its lines."""
+    match = _BLANK.search(whole, start)
+    return len(whole) if match is None else match.end()
 
 
 def data(event: bytes) -> bytes:
@@ -67,3 +77,21 @@ def data(event: bytes) -> bytes:
         return event[6:-2].strip()
     lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines).strip()
+
+
+def _last_end(text: bytes | bytearray, new: int) -> int:
+    """Where the last whole event of `text` ends; 0: there is none. Before `new` there is no empty line."""
+    if text.find(b"\r", new) < 0:
+        end = text.rfind(b"\n\n", new) + 2
+        if end == 1:  # not found
+            return 0
+        if end > 2 and text[end - 3] == 10:  # several empty lines: what is left of them in pairs begins the next event
+            run = end - len(text[:end].rstrip(b"\n"))
+            end -= run % 2
+        return end
+    end = 0
+    for match in _BLANK.finditer(text, new):
+        if match.end() == len(text) and text.endswith(b"\r"):
+            break  # the "\n" of this line end may be in the next block
+        end = match.end()
+    return end

@@ -23,7 +23,7 @@ from msgspec import Struct, structs
 from backends import sse
 from backends.api import (
     DONE,
-    AnyAdapter,
+    Adapter,
     Call,
     RefusesInItsOwnWords,
     RequestRefused,
@@ -64,9 +64,7 @@ class Seen(Struct):
     fault: int | None = None
 
 
-def conformance(
-    make: Callable[[], AnyAdapter], *, samples: Sequence[Sample] = (), transparent: bool = True
-) -> list[Case]:
+def conformance(make: Callable[[], Adapter], *, samples: Sequence[Sample] = (), transparent: bool = True) -> list[Case]:
     """The cases for the adapter that `make`, usually its class, gives.
 
     `transparent`: the server speaks OpenAI's language, so nothing but `model` and `stream_options` is ever changed.
@@ -94,7 +92,7 @@ def conformance(
     return cases
 
 
-def read(adapter: AnyAdapter, call: Call, blocks: Iterable[bytes]) -> Seen:
+def read(adapter: Adapter, call: Call, blocks: Iterable[bytes]) -> Seen:
     """Read one stream as the gateway does, whole events at a time; a fault ends it."""
     reader = adapter.open(call) if isinstance(adapter, Stateful) else adapter
     splitter, seen = sse.Splitter(), Seen()
@@ -117,12 +115,12 @@ def read(adapter: AnyAdapter, call: Call, blocks: Iterable[bytes]) -> Seen:
     return seen
 
 
-def _required_methods(adapter: AnyAdapter) -> None:
+def _required_methods(adapter: Adapter) -> None:
     for method in ("request", "reply", "chunk"):
         assert callable(getattr(adapter, method, None)), f"the adapter has no method {method!r}"
 
 
-def _refusals(adapter: AnyAdapter) -> None:
+def _refusals(adapter: Adapter) -> None:
     if not isinstance(adapter, RefusesInItsOwnWords):
         return
     call = OPENAI[0].call()
@@ -137,7 +135,7 @@ def _refusals(adapter: AnyAdapter) -> None:
                 assert isinstance(msgspec.json.decode(said[1]), dict), "a refusal's body is a JSON object"
 
 
-def _broken_answers(adapter: AnyAdapter) -> None:
+def _broken_answers(adapter: Adapter) -> None:
     whole, stream = OPENAI[0].call(), structs.replace(OPENAI[0].call(), stream=True)
     for body in NOT_ANSWERS:
         assert _fails(adapter.reply, whole, body), f"reply() took {body[:40]!r} for an answer"
@@ -166,7 +164,7 @@ def _coverage(samples: Sequence[Sample]) -> None:
         assert wanted, f"there is no sample of {kind}"
 
 
-def _requests(adapter: AnyAdapter, sample: Sample) -> None:
+def _requests(adapter: Adapter, sample: Sample) -> None:
     for include_usage in {False, sample.call().stream}:
         call = sample.call(include_usage=include_usage)
         asked = adapter.request(call, TARGET)
@@ -191,7 +189,7 @@ def _requests(adapter: AnyAdapter, sample: Sample) -> None:
             adapter.request(structs.replace(sample.call(), body=Body(broken)), TARGET)
 
 
-def _transparent(adapter: AnyAdapter, sample: Sample) -> None:
+def _transparent(adapter: Adapter, sample: Sample) -> None:
     extra = b'"x_unknown": {"deep": [1.50, "\\u00e9"], "null": null}'
     raw = b"{ " + extra + b" ," + sample.asked.lstrip()[1:]
     for include_usage in {False, sample.call().stream}:
@@ -207,7 +205,7 @@ def _transparent(adapter: AnyAdapter, sample: Sample) -> None:
         assert named.get("model", str, "") == call.model, "a target without a model of its own gets the client's name"
 
 
-def _whole(adapter: AnyAdapter, sample: Sample) -> None:
+def _whole(adapter: Adapter, sample: Sample) -> None:
     call = sample.call()
     if sample.fault is not None:
         try:
@@ -223,7 +221,7 @@ def _whole(adapter: AnyAdapter, sample: Sample) -> None:
     assert isinstance(msgspec.json.decode(found.body), dict)
 
 
-def _ends_as_told(adapter: AnyAdapter, sample: Sample) -> None:
+def _ends_as_told(adapter: Adapter, sample: Sample) -> None:
     seen = read(adapter, sample.call(include_usage=True), [sample.answered])
     assert seen.fault == sample.fault
     if sample.fault is not None:
@@ -238,7 +236,7 @@ def _ends_as_told(adapter: AnyAdapter, sample: Sample) -> None:
         assert seen.data == sample.answered, "the stream was changed on its way"
 
 
-def _tells_usage_only_if_asked(adapter: AnyAdapter, sample: Sample) -> None:
+def _tells_usage_only_if_asked(adapter: Adapter, sample: Sample) -> None:
     told, untold = (read(adapter, sample.call(include_usage=wanted), [sample.answered]) for wanted in (True, False))
     assert untold.usage == told.usage, "the gateway learns the usage in any case"
     assert (untold.finished, untold.done, untold.fault) == (told.finished, told.done, told.fault)
@@ -248,7 +246,7 @@ def _tells_usage_only_if_asked(adapter: AnyAdapter, sample: Sample) -> None:
         assert any(event.get("usage") for event in shown), "the client asked for the usage"
 
 
-def _events_cut_anywhere(adapter: AnyAdapter, sample: Sample) -> None:
+def _events_cut_anywhere(adapter: Adapter, sample: Sample) -> None:
     call, whole = sample.call(include_usage=True), sample.answered
     expected = read(adapter, call, [whole])
     for cut in range(0, len(whole) + 1, max(1, len(whole) // MAX_CUTS)):
@@ -256,7 +254,7 @@ def _events_cut_anywhere(adapter: AnyAdapter, sample: Sample) -> None:
     assert read(adapter, call, (whole[i : i + 1] for i in range(len(whole)))) == expected, "byte by byte"
 
 
-def _framed_otherwise(adapter: AnyAdapter, sample: Sample) -> None:
+def _framed_otherwise(adapter: Adapter, sample: Sample) -> None:
     """Line ends, comments and the space after the colon are the server's choice."""
     call = sample.call()
     expected = structs.replace(read(adapter, call, [sample.answered]), data=b"")
@@ -272,7 +270,7 @@ def _framed_otherwise(adapter: AnyAdapter, sample: Sample) -> None:
     assert seen.comments, "a comment must be marked as one: it promises nothing"
 
 
-def _streams_do_not_mix(adapter: AnyAdapter, sample: Sample) -> None:
+def _streams_do_not_mix(adapter: Adapter, sample: Sample) -> None:
     """The adapter is shared by all calls."""
     call = sample.call(include_usage=True)
     alone = read(adapter, call, [sample.answered])
@@ -285,7 +283,7 @@ def _streams_do_not_mix(adapter: AnyAdapter, sample: Sample) -> None:
     assert read(adapter, call, disturbed()) == alone
 
 
-_STREAM_CHECKS: list[Callable[[AnyAdapter, Sample], None]] = [
+_STREAM_CHECKS: list[Callable[[Adapter, Sample], None]] = [
     _ends_as_told,
     _tells_usage_only_if_asked,
     _events_cut_anywhere,
@@ -294,7 +292,7 @@ _STREAM_CHECKS: list[Callable[[AnyAdapter, Sample], None]] = [
 ]
 
 
-def _no_io(adapter: AnyAdapter, sample: Sample) -> None:
+def _no_io(adapter: Adapter, sample: Sample) -> None:
     call = sample.call()
     for guard in (nullcontext, _forbidden_io):  # the first time may import something
         with guard(), suppress(UpstreamFault):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-from msgspec import Raw, Struct, structs
+from msgspec import Struct, structs
 
-from backends import sse
-from backends.api import Call, Chunk, Facts, Gauges, StreamReader
+from backends.api import Call, Facts, Gauges
 from backends.counters import counted
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
@@ -61,9 +59,6 @@ class VLLM(OpenAI):
     def resume(self, call: Call, said: str) -> Call:
         return continued(call, said, continue_final_message=b"true", add_generation_prompt=b"false")
 
-    def open(self, call: Call) -> StreamReader:
-        return _Fingerprinted(self) if call.choices == 1 and not call.include_usage else self
-
 
 class _About(Struct):
     version: str | None = None
@@ -98,40 +93,3 @@ def _asleep(told: Exposition) -> bool:
     states = told.samples("vllm:engine_sleep_state")
     awake = [value for labels, value in states if labels.get("sleep_state") == "awake"]
     return bool(awake) and not any(awake)
-
-
-class _Stamped(Struct):
-    system_fingerprint: Raw = Raw()
-
-
-class _Fingerprinted:
-    """Puts `system_fingerprint` back onto the event that ends the answer.
-
-    vLLM stamps its last event: the usage event where usage was asked for, which the client does not get if only we
-    asked. The usage event follows at once, so the end of the answer can wait for it. With n > 1 it would wait for
-    other choices, and so the stamp is lost there.
-    """
-
-    def __init__(self, adapter: OpenAI) -> None:
-        self._adapter = adapter
-        self._held: Chunk | None = None
-
-    def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
-        chunks = self._adapter.chunk(call, event)
-        if self._held is None:
-            if chunks[0].finished:
-                self._held, chunks = chunks[0], ()
-            return chunks
-        held, self._held = self._held, None
-        if chunks[0].usage is not None and not chunks[0].data:
-            stamp = bytes(msgspec.json.decode(sse.data(event), type=_Stamped).system_fingerprint)
-            if stamp and stamp != b"null" and b'"system_fingerprint"' not in held.data:
-                end = held.data.rindex(b"}")
-                stamped = held.data[:end] + b',"system_fingerprint":' + stamp + held.data[end:]
-                held = msgspec.structs.replace(held, data=stamped)
-        return (held, *chunks)
-
-    def close(self) -> tuple[Chunk, ...]:
-        """The end of an answer whose usage never came."""
-        held, self._held = self._held, None
-        return () if held is None else (held,)

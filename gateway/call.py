@@ -166,8 +166,8 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     exchange: Exchange | None = None
     record.attempt_started(target.name, attempt.choice)
     try:
-        call = state.call if transcript is None else transcript.rest(target.adapter, started=client.started)
-        exchange = await parts.forwarder.send(call, attempt.address, target.adapter, target.timeouts, client.trace)
+        call = state.call if transcript is None else transcript.rest(target.capabilities.resumable, started=client.started)
+        exchange = await parts.forwarder.send(call, attempt.address, target.capabilities, target.timeouts, client.trace)
         record.got_headers()
         client.prepare([exchange.content_type, *attempt.headers, *state.lease.headers])
         await _relay(state, attempt, exchange)

@@ -10,7 +10,7 @@ from contextlib import suppress
 import msgspec
 from msgspec import structs
 
-from backends.api import Counted, Facts, Gauges, Probed
+from backends.api import Facts, Gauges
 from gateway.app.waker import Attendant
 from gateway.core.clock import Clock
 from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
@@ -128,10 +128,10 @@ class Fleet:
     async def counters(self, name: str) -> tuple[int, int] | None:
         """Prompt and completion tokens that the target's engine has counted; None if it does not tell."""
         target = self.routes.targets.get(name)
-        if target is None or not isinstance(target.adapter, Counted):
+        if target is None or (counted := target.capabilities.counted) is None:
             return None
-        text = await self._forwarder.scrape(target.address, target.adapter, target.timeouts)
-        return None if text is None else target.adapter.counters(text)
+        text = await self._forwarder.scrape(target.address, target.capabilities, target.timeouts)
+        return None if text is None else counted.counters(text)
 
     async def _probe(self, name: str, thorough: bool) -> bool:
         """Ask a target, for its credential too if `thorough`, and keep on it what it says; whether it can serve."""
@@ -155,21 +155,21 @@ class Fleet:
     async def _complaint(self, target: Target, thorough: bool) -> str:
         """Why the target cannot serve; nothing if it can."""
         forwarder = self._forwarder
-        if not isinstance(target.adapter, Probed) and (self.attendant.wants(target.name) or target.up is False):
+        if target.capabilities.probed is None and (self.attendant.wants(target.name) or target.up is False):
             why = await forwarder.reach(target.address, target.timeouts)  # it has no health route
         else:
-            why = await forwarder.probe(target.address, target.adapter, target.timeouts)
+            why = await forwarder.probe(target.address, target.capabilities, target.timeouts)
         if not why and thorough:
-            why = await forwarder.credential(target.address, target.adapter, target.timeouts)
+            why = await forwarder.credential(target.address, target.capabilities, target.timeouts)
         return why
 
     async def _gauges(self, name: str) -> Gauges | None:
         target = self.routes.targets[name]
-        return await self._forwarder.gauges(target.address, target.adapter, target.timeouts)
+        return await self._forwarder.gauges(target.address, target.capabilities, target.timeouts)
 
     async def _describe(self, name: str) -> Facts | None:
         target = self.routes.targets[name]
-        return await self._forwarder.describe(target.address, target.adapter, target.timeouts)
+        return await self._forwarder.describe(target.address, target.capabilities, target.timeouts)
 
     def _seen(self, name: str, gauges: Gauges | None) -> None:
         """An engine has told its load, or tells it no longer."""

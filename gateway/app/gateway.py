@@ -18,7 +18,7 @@ from litestar import Litestar
 
 from backends import registry
 from gateway.app.fleet import Fleet
-from gateway.app.reload import Reloader, mirrors, rules
+from gateway.app.reload import Reloader, answer_limits, mirrors, rules
 from gateway.auth import AdminKeys, Keyring, Throttle, networks
 from gateway.call import Parts
 from gateway.config import Settings
@@ -66,7 +66,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
     peppers = settings.pepper_versions()
     proxies = networks(settings.trusted_proxies.split(","))
     launched = json.loads(settings.launched or "{}")
-    adapters = cache(registry.load)
+    capabilities = cache(registry.capabilities)
 
     metrics = Metrics()
     lines = Lines(sys.stdout.fileno(), metrics.dropped.inc)
@@ -83,7 +83,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
     )
     builder = Builder(
         launched,
-        adapters,
+        capabilities,
         lambda name: Breaker(name, clock.monotonic, lambda: fleet.recovered(name)),
         Slots(store, lambda: store.gateways),
         clock.monotonic,
@@ -94,7 +94,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
     )
     routes = builder.build(table, loaded.config_hash)
     routes.open()
-    forwarder = Forwarder(table.bodies.answer)
+    forwarder = Forwarder(answer_limits(table))
     ledger = LedgerWriter(store, metrics.ledger_dropped.inc)
     admission = Admission(
         store,
@@ -115,7 +115,11 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         forwarder=forwarder,
         meter=Meter(metrics, clock, lines.write, enter=ledger.add, learn=admission.estimator.learn),
         shadow=Shadow(
-            mirrors(table, launched, adapters), forwarder.forward, shadows.compared, shadows.dropped, clock.monotonic
+            mirrors(table, launched, capabilities),
+            forwarder.forward,
+            shadows.compared,
+            shadows.dropped,
+            clock.monotonic,
         ),
     )
     fleet = Fleet(routes, store, forwarder, metrics, clock, BOOT)
@@ -188,7 +192,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         plane,
         builder,
         fleet,
-        lambda table: mirrors(table, launched, adapters),
+        lambda table: mirrors(table, launched, capabilities),
         lambda table, current: unlaunched(table, launched, current),
         table,
         readiness,

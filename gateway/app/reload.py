@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import structs
 
-from backends.api import AnyAdapter
 from backends.api import Target as Address
+from backends.capabilities import Capabilities
 from gateway.app.fleet import Fleet
 from gateway.config import Table
 from gateway.config.watch import Loaded
@@ -18,6 +18,7 @@ from gateway.http.server import DataPlane
 from gateway.limits import Rules
 from gateway.metering import Metrics
 from gateway.routing import Builder
+from gateway.upstream.forwarder import AnswerLimits
 from gateway.upstream.shadow import Mirror
 
 log = logging.getLogger("trunkline.config")
@@ -56,7 +57,7 @@ class Reloader:
         # Nothing below waits or fails: no call sees half of it.
         routes.open(before)
         parts.admission.revise(rules(table), {name: spec.price for name, spec in table.routes.items()}.get)
-        parts.forwarder.answer_limit = table.bodies.answer
+        parts.forwarder.limits = answer_limits(table)
         parts.shadow.mirrors = mirrors
         self._fleet.adopt(routes)
         self._plane.swap(structs.replace(parts, routes=routes), table.bodies)
@@ -96,7 +97,14 @@ def rules(table: Table) -> Rules:
     )
 
 
-def mirrors(table: Table, launched: Mapping[str, str], adapters: Callable[[str], AnyAdapter]) -> dict[str, Mirror]:
+def answer_limits(table: Table) -> AnswerLimits:
+    """How much of an answer is taken into memory."""
+    return AnswerLimits(table.bodies.answer, table.bodies.event)
+
+
+def mirrors(
+    table: Table, launched: Mapping[str, str], capabilities: Callable[[str], Capabilities]
+) -> dict[str, Mirror]:
     """The shadow targets, by route."""
     found = {}
     for name, route in table.routes.items():
@@ -104,5 +112,5 @@ def mirrors(table: Table, launched: Mapping[str, str], adapters: Callable[[str],
             spec = shadow.target
             url = (spec.url if spec.url is not None else launched[spec.name]).rstrip("/")
             address = Address(spec.name, url, spec.model, spec.api_key)
-            found[name] = Mirror(address, adapters(spec.backend), route.timeouts, shadow.share, shadow.concurrency)
+            found[name] = Mirror(address, capabilities(spec.backend), route.timeouts, shadow.share, shadow.concurrency)
     return found

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
-from backends.api import Wakeable
 from gateway.routing import Route, Routes
 from gateway.targets import Target
 from gateway.targets.engines import Engines
@@ -98,7 +97,7 @@ class Attendant:
     def _wake_one(self, sleepers: list[Target]) -> None:
         now = self._clock()
         for target in sleepers:
-            if isinstance(target.adapter, Wakeable) and self._again_at.get(target.address.url, now) <= now:
+            if target.capabilities.wakeable is not None and self._again_at.get(target.address.url, now) <= now:
                 task = asyncio.create_task(self._wake(target), name=f"wake {target.name}")
                 self._waking[target.address.url] = task
                 task.add_done_callback(partial(self._woken, target.address.url))
@@ -111,7 +110,7 @@ class Attendant:
         log.warning("target %s is asleep, and calls wait for it: waking it", target.name)
         began = self._clock()
         self._again_at[target.address.url] = began + WAKE_PAUSE
-        why = await self._forwarder.wake(target.address, target.adapter, target.timeouts)
+        why = await self._forwarder.wake(target.address, target.capabilities, target.timeouts)
         if why:
             self._again_at[target.address.url] = self._clock() + WAKE_PAUSE
             log.error("target %s could not be woken: %s", target.name, why)

@@ -83,7 +83,9 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
     except Mistakes as error:
         raise click.ClickException(str(error)) from None
     launched = {target.name: "http://launched" for _, _, target in table.targets() if target.launch is not None}
-    routes = Builder(launched, cache(registry.load), lambda _: _Stands(), Slots(store), time.monotonic).build(table)
+    routes = Builder(launched, cache(registry.capabilities), lambda _: _Stands(), Slots(store), time.monotonic).build(
+        table
+    )
     said = await _reports(store, set(routes.targets))
     _apply(routes, said)
     routes.ordered({order.id: order for order in await store.all(TargetOrder)}, time.time())

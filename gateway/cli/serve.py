@@ -59,7 +59,7 @@ def serve(**options: Any) -> None:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trunkline-table-"))
         os.environ["TRUNKLINE_KEPT"] = source.keep_in(folder)
-        launcher = Launcher(table, registry.load)
+        launcher = Launcher(table, registry.capabilities)
         stack.callback(launcher.stop)
         os.environ.update(settings.environment())
         os.environ["TRUNKLINE_LAUNCHED"] = json.dumps(launcher.urls)

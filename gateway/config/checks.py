@@ -93,7 +93,8 @@ def _check_launch(document: Document, path: Place, target: TargetSpec, launch: L
     if launch.argv is not None and not any("{port}" in word for word in launch.argv):
         document.report((*path, "launch", "argv"), "'argv' must hold '{port}': the gateway chooses the port")
     if launch.model is not None and target.backend in registry.installed():
-        known = getattr(registry.load(target.backend), "launch_models", ())
+        launchable = registry.capabilities(target.backend).launchable
+        known = () if launchable is None else launchable.launch_models
         if launch.model not in known:
             what = f"known models: {', '.join(known)}" if known else f"backend {target.backend!r} has none; use 'argv'"
             document.report((*path, "launch", "model"), f"cannot launch model {launch.model!r}; {what}")

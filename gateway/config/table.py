@@ -155,6 +155,8 @@ class Bodies(Part, frozen=True, kw_only=True):
     """The largest request body; more is answered with 413."""
     answer: Size = 64 * 1024**2
     """The largest answer that is not a stream."""
+    event: Size = 64 * 1024**2
+    """The largest event of a stream."""
     timeout: Seconds = 60.0
     """How long a client may take to send its body."""
     reader: Seconds = 60.0

@@ -32,6 +32,7 @@ GatewayError
     StoreUnavailable         Redis cannot be asked about a key we do not know
     LimitsUnavailable        Redis cannot be asked, and a limit of the call is closed then
     ShuttingDown             the gateway stops, and the call has not ended in the time for that
+  AnswerTooLarge             502 the answer, or one event of it, is larger than we take into memory
   UpstreamError              a target failed; the text stays in our log
     Unreachable              502 no connection
     Disconnected             502 the connection ended before an answer
@@ -296,6 +297,15 @@ class ShuttingDown(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("The gateway is shutting down, and ended this call before its answer was complete.")
+
+
+class AnswerTooLarge(GatewayError):
+    """Our bound, not the target's failure: another target would answer the same."""
+
+    status = 502
+    code = "answer_too_large"
+    error_type = "policy_answer_too_large"
+    should_retry = False
 
 
 class UpstreamError(GatewayError):

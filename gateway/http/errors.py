@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from gateway.core.errors import BadFraming, GatewayError, Rejected, UpstreamError
+from gateway.core.errors import AnswerTooLarge, BadFraming, GatewayError, Rejected, UpstreamError
 
 MAX_RETRY_AFTER = 120.0
 
@@ -35,6 +35,8 @@ def envelope(error: GatewayError, request_id: str) -> bytes:
     """The JSON body that OpenAI SDKs turn into typed exceptions."""
     if isinstance(error, UpstreamError):
         message = f"{error.public} (request {request_id})"
+    elif isinstance(error, AnswerTooLarge):
+        message = f"{error.message} (request {request_id})"
     else:
         message = error.message or f"The gateway failed to handle the call. (request {request_id})"
     return msgspec.json.encode(

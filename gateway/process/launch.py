@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from backends.api import Launchable
+from backends.capabilities import Capabilities
 from gateway.config import Table, TargetSpec
 from gateway.process.child import Child
 
@@ -20,7 +20,7 @@ log = logging.getLogger("trunkline.launch")
 class Launcher:
     """All children of a table. `urls` tells where each target will answer, by its name, before it does."""
 
-    def __init__(self, table: Table, adapters: Callable[[str], object]) -> None:
+    def __init__(self, table: Table, capabilities: Callable[[str], Capabilities]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="trunkline-launch-")
         self.urls: dict[str, str] = {}
         self._children: list[Child] = []
@@ -28,7 +28,7 @@ class Launcher:
             if target.launch is None:
                 continue
             port = free_port()
-            argv, environment = _command(target, str(path[1]), port, adapters)
+            argv, environment = _command(target, str(path[1]), port, capabilities)
             output = Path(self._folder.name) / f"{target.name.replace('/', '_')}.log"
             self._children.append(Child(f"target {target.name}", argv, {**os.environ, **environment}, output))
             self.urls[target.name] = f"http://127.0.0.1:{port}"
@@ -63,13 +63,13 @@ def free_port() -> int:
 
 
 def _command(
-    target: TargetSpec, route: str, port: int, adapters: Callable[[str], object]
+    target: TargetSpec, route: str, port: int, capabilities: Callable[[str], Capabilities]
 ) -> tuple[list[str], Mapping[str, str]]:
     launch = target.launch
     assert launch is not None
     if launch.argv is not None:
         return [word.replace("{port}", str(port)) for word in launch.argv], launch.environment
-    adapter = adapters(target.backend)
-    assert isinstance(adapter, Launchable) and launch.model is not None
-    argv, environment = adapter.launch(launch.model, target.model or route, port)
+    launchable = capabilities(target.backend).launchable
+    assert launchable is not None and launch.model is not None
+    argv, environment = launchable.launch(launch.model, target.model or route, port)
     return argv, {**environment, **launch.environment}

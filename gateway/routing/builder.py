@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 
-from backends.api import AnyAdapter
+from backends.capabilities import Capabilities
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.routing.attempt import Attempt
 from gateway.routing.max_inflight import Slots
@@ -29,7 +29,7 @@ class Builder:
     def __init__(
         self,
         urls: Mapping[str, str],
-        adapters: Callable[[str], AnyAdapter],
+        capabilities: Callable[[str], Capabilities],
         breaker: Callable[[str], Breaker],
         slots: Slots,
         clock: Callable[[], float],
@@ -43,7 +43,7 @@ class Builder:
         """`urls` has those of launched targets; `policies` finds what makes a policy by its name. `queued` is told of a
         route's waiting calls and their bytes, `held` of its held calls, `hold_ended` of how and after how many seconds
         each was held no longer."""
-        self._urls, self._adapters, self._breaker, self._slots = urls, adapters, breaker, slots
+        self._urls, self._capabilities, self._breaker, self._slots = urls, capabilities, breaker, slots
         self._clock, self._seed, self._policies, self._queued = clock, seed, policies, queued
         self._held, self._hold_ended = held, hold_ended
 
@@ -112,7 +112,7 @@ class Builder:
         load = loads.setdefault(url, Load())
         old = None if before is None else before.targets.get(spec.name)
         if old is not None and old.address.url == url and old.spec.backend == spec.backend:
-            return Target(spec, url, old.adapter, route.timeouts, old.breaker, self._clock, load)
+            return Target(spec, url, old.capabilities, route.timeouts, old.breaker, self._clock, load)
         return Target(
-            spec, url, self._adapters(spec.backend), route.timeouts, self._breaker(spec.name), self._clock, load
+            spec, url, self._capabilities(spec.backend), route.timeouts, self._breaker(spec.name), self._clock, load
         )

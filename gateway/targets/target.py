@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from backends.api import AnyAdapter, Facts
+from backends.api import Facts
 from backends.api import Target as Address
+from backends.capabilities import Capabilities
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.core.types import OrderState
 from gateway.targets.load import Load
@@ -72,7 +73,7 @@ class Target:
         self,
         spec: TargetSpec,
         url: str,
-        adapter: AnyAdapter,
+        capabilities: Capabilities,
         timeouts: Timeouts,
         breaker: Breaker,
         clock: Callable[[], float],
@@ -82,7 +83,7 @@ class Target:
         self.header_name = spec.name.encode()
         self.tier = spec.tier if isinstance(spec, FallbackSpec) else 0
         self.address = Address(spec.name, url.rstrip("/"), spec.model, spec.api_key)
-        self.adapter, self.timeouts, self.breaker = adapter, timeouts, breaker
+        self.capabilities, self.timeouts, self.breaker = capabilities, timeouts, breaker
         self.load = Load() if load is None else load
         self.inflight = Inflight()
         self._clock = clock
@@ -124,7 +125,7 @@ class Target:
     @property
     def resumes(self) -> bool:
         """It can go on with an answer that another server has begun."""
-        return callable(getattr(self.adapter, "resume", None))
+        return self.capabilities.resumable is not None
 
     @property
     def cold(self) -> bool:

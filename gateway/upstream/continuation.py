@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from backends import sse
-from backends.api import AnyAdapter, Call, Chunk, RequestRefused, Resumable, Usage
+from backends.api import Call, Chunk, RequestRefused, Resumable, Usage
 from backends.body import Body
 from gateway.core.errors import BadReply
 
@@ -107,8 +107,8 @@ class Transcript:
         """Why nobody else can go on with the answer, in a word; empty: another target can."""
         return "ended" if self._ended else self._barrier or _obstacle(self._call)
 
-    def rest(self, adapter: AnyAdapter, *, started: bool) -> Call:
-        """The call for what is missing, for a target with this adapter: all, until the client's answer has started."""
+    def rest(self, resumable: Resumable | None, *, started: bool) -> Call:
+        """The call for what is missing, for the next target: all, until the client's answer has started."""
         if not started:
             self._forget()
             return self._call
@@ -119,9 +119,9 @@ class Transcript:
         self._blanks = 0
         if not said:
             return self._call
-        assert isinstance(adapter, Resumable), "placements after the first are at targets that can"
+        assert resumable is not None, "placements after the first are at targets that can"
         try:
-            return adapter.resume(self._bounded(), said)
+            return resumable.resume(self._bounded(), said)
         except (ValueError, RequestRefused) as error:
             raise BadReply(f"its rest cannot be asked for: {error}") from error
 
@@ -142,14 +142,14 @@ class Transcript:
             return chunk
         if not self._joining:
             try:
-                for event in _events(chunk.data):
+                for event in sse.cut(chunk.data):
                     self._note(event)
             except (ValueError, RecursionError):  # the client may understand it; nobody can go on from it
                 self._barrier = "odd"
             self._tokens += chunk.tokens
             return chunk
         try:
-            data = b"".join(self._joined(event) for event in _events(chunk.data))
+            data = b"".join(self._joined(event) for event in sse.cut(chunk.data))
         except (ValueError, RecursionError, AttributeError, TypeError) as error:
             raise BadReply(f"event not understood: {error}") from error
         counted = None if chunk.usage is None else self._whole(chunk.usage)
@@ -242,14 +242,6 @@ class Transcript:
         if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):
             details["cached_tokens"] = min(cached, whole.prompt_tokens)
         return counts | {"total_tokens": whole.prompt_tokens + whole.completion_tokens}
-
-
-def _events(data: bytes) -> list[bytes]:
-    """The events of a chunk, which holds whole ones only, and nearly always one."""
-    if b"\r" not in data and data.find(b"\n\n") == len(data) - 2:
-        return [data]
-    splitter = sse.Splitter()
-    return [*splitter.feed(data), *splitter.close()]
 
 
 def _obstacle(call: Call) -> str:

@@ -9,7 +9,8 @@ from typing import Final
 
 import httpx
 
-from backends.api import AnyAdapter, Call, RefusesInItsOwnWords, UpstreamFault
+from backends.api import Call, UpstreamFault
+from backends.capabilities import Capabilities
 from gateway.core.errors import (
     BadReply,
     CredentialRefused,
@@ -77,10 +78,10 @@ def status_refusal(status: int, retry_header: str | None) -> GatewayError | None
     return None
 
 
-def worded_refusal(call: Call, adapter: AnyAdapter, status: int, body: bytes) -> GatewayError:
+def worded_refusal(call: Call, capabilities: Capabilities, status: int, body: bytes) -> GatewayError:
     """The target's refusal of the call, in its own words where its adapter finds them fit for the client."""
     try:
-        said = adapter.refusal(call, status, body) if isinstance(adapter, RefusesInItsOwnWords) else None
+        said = None if capabilities.refusing is None else capabilities.refusing.refusal(call, status, body)
     except UpstreamFault as fault:
         return blame(fault)
     if said is None:

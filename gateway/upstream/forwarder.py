@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import cache
-from typing import Any, TypeGuard, TypeVar
 
 import httpx
 
-from backends.api import (
-    AnyAdapter,
-    Call,
-    Counted,
-    Described,
-    Facts,
-    Gauged,
-    Gauges,
-    Guarded,
-    Probed,
-    RequestRefused,
-    Wakeable,
-)
+from backends.api import Call, Facts, Gauges, RequestRefused
 from backends.api import Target as Address
+from backends.capabilities import Capabilities
 from gateway.config import Timeouts
 from gateway.core.errors import Rejected, Unsupported, UpstreamTimeout
 from gateway.upstream.deadline import Deadline
 from gateway.upstream.failures import FAILURES, conceal, failure, retry_after, status_refusal, worded_refusal
-from gateway.upstream.reading import ERROR_BODY_LIMIT, Reading, Upstream
+from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, AnswerReader, Upstream, content_type, reader_for
 from gateway.upstream.transport import Post, Transport
 
-__all__ = ["FAILURES", "Deadline", "Forwarder", "Reading", "Upstream", "failure", "retry_after"]
-
-P = TypeVar("P")
+__all__ = [
+    "FAILURES",
+    "AnswerLimits",
+    "AnswerReader",
+    "Deadline",
+    "Forwarder",
+    "Upstream",
+    "failure",
+    "reader_for",
+    "retry_after",
+]
 
 PROBE_SECONDS = 3.0
 WAKE_SECONDS = 120.0
@@ -46,22 +41,11 @@ _NO_SUCH_ROUTE = (404, 405, 501)
 _NO_ANSWER = (httpx.RequestError, httpx.InvalidURL, TimeoutError)
 
 
-@cache
-def _asked(adapter: Hashable, power: type) -> bool:
-    return isinstance(adapter, power)
-
-
-def _has(adapter: Any, power: type[P]) -> TypeGuard[P]:
-    """Whether an adapter has this power; to ask a protocol each time would cost tens of microseconds."""
-    return _asked(adapter, power)  # type: ignore[arg-type] # a class is hashable
-
-
 class Forwarder:
     """Sends calls to targets over pooled connections."""
 
-    def __init__(self, answer_limit: int, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self.answer_limit = answer_limit
-        """Bytes of an answer that is no stream."""
+    def __init__(self, limits: AnswerLimits, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.limits = limits
         self._transport = transport or Transport()
 
     async def close(self) -> None:
@@ -69,14 +53,14 @@ class Forwarder:
 
     @asynccontextmanager
     async def forward(
-        self, call: Call, address: Address, adapter: AnyAdapter, timeouts: Timeouts, trace: Mapping[str, str]
+        self, call: Call, address: Address, capabilities: Capabilities, timeouts: Timeouts, trace: Mapping[str, str]
     ) -> AsyncIterator[Upstream]:
         """One attempt. Entering it gives a good answer to read, leaving it ends the exchange whatever is left of it.
 
-        Raises `Unsupported` and `Rejected` (the caller's fault), `UpstreamError` (the target's).
+        Raises `Unsupported` and `Rejected` (the caller's fault), `UpstreamError` (the target's), `AnswerTooLarge`.
         """
         try:
-            asked = adapter.request(call, address)
+            asked = capabilities.adapter.request(call, address)
         except RequestRefused as refused:
             raise Unsupported(refused.message, param=refused.param) from refused
         headers = {**asked.headers, **trace, "accept-encoding": "identity"}
@@ -88,11 +72,12 @@ class Forwarder:
                     response = await self._transport.handle_async_request(request)
                 except httpx.TransportError as error:
                     raise failure(error) from error
-                upstream = Upstream(call, adapter, response, deadline, self.answer_limit)
+                reader = reader_for(call, capabilities, content_type(response), self.limits)
+                upstream = Upstream(response, reader, deadline)
                 if (status := response.status_code) != 200:
                     refused_by_status = status_refusal(status, response.headers.get("retry-after"))
                     raise refused_by_status or worded_refusal(
-                        call, adapter, status, await upstream.read(ERROR_BODY_LIMIT)
+                        call, capabilities, status, await upstream.read(ERROR_BODY_LIMIT)
                     )
                 yield upstream
         except Rejected as refusal:
@@ -104,52 +89,52 @@ class Forwarder:
             if response is not None:
                 await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
 
-    async def probe(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str:
+    async def probe(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> str:
         """Why the target cannot serve, by its health route: "unreachable", "timeout", "status 503", "credential
         refused". Empty when it can, and for a kind of server that has no such route."""
-        if not _has(adapter, Probed):
+        if capabilities.probed is None:
             return ""
-        status = await self._status(address, adapter.probe_path, timeouts)
+        status = await self._status(address, capabilities.probed.probe_path, timeouts)
         if isinstance(status, str):
             return status
         if status == 200:
             return ""
         return REFUSED if status in _REFUSALS else f"status {status}"
 
-    async def credential(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str:
+    async def credential(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> str:
         """ "credential refused" when it is; empty when it is not, or when the target does not tell now."""
-        if not _has(adapter, Guarded):
+        if (guarded := capabilities.guarded) is None:
             return ""
-        return REFUSED if await self._status(address, adapter.credential_path, timeouts) in _REFUSALS else ""
+        return REFUSED if await self._status(address, guarded.credential_path, timeouts) in _REFUSALS else ""
 
     async def reach(self, address: Address, timeouts: Timeouts) -> str:
         """ "unreachable" or "timeout" for a target that answers nothing at all; empty when it does, whatever it is."""
         status = await self._status(address, "/", timeouts)
         return status if isinstance(status, str) else ""
 
-    async def wake(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str:
+    async def wake(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> str:
         """Tell a server that sleeps to fetch its model, and wait until it has, for two minutes at most; why it has
         not: "unreachable", "timeout", "status 404". Empty when it has."""
-        if not _has(adapter, Wakeable):
+        if (wakeable := capabilities.wakeable) is None:
             return "cannot be woken"
-        status = await self._status(address, adapter.wake_path, timeouts, "POST", WAKE_SECONDS)
+        status = await self._status(address, wakeable.wake_path, timeouts, "POST", WAKE_SECONDS)
         if isinstance(status, str):
             return status
         return "" if status == 200 else f"status {status}"
 
-    async def gauges(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> Gauges | None:
+    async def gauges(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> Gauges | None:
         """The target's load as it tells it; None if it does not tell it, or not now."""
-        if not _has(adapter, Gauged):
+        if (gauged := capabilities.gauged) is None:
             return None
-        text = await self._text(address, adapter.gauges_path, timeouts)
-        return None if text is None else adapter.gauges(text)
+        text = await self._text(address, gauged.gauges_path, timeouts)
+        return None if text is None else gauged.gauges(text)
 
-    async def describe(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> Facts | None:
+    async def describe(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> Facts | None:
         """What the target says that it is; None if it says nothing, or cannot be asked about all of it now."""
-        if not _has(adapter, Described):
+        if (described := capabilities.described) is None:
             return None
         answers = {}
-        for path in adapter.fact_paths:
+        for path in described.fact_paths:
             try:
                 status, body = await self._answer(address, path, timeouts)
             except _NO_ANSWER:
@@ -158,11 +143,12 @@ class Forwarder:
                 answers[path] = body
             elif status not in _NO_SUCH_ROUTE:
                 return None  # half of the facts would look as if the others had changed
-        return adapter.facts(answers, address.model) if answers else None
+        return described.facts(answers, address.model) if answers else None
 
-    async def scrape(self, address: Address, adapter: AnyAdapter, timeouts: Timeouts) -> str | None:
+    async def scrape(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> str | None:
         """The text in which the target tells its counters; None if it has none, or does not tell them now."""
-        return await self._text(address, adapter.counters_path, timeouts) if _has(adapter, Counted) else None
+        counted = capabilities.counted
+        return None if counted is None else await self._text(address, counted.counters_path, timeouts)
 
     async def _status(
         self, address: Address, path: str, timeouts: Timeouts, method: str = "GET", seconds: float = PROBE_SECONDS

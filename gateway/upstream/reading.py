@@ -1,17 +1,22 @@
-"""A target's good answer on its way in: whole, or event by event, checked for how it ends."""
+"""A target's good answer on its way in: whole, or event by event, checked for how it ends.
+
+A reader does no I/O: whoever has the connection feeds it what comes and tells it how the HTTP message ended.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
+from typing import Literal, TypeVar
 
 import httpx
+from msgspec import Struct
 
-from backends.api import DONE, AnyAdapter, Call, Chunk, UpstreamFault
-from backends.sse import Splitter
-from gateway.core.errors import BadReply, Disconnected, GatewayError, UpstreamError
+from backends import sse
+from backends.api import DONE, Call, Chunk, UpstreamFault
+from backends.capabilities import Capabilities
+from gateway.core.errors import AnswerTooLarge, BadReply, Disconnected, GatewayError, UpstreamError
 from gateway.upstream.deadline import Deadline
 from gateway.upstream.failures import blame, failure
 
@@ -20,68 +25,259 @@ TAIL_SECONDS = 0.2
 """After its terminator a stream has nothing left but the end of the HTTP message."""
 
 
+Failure = TypeVar("Failure", bound=GatewayError)
+
+
+class AnswerLimits(Struct, frozen=True):
+    """Bytes that are taken into memory."""
+
+    answer: int
+    """Of an answer that is no stream."""
+    event: int
+    """Of one event of a stream."""
+
+
+class AnswerReader:
+    """Reads one answer as it comes. After a failure, or when it is done, nothing more comes of it."""
+
+    __slots__ = ("done", "failure")
+
+    def __init__(self) -> None:
+        self.failure: GatewayError | None = None
+        """Why the answer is no good one, or not whole; the chunk that was given last holds what came before."""
+        self.done = False
+        """The answer is whole; what was given last was the end of it."""
+
+    def feed(self, data: bytes) -> Chunk | None:
+        """What came in one read, as one chunk; None: there is nothing to pass on yet."""
+        raise NotImplementedError
+
+    def end(self, broken: UpstreamError | None) -> Chunk | None:
+        """The HTTP message has ended, well or `broken`; what is left of the answer. Sets `failure` or `done`."""
+        raise NotImplementedError
+
+
+def reader_for(
+    call: Call, capabilities: Capabilities, content_type: str, limits: AnswerLimits, *, lenient: bool = False
+) -> AnswerReader:
+    """A reader for an answer of status 200. `lenient`: the target's streams may end without telling why."""
+    if not call.stream:
+        return WholeReader(call, capabilities, limits.answer)
+    if content_type[:17].lower() == "text/event-stream":
+        return EventReader(call, capabilities, limits.event, lenient=lenient)
+    return WholeReader(call, capabilities, ERROR_BODY_LIMIT)  # an error in a 200, or nonsense
+
+
+class WholeReader(AnswerReader):
+    """Collects an answer that is no stream, and gives it as one chunk at its end."""
+
+    __slots__ = ("_call", "_capabilities", "_limit", "_pieces", "_size")
+
+    def __init__(self, call: Call, capabilities: Capabilities, limit: int) -> None:
+        super().__init__()
+        self._call, self._capabilities, self._limit = call, capabilities, limit
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size <= self._limit:
+            self._pieces.append(data)
+        elif self.failure is None:
+            self._pieces.clear()
+            self.failure = self._no_stream() if self._call.stream else too_large("answer", self._limit)
+
+    def end(self, broken: UpstreamError | None) -> Chunk | None:
+        self.failure = self.failure or broken
+        if self.failure is not None:
+            return None
+        try:
+            reply = self._capabilities.adapter.reply(self._call, b"".join(self._pieces))
+        except UpstreamFault as fault:
+            self.failure = caused(blame(fault), fault)
+        except (ValueError, RecursionError) as error:
+            self.failure = caused(BadReply(f"answer not understood: {error}"), error)
+        else:
+            if not self._call.stream:
+                self.done = True
+                return Chunk(reply.body, usage=reply.usage, finished=1, done=True)
+        if self._call.stream and (self.failure is None or isinstance(self.failure, BadReply)):
+            self.failure = self._no_stream()
+        return None
+
+    def _no_stream(self) -> BadReply:
+        return BadReply("a stream was asked for, something else came")
+
+
+class EventReader(AnswerReader):
+    """Reads a stream; knows how many choices have begun, and how many have told why they ended."""
+
+    __slots__ = (
+        "_begun",
+        "_call",
+        "_chunk",
+        "_close",
+        "_finished",
+        "_lenient",
+        "_limit",
+        "_skim",
+        "_splitter",
+        "_spoke",
+    )
+
+    def __init__(self, call: Call, capabilities: Capabilities, limit: int, *, lenient: bool = False) -> None:
+        super().__init__()
+        reader = capabilities.adapter if capabilities.stateful is None else capabilities.stateful.open(call)
+        self._call, self._limit, self._lenient = call, limit, lenient
+        self._chunk = reader.chunk
+        self._skim = getattr(reader, "skim", _skims_nothing)
+        self._close = getattr(reader, "close", tuple)
+        self._splitter = sse.Splitter()
+        self._begun, self._finished, self._spoke = 1, 0, False
+
+    def feed(self, data: bytes) -> Chunk | None:
+        if self.done or self.failure is not None:
+            return None
+        events = self._splitter.take(data)
+        chunk = self._read(events) if events else None
+        if self._splitter.size > self._limit and self.failure is None and not self.done:
+            self.failure = too_large("event", self._limit)
+        return chunk
+
+    def end(self, broken: UpstreamError | None) -> Chunk | None:
+        if self.done or self.failure is not None:
+            return None
+        chunks: list[Chunk] = []
+        complete, rest = self._splitter.close(), self._splitter.rest
+        if complete:
+            self._take(complete, 0, chunks)
+        if broken is None and rest.strip() and not self._over:
+            # The message ended well, so its last event is whole; but clients wait for the empty line behind it.
+            self._take(rest + (b"\n" if rest.endswith(b"\n") else b"\n\n"), 0, chunks)
+            if isinstance(self.failure, BadReply):
+                self.failure = caused(Disconnected("the stream ended within an event"), self.failure)
+            rest = b""
+        if not self._over:
+            self._take_rest(chunks)
+            lost = broken or Disconnected("the stream ended before its end was told")
+            if not isinstance(lost, Disconnected) or self._finished < self._call.choices or rest.strip():
+                self.failure = lost
+            else:  # some servers close instead of a terminator, and what they had to say is said
+                self.done = True
+                chunks.append(Chunk(DONE, done=True))
+        return merged(chunks)
+
+    @property
+    def _over(self) -> bool:
+        return self.done or self.failure is not None
+
+    def _read(self, events: bytes) -> Chunk | None:
+        """Whole events, as one chunk."""
+        start, count = self._skim(events, 0) if _is_text(events) and len(events) <= self._limit else (0, 0)
+        if start == len(events):  # nearly always
+            self._spoke = True
+            return Chunk(events, count)
+        chunks = [Chunk(events[:start], count)] if count else []
+        self._take(events, start, chunks)
+        return merged(chunks)
+
+    def _take(self, events: bytes, start: int, chunks: list[Chunk]) -> None:
+        """Read whole events, from `start` on; sets `failure` for one that tells of it, and `done` at the terminator."""
+        try:
+            self._take_each(events, start, chunks)
+        except UpstreamFault as fault:
+            self.failure = caused(blame(fault), fault)
+        except (ValueError, RecursionError) as error:
+            self.failure = caused(BadReply(f"event not understood: {error}"), error)
+        if self.failure is not None:
+            self._take_rest(chunks)  # the end of the answer may have been held back
+
+    def _take_each(self, events: bytes, start: int, chunks: list[Chunk]) -> None:
+        text, line_feeds, size = _is_text(events), b"\r" not in events, len(events)
+        skim = self._skim if text and size <= self._limit else _skims_nothing
+        while start < size:
+            end = events.index(b"\n\n", start) + 2 if line_feeds else sse.end_of_event(events, start)
+            event = events[start:end]
+            if len(event) > self._limit:
+                self.failure = too_large("event", self._limit)
+                return
+            if not text and event.startswith(b"data:"):  # a comment may hold anything
+                event.decode()  # what is skipped in JSON is not looked at
+            for chunk in self._chunk(self._call, event):
+                self._note(chunk, chunks)
+                if self._over:
+                    return
+            start, count = skim(events, end)
+            if count:
+                self._spoke = True
+                chunks.append(Chunk(events[end:start], count))
+
+    def _take_rest(self, chunks: list[Chunk]) -> None:
+        """What the adapter's reader has held back until it knows what follows."""
+        for chunk in self._close():
+            self._note(chunk, chunks)
+
+    def _note(self, chunk: Chunk, chunks: list[Chunk]) -> None:
+        if chunk.done and not self._may_end():
+            self.failure = Disconnected("the stream's terminator came before its answer had ended")
+            return
+        self._finished += chunk.finished
+        if chunk.choice >= self._begun:
+            self._begun = chunk.choice + 1
+        self._spoke |= chunk.tokens > 0
+        self.done |= chunk.done
+        chunks.append(chunk)
+
+    def _may_end(self) -> bool:
+        """All that has begun has told why it ended: a server that gives up sends a terminator, too."""
+        return self._finished >= self._begun or (self._lenient and self._spoke)
+
+
+def merged(chunks: list[Chunk]) -> Chunk | None:
+    """Chunks that came together, as one; None for none."""
+    if len(chunks) < 2:
+        return chunks[0] if chunks else None
+    tokens, usage, finished, choice, done, comment, opening = 0, None, 0, 0, False, True, True
+    for chunk in chunks:
+        tokens += chunk.tokens
+        usage = chunk.usage or usage
+        finished += chunk.finished
+        choice = max(choice, chunk.choice)
+        done |= chunk.done
+        comment &= chunk.comment
+        opening &= chunk.opening or chunk.comment
+    data = b"".join([chunk.data for chunk in chunks])
+    return Chunk(data, tokens, usage, finished, choice, done, comment, opening)
+
+
 class Upstream:
     """A target's good answer, not yet read."""
 
-    def __init__(
-        self, call: Call, adapter: AnyAdapter, response: httpx.Response, deadline: Deadline, answer_limit: int
-    ) -> None:
-        self._call, self._adapter, self._response = call, adapter, response
-        self._deadline, self._answer_limit = deadline, answer_limit
+    def __init__(self, response: httpx.Response, reader: AnswerReader, deadline: Deadline) -> None:
+        self._response, self._reader, self._deadline = response, reader, deadline
         self._alive = True
         """What came last is more than comments, which a server may send while its engine hangs."""
-        self._lost = Disconnected("the stream ended before its end was told")
-        self.content_type = response.headers.get("content-type", "application/json")
+        self._broken: UpstreamError | None = None
+        self.content_type = content_type(response)
 
-    def chunks(self) -> AsyncIterator[Chunk]:
-        """The answer, as it comes: one chunk if it is whole. Raises `UpstreamError`, `Rejected`."""
-        return self._events() if self._call.stream else self._whole()
-
-    async def _whole(self) -> AsyncIterator[Chunk]:
-        body = await self.read(self._answer_limit)
-        try:
-            reply = self._adapter.reply(self._call, body)
-        except UpstreamFault as fault:
-            raise blame(fault) from fault
-        except (ValueError, RecursionError) as error:
-            raise BadReply(f"answer not understood: {error}") from error
-        yield Chunk(reply.body, usage=reply.usage, finished=1, done=True)
-
-    async def _events(self) -> AsyncIterator[Chunk]:
-        if not self.content_type.startswith("text/event-stream"):
-            await self._refuse_whole()
-        opener = getattr(self._adapter, "open", None)  # `Stateful`; asking a Protocol costs 12 us
-        reading = Reading(self._call, self._adapter if opener is None else opener(self._call))
-        splitter, blocks = Splitter(), self._blocks(cut=True)
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        """The answer, as it comes: one chunk if it is whole. Raises `UpstreamError`, `Rejected`, `AnswerTooLarge`."""
+        reader, blocks = self._reader, self._blocks()
         async for block in blocks:
-            try:
-                events = splitter.feed(block)
-            except ValueError as error:
-                raise BadReply(str(error)) from error
-            for chunk in reading.merged(events):
+            chunk = reader.feed(block)
+            if chunk is not None:
                 self._alive = not chunk.comment
                 yield chunk
-                if chunk.done:
-                    await _drain(blocks)
-                    return
-        for chunk in reading.merged(splitter.close(), last=True):
-            yield chunk
-            if chunk.done:
+            if reader.failure is not None:
+                raise reader.failure
+            if reader.done:
+                await _drain(blocks)
                 return
-        if reading.finished < self._call.choices or splitter.rest.strip():
-            raise self._lost
-        yield Chunk(DONE, done=True)  # some servers close instead, and what they had to say is said
-
-    async def _refuse_whole(self) -> None:
-        """A stream was asked for and something else came: an error in a 200, or nonsense."""
-        body = await self.read(ERROR_BODY_LIMIT)
-        try:
-            self._adapter.reply(self._call, body)
-        except UpstreamFault as fault:
-            raise blame(fault) from fault
-        except (ValueError, RecursionError):
-            pass
-        raise BadReply("a stream was asked for, something else came")
+        chunk = reader.end(self._broken)
+        if chunk is not None:
+            yield chunk
+        if reader.failure is not None:
+            raise reader.failure
 
     async def read(self, limit: int) -> bytes:
         """The whole body; `BadReply` if it is larger than `limit` bytes."""
@@ -91,10 +287,12 @@ class Upstream:
             size += len(piece)
             if size > limit:
                 raise BadReply(f"the answer is larger than {limit} bytes")
+        if self._broken is not None:
+            raise self._broken
         return b"".join(pieces)
 
-    async def _blocks(self, *, cut: bool = False) -> AsyncIterator[bytes]:
-        """The body as it comes; with `cut` a lost connection is its end, too, and `_lost` tells."""
+    async def _blocks(self) -> AsyncIterator[bytes]:
+        """The body as it comes; if the connection breaks, that is its end, and `_broken` tells."""
         stream = self._response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
         blocks = aiter(stream)
@@ -104,11 +302,8 @@ class Upstream:
             except StopAsyncIteration:
                 break
             except httpx.TransportError as error:
-                lost = failure(error)
-                if cut and isinstance(lost, Disconnected):
-                    self._lost = lost
-                    break
-                raise lost from error
+                self._broken = caused(failure(error), error)
+                break
             self._deadline.pause()  # a client that reads slowly is not the target's fault
             self._alive = True
             yield block
@@ -116,65 +311,40 @@ class Upstream:
         self._deadline.pause()  # nor is one that has all of the answer still to read
 
 
+def too_large(what: Literal["answer", "event"], limit: int) -> AnswerTooLarge:
+    """Beyond the bound of this name in the table's `bodies`."""
+    whole = "The answer" if what == "answer" else "An event of the answer"
+    return AnswerTooLarge(f"{whole} is larger than {limit} bytes, the gateway's bound (bodies.{what}).")
+
+
+def caused(error: Failure, by: Exception) -> Failure:
+    """The error, as raised because of another."""
+    error.__cause__ = by
+    return error
+
+
+def content_type(response: httpx.Response) -> str:
+    """Of a good answer; that of JSON if it has none."""
+    named: str = response.headers.get("content-type", "application/json")
+    return named
+
+
 async def _drain(blocks: AsyncIterator[bytes]) -> None:
     """Read the end of the message behind the terminator, so that the connection can serve again, if that is quick."""
-    with suppress(TimeoutError, UpstreamError):
+    with suppress(TimeoutError):
         async with asyncio.timeout(TAIL_SECONDS):
             await anext(blocks, None)
 
 
-class Reading:
-    """The events of one stream, as chunks; knows how many choices have begun, and how many have told why they ended."""
+def _skims_nothing(events: bytes, start: int) -> tuple[int, int]:
+    return start, 0
 
-    def __init__(self, call: Call, reader: Any) -> None:
-        self._call, self._reader = call, reader
-        self._begun = 1
-        self.finished = 0
 
-    def merged(self, events: Iterable[bytes], *, last: bool = False) -> Iterator[Chunk]:
-        """What came together is one chunk; what came before a failure is yielded before it is raised.
-
-        After the `last` events comes what the reader has held back. Raises `GatewayError`, also for a terminator
-        before all that has begun told why it ended: a server that gives up says so in this way, too.
-        """
-        data: list[bytes] = []
-        tokens, usage, finished, choice, done, comment, opening = 0, None, 0, 0, False, True, True
-        trouble: GatewayError | None = None
-        try:
-            for chunk in self._chunks(events, last):
-                finished += chunk.finished
-                choice = max(choice, chunk.choice)
-                if chunk.done and self.finished + finished < max(self._begun, choice + 1):
-                    trouble = Disconnected("the stream's terminator came before its answer had ended")
-                    break
-                data.append(chunk.data)
-                tokens += chunk.tokens
-                usage = chunk.usage or usage
-                comment &= chunk.comment
-                opening &= chunk.opening or chunk.comment
-                if chunk.done:
-                    done = True
-                    break
-        except UpstreamFault as fault:
-            trouble = blame(fault)
-            trouble.__cause__ = fault
-        except (ValueError, RecursionError) as error:
-            trouble = BadReply(f"event not understood: {error}")
-            trouble.__cause__ = error
-        if trouble is not None:
-            for chunk in getattr(self._reader, "close", tuple)():  # the end of the answer may have been held back
-                data.append(chunk.data)
-                finished += chunk.finished
-        self.finished, self._begun = self.finished + finished, max(self._begun, choice + 1)
-        if data:
-            yield Chunk(b"".join(data), tokens, usage, finished, choice, done, comment, opening)
-        if trouble is not None:
-            raise trouble
-
-    def _chunks(self, events: Iterable[bytes], last: bool) -> Iterator[Chunk]:
-        for event in events:
-            if not event.isascii() and event.startswith(b"data:"):  # a comment may hold anything
-                event.decode()  # what is skipped in JSON is not looked at
-            yield from self._reader.chunk(self._call, event)
-        if last:
-            yield from getattr(self._reader, "close", tuple)()
+def _is_text(events: bytes) -> bool:
+    if events.isascii():
+        return True
+    try:
+        events.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

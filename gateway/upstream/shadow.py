@@ -17,8 +17,9 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from backends.api import AnyAdapter, Call, Chunk
+from backends.api import Call, Chunk
 from backends.api import Target as Address
+from backends.capabilities import Capabilities
 from gateway.config import Timeouts
 from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamTimeout
 
@@ -76,7 +77,7 @@ class Mirror(Struct, frozen=True):
     """A route's shadow target, and how much goes there."""
 
     address: Address
-    adapter: AnyAdapter
+    capabilities: Capabilities
     timeouts: Timeouts
     share: float
     """Of the route's calls, between 0 and 1."""
@@ -95,7 +96,7 @@ class Forward(Protocol):
     """`Forwarder.forward`."""
 
     def __call__(
-        self, call: Call, address: Address, adapter: AnyAdapter, timeouts: Timeouts, trace: Mapping[str, str]
+        self, call: Call, address: Address, capabilities: Capabilities, timeouts: Timeouts, trace: Mapping[str, str]
     ) -> AbstractAsyncContextManager[Answer]:
         """One attempt at one target."""
 
@@ -171,7 +172,7 @@ class Shadow:
         try:
             async with (
                 asyncio.timeout(MAX_SECONDS),
-                self._forward(call, mirror.address, mirror.adapter, mirror.timeouts, trace) as answer,
+                self._forward(call, mirror.address, mirror.capabilities, mirror.timeouts, trace) as answer,
                 aclosing(answer.chunks()) as chunks,  # type: ignore[type-var] # they are generators
             ):
                 async for chunk in chunks:

@@ -105,6 +105,9 @@ class VLLM(Dialect):
         return {**super().choice(endpoint, index, text, reason), **stop, "token_ids": None}
 
 
+TIMINGS = {"timings": {"cache_n": 24, "prompt_ms": 42.156}}
+
+
 class LlamaCpp(Dialect):
     """Usage of a completion rides in its last choice."""
 
@@ -113,8 +116,16 @@ class LlamaCpp(Dialect):
     usage_beside = ("completions",)
 
     def chunk(self, endpoint: Endpoint, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        timings = {"timings": {"cache_n": 24, "prompt_ms": 42.156}} if more else {}
-        return {**super().chunk(endpoint, choices), "system_fingerprint": "b0-unknown", **more, **timings}
+        stamped = {**super().chunk(endpoint, choices), "system_fingerprint": "b0-unknown"}
+        return {**stamped, **more, **TIMINGS} if more else stamped
+
+    def shown(self, events: Sequence[Event], body: bytes, asked: bool) -> None:
+        """Its timings beside a usage that was not asked for are on the event that ends the answer."""
+        if not asked and any(event.kind == "usage" for event in events):
+            last = max(at for at, event in enumerate(events) if event.kind == "finish")
+            timed = events[last].data[:-3] + b"," + json.dumps(TIMINGS, separators=(",", ":"))[1:].encode() + b"\n\n"
+            events = [*events[:last], Event(timed, "finish"), *events[last + 1 :]]
+        super().shown(events, body, asked)
 
 
 class SGLang(Dialect):

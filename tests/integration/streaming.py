@@ -17,6 +17,7 @@ from integration.client import Reply, Wire, ask, record, request
 HASTY = {"connect": "2s", "first_byte": "900ms", "idle": "900ms"}
 SECRET = "secret-of-upstream"
 """What a target says when it fails: no client ever sees it."""
+LARGEST_EVENT = 1024 * 1024
 CALM = {"connect": "5s", "first_byte": "20s", "idle": "20s"}
 ASKED: dict[str, Any] = {"stream_options": {"include_usage": True}}
 WORDS = [["Once", " upon", " a", " tïme 🐎"], ["Or", " then", " only", " twice", " \n\ndata: [DONE]\n\n", " äh", "!"]]
@@ -113,7 +114,7 @@ def speaking(upstream: Upstream, spares: int = 0) -> Iterator[Speaking]:
         backend = spare.rpartition("-")[2]
         pair = {"targets": [target(f"{spare}-first", backend)], "fallback": [target(f"{spare}-other", backend)]}
         routes[spare] = {**pair, "timeouts": HASTY}
-    with gateway_process(json.dumps({"routes": routes})) as gateway:
+    with gateway_process(json.dumps({"routes": routes, "bodies": {"event": LARGEST_EVENT}})) as gateway:
         yield Speaking(gateway, upstream, names)
 
 

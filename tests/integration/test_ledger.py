@@ -22,6 +22,7 @@ from integration.client import ask, chat, eventually, request, samples, total, w
 from redis import Redis
 
 from backends.api import Target as Address
+from backends.capabilities import Capabilities
 from backends.llamacpp import LlamaCpp
 from backends.openai import OpenAI
 from backends.vllm import VLLM
@@ -31,6 +32,7 @@ from gateway.metering.reconcile import Reconciler
 from gateway.store.local.ledger import FileLedger
 from gateway.upstream import Forwarder
 from gateway.upstream import forwarder as forward
+from gateway.upstream.forwarder import AnswerLimits
 
 PRICE = {"input": 0.15, "cached": 0.075, "output": 0.60}
 
@@ -220,12 +222,12 @@ async def test_drift_between_a_scripted_engine_and_the_ledger(
     counters = 'vllm:prompt_tokens_total{{engine="0"}} {}\nvllm:generation_tokens_total{{engine="0"}} {}\n'
     served = [counters.format(1000, 100), counters.format(1500, 160)]
     monkeypatch.setattr(target, "answers", lambda _: whole(served.pop(0).encode(), content_type="text/plain"))
-    ledger, adapter, forwarder = FileLedger(tmp_path), VLLM(), Forwarder(1000)
+    ledger, adapter, forwarder = FileLedger(tmp_path), VLLM(), Forwarder(AnswerLimits(1000, 1000))
     address = Address("engine", target.url)
     drift: dict[str, tuple[int, float]] = {}
 
     async def look(_: str) -> tuple[int, int] | None:
-        text = await forwarder.scrape(address, adapter, Timeouts())
+        text = await forwarder.scrape(address, Capabilities.of(adapter), Timeouts())
         return None if text is None else adapter.counters(text)
 
     reconciler = Reconciler(
@@ -269,10 +271,10 @@ async def test_a_scrape_gives_the_text_or_nothing(
         return script
 
     monkeypatch.setattr(target, "answers", answers)
-    forwarder = Forwarder(1000)
+    forwarder = Forwarder(AnswerLimits(1000, 1000))
     address = Address("scraped", target.url, None, "upstream-secret")
-    assert await forwarder.scrape(address, VLLM(), Timeouts(connect=0.2)) == text
+    assert await forwarder.scrape(address, Capabilities.of(VLLM()), Timeouts(connect=0.2)) == text
     assert seen[0] == ("GET", "/metrics", "Bearer upstream-secret")
     seen.clear()
-    assert await forwarder.scrape(address, OpenAI(), Timeouts()) is None and not seen
+    assert await forwarder.scrape(address, Capabilities.of(OpenAI()), Timeouts()) is None and not seen
     await forwarder.close()

@@ -22,9 +22,9 @@ def speak(upstream: Upstream) -> Iterator[Speaking]:
         yield started
 
 
-def may_wait(kind: StreamKind, event: Event) -> bool:
-    """The role alone promises nothing, and vLLM may yet tell of a failure when it has told why a choice ended."""
-    return event.kind == "role" or (kind.dialect.name == "vllm" and event.kind == "finish")
+def may_wait(event: Event, asked: bool) -> bool:
+    """The role alone promises nothing; the end waits for what is told beside a usage that the client does not see."""
+    return event.kind == "role" or (event.kind == "finish" and not asked)
 
 
 def mark(event: Event) -> bytes:
@@ -47,7 +47,7 @@ def test_each_event_comes_as_it_is_and_at_once(speak: Speaking, kind: StreamKind
         for gate, event in zip(gates, events, strict=True):
             gate.open()
             hidden = event.kind == "usage" and not asked
-            if not hidden and not may_wait(kind, event):
+            if not hidden and not may_wait(event, asked):
                 client.until(mark(event))
         kind.dialect.shown(events, client.rest(), asked)
 

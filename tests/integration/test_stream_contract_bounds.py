@@ -10,7 +10,7 @@ import psutil
 import pytest
 from harness.dialects import ENDPOINTS, KINDS, StreamKind, sse
 from harness.upstream import Act, Upstream, stream
-from integration.streaming import WORDS, Speaking, check_broken, datas, speaking, unfinished
+from integration.streaming import LARGEST_EVENT, WORDS, Speaking, check_broken, datas, speaking, unfinished
 
 MIB = 1024 * 1024
 ONE = [kind for kind in KINDS if kind.choices == 1]
@@ -38,21 +38,21 @@ def test_silence_between_events_is_a_timeout(speak: Speaking) -> None:
             list(pool.map(wait, [kind for kind in ONE if kind.endpoint == endpoint]))
 
 
-@pytest.mark.parametrize("size", [MIB - 200, MIB + 200], ids=["below", "above"])
+@pytest.mark.parametrize("size", [LARGEST_EVENT - 200, LARGEST_EVENT + 200], ids=["below", "above"])
 @pytest.mark.parametrize("kind", ONE, ids=str)
-def test_an_event_has_at_most_a_mebibyte(speak: Speaking, kind: StreamKind, size: int) -> None:
+def test_an_event_has_at_most_the_tables_bound(speak: Speaking, kind: StreamKind, size: int) -> None:
     events = kind.stream([["x", "y"]])
     choice = kind.dialect.choice(kind.endpoint, 0, "", None)
     frame = len(sse(kind.dialect.chunk(kind.endpoint, [choice])))
     words = [["x", "y" * (size - frame - 40), "z"]]
     events = kind.stream(words)
     answer = speak.ask(kind, stream(*datas(events)))
-    if size < MIB:
+    if size < LARGEST_EVENT:
         kind.dialect.shown(events, answer.body, False)
     else:
-        said = [event for event in events if len(event.data) < MIB][: events.index(events[-1])]
+        said = [event for event in events if len(event.data) < LARGEST_EVENT][: events.index(events[-1])]
         first = [event for event in said if event.text == "x" or event.kind == "role"]
-        check_broken(speak, answer, first, "upstream_bad_reply")
+        check_broken(speak, answer, first, "answer_too_large")
 
 
 @pytest.mark.parametrize("filler", [b"data: " + b"a" * 65536, b"a" * 65536, b":" * 65536, b"data: a\n" * 8192])
@@ -62,7 +62,7 @@ def test_an_endless_event_is_cut_off_and_costs_little(speak: Speaking, filler: b
     target = speak.target(kind.dialect.name)
     before = resident(speak)
     answer = speak.ask(kind, stream(*datas(events), *[filler] * 1024, Act.STALL))
-    check_broken(speak, answer, events, "upstream_bad_reply")
+    check_broken(speak, answer, events, "answer_too_large")
     assert target.calls[0].closed.wait(2)
     assert resident(speak) - before < 24 * MIB, "64 MiB were sent"
 

@@ -87,7 +87,7 @@ def _refused(adapter: RefusesInItsOwnWords, call: Call, status: int, data: bytes
 def check_stream(data: bytes) -> None:
     """A stream's events; whoever wants the usage gets the server's bytes, where the server speaks OpenAI's language."""
     splitter = Splitter()
-    events = [*splitter.feed(data), *splitter.close()]
+    events = [*splitter.feed(data), *filter(None, [splitter.close()])]
     for call in _calls(stream=True):
         for adapter in adapters().values():
             reader = adapter.open(call) if hasattr(adapter, "open") else adapter

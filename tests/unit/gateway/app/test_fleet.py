@@ -20,6 +20,7 @@ from gateway.metering import Metrics
 from gateway.store import StoreDown
 from gateway.store.local.store import MemoryStore
 from gateway.upstream import Forwarder
+from gateway.upstream.forwarder import AnswerLimits
 
 
 class Bench:
@@ -30,7 +31,7 @@ class Bench:
         self.clock, self.servers, self.metrics = LoopClock(), Servers(*hosts), Metrics()
         self.store = MemoryStore(folder / "keys.json", now=self.clock.now, boot="g")
         self.of = World(text, store=self.store, adapters=registry.load)
-        forwarder = Forwarder(2**20, self.servers)
+        forwarder = Forwarder(AnswerLimits(2**20, 2**20), self.servers)
         self.fleet = Fleet(self.of.routes, self.store, forwarder, self.metrics, self.clock, "g")
 
     def reload(self, text: str) -> None:

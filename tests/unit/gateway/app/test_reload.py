@@ -25,6 +25,7 @@ from gateway.limits import Admission
 from gateway.metering import Meter, Metrics
 from gateway.store.local.store import MemoryStore
 from gateway.upstream import Forwarder
+from gateway.upstream.forwarder import AnswerLimits
 from gateway.upstream.shadow import Mirror, Shadow
 
 OLD = one("a", "b")
@@ -37,7 +38,7 @@ routes:
     limits: {rpm: 7}
     price: {input: 1, output: 2}
 limits: {default: {rpm: 50}}
-bodies: {answer: 1MiB, request: 2KiB}
+bodies: {answer: 1MiB, event: 64KiB, request: 2KiB}
 """
 
 
@@ -53,7 +54,7 @@ class Bench:
         clock, self.metrics = LoopClock(), Metrics()
         store = MemoryStore(folder / "keys.json", now=clock.now)
         self.of = World(text, store=store, adapters=registry.load)
-        self.forwarder = Forwarder(2**20, Servers("a", "b", "c", "d"))
+        self.forwarder = Forwarder(AnswerLimits(2**20, 2**20), Servers("a", "b", "c", "d"))
         self.admission = Admission(store, clock=clock.monotonic, now=clock.now)
         self.shadow = Shadow({}, self.forwarder.forward, lambda *_: None, lambda *_: None, clock.monotonic)
         first = loaded(text, "old")
@@ -87,7 +88,7 @@ class Bench:
     def _mirrors(self, of: Table) -> Mapping[str, Mirror]:
         if self.unmirrored:
             raise ValueError("no such adapter")
-        return mirrors(of, {}, registry.load)
+        return mirrors(of, {}, registry.capabilities)
 
     async def apply(self, text: str, config_hash: str = "new", *warnings: Mistake) -> None:
         await self.reloader.apply(loaded(text, config_hash, *warnings))
@@ -104,7 +105,7 @@ class Bench:
             self.fleet.routes,
             list(self.fleet.prober.names),
             self.admission._rules,
-            self.forwarder.answer_limit,
+            self.forwarder.limits,
             self.shadow.mirrors,
             self.readiness.config,
             [(target.name, len(target.load.freed)) for target in self.plane.parts.routes.targets.values()],
@@ -122,7 +123,7 @@ async def test_a_new_table_is_in_force_in_all_parts(tmp_path: Path) -> None:
     parts, new = bench.plane.parts, loaded(NEW).table
     assert parts is not before and [route.name for route in parts.routes] == ["r", "s"]
     assert bench.fleet.routes is parts.routes and list(bench.fleet.prober.names) == ["b", "c"]
-    assert bench.plane._bodies == new.bodies and bench.forwarder.answer_limit == 2**20
+    assert bench.plane._bodies == new.bodies and bench.forwarder.limits == AnswerLimits(2**20, 2**16)
     assert bench.admission._rules == rules(new)
     assert list(bench.shadow.mirrors) == ["s"] and bench.shadow.mirrors["s"].share == 0.5
     assert (bench.readiness.config, bench.readiness.config_error) == ("new", "")
@@ -142,7 +143,7 @@ async def test_a_table_that_cannot_be_used_changes_nothing(tmp_path: Path, where
     if where == "objection":
         bench.objected = ["target 'c' does not run"]
     elif where == "build":
-        bench.of.builder._adapters = lambda _: (_ for _ in ()).throw(ValueError("no such adapter"))
+        bench.of.builder._capabilities = lambda _: (_ for _ in ()).throw(ValueError("no such adapter"))
     elif where == "mirrors":
         bench.unmirrored = True
     else:
@@ -233,7 +234,7 @@ def test_shadow_targets_are_found_by_route() -> None:
             "shadow": {"target": {"name": "e", "backend": "llamacpp", "launch": {"model": "embedded"}}, "share": 0.2},
         },
     )
-    found = mirrors(loaded(text).table, {"e": "http://127.0.0.1:5/"}, registry.load)
+    found = mirrors(loaded(text).table, {"e": "http://127.0.0.1:5/"}, registry.capabilities)
     assert {name: (mirror.address.url, mirror.share) for name, mirror in found.items()} == {
         "r": ("http://d", 1.0),
         "t": ("http://127.0.0.1:5", 0.2),

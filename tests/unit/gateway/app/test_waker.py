@@ -10,6 +10,8 @@ from unit.gateway.app.servers import Servers
 from unit.gateway.app.test_fleet import Bench, bench
 from unit.gateway.routing.building import call, one, targets, virtual
 
+from backends.capabilities import Capabilities
+
 
 def asked(servers: Servers, host: str, path: str) -> int:
     return servers.asked.count((host, path))
@@ -47,7 +49,7 @@ async def test_targets_that_held_calls_wait_for_are_probed_often(tmp_path: Path)
 @virtual
 async def test_a_server_without_a_health_route_is_reached_for_while_calls_wait_for_it(tmp_path: Path) -> None:
     async with bench(one("a", hold="60s"), tmp_path, "a") as of:
-        of.of["a"].adapter = object()
+        of.of["a"].capabilities = Capabilities.of(object())  # type: ignore[arg-type]
         del of.servers.answers["a"]
         await asyncio.sleep(6)
         assert of.of["a"].up is True, "nobody asks it anything"

@@ -137,9 +137,10 @@ def test_routes_without_homes_have_none_to_move() -> None:
 
 def tier(route: RouteSpec) -> Tier:
     clock = SystemClock().monotonic
-    adapter = registry.load("vllm")
+    capabilities = registry.capabilities("vllm")
     targets = [
-        Target(spec, spec.url or "", adapter, Timeouts(), Breaker(spec.name, clock), clock) for spec in route.targets
+        Target(spec, spec.url or "", capabilities, Timeouts(), Breaker(spec.name, clock), clock)
+        for spec in route.targets
     ]
     return Tier(targets, "session")
 

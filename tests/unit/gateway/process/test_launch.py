@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from backends.capabilities import Capabilities
 from backends.llamacpp import LlamaCpp
 from gateway.config import Table, parse_table
 from gateway.process.launch import Launcher, free_port
+
+
+def llamacpp(_: str) -> Capabilities:
+    return Capabilities.of(LlamaCpp())
+
+
 
 
 def table(launched: str) -> Table:
@@ -24,7 +31,7 @@ def test_a_launched_target_gets_a_port_and_its_environment(tmp_path: Path) -> No
     program += "time.sleep(60)"
     argv = ["-S", "-c", program, str(tmp_path), "--port={port}"]
     quoted = ", ".join("'" + word.replace("'", "''").replace("\n", "\n\n") + "'" for word in [sys.executable, *argv])
-    launcher = Launcher(table(f"{{argv: [{quoted}], environment: {{WORD: hello}}}}"), lambda _: LlamaCpp())
+    launcher = Launcher(table(f"{{argv: [{quoted}], environment: {{WORD: hello}}}}"), llamacpp)
     (url,) = launcher.urls.values()
     launcher.start()
     try:
@@ -37,7 +44,7 @@ def test_a_launched_target_gets_a_port_and_its_environment(tmp_path: Path) -> No
 
 
 def test_a_launched_model_is_served_under_the_routes_name() -> None:
-    launcher = Launcher(table("{model: embedded}"), lambda _: LlamaCpp())
+    launcher = Launcher(table("{model: embedded}"), llamacpp)
     (child,) = launcher._children
     launcher._folder.cleanup()
     assert "one" in child.argv and "backends.embedded" in child.argv
@@ -46,7 +53,7 @@ def test_a_launched_model_is_served_under_the_routes_name() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_launcher_that_was_never_started_stops() -> None:
     """As when serving fails before its children are needed."""
-    Launcher(table("{model: embedded}"), lambda _: LlamaCpp()).stop()
+    Launcher(table("{model: embedded}"), llamacpp).stop()
 
 
 def test_free_ports_are_free() -> None:

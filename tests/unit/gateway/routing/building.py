@@ -15,6 +15,7 @@ from harness.virtual_time import run
 
 from backends.api import Call
 from backends.body import Body
+from backends.capabilities import Capabilities
 from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
 from gateway.routing import Attempt, Builder, Route, Routes, Slots
@@ -102,7 +103,7 @@ class World:
         self.queued: list[tuple[str, int, int]] = []
         self.builder = Builder(
             {},
-            adapters,
+            lambda name: Capabilities.of(adapters(name)),
             lambda name: Breaker(name, self.clock),
             Slots(self.store, lambda: gateways),
             self.clock,

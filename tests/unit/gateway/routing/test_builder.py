@@ -12,6 +12,7 @@ from harness.virtual_time import settle
 from unit.gateway.routing.building import PROMPT, World, call, eject, one, table, targets, virtual
 
 from backends.api import Facts
+from backends.capabilities import Capabilities
 from gateway.config import parse_table
 from gateway.routing import Attempt
 from gateway.routing.policies.api import Prompt, Score
@@ -29,7 +30,7 @@ def test_the_same_server_goes_on_as_it_was() -> None:
     before = of.reload(one(targets=[*targets("a", weight=3, max_inflight=9), *targets("b")], timeouts={"idle": "1s"}))
     new = of["a"]
     assert new is not a and of.routes is not before
-    assert new.load is a.load and new.breaker is a.breaker and new.adapter is a.adapter
+    assert new.load is a.load and new.breaker is a.breaker and new.capabilities is a.capabilities
     assert (new.why, new.context, new.attempts, new.since) == ("away", 4096, 7, -inf)
     assert (new.weight, new.max_inflight, new.timeouts.idle) == (3, 9, 1.0), "these are the new table's"
     share.end()
@@ -239,12 +240,12 @@ def test_a_build_that_fails_changes_nothing() -> None:
     good = {"policy": "home-cost", "targets": targets("a", "b", "new")}
     bad = {"targets": [{"name": "z", "backend": "openai", "url": "http://z"}]}
 
-    def adapter(name: str) -> str:
+    def capabilities(name: str) -> Capabilities:
         if name == "openai":
             raise LookupError("no such adapter")
-        return name
+        return Capabilities.of(name)  # type: ignore[arg-type] # no call is really made
 
-    of.builder._adapters = adapter  # type: ignore[assignment]
+    of.builder._capabilities = capabilities
     of.clock.advance(0.0)
     with pytest.raises(LookupError):
         of.build(table(r=good, s=bad), of.routes)

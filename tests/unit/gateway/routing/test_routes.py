@@ -9,6 +9,7 @@ import pytest
 from harness.clock import FixedClock
 from unit.gateway.routing.building import World, call, key, one, table, targets, tried_in_turn, virtual
 
+from backends.capabilities import Capabilities
 from gateway.config import parse_table
 from gateway.core.errors import NoRoute
 from gateway.core.types import TargetOrder
@@ -29,12 +30,15 @@ routes:
 """
 
 
+def capabilities(name: str) -> Capabilities:
+    return Capabilities.of(name)  # type: ignore[arg-type] # no call is really made
+
+
 @pytest.fixture
 def routes(tmp_path_factory: pytest.TempPathFactory) -> Routes:
     clock = FixedClock()
     slots = Slots(MemoryStore(tmp_path_factory.getbasetemp() / "absent.json"))
-    adapters = lambda name: name  # noqa: E731 # no call is really made
-    builder = Builder({"b": "http://127.0.0.1:5/"}, adapters, lambda name: Breaker(name, clock), slots, clock)  # type: ignore[arg-type,return-value]
+    builder = Builder({"b": "http://127.0.0.1:5/"}, capabilities, lambda name: Breaker(name, clock), slots, clock)  # type: ignore[return-value]
     return builder.build(parse_table(TABLE, "t", {"K": "key"})[0], "hash")
 
 
@@ -42,8 +46,8 @@ def test_a_table_becomes_routes(routes: Routes) -> None:
     assert [each.name for each in routes] == ["one", "two"]
     assert list(routes.targets) == ["a", "b", "c", "d"]
     b = routes.targets["b"]
-    address = b.address
-    assert (address.url, address.model, address.api_key, b.adapter) == ("http://127.0.0.1:5", "m", "key", "llamacpp")
+    assert (b.address.url, b.address.model, b.address.api_key) == ("http://127.0.0.1:5", "m", "key")
+    assert b.capabilities.adapter == "llamacpp"
     assert b.timeouts.idle == 1.0 and routes.targets["c"].timeouts.idle == 1.0
     assert routes.targets["a"].address.url == "http://a"
     two = routes.get("two")

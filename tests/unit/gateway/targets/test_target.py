@@ -9,6 +9,7 @@ import pytest
 from harness.clock import FixedClock
 
 from backends.api import Facts
+from backends.capabilities import Capabilities
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.targets.health import Breaker
 from gateway.targets.target import KV_TOKENS, PREFILL_LIMIT, REST_SECONDS, UNBOUNDED, Target
@@ -17,7 +18,7 @@ from gateway.targets.target import KV_TOKENS, PREFILL_LIMIT, REST_SECONDS, UNBOU
 def target(clock: FixedClock | None = None, spec: TargetSpec | None = None, timeouts: Timeouts | None = None) -> Target:
     clock = clock or FixedClock()
     spec = spec or TargetSpec(name="a", backend="vllm", url="http://a/")
-    return Target(spec, "http://a/", object(), timeouts or Timeouts(), Breaker("a", clock), clock)  # type: ignore[arg-type]
+    return Target(spec, "http://a/", Capabilities.of(object()), timeouts or Timeouts(), Breaker("a", clock), clock)  # type: ignore[arg-type]
 
 
 def given(**values: object) -> Target:

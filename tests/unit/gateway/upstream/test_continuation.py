@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from backends.api import DONE, Call, Chunk, Endpoint, RequestRefused, Target, Usage
 from backends.body import Body
+from backends.capabilities import Capabilities
 from backends.llamacpp import LlamaCpp
 from backends.sse import data
 from backends.tgi import TGI
 from backends.vllm import VLLM
 from gateway.core.errors import BadReply
-from gateway.upstream import Reading
 from gateway.upstream.continuation import Transcript
+from gateway.upstream.reading import EventReader
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "Tell"}], "stream": True}
 PROMPT = 7
@@ -54,8 +56,9 @@ def usage(part: int, prompt: int, completion: int) -> bytes:
 
 def passed(transcript: Transcript, asked: Call, *events: bytes) -> list[Chunk]:
     """What of these events goes to the client, each arriving alone."""
-    reading = Reading(asked, VLLM())
-    return [transcript.take(chunk) for each in events for chunk in reading.merged([each])]
+    each_alone = structs.replace(Capabilities.of(VLLM()), stateful=None)
+    reader = EventReader(asked, each_alone, 2**20)
+    return [transcript.take(chunk) for each in events if (chunk := reader.feed(each)) is not None]
 
 
 def texts(chunks: list[Chunk]) -> str:

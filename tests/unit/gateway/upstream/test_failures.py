@@ -16,6 +16,7 @@ import pytest
 
 from backends.api import Call, Chunk, UpstreamFault
 from backends.body import Body
+from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.core.errors import (
     BadReply,
@@ -27,7 +28,8 @@ from gateway.core.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from gateway.upstream import FAILURES, Reading, failure, retry_after
+from gateway.upstream import FAILURES, failure, retry_after
+from gateway.upstream.reading import EventReader
 from gateway.upstream.transport import translated
 
 CALL = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=True, include_usage=True)
@@ -136,11 +138,11 @@ def test_a_fault_in_a_good_answer_is_blamed_by_its_status(status: int, ours: typ
         def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
             raise UpstreamFault(status, "said", param="p")
 
-    with pytest.raises(ours) as caught:
-        list(Reading(CALL, Faulty()).merged([b""]))
-    assert type(caught.value) is ours
-    if isinstance(caught.value, Rejected):
-        assert (caught.value.status, caught.value.param) == (status, "p")
+    reader = EventReader(CALL, Capabilities.of(Faulty()), 1000)
+    assert reader.feed(b"data: x\n\n") is None
+    assert type(reader.failure) is ours
+    if isinstance(reader.failure, Rejected):
+        assert (reader.failure.status, reader.failure.param) == (status, "p")
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from harness.upstream import Act, Gate, Target, Upstream, event, scripted_upstre
 from backends.api import Call
 from backends.api import Target as Address
 from backends.body import Body
+from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts
 from gateway.upstream import Forwarder
+from gateway.upstream.forwarder import AnswerLimits
 from gateway.upstream.shadow import Comparison, Mirror, Seen, Shadow, chosen
 
 PRIMARY = Seen(status=200, tokens=2, ttft=0.1, seconds=0.2)
@@ -46,7 +48,7 @@ class World:
 
     def mirror(self, share: float = 1.0, concurrency: int = 2, timeouts: Timeouts | None = None) -> None:
         address = Address("shadow-1", self.target.url, "shadow-model", "shadow-key")
-        mirror = Mirror(address, OpenAI(), timeouts or Timeouts(), share, concurrency)
+        mirror = Mirror(address, Capabilities.of(OpenAI()), timeouts or Timeouts(), share, concurrency)
         self.shadow.mirrors = {"m": mirror}
 
     def _compared(self, route: str, target: str, comparison: Comparison) -> None:
@@ -76,7 +78,7 @@ def call(body: bytes = WHOLE, call_id: str = "tl-1") -> Call:
 async def world(upstream: Upstream) -> AsyncIterator[World]:
     target = upstream.target("shadow")
     target.restore()
-    forwarder = Forwarder(10_000)
+    forwarder = Forwarder(AnswerLimits(10_000, 10_000))
     world = World(target, forwarder.forward)
     yield world
     await world.shadow.close()

@@ -11,9 +11,11 @@ import pytest
 
 from backends.api import DONE, Call, Target
 from backends.body import Body
+from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts
 from gateway.upstream import Forwarder
+from gateway.upstream.forwarder import AnswerLimits
 
 IDLE = 0.05
 WHOLE = b'{"choices":[]}'
@@ -51,10 +53,11 @@ async def test_the_last_piece_may_be_read_for_longer_than_the_target_may_be_sile
     stream: bool, content_type: str, body: bytes, told: bytes
 ) -> None:
     call = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=stream)
-    forwarder = Forwarder(1024, Server(content_type, body))
+    capabilities = Capabilities.of(OpenAI())
+    forwarder = Forwarder(AnswerLimits(1024, 1024), Server(content_type, body))
     read = b""
     async with (
-        forwarder.forward(call, Target("t", "http://t"), OpenAI(), Timeouts(idle=IDLE), {}) as upstream,
+        forwarder.forward(call, Target("t", "http://t"), capabilities, Timeouts(idle=IDLE), {}) as upstream,
         aclosing(upstream.chunks()) as chunks,  # type: ignore[type-var] # they are generators
     ):
         async for chunk in chunks:

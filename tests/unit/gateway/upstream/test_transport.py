@@ -15,10 +15,12 @@ from harness.upstream import chunk, event, head
 
 from backends.api import Call, Target
 from backends.body import Body
+from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts
 from gateway.core.errors import Disconnected
 from gateway.upstream import Forwarder
+from gateway.upstream.forwarder import AnswerLimits
 from gateway.upstream.transport import BLOCK_BYTES, Transport
 
 FEW = [event(f"word {n}") for n in range(40)]
@@ -158,13 +160,13 @@ async def test_a_break_is_told_each_time(server: Breaking) -> None:
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 async def test_a_call_gets_each_event_of_a_broken_stream(server: Breaking, reset: bool) -> None:
     call = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=True)
-    forwarder = Forwarder(1024)
+    forwarder = Forwarder(AnswerLimits(1024, 1024))
     start = asyncio.create_task(server.wait_for_call())
     start.add_done_callback(lambda _: server.send(STREAM + chunk(FEW[0])))
     got, tokens = b"", 0
     try:
         async with (
-            forwarder.forward(call, Target("t", server.url), OpenAI(), Timeouts(), {}) as upstream,
+            forwarder.forward(call, Target("t", server.url), Capabilities.of(OpenAI()), Timeouts(), {}) as upstream,
             aclosing(upstream.chunks()) as chunks,  # type: ignore[type-var] # they are generators
         ):
             with pytest.raises(Disconnected):

