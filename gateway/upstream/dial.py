@@ -1,0 +1,132 @@
+"""How a connection is made: from names to addresses, one address after the other, over unix sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from gateway.core.errors import Unreachable
+from gateway.upstream.connection import Connection, spoken
+from gateway.upstream.origin import Origin, Place
+
+Address = tuple[int, tuple[object, ...]]
+"""A socket's family and address."""
+Resolve = Callable[[str, int], Awaitable[list[Address]]]
+Make = Callable[[], Connection]
+
+KNOWN_SECONDS: Final = 5.0
+"""How long the addresses of a name are used before it is looked up again."""
+LEAST_SECONDS: Final = 0.25
+"""For one address, where several share the time."""
+
+
+async def look_up(host: str, port: int) -> list[Address]:
+    """The addresses of a name, in the order in which the operating system would try them."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+class Dialer:
+    """Makes connections, and remembers for a few seconds where names lead to."""
+
+    def __init__(self, resolve: Resolve = look_up) -> None:
+        self._resolve = resolve
+        self._known: dict[Place, tuple[float, list[Address]]] = {}
+        self._looking: dict[Place, asyncio.Task[list[Address]]] = {}
+
+    def close(self) -> None:
+        """Look nothing up any more."""
+        for task in self._looking.values():
+            task.cancel()
+
+    async def connect(self, origin: Origin, make: Make, until: float) -> Connection:
+        """A connection on which requests can be sent. Raises `Unreachable`, `OSError`, `UnicodeError`."""
+        place = origin.place
+        if place.unix:
+            return await _open(None, place.unix, make)
+        try:
+            return await _first(await self._addresses(place), make, until)
+        except Unreachable:
+            self._known.pop(place, None)  # it may have moved
+            raise
+
+    async def _addresses(self, place: Place) -> list[Address]:
+        if literal := _literal(place):
+            return literal
+        at, addresses = self._known.get(place, (0.0, []))
+        if addresses and time.monotonic() - at < KNOWN_SECONDS:
+            return addresses
+        task = self._looking.get(place)
+        if task is None:  # all that wait for a name wait for one answer; who is cancelled leaves the others waiting
+            task = self._looking[place] = asyncio.create_task(self._look_up(place))
+            task.add_done_callback(lambda task: self._looked_up(place, task))
+        return await asyncio.shield(task)
+
+    def _looked_up(self, place: Place, task: asyncio.Task[list[Address]]) -> None:
+        self._looking.pop(place, None)
+        if not task.cancelled():
+            task.exception()  # those who waited have it; if none does any more, it is nobody's
+
+    async def _look_up(self, place: Place) -> list[Address]:
+        addresses = await self._resolve(place.host, place.port)
+        if not addresses:
+            raise OSError(f"{place.host} has no address")
+        self._known[place] = time.monotonic(), addresses
+        return addresses
+
+
+def _literal(place: Place) -> list[Address]:
+    """The address of a host that is one; nothing for a name."""
+    try:
+        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return []
+    return [(family, address) for family, _, _, _, address in found]
+
+
+async def _first(addresses: list[Address], make: Make, until: float) -> Connection:
+    """The first of the addresses that connects; each gets its part of the time that is left."""
+    loop = asyncio.get_running_loop()
+    failures: list[str] = []
+    for number, address in enumerate(addresses):
+        share = max(LEAST_SECONDS, (until - loop.time()) / (len(addresses) - number))
+        try:
+            async with asyncio.timeout(share):
+                return await _open(address, "", make)
+        except TimeoutError:
+            failures.append(f"{address[1][0]}: no connection within {share:g} s")
+        except OSError as error:
+            failures.append(f"{address[1][0]}: {spoken(error)}")
+    raise Unreachable("; ".join(failures))
+
+
+async def _open(address: Address | None, unix: str, make: Make) -> Connection:
+    """A connection to one address, or to a unix socket."""
+    loop = asyncio.get_running_loop()
+    connection = make()
+    try:
+        if address is None:
+            await loop.create_unix_connection(lambda: connection, unix)
+        else:
+            await loop.create_connection(lambda: connection, sock=await _connected(*address))
+    except BaseException:
+        connection.abort()
+        raise
+    return connection
+
+
+async def _connected(family: int, address: tuple[object, ...]) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setblocking(False)
+        # Requests and what is left of one leave at once, whatever has not been acknowledged.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(opened, address)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
