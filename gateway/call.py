@@ -7,7 +7,7 @@ client that leaves. What the call holds is given back in `CallState.end`, in one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -19,9 +19,8 @@ from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
 from gateway.routing.attempt import NO_OUTCOME
-from gateway.upstream import Forwarder
+from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
-from gateway.upstream.forwarder import Exchange
 from gateway.upstream.shadow import Seen, Shadow
 
 
@@ -70,13 +69,14 @@ class Parts(Struct, frozen=True):
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "call", "client", "lease", "record", "transcript")
+    __slots__ = ("attempts", "call", "client", "lease", "limit_headers", "record", "transcript")
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
         self.call: Call
         self.lease: Lease | None = None
         self.attempts: Attempts | None = None
+        self.limit_headers: Sequence[tuple[bytes, bytes]] = ()
         self.transcript: Transcript | None = None
         """What the client has of a stream that may go on at another target."""
 
@@ -124,6 +124,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         except Forbidden:
             caller = await refresh()  # the key may have been given more since it was loaded
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
+        state.limit_headers = lease.headers
         record.admitted(lease.at, lease.input)
         if route.resumes and call.stream:
             state.transcript = Transcript(call)
@@ -163,13 +164,15 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
 async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
+    call, capabilities = state.call, target.capabilities
     exchange: Exchange | None = None
     record.attempt_started(target.name, attempt.choice)
     try:
-        call = state.call if transcript is None else transcript.rest(target.capabilities.resumable, started=client.started)
-        exchange = await parts.forwarder.send(call, attempt.address, target.capabilities, target.timeouts, client.trace)
+        if transcript is not None:
+            call = transcript.rest(capabilities.resumable, started=client.started)
+        exchange = await parts.forwarder.send(call, attempt.address, capabilities, target.timeouts, client.trace)
         record.got_headers()
-        client.prepare([exchange.content_type, *attempt.headers, *state.lease.headers])
+        client.prepare([exchange.content_type, *attempt.headers, *state.limit_headers])
         await _relay(state, attempt, exchange)
         attempt.answered(record.usage)
     except UpstreamError as error:

@@ -116,7 +116,7 @@ def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
         meter=Meter(metrics, clock, lines.write, enter=ledger.add, learn=admission.estimator.learn),
         shadow=Shadow(
             mirrors(table, launched, capabilities),
-            forwarder.forward,
+            forwarder.send,
             shadows.compared,
             shadows.dropped,
             clock.monotonic,

@@ -18,7 +18,7 @@ from gateway.http.server import DataPlane
 from gateway.limits import Rules
 from gateway.metering import Metrics
 from gateway.routing import Builder
-from gateway.upstream.forwarder import AnswerLimits
+from gateway.upstream import AnswerLimits
 from gateway.upstream.shadow import Mirror
 
 log = logging.getLogger("trunkline.config")

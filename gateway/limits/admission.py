@@ -7,8 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 from msgspec import structs
 
@@ -55,19 +54,10 @@ class Pricing(Protocol):
 class Lease:
     """What admission grants. Its end settles it, exactly once, however the call ended."""
 
-    __slots__ = ("_ask", "_local", "_owner", "_spent", "_verdict", "headers", "input")
+    __slots__ = ("_ask", "_local", "_owner", "_verdict", "headers", "input")
 
-    def __init__(
-        self,
-        owner: Admission,
-        ask: Ask,
-        verdict: Verdict,
-        spent: Callable[[], Spent],
-        headers: Headers,
-        input: Callable[[], int],
-        local: bool,
-    ) -> None:
-        self._owner, self._ask, self._verdict, self._spent, self._local = owner, ask, verdict, spent, local
+    def __init__(self, owner: Admission, ask: Ask, verdict: Verdict, headers: Headers, input: int, local: bool) -> None:
+        self._owner, self._ask, self._verdict, self._local = owner, ask, verdict, local
         self.headers, self.input = headers, input
 
     @property
@@ -75,30 +65,20 @@ class Lease:
         """When the call was admitted, in seconds since the epoch."""
         return self._verdict.at / 1e6
 
-    async def end(self) -> None:
+    async def end(self, spent: Spent) -> None:
         """Settle, and where a slot is given back wait until the store knows, if it answers.
 
         A client that has the end of its answer may come again at once, to any gateway, and must find its slot free.
         """
         leased = any(dimension.kind == "lease" for dimension in self._ask.dimensions)
-        told = self._end()
+        told = self.settle(spent)
         if told is not None and leased:
             await asyncio.wait((told,), timeout=TOLD_SECONDS)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            self._end()  # nobody waits for the answer
-        else:
-            await self.end()
-
-    def _end(self) -> asyncio.Future[object] | None:
+    def settle(self, spent: Spent) -> asyncio.Future[object] | None:
+        """Turn what was reserved into what was spent, once; the future, if any, ends when the store knows."""
         ask, self._ask = self._ask, _NOTHING
-        return None if ask is _NOTHING else self._owner.settle(ask, self._verdict.at, self._spent(), self._local)
+        return None if ask is _NOTHING else self._owner.settle(ask, self._verdict.at, spent, self._local)
 
 
 _NOTHING: Final = Ask("", (), ())
@@ -155,7 +135,6 @@ class Admission:
         call: Call,
         caller: Caller,
         route: str,
-        spent: Callable[[], Spent],
         refresh: Callable[[], Awaitable[Caller]],
     ) -> Lease:
         """A lease. Raises `RateLimited`, `OutOfBudget`, `NeverFits`, `LimitsUnavailable`, and what `refresh` raises.
@@ -170,7 +149,7 @@ class Admission:
             plan = self._planner.plan(caller.key, caller.tenant, route, priced=priced)
             if not plan:
                 verdict = Verdict(at=int(self._now() * 1e6))
-                return Lease(self, _NOTHING, verdict, spent, [], lambda: estimator.input(call, route), False)
+                return Lease(self, _NOTHING, verdict, [], estimator.input(call, route), False)
             ask, input, least = self._ask(call, caller, route, plan, price)
             ask, verdict, local = await self._decide(ask)
             while (smaller := _smaller(ask, verdict, least)) is not None:
@@ -187,7 +166,7 @@ class Admission:
             error = denial(ask.dimensions, verdict, headers)
             self._denied(error.scope, error.dimension)
             raise error
-        return Lease(self, ask, verdict, spent, headers, lambda: input, local)
+        return Lease(self, ask, verdict, headers, input, local)
 
     def settle(self, ask: Ask, at: int, spent: Spent, local: bool) -> asyncio.Future[object] | None:
         """Turn what was reserved into what was spent; the future, if any, ends when the store knows."""

@@ -25,7 +25,7 @@ class Response(Answer):
     `status`, `headers` and `complete` are as in `Answer`.
     """
 
-    __slots__ = ("_connection", "_due", "_failure", "_limit", "_loop", "_timer", "_waiter")
+    __slots__ = ("_connection", "_due", "_failure", "_limit", "_loop", "_tailing", "_timer", "_waiter")
 
     def __init__(
         self,
@@ -43,6 +43,8 @@ class Response(Answer):
         self._limit: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
+        self._tailing = False
+        """Its reader has all that it wants; what is left is the end of the message."""
 
     @property
     def ended(self) -> bool:
@@ -84,11 +86,18 @@ class Response(Answer):
                 raise self._failure
             await self._wait()
 
-    def release(self) -> None:
-        """Let go of the connection: it serves again if the message is complete, else it is closed at once."""
-        connection, self._connection = self._connection, None
+    def release(self, tail: float = 0.0) -> None:
+        """Let go of the connection: it serves again if the message is complete, else it is closed, at once or if
+        nothing but its end comes, when that has not come in `tail` seconds."""
+        connection = self._connection
         if connection is None:
             return
+        if tail and not self.complete and self._failure is None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._tailing = self._loop.call_later(tail, self.release), True
+            return
+        self._connection = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -102,6 +111,9 @@ class Response(Answer):
 
     def wake(self) -> None:
         """Let the reader look again."""
+        if self._tailing:
+            self.release()
+            return
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
