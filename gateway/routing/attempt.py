@@ -112,12 +112,7 @@ class Attempt:
         """What else the client is told of the way its call has taken."""
         self._begun = self._ended = self._trial = False
         self._timer: asyncio.TimerHandle | None = None
-        target = self.target
-        target.inflight.own += 1
-        if target.load.prefill >= target.prefill_limit / 2:
-            target.clear = False
-            for stirred in target.load.stirred:  # other targets on the same server, too
-                stirred()
+        self.target.inflight.own += 1
 
     def begin(self) -> None:
         """The call really goes there."""
@@ -185,10 +180,7 @@ class Attempt:
         if self.outcome.away:
             self.target.miss()
         if not isinstance(error, UpstreamBusy) or error.broken:
-            self.target.breaker.failed(self._trial)
-            for stirred in self.target.load.stirred:  # also of the same target in a newer table
-                stirred()
-            self.target.clear = False
+            self.target.failed(self._trial)
 
     def resume(self) -> None:
         """It failed in the middle of its answer: the next placement is to be one that can go on with it."""

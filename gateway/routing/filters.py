@@ -89,11 +89,16 @@ def refusal(prompt: Prompt, target: Target, now: float, overlooked: Collection[F
     for each in FILTERS:
         if each not in overlooked and (why := each.refuses(prompt, target, now)) is not None:
             return why
-    # As long as nothing happens to it, it need not be asked again.
-    target.clear = not target.bounded and prompt.part == 1 and not overlooked and _idle(target, now)
     return None
 
 
-def _idle(target: Target, now: float) -> bool:
-    plain = target.prompt_limit >= UNBOUNDED and not target.breaker.ejections
-    return plain and not target.missed and target.load.pending(now) < target.prefill_limit / 2
+def is_sure(target: Target) -> bool:
+    """Whether no filter will refuse the target, which none does now, until something happens to it; but for calls that
+    do not fit into its context, or may fill only a part of it."""
+    if target.max_inflight is not None or target.prompt_limit < UNBOUNDED:
+        return False
+    return (
+        not target.breaker.ejections
+        and not target.missed
+        and target.load.prefill + target.load.others_prefill < target.load.half_full
+    )

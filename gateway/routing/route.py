@@ -87,7 +87,7 @@ class Route:
         """The route is used from now on."""
         for target in self.targets:
             target.load.freed.append(self.freed)
-            target.load.stirred.append(target.stirred)
+            target.load.changed.append(target.changed)
 
     def close(self, heir: Route | None = None) -> None:
         """The route is not used any more. Calls in flight go on; those that wait in the queue go the heir's way."""
@@ -95,7 +95,7 @@ class Route:
         for target in self.targets:
             if self.freed in target.load.freed:
                 target.load.freed.remove(self.freed)
-                target.load.stirred.remove(target.stirred)
+                target.load.changed.remove(target.changed)
 
     def waits_for(self, prompt: Prompt) -> bool | None:
         """As the chooser's, of the newest table; a route that is not there any more waits for nothing."""

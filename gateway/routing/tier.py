@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from msgspec import Struct
 
-from gateway.routing.filters import BUSY, NOTHING, Filter, refusal
+from gateway.routing.filters import BUSY, NOTHING, Filter, is_sure, refusal
 from gateway.routing.policies import registry
 from gateway.routing.policies.api import Gossips, Inherits, Learns, Policy, Prompt, Remembers, Score
 from gateway.routing.policies.registry import Factory
@@ -44,7 +44,14 @@ class Tier:
         heaviest = max((target.weight for target in targets), default=1.0)
         for target in targets:  # weights are relative
             target.prefill_limit = PREFILL_LIMIT * target.weight / heaviest
+            target.load.fills(target.prefill_limit)
         self._canaries = [place for place, target in enumerate(targets) if target.canary]
+        self._all = list(range(len(self.targets)))
+        # Of the other targets it is sure that no filter refuses them, as long as nothing happens to them: many targets
+        # then cost calls nothing. Of one with `max_inflight` it never is.
+        self._unsure = set(self.targets)
+        for target in targets:
+            target.unsure = self._unsure
         self._context = UNBOUNDED
         self.measure()
 
@@ -60,21 +67,29 @@ class Tier:
     def usable(
         self, prompt: Prompt, now: float, tried: Collection[Target] = (), overlooked: Collection[Filter] = NOTHING
     ) -> list[int]:
-        """The places of targets that can take the call."""
-        if prompt.context <= self._context and prompt.part == 1:
+        """The places of targets that can take the call, in rising order. The list is not to be changed."""
+        unsure = self._unsure
+        if overlooked or prompt.part != 1 or prompt.context > self._context:
             places = [
-                place
-                for place, target in enumerate(self.targets)
-                if target.clear or refusal(prompt, target, now, overlooked) is None
+                place for place, each in enumerate(self.targets) if refusal(prompt, each, now, overlooked) is None
+            ]
+        elif unsure:
+            places = [
+                place for place, each in enumerate(self.targets) if each not in unsure or self._takes(prompt, each, now)
             ]
         else:
-            places = [
-                place for place, target in enumerate(self.targets) if refusal(prompt, target, now, overlooked) is None
-            ]
+            places = self._all
         if tried:
             names = {target.name for target in tried}  # perhaps of the table before
             places = [place for place in places if self.names[place] not in names]
         return self._split(prompt, places) if self._canaries else places
+
+    def _takes(self, prompt: Prompt, target: Target, now: float) -> bool:
+        if refusal(prompt, target, now) is not None:
+            return False
+        if is_sure(target):
+            self._unsure.discard(target)
+        return True
 
     def busy(
         self, prompt: Prompt, now: float, tried: Collection[Target] = (), overlooked: Collection[Filter] = NOTHING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Final
 
 from msgspec import Struct
@@ -34,15 +35,16 @@ class Load:
     __slots__ = (
         "_known",
         "_reported_at",
+        "changed",
         "charged",
         "clock",
         "freed",
+        "half_full",
         "others_prefill",
         "others_running",
         "others_waiting",
         "prefill",
         "running",
-        "stirred",
         "waiting",
     )
 
@@ -63,8 +65,10 @@ class Load:
         """
         self.freed: list[Callable[[Load], None]] = []
         """Called when something has ended here: there may be room."""
-        self.stirred: list[Callable[[], None]] = []
-        """Called when what others reported has changed: there may be no room."""
+        self.changed: list[Callable[[], None]] = []
+        """Called when there may be no room any more, or calls there have failed."""
+        self.half_full = inf
+        """Tokens: half of what fills the target that is full first. Below it nobody need ask whether there is room."""
         self._reported_at = 0.0
         self._known: dict[str, int] = {}
 
@@ -78,6 +82,17 @@ class Load:
             return self.prefill
         done = RATE * (now - self._reported_at) * theirs / (theirs + max(1, self.prefill))
         return self.prefill + max(0.0, theirs - done)
+
+    def fills(self, prefill: float) -> None:
+        """With so many tokens to read one of the server's targets is full."""
+        if prefill / 2 < self.half_full:
+            self.half_full = prefill / 2
+            self.notify()
+
+    def notify(self) -> None:
+        """Call all of `changed`."""
+        for changed in self.changed:
+            changed()
 
     def apply(self, reports: Mapping[str, tuple[LoadReport, float]], now: float) -> None:
         """Replace what others reported: by gateway its report, and its age in seconds. Old ones do not count."""
@@ -97,9 +112,9 @@ class Load:
         while len(self._known) > KNOWN_GATEWAYS:  # one that was only silent goes on where it was
             del self._known[next(iter(self._known))]
         self.others_prefill, self.others_waiting, self.others_running = prefill, waiting, running
-        for stirred in self.stirred:
-            stirred()
         self._reported_at = now - (age / prefill if prefill else 0.0)
+        if prefill:
+            self.notify()
 
     def report(self) -> LoadReport:
         """This gateway's own part, for the others."""
@@ -114,11 +129,14 @@ class Share:
     def __init__(self, load: Load, prefill: int) -> None:
         self._load, self._prefill, self._running = load, max(LEAST_CHARGE, prefill), True
         self._charged = self._prefill
+        before = load.prefill
         load.prefill += self._prefill
         load.charged += self._prefill
         load.clock += self._prefill
         load.waiting += 1
         load.running += 1
+        if before < load.half_full <= load.prefill:
+            load.notify()
 
     def first_token(self) -> None:
         """The prompt has been read."""

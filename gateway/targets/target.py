@@ -110,8 +110,8 @@ class Target:
         self.order_version = 0
         self.resting, self.resting_until = "", 0.0
         """`resting`: it asked for a pause; `full`: other gateways have taken its last place."""
-        self.clear = False
-        """No filter can refuse it but for what the call itself is, until one of the methods below is called."""
+        self.unsure: set[Target] = {self}
+        """Of its tier's targets those that a filter may refuse, whatever the call is; see `Tier.usable`."""
 
     def inherit(self, before: Target) -> None:
         """Take over what is known of the same server from the table before."""
@@ -132,32 +132,31 @@ class Target:
         """It is not there, or sleeps: a call sent there now would come to nothing, one that waits may be served."""
         return self.asleep or self.missed or (self.up is False and not self.why.startswith(THERE))
 
-    @property
-    def bounded(self) -> bool:
-        """Each call makes a difference to whether there is room for another."""
-        return self.max_inflight is not None
-
     def rest(self, seconds: float | None, why: str = "resting") -> None:
         """Send nothing for so long, at most 30 s."""
         until = self._clock() + (REST_SECONDS if seconds is None else min(seconds, MOST_REST_SECONDS))
         if until > self.resting_until:
-            self.resting, self.resting_until, self.clear = why, until, False
+            self.resting, self.resting_until = why, until
+            self.changed()
 
     def ordered(self, state: OrderState, version: int) -> None:
         """What an operator wants holds from now on."""
         if state == "open" and self.order != "open":
             self.returned()
-        self.order, self.order_version, self.clear = state, version, False
+        self.order, self.order_version = state, version
+        self.changed()
 
     def probed(self, why: str) -> None:
         """The last probe's complaint; nothing when all is well."""
         if self.up is False and not why:
             self.returned()
-        self.up, self.why, self.missed, self.clear = not why, why, False, False
+        self.up, self.why, self.missed = not why, why, False
+        self.changed()
 
     def miss(self) -> None:
         """A call could not reach it."""
-        self.missed, self.clear = True, False
+        self.missed = True
+        self.changed()
 
     def learned(self, facts: Facts) -> None:
         """What the engine says that it is; the table goes first."""
@@ -167,16 +166,24 @@ class Target:
             self.context = facts.context or UNBOUNDED
         if self.spec.kv_tokens is None:
             self.kv_tokens = facts.kv_tokens or KV_TOKENS
+        self.changed()
 
     def sleeps(self, asleep: bool) -> None:
         """Its server says whether it has put its model away."""
         if self.asleep and not asleep:
             self.returned()
-        self.asleep, self.clear = asleep, False
+        self.asleep = asleep
+        self.changed()
 
-    def stirred(self) -> None:
-        """Something has happened to its load or its server: ask the filters again."""
-        self.clear = False
+    def failed(self, trial: bool) -> None:
+        """A call has failed there, and it is to blame; `trial`: it was the call that tried it after an ejection."""
+        self.breaker.failed(trial)
+        self.changed()
+        self.load.notify()  # its successor in a newer table has the same breaker
+
+    def changed(self) -> None:
+        """Something has happened to it, its load or its server: a filter may refuse it now."""
+        self.unsure.add(self)
 
     def returned(self) -> None:
         """It is back: slowly at first."""

@@ -167,8 +167,7 @@ def eject(*targets: Target) -> None:
     """Let their breakers open."""
     for target in targets:
         for _ in range(5):
-            target.breaker.failed()
-            target.clear = False
+            target.failed(False)
         assert not target.breaker.closed
 
 

@@ -34,8 +34,6 @@ LONG = Prompt(90, context=101)
 def fill(target: Target) -> None:
     """As a placement does."""
     Share(target.load, 480_000)
-    for stirred in target.load.stirred:
-        stirred()
 
 
 def world(**values: object) -> World:
@@ -204,20 +202,35 @@ CHANGES: dict[str, State] = {
     "others": lambda t: t.load.apply({"g": (LoadReport(10**9, 9, 9, 10**9), 0.0)}, t._clock()),
     "no others": lambda t: t.load.apply({}, t._clock()),
     "a bound of prompts": lambda t: t.learned(Facts(prompt=5)),
+    "a call of half its room": lambda t: Share(t.load, 239_999),
+    "a small call": lambda t: Share(t.load, 16),
+    "a miss": lambda t: t.miss(),
     "healed": lambda t: t.breaker.succeeded(),
     "nothing": lambda t: None,
 }
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_counts_for_the_next_call(change: str) -> None:
+    for prompt in (PROMPT, Prompt(10, alone=6)):
+        of = world()
+        tier, a = of.route.tiers[0], of["a"]
+        assert tier.usable(prompt, of.clock()) == [0, 1]
+        CHANGES[change](a)
+        fits = all(each.refuses(prompt, a, of.clock()) is None for each in FILTERS)
+        assert (0 in tier.usable(prompt, of.clock())) == fits
+
+
 @given(st.lists(st.sampled_from(sorted(CHANGES)), max_size=30), st.booleans())
 def test_what_need_not_be_asked_would_have_said_yes(changes: list[str], bounded: bool) -> None:
-    """A tier skips the filters of targets that are `clear`: nothing that happens may be lost on it."""
+    """A tier skips the filters of targets of which it is sure: nothing that happens may be lost on it."""
     of = world(**({"max_inflight": 2} if bounded else {}))
     tier, a = of.route.tiers[0], of["a"]
     for change in changes:
         CHANGES[change](a)
-        fits = all(each.refuses(PROMPT, a, of.clock()) is None for each in FILTERS)
-        assert (0 in tier.usable(PROMPT, of.clock())) == fits, change
+        for prompt in (PROMPT, Prompt(10, alone=6)):
+            fits = all(each.refuses(prompt, a, of.clock()) is None for each in FILTERS)
+            assert (0 in tier.usable(prompt, of.clock())) == fits, change
 
 
 @pytest.mark.parametrize("who", ["another route", "the table before"])

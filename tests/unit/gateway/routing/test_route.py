@@ -218,10 +218,10 @@ async def test_a_policy_that_fails_leaks_nothing() -> None:
 def test_a_closed_route_hears_of_no_room() -> None:
     of = World(one("a", fallback=targets("b")))
     loads = [target.load for target in of.routes.targets.values()]
-    assert all((len(load.freed), len(load.stirred)) == (1, 1) for load in loads)
+    assert all((len(load.freed), len(load.changed)) == (1, 1) for load in loads)
     of.route.close()
     of.route.close()
-    assert not any(load.freed or load.stirred for load in loads)
+    assert not any(load.freed or load.changed for load in loads)
 
 
 def test_a_prompt_needs_keys_only_where_there_is_a_choice() -> None:

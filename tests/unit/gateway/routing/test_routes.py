@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 from harness.clock import FixedClock
-from unit.gateway.routing.building import World, call, key, one, table, targets, tried_in_turn, virtual
+from unit.gateway.routing.building import PROMPT, World, call, key, one, table, targets, tried_in_turn, virtual
 
 from backends.capabilities import Capabilities
 from gateway.config import parse_table
@@ -115,9 +115,10 @@ def test_an_order_that_holds_already_changes_nothing() -> None:
     of = World(one("a", "b"))
     orders = {"a": order("open", 2)}
     of.routes.ordered(orders, 100.0)
-    since, of["a"].clear = of["a"].since, True
+    of.route.tiers[0].usable(PROMPT, of.clock())
+    since = of["a"].since
     of.routes.ordered(orders, 101.0)
-    assert of["a"].since == since and of["a"].clear
+    assert of["a"].since == since and of["a"] not in of["a"].unsure
 
 
 @virtual

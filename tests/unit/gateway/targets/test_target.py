@@ -118,10 +118,6 @@ def test_a_probe_tells_why() -> None:
     assert (made.up, made.why) == (True, "")
 
 
-def test_a_target_is_bounded_by_the_table_alone() -> None:
-    assert given(max_inflight=3).bounded and not target().bounded
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -129,14 +125,17 @@ def test_a_target_is_bounded_by_the_table_alone() -> None:
         lambda t: t.ordered("drained", 1),
         lambda t: t.probed("away"),
         lambda t: t.sleeps(True),
-        lambda t: t.stirred(),
+        lambda t: t.miss(),
+        lambda t: t.learned(Facts(prompt=5)),
+        lambda t: t.failed(False),
+        lambda t: t.changed(),
     ],
 )
 def test_whatever_happens_to_it_it_must_be_looked_at_again(change: Callable[[Target], None]) -> None:
     made = target()
-    made.clear = True
+    made.unsure.clear()
     change(made)
-    assert not made.clear
+    assert made.unsure == {made}
 
 
 def test_its_successor_knows_all_that_it_knew() -> None:
@@ -153,7 +152,7 @@ def test_its_successor_knows_all_that_it_knew() -> None:
     kept = ("order", "order_version", "up", "why", "asleep", "resting", "resting_until", "facts", "attempts")
     for name in (*kept, "since", "prompt_limit"):
         assert getattr(new, name) == getattr(old, name), name
-    assert (new.context, new.kv_tokens, new.clear) == (4096, 50_000, False)
+    assert (new.context, new.kv_tokens) == (4096, 50_000) and new.unsure == {new}
 
 
 def test_what_the_new_table_says_goes_before_what_was_told() -> None:
