@@ -11,9 +11,12 @@ from harness.peer import Listener, listening
 
 from gateway.upstream.pool import Pool
 
+CONNECTIONS = {"test_connection.py", "test_pool.py"}
 
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    loops = {"asyncio": asyncio.new_event_loop}
+    return loops | {"uvloop": uvloop.new_event_loop} if item.path.name in CONNECTIONS else loops
 
 
 @pytest.fixture
