@@ -11,15 +11,18 @@ _BLANK = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 class Splitter:
     """Cuts one stream where events end; each event keeps its closing empty line, comments and all."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("rest",)
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self.rest = bytearray()
+        """What has arrived of an event that is not complete yet."""
 
     def take(self, block: bytes) -> bytes:
         """The events that `block` completes, all together."""
-        rest = self._rest
+        rest = self.rest
         if not rest:
+            if block.endswith(b"\n\n") and not block.endswith(b"\n\n\n") and b"\r" not in block:
+                return block  # nearly always
             end = _last_end(block, 0)
             if end == len(block):
                 return block
@@ -38,20 +41,10 @@ class Splitter:
 
     def close(self) -> bytes:
         """The last event, if only the end of the stream told that its closing line was complete."""
-        if not self._rest.endswith(b"\r") or not _BLANK.search(self._rest):
+        if not self.rest.endswith(b"\r") or not _BLANK.search(self.rest):
             return b""
-        last, self._rest = bytes(self._rest), bytearray()
+        last, self.rest = bytes(self.rest), bytearray()
         return last
-
-    @property
-    def size(self) -> int:
-        """Bytes that have arrived of an event that is not complete yet."""
-        return len(self._rest)
-
-    @property
-    def rest(self) -> bytes:
-        """What has arrived of an event that is not complete yet."""
-        return bytes(self._rest)
 
 
 def cut(whole: bytes) -> list[bytes]:

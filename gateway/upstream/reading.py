@@ -33,13 +33,10 @@ class AnswerLimits(Struct, frozen=True):
 class AnswerReader:
     """Reads one answer as it comes. After a failure, or when it is done, nothing more comes of it."""
 
-    __slots__ = ("done", "failure")
-
-    def __init__(self) -> None:
-        self.failure: GatewayError | None = None
-        """Why the answer is no good one, or not whole; the chunk that was given last holds what came before."""
-        self.done = False
-        """The answer is whole; what was given last was the end of it."""
+    failure: GatewayError | None = None
+    """Why the answer is no good one, or not whole; the chunk that was given last holds what came before."""
+    done = False
+    """The answer is whole; what was given last was the end of it."""
 
     def feed(self, data: bytes) -> Chunk | None:
         """What came in one read, as one chunk; None: there is nothing to pass on yet."""
@@ -64,10 +61,7 @@ def reader_for(
 class WholeReader(AnswerReader):
     """Collects an answer that is no stream, and gives it as one chunk at its end."""
 
-    __slots__ = ("_call", "_capabilities", "_limit", "_pieces", "_size")
-
     def __init__(self, call: Call, capabilities: Capabilities, limit: int) -> None:
-        super().__init__()
         self._call, self._capabilities, self._limit = call, capabilities, limit
         self._pieces: list[bytes] = []
         self._size = 0
@@ -105,21 +99,7 @@ class WholeReader(AnswerReader):
 class EventReader(AnswerReader):
     """Reads a stream; knows how many choices have begun, and how many have told why they ended."""
 
-    __slots__ = (
-        "_begun",
-        "_call",
-        "_chunk",
-        "_close",
-        "_finished",
-        "_lenient",
-        "_limit",
-        "_skim",
-        "_splitter",
-        "_spoke",
-    )
-
     def __init__(self, call: Call, capabilities: Capabilities, limit: int, *, lenient: bool = False) -> None:
-        super().__init__()
         reader = capabilities.adapter if capabilities.stateful is None else capabilities.stateful.open(call)
         self._call, self._limit, self._lenient = call, limit, lenient
         self._chunk = reader.chunk
@@ -131,17 +111,24 @@ class EventReader(AnswerReader):
     def feed(self, data: bytes) -> Chunk | None:
         if self.done or self.failure is not None:
             return None
-        events = self._splitter.take(data)
-        chunk = self._read(events) if events else None
-        if self._splitter.size > self._limit and self.failure is None and not self.done:
+        events, chunks = self._splitter.take(data), list[Chunk]()
+        start, count = 0, 0
+        if len(events) <= self._limit and (events.isascii() or _is_text(events)):
+            start, count = self._skim(events, 0)
+        if count:
+            self._spoke = True
+            chunks.append(Chunk(events[:start], count))  # nearly always all of them
+        if start < len(events):
+            self._take(events, start, chunks)
+        if len(self._splitter.rest) > self._limit and not self._over:
             self.failure = too_large("event", self._limit)
-        return chunk
+        return chunks[0] if len(chunks) == 1 else merged(chunks)
 
     def end(self, broken: UpstreamError | None) -> Chunk | None:
         if self.done or self.failure is not None:
             return None
         chunks: list[Chunk] = []
-        complete, rest = self._splitter.close(), self._splitter.rest
+        complete, rest = self._splitter.close(), bytes(self._splitter.rest)
         if complete:
             self._take(complete, 0, chunks)
         if broken is None and rest.strip() and not self._over:
@@ -158,21 +145,11 @@ class EventReader(AnswerReader):
             else:  # some servers close instead of a terminator, and what they had to say is said
                 self.done = True
                 chunks.append(Chunk(DONE, done=True))
-        return merged(chunks)
+        return chunks[0] if len(chunks) == 1 else merged(chunks)
 
     @property
     def _over(self) -> bool:
         return self.done or self.failure is not None
-
-    def _read(self, events: bytes) -> Chunk | None:
-        """Whole events, as one chunk."""
-        start, count = self._skim(events, 0) if _is_text(events) and len(events) <= self._limit else (0, 0)
-        if start == len(events):  # nearly always
-            self._spoke = True
-            return Chunk(events, count)
-        chunks = [Chunk(events[:start], count)] if count else []
-        self._take(events, start, chunks)
-        return merged(chunks)
 
     def _take(self, events: bytes, start: int, chunks: list[Chunk]) -> None:
         """Read whole events, from `start` on; sets `failure` for one that tells of it, and `done` at the terminator."""
@@ -228,8 +205,8 @@ class EventReader(AnswerReader):
 
 def merged(chunks: list[Chunk]) -> Chunk | None:
     """Chunks that came together, as one; None for none."""
-    if len(chunks) < 2:
-        return chunks[0] if chunks else None
+    if not chunks:
+        return None
     tokens, usage, finished, choice, done, comment, opening = 0, None, 0, 0, False, True, True
     for chunk in chunks:
         tokens += chunk.tokens

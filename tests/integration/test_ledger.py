@@ -30,9 +30,8 @@ from gateway.config import Timeouts
 from gateway.core.types import Entry
 from gateway.metering.reconcile import Reconciler
 from gateway.store.local.ledger import FileLedger
-from gateway.upstream import Forwarder
+from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream import forwarder as forward
-from gateway.upstream.forwarder import AnswerLimits
 
 PRICE = {"input": 0.15, "cached": 0.075, "output": 0.60}
 

@@ -19,9 +19,8 @@ from backends.sglang import SGLang
 from backends.tgi import TGI
 from backends.vllm import VLLM
 from gateway.config import Timeouts
-from gateway.upstream import Forwarder
+from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream import forwarder as forward
-from gateway.upstream.forwarder import AnswerLimits
 
 HASTY = Timeouts(connect=1.0)
 VLLM_SERVER, ANY_SERVER = Capabilities.of(VLLM()), Capabilities.of(OpenAI())

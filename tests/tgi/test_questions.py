@@ -12,8 +12,7 @@ from backends.capabilities import Capabilities
 from backends.llamacpp import LlamaCpp
 from backends.tgi import TGI
 from gateway.config import Timeouts
-from gateway.upstream import Forwarder
-from gateway.upstream.forwarder import AnswerLimits
+from gateway.upstream import AnswerLimits, Forwarder
 
 
 @pytest_asyncio.fixture

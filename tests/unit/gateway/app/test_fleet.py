@@ -19,8 +19,7 @@ from gateway.core.types import Report, TargetOrder, TargetState
 from gateway.metering import Metrics
 from gateway.store import StoreDown
 from gateway.store.local.store import MemoryStore
-from gateway.upstream import Forwarder
-from gateway.upstream.forwarder import AnswerLimits
+from gateway.upstream import AnswerLimits, Forwarder
 
 
 class Bench:

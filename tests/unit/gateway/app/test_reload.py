@@ -24,8 +24,7 @@ from gateway.http.server import DataPlane
 from gateway.limits import Admission
 from gateway.metering import Meter, Metrics
 from gateway.store.local.store import MemoryStore
-from gateway.upstream import Forwarder
-from gateway.upstream.forwarder import AnswerLimits
+from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream.shadow import Mirror, Shadow
 
 OLD = one("a", "b")

@@ -18,8 +18,6 @@ def llamacpp(_: str) -> Capabilities:
     return Capabilities.of(LlamaCpp())
 
 
-
-
 def table(launched: str) -> Table:
     text = f"routes: {{one: {{targets: [{{name: a/b, backend: llamacpp, launch: {launched}}}]}}}}"
     return parse_table(text, "t", {})[0]

@@ -20,8 +20,7 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts
-from gateway.upstream import Forwarder
-from gateway.upstream.forwarder import AnswerLimits
+from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream.shadow import Comparison, Mirror, Seen, Shadow, chosen
 
 PRIMARY = Seen(status=200, tokens=2, ttft=0.1, seconds=0.2)

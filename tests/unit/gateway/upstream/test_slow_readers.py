@@ -14,8 +14,7 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts
-from gateway.upstream import Forwarder
-from gateway.upstream.forwarder import AnswerLimits
+from gateway.upstream import AnswerLimits, Forwarder
 
 IDLE = 0.05
 WHOLE = b'{"choices":[]}'

@@ -19,8 +19,7 @@ from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts
 from gateway.core.errors import Disconnected
-from gateway.upstream import Forwarder
-from gateway.upstream.forwarder import AnswerLimits
+from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream.transport import BLOCK_BYTES, Transport
 
 FEW = [event(f"word {n}") for n in range(40)]
