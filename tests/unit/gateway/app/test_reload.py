@@ -55,7 +55,7 @@ class Bench:
         self.of = World(text, store=store, adapters=registry.load)
         self.forwarder = Forwarder(AnswerLimits(2**20, 2**20), Servers("a", "b", "c", "d"))
         self.admission = Admission(store, clock=clock.monotonic, now=clock.now)
-        self.shadow = Shadow({}, self.forwarder.forward, lambda *_: None, lambda *_: None, clock.monotonic)
+        self.shadow = Shadow({}, self.forwarder.send, lambda *_: None, lambda *_: None, clock.monotonic)
         first = loaded(text, "old")
         parts = Parts(
             keyring=Keyring(store, {0: b""}, clock, Throttle(clock)),

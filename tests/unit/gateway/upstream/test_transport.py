@@ -7,19 +7,12 @@ import socket
 import struct
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 from harness.upstream import chunk, event, head
 
-from backends.api import Call, Target
-from backends.body import Body
-from backends.capabilities import Capabilities
-from backends.openai import OpenAI
-from gateway.config import Timeouts
-from gateway.core.errors import Disconnected
-from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream.transport import BLOCK_BYTES, Transport
 
 FEW = [event(f"word {n}") for n in range(40)]
@@ -154,30 +147,6 @@ async def test_a_break_is_told_each_time(server: Breaking) -> None:
         assert (await read(response))[0] == b"some"
         got, error = await read(response)
     assert got == b"" and isinstance(error, httpx.ReadError)
-
-
-@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-async def test_a_call_gets_each_event_of_a_broken_stream(server: Breaking, reset: bool) -> None:
-    call = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=True)
-    forwarder = Forwarder(AnswerLimits(1024, 1024))
-    start = asyncio.create_task(server.wait_for_call())
-    start.add_done_callback(lambda _: server.send(STREAM + chunk(FEW[0])))
-    got, tokens = b"", 0
-    try:
-        async with (
-            forwarder.forward(call, Target("t", server.url), Capabilities.of(OpenAI()), Timeouts(), {}) as upstream,
-            aclosing(upstream.chunks()) as chunks,  # type: ignore[type-var] # they are generators
-        ):
-            with pytest.raises(Disconnected):
-                async for piece in chunks:
-                    got, tokens = got + piece.data, tokens + piece.tokens
-                    if got == FEW[0]:  # the client is slow now, and the target goes down
-                        server.send(b"".join(chunk(event) for event in FEW[1:]))
-                        server.end(reset=reset)
-                        await nobody_reads()
-    finally:
-        await forwarder.close()
-    assert (got, tokens) == (b"".join(FEW), len(FEW))
 
 
 async def test_a_whole_answer_is_whole_though_its_connection_broke(server: Breaking) -> None:
