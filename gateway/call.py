@@ -198,21 +198,22 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
 
 async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None:
     """Pass the answer on, piece by piece, as it comes."""
-    client, record, transcript, held, begun = state.client, state.record, state.transcript, b"", False
-    while True:
+    client, record, transcript, held = state.client, state.record, state.transcript, b""
+    begun = done = False
+    while not done:
         chunk = await exchange.next()
         if transcript is not None:
             chunk = transcript.take(chunk)
         record.received(len(chunk.data), chunk.tokens, chunk.usage)
-        if not begun and (chunk.tokens or chunk.done):
+        done = chunk.done
+        if not begun and (chunk.tokens or done):
             begun = True
             attempt.first_token()
         held += chunk.data  # comments and openings before the first output wait: they must not promise a 200
-        if chunk.done:
+        if done:
             await client.finish(held, state.settle)
             record.sent()
-            return
-        if held and (client.started or not (chunk.comment or chunk.opening)):
+        elif held and (client.started or not (chunk.comment or chunk.opening)):
             await client.send(held)
             record.sent()
             held = b""

@@ -131,14 +131,14 @@ class Client:
         """Send a piece of a stream, the first one with the head of the response. Raises `ReaderTooSlow`."""
         if not self.started:
             await self._start(200, [*self._prepared, *STREAM_HEADERS])
-        await self._writer.send(data, last=False)
+        await self._writer.send(data)
 
     async def finish(self, data: bytes, ending: Ending) -> None:
         """Send the end of the answer, or all of it, the last bytes of which leave when `ending` is done."""
         if not self.started:
             self._announced = True
             await self._start(200, [*self._prepared, (b"content-length", b"%d" % len(data))])
-        await self._writer.send(data, last=True, ending=ending)
+        await self._writer.finish(data, ending)
 
     async def fail(self, error: GatewayError) -> None:
         """End the exchange with an error: as a response, or as the last event of a stream that has begun.
@@ -151,9 +151,9 @@ class Client:
         with suppress(ReaderTooSlow):
             if not self.started:
                 await self._start(status, headers)
-                await self._writer.send(body, last=True)
+                await self._writer.finish(body)
             else:
-                await self._writer.send(b"data: " + body + b"\n\n", last=True)
+                await self._writer.finish(b"data: " + body + b"\n\n")
 
     def end(self) -> None:
         """End its call with `ShuttingDown`, wherever it is, unless the client has left."""

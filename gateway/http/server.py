@@ -82,20 +82,9 @@ class DataPlane:
         client.closes = self.draining
         self._calls.add(client)
         try:
-            await self._serve(client, scope["method"], endpoint)
-        finally:
-            self._calls.discard(client)
-            client.close()
-
-    async def _serve(self, client: Client, method: str, endpoint: Endpoint) -> None:
-        try:
-            if method != "POST":
-                raise MethodNotAllowed(f"{method} is not possible here; use POST.")
-            try:
-                client.check()
-            except GatewayError as error:
-                self.parts.meter.refused(client.call_id, endpoint, error)
-                raise
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(f"{scope['method']} is not possible here; use POST.")
+            self._check(client, endpoint)
             if EXPLAIN in client.headers:
                 await self._allow_explanation(client, endpoint)
             await serve(self.parts, endpoint, client)
@@ -106,6 +95,17 @@ class DataPlane:
                 raise
         except Exception:  # a bug of ours; the record has told the log
             await client.fail(Internal())
+        finally:
+            self._calls.discard(client)
+            client.close()
+
+    def _check(self, client: Client, endpoint: Endpoint) -> None:
+        """Raise `BadFraming` for an ambiguous head, after it was recorded."""
+        try:
+            client.check()
+        except GatewayError as error:
+            self.parts.meter.refused(client.call_id, endpoint, error)
+            raise
 
 
 def _closing(send: Any) -> Any:

@@ -73,10 +73,17 @@ class Response(Answer):
                 raise self._failure
             if self._connection is None:
                 raise Disconnected("the answer was given up")
-            await self._wait()
+            waiter = self._waiter = self._loop.create_future()  # as `_wait`, which would be a frame more a piece
+            if self._limit is not None and (self._timer is None or self._due > self._limit):
+                self._watch(self._limit)
+            try:
+                await waiter
+            finally:
+                self._waiter = None
         piece = self.take()
-        if self._connection is not None:
-            self._connection.resume()
+        connection = self._connection
+        if connection is not None and connection.paused:
+            connection.resume()
         return piece
 
     async def head(self) -> None:
@@ -148,7 +155,7 @@ class Response(Answer):
 class Connection(asyncio.Protocol):
     """One connection: a request out, its answer in, then the next. Made by the pool."""
 
-    __slots__ = ("_paused", "_pool", "_response", "_transport", "ended", "idle_until", "loop", "made_at", "origin")
+    __slots__ = ("_pool", "_response", "_transport", "ended", "idle_until", "loop", "made_at", "origin", "paused")
 
     def __init__(self, origin: Origin, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self.origin, self.loop, self._pool = origin, loop, pool
@@ -159,7 +166,7 @@ class Connection(asyncio.Protocol):
         """It takes no request any more."""
         self._transport: asyncio.Transport | None = None
         self._response: Response | None = None
-        self._paused = False
+        self.paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment] # uvloop's is no asyncio.Transport
@@ -215,11 +222,10 @@ class Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         """What was held has been taken away: read on."""
-        if self._paused:
-            self._paused = False
-            with suppress(RuntimeError):  # it is closing
-                assert self._transport is not None
-                self._transport.resume_reading()
+        self.paused = False
+        with suppress(RuntimeError):  # it is closing
+            assert self._transport is not None
+            self._transport.resume_reading()
 
     def abort(self) -> None:
         """Close at once, whatever is under way; safe at any time, even before the connection is made."""
@@ -228,8 +234,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _pause(self) -> None:
-        if not self._paused and not self.ended:
-            self._paused = True
+        if not self.paused and not self.ended:
+            self.paused = True
             with suppress(RuntimeError):
                 assert self._transport is not None
                 self._transport.pause_reading()

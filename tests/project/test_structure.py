@@ -32,7 +32,7 @@ PUBLIC = {
         "parse_table",
         "table_schema",
     ],
-    "gateway.metering": ["Lines", "Meter", "Metrics", "Record", "exposition"],
+    "gateway.metering": ["CallRecord", "Lines", "Meter", "Metrics", "exposition"],
 }
 NO_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "service", "base"}
 

@@ -32,8 +32,8 @@ class Server:
 async def test_a_part_of_a_stream_goes_out_in_pieces(size: int) -> None:
     server, data = Server(), bytes(range(256)) * (size // 256 + 1)
     writer = Writer(NOWHERE, server.send, 5)
-    await writer.send(data[:size], last=False)
-    await writer.send(data[:size], last=True)
+    await writer.send(data[:size])
+    await writer.finish(data[:size])
     writer.close()
     assert b"".join(server.taken) == data[:size] * 2
     assert max(map(len, server.taken)) <= PIECE_BYTES
@@ -46,7 +46,7 @@ async def test_a_part_of_a_stream_goes_out_in_pieces(size: int) -> None:
 async def test_a_small_whole_answer_goes_out_at_once(size: int, pieces: int) -> None:
     server = Server()
     writer = Writer(NOWHERE, server.send, 5)
-    await writer.send(b"x" * size, last=True)
+    await writer.finish(b"x" * size)
     writer.close()
     assert (len(server.taken), sum(map(len, server.taken))) == (pieces, size)
 
@@ -54,10 +54,10 @@ async def test_a_small_whole_answer_goes_out_at_once(size: int, pieces: int) -> 
 async def test_a_piece_that_is_not_taken_ends_the_call() -> None:
     server = Server()
     writer = Writer(NOWHERE, server.send, 0.05)
-    await writer.send(b"a", last=False)
+    await writer.send(b"a")
     server.stalled = True
     with pytest.raises(ReaderTooSlow):
-        await writer.send(b"b", last=False)
+        await writer.send(b"b")
     assert writer.ended
     task = asyncio.current_task()
     assert task is not None and task.cancelling() == 0
@@ -69,7 +69,7 @@ async def test_the_patience_is_for_each_piece() -> None:
     server = Server()
     writer = Writer(NOWHERE, server.send, 0.05)
     for _ in range(5):
-        await writer.send(b"a", last=False)
+        await writer.send(b"a")
         await asyncio.sleep(0.06)
     assert len(server.taken) == 5
     writer.close()
@@ -79,7 +79,7 @@ async def test_another_cancellation_stays_one() -> None:
     server = Server()
     writer = Writer(NOWHERE, server.send, 5)
     server.stalled = True
-    sending = asyncio.create_task(writer.send(b"a", last=False))
+    sending = asyncio.create_task(writer.send(b"a"))
     await asyncio.sleep(0)
     sending.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -98,6 +98,6 @@ async def test_a_large_whole_answer_is_limited_in_all(monkeypatch: pytest.Monkey
 
     writer = Writer(NOWHERE, slowly, 0.1)
     with pytest.raises(ReaderTooSlow):
-        await writer.send(b"x" * 40 * PIECE_BYTES, last=True)
+        await writer.finish(b"x" * 40 * PIECE_BYTES)
     assert 1 <= len(server.taken) < 10
     writer.close()
