@@ -9,11 +9,14 @@ from typing import Any, Final, Literal, Protocol, runtime_checkable
 import msgspec
 from msgspec import Struct
 
+from backends import asked
+from backends.asked import Asked
 from backends.body import Body
 
 Endpoint = Literal["chat/completions", "completions", "embeddings"]
 
 DONE: Final = b"data: [DONE]\n\n"
+_UNREAD: Final = Asked()
 
 
 class Call(Struct, frozen=True):
@@ -29,19 +32,17 @@ class Call(Struct, frozen=True):
     include_usage: bool = False
     """The client asked for the usage event at the end of its stream."""
 
+    asked: Asked = _UNREAD
+    """What its body asks for; read from it, where it is not given."""
+
+    def __post_init__(self) -> None:
+        if self.asked is _UNREAD:
+            msgspec.structs.force_setattr(self, "asked", asked.read(self.endpoint, self.body.raw, self.body.fields))
+
     @property
     def choices(self) -> int:
-        """How many answers it asks for, each of which tells why it ended; 1 if that cannot be read."""
-        fields = self.body.fields
-        if "n" not in fields and self.endpoint == "chat/completions":
-            return 1
-        try:
-            several = self.body.get("n", int, 1)
-            prompts = fields.get("prompt", b"") if self.endpoint == "completions" else b""
-            listed = msgspec.json.decode(prompts) if bytes(memoryview(prompts)[:1]) == b"[" else []
-        except ValueError:
-            return 1
-        return several * (len(listed) if listed and not isinstance(listed[0], int) else 1)
+        """How many answers the client gets, each of which tells why it ended."""
+        return self.asked.prompts * self.asked.choices
 
 
 class Target(Struct, frozen=True):

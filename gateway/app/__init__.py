@@ -1,5 +1,5 @@
 """The composition root: settings and table in, an ASGI app out."""
 
-from gateway.app.gateway import build, from_environment
+from gateway.app.gateway import Gateway, from_environment
 
-__all__ = ["build", "from_environment"]
+__all__ = ["Gateway", "from_environment"]

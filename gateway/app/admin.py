@@ -16,6 +16,7 @@ from gateway.admin.http.app import build_app
 from gateway.admin.http.credentials import offer_token
 from gateway.admin.http.guards import Desk
 from gateway.admin.targets import listed
+from gateway.app.lifetime import Lifetime, Part
 from gateway.auth import AdminKeys, networks
 from gateway.config import Settings
 from gateway.config.watch import Loaded, Source, Watcher
@@ -36,55 +37,64 @@ def from_environment() -> Litestar:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     kept = Path(settings.kept) if settings.kept else None
-    return build(settings, Source(Path(settings.routing), kept=kept))
+    return AdminListener(settings, Source(Path(settings.routing), kept=kept)).app
 
 
-def build(settings: Settings, source: Source) -> Litestar:
-    """Put the parts of the admin interface together.
+class AdminListener:
+    """The parts of the process that serves the admin interface. `app` opens and closes them."""
 
-    Raises `ValueError` for settings that cannot work, and `Mistakes` for a table that cannot be read.
-    """
-    table = source.load().table
-    clock = SystemClock()
-    peppers, digest = settings.pepper_versions(), settings.admin_digest()
-    store = open_store(settings.redis_url, settings.state_path, ADMIN_TIMEOUT, records_url=settings.records_url)
-    proxies = networks(settings.trusted_proxies.split(","))
-    desk = Desk(store, peppers, clock, table.routes, proxies, listed(table))
-    admin_keys = AdminKeys(store, peppers, clock, bootstrap=digest)
-    first = Registrar(store, peppers, clock, "bootstrap")
+    def __init__(self, settings: Settings, source: Source) -> None:
+        """Put the parts together.
 
-    async def apply(loaded: Loaded) -> None:
-        desk.replace(loaded.table.routes, listed(loaded.table))
+        Raises `ValueError` for settings that cannot work, and `Mistakes` for a table that cannot be read.
+        """
+        table, clock = source.load().table, SystemClock()
+        peppers, digest = settings.pepper_versions(), settings.admin_digest()
+        self.address = settings.admin_address
+        self.store = open_store(
+            settings.redis_url, settings.state_path, ADMIN_TIMEOUT, records_url=settings.records_url
+        )
+        proxies = networks(settings.trusted_proxies.split(","))
+        self.desk = Desk(self.store, peppers, clock, table.routes, proxies, listed(table))
+        self.admin_keys = AdminKeys(self.store, peppers, clock, bootstrap=digest)
+        self.first = None if digest else Registrar(self.store, peppers, clock, "bootstrap")
+        self.watcher = Watcher(source, self._apply, _keep_on)
+        self._offer: asyncio.Task[None] | None = None
+        self.lifetime = Lifetime(self._order())
+        self.shutdown = Ending(NoCalls(), 0.0, 0.0, self.lifetime.close)
+        self.app = build_app(self.desk, self.admin_keys, self._lifespan)
 
-    watcher = Watcher(source, apply, _keep_on)
-
-    offer: asyncio.Task[None] | None = None
+    def _order(self) -> list[Part]:
+        """All that is opened or closed, each part after those that it uses."""
+        return [
+            (self.store.open, self.store.close),
+            (self.admin_keys.open, self.admin_keys.close),
+            (self.watcher.open, self.watcher.close),
+            (self._offer_token, self._withdraw),
+        ]
 
     @asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        nonlocal offer
-        ending.open()
-        await store.open()
-        await admin_keys.open()
-        watcher.open()
-        if not digest:
-            offer = asyncio.create_task(offer_token(first, store, settings.admin_address, _say))
-        ending.started()
+    async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        self.shutdown.open()
+        await self.lifetime.open()
+        self.shutdown.started()
         try:
             yield
         finally:
-            await ending.close()
+            await self.shutdown.close()
 
-    async def close() -> None:
-        if offer is not None:
-            offer.cancel()
-            await asyncio.wait([offer])
-        await watcher.close()
-        await admin_keys.close()
-        await store.close()
+    async def _apply(self, loaded: Loaded) -> None:
+        self.desk.replace(loaded.table.routes, listed(loaded.table))
 
-    ending = Ending(NoCalls(), 0.0, 0.0, close)
-    return build_app(desk, admin_keys, lifespan)
+    def _offer_token(self) -> None:
+        """Whoever starts a new gateway needs a token for the first admin key."""
+        if self.first is not None:
+            self._offer = asyncio.create_task(offer_token(self.first, self.store, self.address, _say))
+
+    async def _withdraw(self) -> None:
+        if self._offer is not None:
+            self._offer.cancel()
+            await asyncio.wait([self._offer])
 
 
 def _keep_on(mistakes: str) -> None:

@@ -1,4 +1,4 @@
-"""The composition root: settings and table in, a Litestar app out; opens what must be opened and closes it again."""
+"""The composition root: settings and table in, the parts of one worker out, opened in order and closed in reverse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import secrets
 import sys
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -18,10 +18,11 @@ from litestar import Litestar
 
 from backends import registry
 from gateway.app.fleet import Fleet
-from gateway.app.reload import Reloader, answer_limits, mirrors, rules
+from gateway.app.lifetime import Lifetime, Part
+from gateway.app.reload import Reloader, TableStatus, answer_limits, mirrors, rules
 from gateway.auth import AdminKeys, Keyring, Throttle, networks
 from gateway.call import Parts
-from gateway.config import Settings
+from gateway.config import Settings, Table
 from gateway.config.watch import Loaded, Source, Watcher, unlaunched
 from gateway.core.clock import SystemClock
 from gateway.http import openapi, operations
@@ -33,11 +34,11 @@ from gateway.metering.ledger import LedgerWriter
 from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
 from gateway.process.shutdown import Ending
-from gateway.routing import Builder, Slots
+from gateway.routing import Builder, Routes, Slots
 from gateway.store import Store, open_store
 from gateway.targets.health import Breaker
 from gateway.upstream import Forwarder
-from gateway.upstream.shadow import Shadow
+from gateway.upstream.shadow import Mirror, Shadow
 
 log = logging.getLogger("trunkline.app")
 
@@ -50,181 +51,227 @@ def from_environment() -> DataPlane:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    launched = json.loads(settings.launched or "{}")
     source = Source(
         Path(settings.routing),
-        objections=lambda table: unlaunched(table, launched),
+        objections=partial(unlaunched, launched=_launched(settings)),
         kept=Path(settings.kept) if settings.kept else None,
     )
-    loaded = source.load()
-    return build(settings, loaded, source)
+    return Gateway(settings, source.load(), source).plane
 
 
-def build(settings: Settings, loaded: Loaded, source: Source) -> DataPlane:
-    """Put the parts together. Raises `ValueError` for settings that cannot work."""
-    clock, table = SystemClock(), loaded.table
-    peppers = settings.pepper_versions()
-    proxies = networks(settings.trusted_proxies.split(","))
-    launched = json.loads(settings.launched or "{}")
-    capabilities = cache(registry.capabilities)
+class Gateway:
+    """One worker: its parts, which know each other only as far as they were handed to each other here.
 
-    metrics = Metrics()
-    lines = Lines(sys.stdout.fileno(), metrics.dropped.inc)
-    store = open_store(
-        settings.redis_url, settings.state_path, settings.redis_timeout, records_url=settings.records_url, boot=BOOT
-    )
-    keyring = Keyring(store, peppers, clock, Throttle(clock, refused=metrics.throttled.inc))
-    admin_keys = AdminKeys(
-        store,
-        peppers,
-        clock,
-        bootstrap=settings.admin_digest(),
-        throttle=Throttle(clock, refused=metrics.throttled.inc),
-    )
-    builder = Builder(
-        launched,
-        capabilities,
-        lambda name: Breaker(name, clock.monotonic, lambda: fleet.recovered(name)),
-        Slots(store, lambda: store.gateways),
-        clock.monotonic,
-        seed=secrets.randbits(32),
-        queued=lambda route, calls, size: _queued(metrics, route, calls, size),
-        held=lambda route, calls: _held(metrics, fleet, route, calls),
-        hold_ended=lambda route, outcome, seconds: metrics.hold.labels(route, outcome).observe(seconds),
-    )
-    routes = builder.build(table, loaded.config_hash)
-    routes.open()
-    forwarder = Forwarder(answer_limits(table))
-    ledger = LedgerWriter(store, metrics.ledger_dropped.inc)
-    admission = Admission(
-        store,
-        rules(table),
-        prices={name: spec.price for name, spec in table.routes.items()}.get,
-        gateways=settings.workers,
-        seconds=metrics.redis.observe,
-        denied=lambda scope, dimension: metrics.denials.labels(scope, dimension).inc(),
-        degraded=metrics.degraded.set,
-        clock=clock.monotonic,
-        now=clock.now,
-    )
-    shadows = ShadowMetrics(metrics)
-    parts = Parts(
-        keyring=keyring,
-        routes=routes,
-        admission=admission,
-        forwarder=forwarder,
-        meter=Meter(metrics, clock, lines.write, enter=ledger.add, learn=admission.estimator.learn),
-        shadow=Shadow(
-            mirrors(table, launched, capabilities),
-            forwarder.send,
-            shadows.compared,
-            shadows.dropped,
-            clock.monotonic,
-        ),
-    )
-    fleet = Fleet(routes, store, forwarder, metrics, clock, BOOT)
+    `plane` is the ASGI app; its lifespan opens and closes all the rest.
+    """
 
-    reconciler = Reconciler(
-        lambda: {name: target.address.url for name, target in fleet.routes.targets.items()},
-        fleet.counters,
-        store,
-        metrics.drift,
-    )
-    readiness = operations.Readiness(store)
+    def __init__(self, settings: Settings, loaded: Loaded, source: Source) -> None:
+        """Put the parts together. Raises `ValueError` for settings that cannot work."""
+        self.settings, self.clock, self.metrics = settings, SystemClock(), Metrics()
+        self.launched, self.capabilities = _launched(settings), cache(registry.capabilities)
+        table = loaded.table
+        self.lines = Lines(sys.stdout.fileno(), self.metrics.dropped.inc)
+        self.store = open_store(
+            settings.redis_url, settings.state_path, settings.redis_timeout, records_url=settings.records_url, boot=BOOT
+        )
+        self.keyring, self.admin_keys = self._keys()
+        self.builder = self._builder()
+        routes = self.builder.build(table, loaded.config_hash)
+        routes.open()
+        self.forwarder = Forwarder(answer_limits(table))
+        self.ledger = LedgerWriter(self.store, self.metrics.ledger_dropped.inc)
+        self.admission = self._admission(table)
+        self.pulse = Pulse(self.admission, self.store, self.metrics)
+        self.shadow = self._shadow(table)
+        self.fleet = Fleet(routes, self.store, self.forwarder, self.metrics, self.clock, BOOT)
+        self.reconciler = Reconciler(self._urls, self.fleet.counters, self.store, self.metrics.drift)
+        self.readiness = operations.Readiness(self.store, self._is_draining)
+        self.proxies = networks(settings.trusted_proxies.split(","))
+        self.plane = DataPlane(self._parts(routes), table.bodies, self._operations(), self.proxies, self._may_explain)
+        status = TableStatus(self.readiness, self.metrics, self.clock, loaded.config_hash)
+        self.reloader = Reloader(self.plane, self.builder, self.fleet, self._mirrors, self._objections, table, status)
+        self.watcher = Watcher(source, self.reloader.apply, self.reloader.refused)
+        self.lifetime = Lifetime(self._order())
+        self.shutdown = Ending(self.plane, settings.drain_accept, settings.grace, self.lifetime.close)
+
+    def _order(self) -> list[Part]:
+        """All that is opened or closed, each part after those that it uses."""
+        return [
+            (None, self.lines.close),
+            (self.store.open, self.store.close),
+            (self.ledger.open, self.ledger.close),
+            (self.keyring.open, self.keyring.close),
+            (self.admin_keys.open, self.admin_keys.close),
+            (None, self.forwarder.close),
+            (self.fleet.open, self.fleet.close),
+            (self.reconciler.open, self.reconciler.close),
+            (None, self.shadow.close),
+            (self.watcher.open, self.watcher.close),
+            (self.pulse.open, self.pulse.close),
+        ]
 
     @asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        ending.open()
-        await store.open()
-        await keyring.open()
-        ledger.open()
-        await admin_keys.open()
-        await fleet.open()
-        reconciler.open()
-        watcher.open()
-        pulsing.append(asyncio.create_task(_pulse(admission, store, metrics), name="pulse"))
+    async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        self.shutdown.open()
+        await self.lifetime.open()
         # What start-up made stays for good: looking through it again and again costs a tenth of each call's CPU.
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
-        ending.started()
+        self.shutdown.started()
         try:
             yield
         finally:
-            await ending.close()
+            await self.shutdown.close()
 
-    pulsing: list[asyncio.Task[None]] = []
-
-    async def close() -> None:
-        for pulse in pulsing:
-            pulse.cancel()
-            await asyncio.wait([pulse])
-        await watcher.close()
-        await parts.shadow.close()
-        await reconciler.close()
-        await fleet.close()
-        await forwarder.close()
-        await admin_keys.close()
-        await keyring.close()
-        await ledger.close()
-        await store.close()
-        lines.close()
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        app = Litestar(
-            route_handlers=[
-                operations.router(lambda: plane.parts, readiness, proxies),
-                openapi.assets(),
-            ],
-            lifespan=[lifespan],
-            after_request=operations.name_request,
-            exception_handlers={Exception: operations.render_exception},
-            openapi_config=openapi.config(),
-            logging_config=None,
-            pdb_on_exception=False,
+    def _keys(self) -> tuple[Keyring, AdminKeys]:
+        peppers, refused = self.settings.pepper_versions(), self.metrics.throttled.inc
+        keyring = Keyring(self.store, peppers, self.clock, Throttle(self.clock, refused=refused))
+        admin_keys = AdminKeys(
+            self.store,
+            peppers,
+            self.clock,
+            bootstrap=self.settings.admin_digest(),
+            throttle=Throttle(self.clock, refused=refused),
         )
-    openapi.describe_data_plane(app)
-    plane = DataPlane(parts, table.bodies, app, proxies, partial(_explains, admin_keys))
-    ending = Ending(plane, settings.drain_accept, settings.grace, close)
-    readiness.draining = lambda: plane.draining
-    reloader = Reloader(
-        plane,
-        builder,
-        fleet,
-        lambda table: mirrors(table, launched, capabilities),
-        lambda table, current: unlaunched(table, launched, current),
-        table,
-        readiness,
-        metrics,
-        clock,
-    )
-    watcher = Watcher(source, reloader.apply, reloader.refused)
-    return plane
+        return keyring, admin_keys
+
+    def _builder(self) -> Builder:
+        return Builder(
+            self.launched,
+            self.capabilities,
+            self._breaker,
+            Slots(self.store, self._gateways),
+            self.clock.monotonic,
+            seed=secrets.randbits(32),
+            queued=self._queued,
+            held=self._held,
+            hold_ended=self._hold_ended,
+        )
+
+    def _admission(self, table: Table) -> Admission:
+        return Admission(
+            self.store,
+            rules(table),
+            prices={name: spec.price for name, spec in table.routes.items()}.get,
+            gateways=self.settings.workers,
+            seconds=self.metrics.redis.observe,
+            denied=self._denied,
+            degraded=self.metrics.degraded.set,
+            clock=self.clock.monotonic,
+            now=self.clock.now,
+        )
+
+    def _shadow(self, table: Table) -> Shadow:
+        shadows = ShadowMetrics(self.metrics)
+        return Shadow(
+            self._mirrors(table), self.forwarder.send, shadows.compared, shadows.dropped, self.clock.monotonic
+        )
+
+    def _parts(self, routes: Routes) -> Parts:
+        learn = self.admission.estimator.learn
+        return Parts(
+            keyring=self.keyring,
+            routes=routes,
+            admission=self.admission,
+            forwarder=self.forwarder,
+            meter=Meter(self.metrics, self.clock, self.lines.write, enter=self.ledger.add, learn=learn),
+            shadow=self.shadow,
+        )
+
+    def _operations(self) -> Litestar:
+        """Health, readiness, metrics, documentation: what is no call."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            app = Litestar(
+                route_handlers=[
+                    operations.router(self._parts_in_force, self.readiness, self.proxies),
+                    openapi.assets(),
+                ],
+                lifespan=[self._lifespan],
+                after_request=operations.name_request,
+                exception_handlers={Exception: operations.render_exception},
+                openapi_config=openapi.config(),
+                logging_config=None,
+                pdb_on_exception=False,
+            )
+        openapi.describe_data_plane(app)
+        return app
+
+    # What parts ask or tell of others that are made after them.
+
+    def _parts_in_force(self) -> Parts:
+        return self.plane.parts
+
+    def _is_draining(self) -> bool:
+        return self.plane.draining
+
+    def _gateways(self) -> int:
+        return self.store.gateways
+
+    def _urls(self) -> dict[str, str]:
+        return {name: target.address.url for name, target in self.fleet.routes.targets.items()}
+
+    def _mirrors(self, table: Table) -> dict[str, Mirror]:
+        return mirrors(table, self.launched, self.capabilities)
+
+    def _objections(self, table: Table, current: Table) -> Sequence[str]:
+        return unlaunched(table, self.launched, current)
+
+    async def _may_explain(self, token: bytes, source: str | None) -> bool:
+        """Whether an admin key asks; one that is good for one thing only is not good for this."""
+        return not (await self.admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)).once
+
+    def _breaker(self, name: str) -> Breaker:
+        return Breaker(name, self.clock.monotonic, partial(self._recovered, name))
+
+    def _recovered(self, name: str) -> None:
+        self.fleet.recovered(name)
+
+    def _denied(self, scope: str, dimension: str) -> None:
+        self.metrics.denials.labels(scope, dimension).inc()
+
+    def _queued(self, route: str, calls: int, size: int) -> None:
+        self.metrics.queue_calls.labels(route).set(calls)
+        self.metrics.queue_bytes.labels(route).set(size)
+
+    def _held(self, route: str, calls: int) -> None:
+        self.metrics.held_calls.labels(route).set(calls)
+        self.fleet.attendant.held(calls)
+
+    def _hold_ended(self, route: str, outcome: str, seconds: float) -> None:
+        self.metrics.hold.labels(route, outcome).observe(seconds)
 
 
-async def _pulse(admission: Admission, store: Store, metrics: Metrics) -> None:
+class Pulse:
     """What the store knows of itself, for metrics: gauges of several workers cannot be asked when scraped."""
-    while True:
-        try:
-            await admission.look()
-            metrics.settle_pending.set(store.unsettled)
-            metrics.gateways.set(store.gateways)
-        except Exception:  # a bug of ours; the pulse goes on
-            log.exception("the state of the store could not be shown")
-        await asyncio.sleep(PULSE_SECONDS)
+
+    def __init__(self, admission: Admission, store: Store, metrics: Metrics) -> None:
+        self._admission, self._store, self._metrics = admission, store, metrics
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Begin to look every second."""
+        self._task = asyncio.create_task(self._run(), name="pulse")
+
+    async def close(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._admission.look()
+                self._metrics.settle_pending.set(self._store.unsettled)
+                self._metrics.gateways.set(self._store.gateways)
+            except Exception:  # a bug of ours; the pulse goes on
+                log.exception("the state of the store could not be shown")
+            await asyncio.sleep(PULSE_SECONDS)
 
 
-async def _explains(admin_keys: AdminKeys, token: bytes, source: str | None) -> bool:
-    """Whether an admin key asks; one that is good for one thing only is not good for this."""
-    return not (await admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)).once
-
-
-def _held(metrics: Metrics, fleet: Fleet, route: str, calls: int) -> None:
-    metrics.held_calls.labels(route).set(calls)
-    fleet.attendant.held(calls)
-
-
-def _queued(metrics: Metrics, route: str, calls: int, size: int) -> None:
-    metrics.queue_calls.labels(route).set(calls)
-    metrics.queue_bytes.labels(route).set(size)
+def _launched(settings: Settings) -> Mapping[str, str]:
+    """The URLs of the targets that `trunkline serve` has started, by name."""
+    urls: dict[str, str] = json.loads(settings.launched or "{}")
+    return urls

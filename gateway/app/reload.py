@@ -24,8 +24,38 @@ from gateway.upstream.shadow import Mirror
 log = logging.getLogger("trunkline.config")
 
 
+class TableStatus:
+    """Tells, in metrics and in `/ready`, which table is in force and whether a newer one cannot be used."""
+
+    def __init__(self, readiness: Readiness, metrics: Metrics, clock: Clock, config_hash: str) -> None:
+        self._readiness, self._metrics, self._clock, self.config_hash = readiness, metrics, clock, config_hash
+        self._tell(config_hash)
+
+    def applied(self, config_hash: str) -> None:
+        """Another table is in force."""
+        self._metrics.reloads.labels("applied").inc()
+        self._tell(config_hash)
+
+    def refused(self, mistakes: int) -> None:
+        """A newer table has so many mistakes that it cannot be used."""
+        self._metrics.reloads.labels("refused").inc()
+        self._metrics.config_bad.set(1)
+        self._readiness.config_error = (
+            f"a newer table cannot be used ({mistakes} mistake{'s' * (mistakes > 1)}, see the log)"
+        )
+
+    def _tell(self, config_hash: str) -> None:
+        if self.config_hash != config_hash:
+            self._metrics.forget(self._metrics.config, self.config_hash)
+        self._metrics.config.labels(config_hash).set(1)
+        self._metrics.config_at.set(self._clock.now())
+        self._metrics.config_bad.set(0)
+        self.config_hash = config_hash
+        self._readiness.config, self._readiness.config_error = config_hash, ""
+
+
 class Reloader:
-    """Applies tables to a running gateway, and tells which one is in force."""
+    """Applies tables to a running gateway."""
 
     def __init__(
         self,
@@ -35,16 +65,12 @@ class Reloader:
         mirrors: Callable[[Table], Mapping[str, Mirror]],
         objections: Callable[[Table, Table], Sequence[str]],
         table: Table,
-        readiness: Readiness,
-        metrics: Metrics,
-        clock: Clock,
+        status: TableStatus,
     ) -> None:
         """`mirrors` has a table's shadow targets, `objections` says why a table cannot follow the one in force."""
         self._objections, self._table = objections, table
         self._plane, self._builder, self._fleet, self._mirrors = plane, builder, fleet, mirrors
-        self._readiness, self._metrics, self._clock = readiness, metrics, clock
-        self._hash = plane.parts.routes.config_hash
-        self._tell(self._hash)
+        self._status = status
 
     async def apply(self, loaded: Loaded) -> None:
         """Put a table in force. Calls under way go on with the one before. Raises `ValueError`, changing nothing."""
@@ -62,28 +88,16 @@ class Reloader:
         self._fleet.adopt(routes)
         self._plane.swap(structs.replace(parts, routes=routes), table.bodies)
         self._table = table
-        self._metrics.reloads.labels("applied").inc()
-        self._tell(loaded.config_hash)
+        self._status.applied(loaded.config_hash)
         log.warning("the routing table %s is in force", loaded.config_hash)
         for mistake in loaded.warnings:
             log.warning("%s", mistake)
 
     def refused(self, why: str) -> None:
         """A new table cannot be used: the last good one stays."""
-        self._metrics.reloads.labels("refused").inc()
-        self._metrics.config_bad.set(1)
-        lines = len(why.splitlines())  # what is wrong may quote the table: that is for the log
-        self._readiness.config_error = f"a newer table cannot be used ({lines} mistake{'s' * (lines > 1)}, see the log)"
-        log.error("the routing table %s stays in force; the new one cannot be used:\n%s", self._hash, why)
-
-    def _tell(self, config_hash: str) -> None:
-        if self._hash != config_hash:
-            self._metrics.forget(self._metrics.config, self._hash)
-        self._metrics.config.labels(config_hash).set(1)
-        self._metrics.config_at.set(self._clock.now())
-        self._metrics.config_bad.set(0)
-        self._hash = config_hash
-        self._readiness.config, self._readiness.config_error = config_hash, ""
+        self._status.refused(len(why.splitlines()))  # what is wrong may quote the table: that is for the log
+        stays = self._status.config_hash
+        log.error("the routing table %s stays in force; the new one cannot be used:\n%s", stays, why)
 
 
 def rules(table: Table) -> Rules:

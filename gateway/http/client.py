@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from msgspec import Raw
+from msgspec import DecodeError, Raw
+from msgspec.json import Decoder
 
 from backends.api import Call, Endpoint
 from backends.body import Body, Malformed
@@ -41,6 +42,7 @@ _TRACE_VALUE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
 _PORT = re.compile(r"^(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]+)?$")
 CLOSE: Final = (b"connection", b"close")
 STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+_name, _flag = Decoder(str), Decoder(bool)
 MAX_MODEL = 256
 PIECE_SECONDS = 10.0
 """A body of which nothing comes for so long is not coming."""
@@ -277,9 +279,16 @@ def read(call_id: str, endpoint: Endpoint, raw: bytes, content_type: bytes) -> C
         raise BadRequest("The content-type header holds characters that do not belong there.", param="content-type")
     try:
         body = Body(raw)
-        model = body.get("model", str, "")
-        stream = endpoint != "embeddings" and body.get("stream", bool, False)
-        options = body.get("stream_options", dict[str, Raw], {}) if stream else {}
+        stream, options = False, {}
+        try:
+            model = _name.decode(body.fields["model"])
+            if endpoint != "embeddings" and "stream" in body.fields:
+                stream = _flag.decode(body.fields["stream"])
+        except (KeyError, DecodeError):  # absent, null, or something else: this way tells
+            model = body.get("model", str, "")
+            stream = endpoint != "embeddings" and body.get("stream", bool, False)
+        if stream and "stream_options" in body.fields:
+            options = body.get("stream_options", dict[str, Raw], {})
     except Malformed as error:
         raise BadRequest(f"{error}", param=error.param) from None
     if not model:

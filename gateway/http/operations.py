@@ -61,16 +61,15 @@ class Ready(Struct):
 class Readiness:
     """Ready once the store has answered, until the gateway is told to end: an outage of Redis is not ours to spread."""
 
-    def __init__(self, store: Store, config_hash: str = "") -> None:
-        self._store = store
+    def __init__(self, store: Store, draining: Callable[[], bool] = lambda: False) -> None:
+        """`draining` says whether the gateway was told to end."""
+        self._store, self._draining = store, draining
         self._seen, self._said = False, "unknown"
-        self.draining: Callable[[], bool] = lambda: False
-        """Whether the gateway was told to end."""
-        self.config, self.config_error = config_hash, ""
+        self.config, self.config_error = "", ""
 
     async def look(self, targets: Mapping[str, Target]) -> Ready:
         """The state now, and that of these targets."""
-        draining = self.draining()
+        draining = self._draining()
         if not draining:
             await self._ask()
         words = {None: "unknown", True: "up", False: "down"}

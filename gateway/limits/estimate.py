@@ -8,13 +8,13 @@ below.
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from typing import Final
 
 from msgspec import Struct
 
 from backends.api import Call
+from backends.asked import HUGE
 
 BYTES_PER_TOKEN: Final = 4.0
 WEIGHT: Final = 0.05
@@ -26,14 +26,10 @@ FIRST_OUTPUT: Final = 256.0
 QUANTILE: Final = 0.9
 STEP: Final = 0.1
 MEDIA_TOKENS: Final = 1000
-"""Tokens assumed of an image or a recording within the body: its base64 text says nothing about them."""
+"""Tokens assumed of an image or a recording: neither its base64 text nor a link says anything about them."""
 MAX_KEYS: Final = 10_000
-HUGE: Final = 1 << 52
-
 MOST_BYTES_PER_TOKEN: Final = 8
 """No text has more of them for long: what a prompt takes at the very least is told by this, whatever was learned."""
-
-_MEDIA = re.compile(rb'"data(?::|"\s*:\s*")(?:[^"\\]|\\.){256,}+"')
 
 
 class Estimate(Struct, frozen=True):
@@ -54,32 +50,34 @@ class Estimator:
 
     def input(self, call: Call, route: str) -> int:
         """Prompt tokens of `call`."""
-        return self._input(*_size(call), route)
-
-    def _input(self, text: int, media: int, route: str) -> int:
-        return max(1, int(text / self._bytes_per_token.get(route, BYTES_PER_TOKEN))) + media * MEDIA_TOKENS
+        asked = call.asked
+        ratio = self._bytes_per_token.get(route, BYTES_PER_TOKEN)
+        return max(1, int(asked.text / ratio) + asked.token_ids) + asked.media * MEDIA_TOKENS
 
     def estimate(self, call: Call, key_id: str, route: str) -> Estimate:
         """What to reserve for a call of this key on this route."""
-        text, media = _size(call)
-        prompt, least = self._input(text, media, route), text // MOST_BYTES_PER_TOKEN
+        asked = call.asked
+        ratio = self._bytes_per_token.get(route, BYTES_PER_TOKEN)
+        prompt = max(1, int(asked.text / ratio) + asked.token_ids) + asked.media * MEDIA_TOKENS
+        least = asked.text // MOST_BYTES_PER_TOKEN + asked.token_ids
         if call.endpoint == "embeddings":
             return Estimate(prompt, 0, (least, 0))
-        # Whichever of the two the target honours, the larger one is enough.
-        asked = max(_number(call, "max_tokens"), _number(call, "max_completion_tokens")) * _choices(call)
-        expected = self._outputs.get((key_id, route), self._outputs.get(("", route), FIRST_OUTPUT))
-        return Estimate(prompt, asked or int(expected * _choices(call)), (least, asked))
+        answers = asked.prompts * asked.candidates
+        bound = min(HUGE, asked.output * answers)
+        expected = self._outputs.get((key_id, route)) or self._outputs.get(("", route), FIRST_OUTPUT)
+        return Estimate(prompt, bound or min(HUGE, int(expected * answers)), (least, bound))
 
     def learn(self, call: Call, key_id: str, route: str, input: int, output: int) -> None:
         """A target has counted the tokens of an answered call."""
-        size, media = _size(call)
-        if input > 0 and size >= LEAST_PROMPT and not media:
+        asked = call.asked
+        size = asked.text
+        if input > 0 and size >= LEAST_PROMPT and not asked.media and not asked.token_ids:
             known = self._bytes_per_token.get(route, BYTES_PER_TOKEN)
             ratio = min(16.0, max(0.5, size / input))
             self._bytes_per_token[route] = known + WEIGHT * (ratio - known)
         if call.endpoint != "embeddings":
             for key in ((key_id, route), ("", route)):
-                self._learn_output(key, output / _choices(call))
+                self._learn_output(key, output / (asked.prompts * asked.candidates))
 
     def _learn_output(self, key: tuple[str, str], output: float) -> None:
         known = self._outputs.pop(key, None)
@@ -91,33 +89,3 @@ class Estimator:
         self._outputs[key] = max(1.0, known)
         if len(self._outputs) > MAX_KEYS:
             self._outputs.popitem(last=False)
-
-
-def _size(call: Call) -> tuple[int, int]:
-    """Bytes of text in the body, and how many images and recordings it holds."""
-    raw = call.body.raw
-    size, media = len(raw), 0
-    if size > 512:
-        for found in _MEDIA.finditer(raw):
-            size -= found.end() - found.start()
-            media += 1
-    return size, media
-
-
-def _choices(call: Call) -> int:
-    return max(1, _number(call, "n"), _number(call, "best_of"))
-
-
-def _number(call: Call, name: str) -> int:
-    """A whole number as engines read it, `100`, `1e2` and `"100"` alike; 0 for what is none: theirs to refuse."""
-    raw = call.body.fields.get(name)
-    if raw is None:
-        return 0
-    text = bytes(raw).strip(b'"')
-    try:
-        number = float(text) if text[:1].isdigit() else 0.0
-    except ValueError:
-        return 0
-    if number >= HUGE:
-        return HUGE
-    return int(number) if number >= 1 and number % 1 == 0 else 0

@@ -14,7 +14,7 @@ from unit.gateway.routing.building import World, call, one, table, targets, virt
 
 from backends import registry
 from gateway.app.fleet import Fleet
-from gateway.app.reload import Reloader, mirrors, rules
+from gateway.app.reload import Reloader, TableStatus, mirrors, rules
 from gateway.auth import Keyring, Throttle
 from gateway.call import Parts
 from gateway.config import Mistake, Table, parse_table
@@ -79,9 +79,7 @@ class Bench:
             self._mirrors,
             lambda new, current: self.objected,
             first.table,
-            self.readiness,
-            self.metrics,
-            clock,
+            TableStatus(self.readiness, self.metrics, clock, "old"),
         )
 
     def _mirrors(self, of: Table) -> Mapping[str, Mirror]:

@@ -70,7 +70,7 @@ def test_candidates_that_are_not_shown_are_paid_for_too() -> None:
     assert output(call(max_tokens=10, n=2, best_of=5)) == 50
 
 
-@pytest.mark.parametrize("n", [0, -1, -5, "-3", 2.5, None, True, False, [], {}, "x", "nan", "inf", -(10**30)])
+@pytest.mark.parametrize("n", [0, -1, -5, "-3", 0.5, None, True, False, [], {}, "x", "nan", "inf", -(10**30)])
 def test_an_n_that_is_none_is_one(n: Any) -> None:
     assert output(call(max_tokens=100, n=n)) == 100
 

@@ -178,7 +178,8 @@ def test_embeddings_have_no_keys() -> None:
         ({"max_tokens": None}, 100),
         ({"max_tokens": -5}, 100),
         ({"max_tokens": "many"}, 100),
-        ({"max_tokens": 1e300}, 100),
+        ({"max_tokens": "50"}, 150),
+        ({"max_tokens": 5e1, "n_predict": "+70"}, 170),
     ],
 )
 def test_a_call_needs_a_context_for_prompt_and_answer(fields: dict[str, Any], context: int) -> None:
