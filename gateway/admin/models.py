@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, defstruct
 
+from gateway.core.dimensions import count_fields
 from gateway.core.types import Audit, Limit, OrderState, Outage, Priority, TargetCondition
 
 T = TypeVar("T")
@@ -41,25 +42,24 @@ class BudgetBody(_Strict, frozen=True):
     month: Change[AllowanceBody] = UNSET
 
 
-class OutageBody(_Strict, frozen=True):
+if TYPE_CHECKING:
+    _Outages: TypeAlias = _Strict
+    _Counts: TypeAlias = _Strict
+else:
+    _OPTIONS = {"bases": (_Strict,), "frozen": True, "module": __name__}
+    _Outages = defstruct("_Outages", count_fields(lambda text: Annotated[Change[Outage], text], UNSET), **_OPTIONS)
+    _Counts = defstruct("_Counts", count_fields(lambda text: Annotated[Change[Count], text], UNSET), **_OPTIONS)
+
+
+class OutageBody(_Outages, frozen=True):
     """What each limit does while Redis is down: share (default; budgets: closed), closed or open."""
 
-    rpm: Change[Outage] = UNSET
-    tpm: Change[Outage] = UNSET
-    itpm: Change[Outage] = UNSET
-    otpm: Change[Outage] = UNSET
-    concurrency: Change[Outage] = UNSET
     budget: Change[Outage] = UNSET
 
 
-class LimitBody(_Strict, frozen=True):
+class LimitBody(_Counts, frozen=True):
     """Limits. In a change, what is absent stays as it is and null removes a limit."""
 
-    rpm: Annotated[Change[Count], Meta(description="Requests a minute")] = UNSET
-    tpm: Annotated[Change[Count], Meta(description="Tokens a minute, prompt and completion together")] = UNSET
-    itpm: Annotated[Change[Count], Meta(description="Prompt tokens a minute")] = UNSET
-    otpm: Annotated[Change[Count], Meta(description="Completion tokens a minute")] = UNSET
-    concurrency: Annotated[Change[Count], Meta(description="Calls at the same time")] = UNSET
     budget: Change[BudgetBody] = UNSET
     outage: Change[OutageBody] = UNSET
 

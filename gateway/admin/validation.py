@@ -10,13 +10,12 @@ from typing import Final, get_args
 from backends.api import Endpoint
 from gateway.auth.networks import networks
 from gateway.config.names import matches
+from gateway.core.dimensions import COUNTS, DIMENSIONS
 from gateway.core.types import Limit, Outage, Priority
 
 ENDPOINTS: Final[tuple[str, ...]] = get_args(Endpoint)
 PRIORITIES: Final[tuple[str, ...]] = get_args(Priority)
 OUTAGES: Final[tuple[str, ...]] = get_args(Outage)
-RATES: Final = ("rpm", "tpm", "itpm", "otpm", "concurrency")
-DIMENSIONS: Final = (*RATES, "budget")
 MAX_LABELS: Final = 32
 MAX_NAME: Final = 128
 MAX_GLOBS: Final = 256
@@ -89,8 +88,8 @@ def limit(value: object, of: str = "limit") -> Limit:
     """What may be used: rates of at least 1, budgets of at least 0."""
     if not isinstance(value, Limit):
         raise ValueError(f"{of}: expected limits such as rpm, not {value!r}")
-    for rate in RATES:
-        _number(getattr(value, rate), f"{of} {rate}", 1)
+    for count in COUNTS:
+        _number(getattr(value, count), f"{of} {count}", 1)
     for period in value.budget.__struct_fields__:
         for unit in (allowance := getattr(value.budget, period)).__struct_fields__:
             _number(getattr(allowance, unit), f"{of} budget {period} {unit}", 0)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from gateway.cli.options import DIMENSIONS, RATES, SPENT
+from gateway.cli.options import SPENT
+from gateway.core.dimensions import COUNTS, DIMENSIONS
 from gateway.core.types import Period
 
-FIELDS = (*RATES, "budget", "outage", "model-limit", "label", "source", "expires")
+FIELDS = (*COUNTS, "budget", "outage", "model-limit", "label", "source", "expires")
 _WHERE = {"model-limit": "model_limits", "label": "labels", "source": "sources", "expires": "expires"}
 
 
 def cleared(text: str) -> dict[str, Any]:
     """`rpm`, `budget:day:tokens`, `label:team`, ...: the change, with null where something goes."""
     name, _, part = text.partition(":")
-    if name not in FIELDS or (part and name in (*RATES, "source", "expires")):
+    if name not in FIELDS or (part and name in (*COUNTS, "source", "expires")):
         raise ValueError(
             f"{text!r}: expected one of {', '.join(FIELDS)}, or a part such as budget:day, budget:day:tokens, "
             "outage:rpm, model-limit:ROUTE, label:NAME"

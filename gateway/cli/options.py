@@ -9,12 +9,11 @@ from typing import Any, TypeVar, get_args
 import click
 
 from gateway.config.units import COUNT, MONEY, Unit
+from gateway.core.dimensions import COUNTED, COUNTS, DIMENSIONS
 from gateway.core.types import Outage, Period
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RATES = ("rpm", "tpm", "itpm", "otpm", "concurrency")
-DIMENSIONS = (*RATES, "budget")
 SPENT = {"tokens": ("tokens", COUNT), "money": ("cost_micros", MONEY)}
 """What a budget may count: its field, and how it is written."""
 _ITEM = r"(?:budget:\w+:\w+|outage:\w+|\w+)=.+"
@@ -90,7 +89,7 @@ def model_limit(text: str) -> dict[str, Any]:
     """`ROUTE:rpm=10,tpm=20k`, as a change of limits by route; a route's name may hold colons."""
     match = _MODEL_LIMIT.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r}: expected ROUTE:LIMIT=NUMBER,..., LIMIT one of {', '.join(RATES)}")
+        raise ValueError(f"{text!r}: expected ROUTE:LIMIT=NUMBER,..., LIMIT one of {', '.join(COUNTS)}")
     change: dict[str, Any] = {}
     for item in match["items"].split(","):
         merge(change, _item(text, item))
@@ -103,8 +102,8 @@ def _item(text: str, item: str) -> dict[str, Any]:
         return budget(item.removeprefix("budget:"))
     if name.startswith("outage:"):
         return outage(item.removeprefix("outage:"))
-    if name not in RATES:
-        allowed = ", ".join((*RATES, "budget:PERIOD:tokens", "budget:PERIOD:money", "outage:DIM"))
+    if name not in COUNTS:
+        allowed = ", ".join((*COUNTS, "budget:PERIOD:tokens", "budget:PERIOD:money", "outage:DIM"))
         raise ValueError(f"{text!r}: {name!r} is no limit; expected one of {allowed}")
     return {name: quantity(COUNT, value)}
 
@@ -149,13 +148,10 @@ def combined(clears: dict[str, Any], sets: dict[str, Any], path: str = "") -> di
 def limit_options(command: F) -> F:
     """The options that make up a limit; `limit_change` reads them."""
     options = [
-        click.option("--rpm", type=Quantity(COUNT, positive=True), help="Requests a minute."),
-        click.option(
-            "--tpm", type=Quantity(COUNT, positive=True), help="Tokens a minute, prompt and completion together."
+        *(
+            click.option(f"--{counted.name}", type=Quantity(COUNT, positive=True), help=f"{counted.text}.")
+            for counted in COUNTED
         ),
-        click.option("--itpm", type=Quantity(COUNT, positive=True), help="Prompt tokens a minute."),
-        click.option("--otpm", type=Quantity(COUNT, positive=True), help="Completion tokens a minute."),
-        click.option("--concurrency", type=Quantity(COUNT, positive=True), help="Calls at the same time."),
         click.option(
             "--budget",
             "budgets",
@@ -178,7 +174,7 @@ def limit_options(command: F) -> F:
 
 def limit_change(options: dict[str, Any]) -> dict[str, Any]:
     """The change of a limit that these options ask for; what was not given is not in it."""
-    change = {name: options[name] for name in RATES if options.get(name) is not None}
+    change = {name: options[name] for name in COUNTS if options.get(name) is not None}
     return merge(change, collected([*options["budgets"], *options["outages"]]))
 
 

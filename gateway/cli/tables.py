@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from gateway.cli.options import RATES
 from gateway.cli.session import console, when
 from gateway.config.units import COUNT, MONEY
+from gateway.core.dimensions import COUNTS
 from gateway.core.types import Limit
 
 _SELF_EVIDENT = {"id", "version", "status", "secrets", "created"}
@@ -40,7 +40,7 @@ def fields(shown: dict[str, Any]) -> None:
 
 def limits(limit: Limit) -> str:
     """All of a limit in a line: `600 rpm, 20k tpm, 2M tokens/day, 50 money/month`."""
-    parts = [f"{_count(value)} {name}" for name in RATES if (value := getattr(limit, name)) is not None]
+    parts = [f"{_count(value)} {name}" for name in COUNTS if (value := getattr(limit, name)) is not None]
     for period in ("day", "week", "month"):
         allowance = getattr(limit.budget, period)
         if allowance.tokens is not None:

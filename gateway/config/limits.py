@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, defstruct
 
 from gateway.config.units import Count, Money, PerMillion
+from gateway.core.dimensions import COUNTS, count_fields
 from gateway.core.types import Allowance, Budget, Limit, Outage
 
 
@@ -40,19 +42,19 @@ class BudgetSpec(Part, frozen=True, kw_only=True):
         return Budget(day=self.day.allowance(), week=self.week.allowance(), month=self.month.allowance())
 
 
-class OutageSpec(Part, frozen=True, kw_only=True):
+if TYPE_CHECKING:
+    _Outages: TypeAlias = Part
+    _Counts: TypeAlias = Part
+else:
+    _OPTIONS = {"bases": (Part,), "frozen": True, "kw_only": True, "module": __name__}
+    _OUTAGES = count_fields(lambda text: Annotated[Outage, text] | None, None, "{text}; if left out, `share`.")
+    _COUNTS = count_fields(lambda text: Annotated[Count, text] | None, None, "{text}{note}.")
+    _Outages, _Counts = defstruct("_Outages", _OUTAGES, **_OPTIONS), defstruct("_Counts", _COUNTS, **_OPTIONS)
+
+
+class OutageSpec(_Outages, frozen=True, kw_only=True):
     """While Redis does not answer: `share` (each gateway enforces its part of the limit), `closed` or `open`."""
 
-    rpm: Outage | None = None
-    """Requests a minute; if left out, `share`."""
-    tpm: Outage | None = None
-    """Tokens a minute; if left out, `share`."""
-    itpm: Outage | None = None
-    """Prompt tokens a minute; if left out, `share`."""
-    otpm: Outage | None = None
-    """Completion tokens a minute; if left out, `share`."""
-    concurrency: Outage | None = None
-    """Calls in flight; if left out, `share`."""
     budget: Outage | None = None
     """Budgets of tokens and of money; if left out, `closed`."""
 
@@ -61,19 +63,9 @@ class OutageSpec(Part, frozen=True, kw_only=True):
         return {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
 
 
-class LimitSpec(Part, frozen=True, kw_only=True):
+class LimitSpec(_Counts, frozen=True, kw_only=True):
     """What may be used; absent is unlimited."""
 
-    rpm: Count | None = None
-    """Requests a minute; as many may come at once after a quiet minute."""
-    tpm: Count | None = None
-    """Tokens a minute, prompt and completion together."""
-    itpm: Count | None = None
-    """Prompt tokens a minute."""
-    otpm: Count | None = None
-    """Completion tokens a minute."""
-    concurrency: Count | None = None
-    """Calls in flight at once."""
     budget: BudgetSpec = BudgetSpec()
     """What may be spent in a day, a week, a month."""
     outage: OutageSpec = OutageSpec()
@@ -81,15 +73,8 @@ class LimitSpec(Part, frozen=True, kw_only=True):
 
     def limit(self) -> Limit:
         """These limits as admission knows them."""
-        return Limit(
-            rpm=self.rpm,
-            tpm=self.tpm,
-            itpm=self.itpm,
-            otpm=self.otpm,
-            concurrency=self.concurrency,
-            budget=self.budget.budget(),
-            outage=self.outage.by_dimension(),
-        )
+        counts = {name: getattr(self, name) for name in COUNTS}
+        return Limit(**counts, budget=self.budget.budget(), outage=self.outage.by_dimension())
 
     def money(self) -> Iterator[tuple[str, ...]]:
         """Where in these limits a budget of money stands."""

@@ -237,11 +237,15 @@ def _shown(node: yaml.Node) -> str:
     return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
 
 
+def _bounds(meta: msgspec.Meta) -> tuple[tuple[str, float | None], ...]:
+    return ("at least", meta.ge), ("above", meta.gt), ("at most", meta.le)
+
+
 def expected(kind: Any) -> str:
     if get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is typing.Annotated:
-        base, meta = get_args(kind)
-        bounds = {"at least": meta.ge, "above": meta.gt, "at most": meta.le}
-        return f"{expected(base)} " + " and ".join(f"{word} {n}" for word, n in bounds.items() if n is not None)
+        base, *metas = get_args(kind)
+        bounds = [(word, number) for meta in metas for word, number in _bounds(meta) if number is not None]
+        return " ".join(filter(None, (expected(base), " and ".join(f"{word} {number}" for word, number in bounds))))
     return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -283,6 +283,8 @@ def _own_texts(kind: type[Struct]) -> dict[str, str]:
     import inspect
     import textwrap
 
+    if kind.__name__.startswith("_"):  # made from a table, not written
+        return {field.name: described(field.type) for field in msgspec.structs.fields(kind)}
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(node, ast.ClassDef)
     texts: dict[str, str] = {}
@@ -291,6 +293,12 @@ def _own_texts(kind: type[Struct]) -> dict[str, str]:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 texts[name] = " ".join(text.split())
     return texts
+
+
+def described(kind: Any) -> str:
+    """The description that stands in a type, also one that may be None."""
+    metas = (meta for each in (kind, *get_args(kind)) for meta in getattr(each, "__metadata__", ()))
+    return next((meta.description for meta in metas if isinstance(meta, Meta) and meta.description), "")
 
 
 def parts() -> list[type[Struct]]:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from gateway.core.dimensions import COUNTS
+
 Outage = Literal["share", "closed", "open"]
 """What a limit does while the store is down: each gateway enforces its share, nothing passes, everything passes."""
 Period = Literal["day", "week", "month"]
@@ -53,20 +55,12 @@ class Limit(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Calls in flight at the same time."""
     budget: Budget = Budget()
     outage: dict[str, Outage] = {}
-    """By dimension (`rpm`, `tpm`, `itpm`, `otpm`, `concurrency`, `budget`); budgets are closed by default, all
-    else is shared."""
+    """By dimension (those of `core.dimensions`); budgets are closed by default, all else is shared."""
 
     def over(self, base: Limit) -> Limit:
         """This limit where it says something, `base` elsewhere."""
-        return Limit(
-            rpm=base.rpm if self.rpm is None else self.rpm,
-            tpm=base.tpm if self.tpm is None else self.tpm,
-            itpm=base.itpm if self.itpm is None else self.itpm,
-            otpm=base.otpm if self.otpm is None else self.otpm,
-            concurrency=base.concurrency if self.concurrency is None else self.concurrency,
-            budget=self.budget.over(base.budget),
-            outage={**base.outage, **self.outage},
-        )
+        counts = {name: getattr(base, name) if getattr(self, name) is None else getattr(self, name) for name in COUNTS}
+        return Limit(**counts, budget=self.budget.over(base.budget), outage={**base.outage, **self.outage})
 
 
 def _over(one: Allowance, base: Allowance) -> Allowance:
