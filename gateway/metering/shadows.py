@@ -3,37 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol
 
+from gateway.core.comparison import Comparison
 from gateway.metering.metrics import Metrics
-
-
-class Seen(Protocol):
-    """What one target made of a call."""
-
-    @property
-    def tokens(self) -> int | None:
-        """Of the completion, if counted."""
-
-    @property
-    def ttft(self) -> float | None:
-        """Seconds to the first token, if there was one."""
-
-
-class Comparison(Protocol):
-    """Two answers to one call."""
-
-    @property
-    def primary(self) -> Seen:
-        """What the client got."""
-
-    @property
-    def shadow(self) -> Seen:
-        """What the shadow target made of it."""
-
-    @property
-    def same_status(self) -> bool:
-        """Both succeeded, or both failed alike."""
 
 
 class ShadowMetrics:

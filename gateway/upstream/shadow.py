@@ -20,7 +20,10 @@ from backends.api import Call, Chunk
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.config import Timeouts
+from gateway.core.comparison import Comparison, Seen
 from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamTimeout
+
+__all__ = ["Comparison", "Mirror", "Seen", "Shadow", "chosen"]
 
 log = logging.getLogger("trunkline.shadow")
 
@@ -28,48 +31,6 @@ MAX_BYTES: Final = 16 * 1024**2
 """Bodies of shadow calls under way, all routes together."""
 MAX_SECONDS: Final = 600.0
 """For a whole shadow call: a stream that never ends would hold its place for ever."""
-
-
-class Seen(Struct, frozen=True):
-    """What one target made of a call."""
-
-    status: int
-    tokens: int | None
-    """Of the completion; None: nobody counted them."""
-    ttft: float | None
-    """Seconds until the first token; None: there was none."""
-    seconds: float
-    """Until the end of the answer."""
-
-
-class Comparison(Struct, frozen=True):
-    """Two answers to one call, and how the shadow's differs."""
-
-    primary: Seen
-    shadow: Seen
-
-    @property
-    def same_status(self) -> bool:
-        """Both succeeded, or both failed alike."""
-        return self.primary.status == self.shadow.status
-
-    @property
-    def tokens(self) -> int | None:
-        """Completion tokens that the shadow wrote more; None where they cannot be compared."""
-        if not self._answered or self.primary.tokens is None or self.shadow.tokens is None:
-            return None
-        return self.shadow.tokens - self.primary.tokens
-
-    @property
-    def ttft(self) -> float | None:
-        """Seconds by which the shadow's first token came later; None where they cannot be compared."""
-        if not self._answered or self.primary.ttft is None or self.shadow.ttft is None:
-            return None
-        return self.shadow.ttft - self.primary.ttft
-
-    @property
-    def _answered(self) -> bool:
-        return self.primary.status == self.shadow.status == 200
 
 
 class Mirror(Struct, frozen=True):
