@@ -106,7 +106,7 @@ def hash_(as_json: bool) -> None:
 @click.option("--host", "admin_host", help="Address to listen on. [default: 127.0.0.1]")
 @click.option("--port", "admin_port", type=click.IntRange(1, 65535), help="Port. [default: TRUNKLINE_ADMIN_PORT]")
 @click.option("--redis-url", help="Where keys and limits live, such as redis://localhost:6379/0.")
-@click.option("--state", type=click.Path(dir_okay=False), help="The key file of a gateway without Redis.")
+@click.option("--state", type=click.Path(dir_okay=False), help="The state file of a gateway without Redis.")
 def serve(**options: Any) -> None:
     """Serve the admin interface alone; `trunkline serve --admin-port PORT` starts it beside the gateway."""
     from gateway.cli.serve import serve_admin

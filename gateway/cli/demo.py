@@ -23,7 +23,7 @@ from gateway.admin import Registrar
 from gateway.config import Mistakes, Settings, load_table
 from gateway.core.clock import SystemClock
 from gateway.process.launch import free_port
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 MODEL = "smollm2-135m"
 QUESTION = "Tell me a story about a lighthouse in three sentences."
@@ -55,7 +55,7 @@ def demo(routing: str | None, once: bool, port: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     with tempfile.TemporaryDirectory(prefix="trunkline-demo-") as folder:
         table = _table(routing, Path(folder))
-        state = Path(folder) / "keys.json"
+        state = Path(folder) / "keys.db"
         with _gateway(table, state, _port(port, console), Path(folder), console) as url:
             key = asyncio.run(_make_key(state))
             console.print("[green]✓[/] a virtual key is made, for this demo only")
@@ -148,8 +148,11 @@ def _ready(url: str) -> dict[str, dict[str, str]] | None:
 
 
 async def _make_key(state: Path) -> str:
-    registrar = Registrar(MemoryStore(state), Settings().pepper_versions(), SystemClock(), "demo")
-    _, secret = await registrar.create("demo")
+    store = LocalStore(state)
+    try:
+        _, secret = await Registrar(store, Settings().pepper_versions(), SystemClock(), "demo").create("demo")
+    finally:
+        await store.close()
     return secret
 
 

@@ -21,7 +21,7 @@ from gateway.config.watch import Source
 from gateway.process.child import Child
 from gateway.process.launch import Launcher
 from gateway.process.supervisor import ignore_hangup, supervisor
-from gateway.store import examine, shown
+from gateway.store import StoreDown, examine, prepare_state, shown
 
 ADMIN_COMMAND: Final = (sys.executable, "-P", "-m", "gateway", "admin", "serve")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -35,7 +35,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
     "--workers", type=click.IntRange(1, 256), help="Serving processes; more than one needs Redis. [default: 1]"
 )
 @click.option("--redis-url", help="Where keys and limits live, such as redis://localhost:6379/0.")
-@click.option("--state", type=click.Path(dir_okay=False), help="The key file of a gateway without Redis.")
+@click.option("--state", type=click.Path(dir_okay=False), help="The state file of a gateway without Redis.")
 @click.option("--admin-port", type=click.IntRange(1, 65535), help="Serve the admin interface too. [default: it is off]")
 def serve(**options: Any) -> None:
     """Serve the routing table ROUTING (default: routing.yaml).
@@ -53,6 +53,7 @@ def serve(**options: Any) -> None:
             "--workers above 1 needs --redis-url: without Redis each worker would count limits for itself, "
             "and a key could use every limit several times over."
         )
+    where = _store(settings)
     with ExitStack() as stack:
         if settings.workers > 1:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trunkline-metrics-"))
@@ -73,7 +74,7 @@ def serve(**options: Any) -> None:
             settings.head_timeout,
         )
         launcher.start()
-        _greet(settings)
+        _greet(settings, where)
         listener = admin_listener(settings) if settings.admin_port else None
         if listener is not None:
             stack.callback(listener.stop)
@@ -106,6 +107,7 @@ def serve_admin(**options: Any) -> None:
     settings, *_ = _read(options)
     if not settings.admin_port:
         raise click.UsageError("say where: --port PORT or TRUNKLINE_ADMIN_PORT")
+    _store(settings)
     os.environ.update(settings.environment())
     click.echo(f"trunkline {__version__}: admin interface on {settings.admin_address}, described at /docs", err=True)
     if settings.admin_host not in LOOPBACK:
@@ -137,8 +139,17 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:
     return settings, source, table
 
 
-def _greet(settings: Settings) -> None:
-    where = shown(settings.redis_url) if settings.redis_url else f"in process, keys in {settings.state_path}"
+def _store(settings: Settings) -> str:
+    """Where the store is, for people. Without Redis it is made now: what is wrong with it is said in a sentence."""
+    if settings.redis_url:
+        return shown(settings.redis_url)
+    try:
+        return f"in process, state in {prepare_state(settings.state_path)}"
+    except StoreDown as error:
+        raise click.ClickException(f"the key store cannot be used: {error}") from None
+
+
+def _greet(settings: Settings, where: str) -> None:
     click.echo(
         f"trunkline {__version__}: {settings.routing} on http://{settings.host}:{settings.port}, "
         f"{settings.workers} worker{'s' * (settings.workers > 1)}, store: {where}",

@@ -30,7 +30,7 @@ def command(work: Callable[..., Awaitable[Any]]) -> Callable[..., None]:
     """Run `work(store, settings, as_json, **options)` with an open store, and turn its failures into messages."""
 
     @click.option("--redis-url", help="Where the keys live; default: TRUNKLINE_REDIS_URL, else the state file.")
-    @click.option("--state", type=click.Path(dir_okay=False), help="The key file of a gateway without Redis.")
+    @click.option("--state", type=click.Path(dir_okay=False), help="The state file of a gateway without Redis.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     @functools.wraps(work)
     def run(redis_url: str | None, state: str | None, as_json: bool, **options: Any) -> None:

@@ -34,7 +34,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     redis_timeout: float = 0.25
     """Seconds without any answer of Redis, after which it is taken for lost."""
     state: str = ""
-    """The state file of a gateway without Redis; empty: `trunkline/keys.json` in the user's state folder."""
+    """The state file of a gateway without Redis, an SQLite database; empty: `trunkline/keys.db` in the user's state
+    folder. `keys.json`, of an earlier version, is read once into `keys.db` beside it."""
     peppers: str = ""
     """`1:secret,2:newer`: peppers for hashing keys, by version; the highest is used for new keys."""
     trusted_proxies: str = ""
@@ -66,7 +67,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         if self.state:
             return Path(self.state)
         home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        return Path(home) / "trunkline" / "keys.json"
+        return Path(home) / "trunkline" / "keys.db"
 
     @property
     def admin_address(self) -> str:

@@ -18,6 +18,7 @@ from gateway.store.api import (
     StoreDown,
     examine,
     open_store,
+    prepare_state,
     shown,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "StoreDown",
     "examine",
     "open_store",
+    "prepare_state",
     "shown",
 ]

@@ -149,17 +149,27 @@ class Store(Limits, Records, Ledger, Board, Protocol):
 def open_store(
     redis_url: str | None, state: Path, timeout: float = 0.25, *, records_url: str | None = None, boot: str = ""
 ) -> Store:
-    """The store these settings name: Redis, or this process with its keys and its ledger in files.
+    """The store these settings name: Redis, or this process with an SQLite file.
 
     `boot` names a worker that admits calls, as the ids of its calls do.
     """
     if redis_url is None:
-        from gateway.store.local.store import MemoryStore
+        from gateway.store.local import LocalStore
 
-        return MemoryStore(state, boot=boot)
+        return LocalStore(state, boot=boot)
     from gateway.store.redis.store import RedisStore
 
     return RedisStore(redis_url, timeout=timeout, records_url=records_url, boot=boot)
+
+
+def prepare_state(state: Path) -> Path:
+    """Make the database of a gateway without Redis if there is none, and return where it is.
+
+    What an earlier version has left in files is read in. Raises `StoreDown` with a sentence if it cannot be used.
+    """
+    from gateway.store.local import prepare
+
+    return prepare(state)
 
 
 def examine(url: str) -> None:

@@ -22,11 +22,11 @@ class Exchange:
     __slots__ = ("_alive", "_came_at", "_due", "_idle", "_loop", "_reader", "_response", "_secret", "content_type")
 
     def __init__(
-        self, response: Response, reader: AnswerReader, content_type: bytes, due: float, idle: float, secret: str | None
+        self, response: Response, reader: AnswerReader, content_type: str, due: float, idle: float, secret: str | None
     ) -> None:
         """The first piece must come until `due`, in the loop's time, each other `idle` seconds after the one before;
         `secret` is our credential for the target, which no refusal of its may quote."""
-        self.content_type = b"content-type", content_type
+        self.content_type = b"content-type", content_type.encode()
         self._response, self._reader, self._due, self._idle = response, reader, due, idle
         self._secret = secret
         self._loop = asyncio.get_running_loop()

@@ -16,15 +16,13 @@ from gateway.config import Timeouts
 from gateway.core.errors import BadReply, GatewayError, Rejected, Unsupported, UpstreamTimeout
 from gateway.upstream.connection import Response
 from gateway.upstream.exchange import LATE, Exchange
-from gateway.upstream.failures import conceal, status_refusal, worded_refusal
+from gateway.upstream.failures import conceal, fit, status_refusal, worded_refusal
 from gateway.upstream.origin import Origin
 from gateway.upstream.pool import Pool
 from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, reader_for
 from gateway.upstream.transport import Transport
 
 IDENTITY: Final = b"accept-encoding", b"identity"
-PLAIN: Final = (b"identity", b"")
-"""Content codings of an answer that is passed on; others would have to be unpacked to be looked at."""
 PROBE_SECONDS = 3.0
 WAKE_SECONDS = 120.0
 """How long a server may take to fetch its model."""
@@ -40,13 +38,13 @@ class Forwarder:
     """Sends calls to targets over pooled connections."""
 
     def __init__(self, limits: AnswerLimits, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """`transport` is for the questions beside the calls, instead of the calls' connections."""
         self.limits = limits
-        self._transport = transport or Transport()
         self._pool = Pool()
-        self._origins: dict[str, Origin] = {}
+        self._transport = transport or Transport(self._pool)
+        self._origins: dict[Address, Origin] = {}
 
     async def close(self) -> None:
-        await self._transport.aclose()
         await self._pool.close()
 
     async def send(
@@ -72,13 +70,9 @@ class Forwarder:
         try:
             if response.status != 200:
                 raise await self._refusal(call, address, capabilities, response)
-            kind = response.headers.get(b"content-type") or b"application/json"
-            if (response.headers.get(b"content-encoding") or b"identity").lower() not in PLAIN:
-                raise BadReply("the answer is compressed, which was not asked for")
-            if not kind.isascii():
-                raise BadReply("the answer's content type is not ASCII")
-            reader = reader_for(call, capabilities, kind.decode(), self.limits)
-            return Exchange(response, reader, kind, due, timeouts.idle, address.api_key)
+            content_type = fit(response.headers)
+            reader = reader_for(call, capabilities, content_type, self.limits)
+            return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
         except BaseException:
             response.release()
             raise
@@ -87,8 +81,7 @@ class Forwarder:
         self, call: Call, address: Address, capabilities: Capabilities, response: Response
     ) -> GatewayError:
         """What an answer that is no 200 means, in the target's words where these are fit for the client."""
-        retry_header = response.headers.get(b"retry-after")
-        refusal = status_refusal(response.status, None if retry_header is None else retry_header.decode("latin-1"))
+        refusal = status_refusal(response.status, response.headers.get(b"retry-after"))
         if refusal is None:
             body = bytearray()
             try:
@@ -102,12 +95,6 @@ class Forwarder:
             if isinstance(refusal, Rejected):
                 conceal(refusal, address.api_key)
         return refusal
-
-    def _origin(self, address: Address) -> Origin:
-        origin = self._origins.get(address.url)
-        if origin is None:
-            origin = self._origins[address.url] = Origin(address.name, address.url)
-        return origin
 
     async def probe(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> str:
         """Why the target cannot serve, by its health route: "unreachable", "timeout", "status 503", "credential
@@ -207,11 +194,17 @@ class Forwarder:
         headers = {"accept-encoding": "identity"}
         if address.api_key is not None:
             headers["authorization"] = f"Bearer {address.api_key}"
-        request = httpx.Request(method, address.url + path, headers=headers)
-        request.extensions = {"timeout": {"connect": timeouts.connect}}
+        origin = self._origin(address)
+        request = httpx.Request(method, origin.url + path, headers=headers)
+        request.extensions = {"origin": origin, "timeout": {"connect": timeouts.connect}}
         async with asyncio.timeout(timeouts.connect + seconds):
             response = await self._transport.handle_async_request(request)
             try:
                 yield response
             finally:
                 await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
+
+    def _origin(self, address: Address) -> Origin:
+        if (origin := self._origins.get(address)) is None:
+            origin = self._origins[address] = Origin(address.name, address.url)
+        return origin

@@ -10,7 +10,7 @@ from pathlib import Path
 from gateway.auth import Keyring
 from gateway.core.clock import SystemClock
 from gateway.core.errors import Refused
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 CALLS = 20_000
 KEYS = (b"Bearer sk-proj-abcdefghijklmnopqrstuvwxyz", b"Bearer tl_" + b"A" * 12 + b"_" + b"b" * 49)
@@ -34,5 +34,5 @@ async def _refuse_all(keyring: Keyring) -> float:
 def cpu_us() -> float:
     """CPU microseconds for each, every one from an address of its own."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        keyring = Keyring(MemoryStore(Path(folder) / "keys.json"), {0: b""}, SystemClock())
+        keyring = Keyring(LocalStore(Path(folder) / "keys.json"), {0: b""}, SystemClock())
         return asyncio.run(_refuse_all(keyring)) / CALLS * 1e6

@@ -13,7 +13,7 @@ from contract.written import Places
 from harness.redis_server import RedisServer, redis_server
 from hypothesis import settings
 
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 from gateway.store.redis.store import RedisStore
 
 settings.register_profile("contract", max_examples=25, deadline=None)
@@ -53,7 +53,7 @@ async def lost(redis: RedisServer) -> AsyncIterator[Subject]:
 async def places(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Places]:
     async with AsyncExitStack() as stack:
         if request.param == "memory":
-            yield Places(lambda: MemoryStore(tmp_path / "keys.json"), stack)
+            yield Places(lambda: LocalStore(tmp_path / "keys.json"), stack)
         else:
             url = request.getfixturevalue("redis").url
             yield Places(lambda: RedisStore(url, timeout=2.0), stack)

@@ -17,7 +17,7 @@ from redis import Redis
 
 from gateway.core.types import Ask, Dimension, KeyRecord, Period, Secret, Tenant, Verdict
 from gateway.store import LEASE_SECONDS, Store
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 MICRO = 1_000_000
 
@@ -135,7 +135,7 @@ class Subject:
 async def in_memory(folder: Path) -> AsyncIterator[Subject]:
     """The store of one process, on the test's clock."""
     clock = FixedClock()
-    made = Subject(MemoryStore(folder / "keys.json", clock.now), clock)
+    made = Subject(LocalStore(folder / "keys.json", clock.now), clock)
     await made.store.open()
     try:
         yield made

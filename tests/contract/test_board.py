@@ -14,7 +14,7 @@ from harness.redis_server import RedisServer, redis_server
 from redis import Redis
 
 from gateway.store import Store, StoreDown
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 from gateway.store.redis.store import RedisStore
 
 
@@ -64,7 +64,7 @@ async def reporting(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
                 yield fleet
         return
     still = FixedClock()
-    async with Fleet(lambda boot: MemoryStore(tmp_path / "keys.json", still.now, boot=boot), still) as fleet:
+    async with Fleet(lambda boot: LocalStore(tmp_path / "keys.json", still.now, boot=boot), still) as fleet:
         yield fleet
 
 
@@ -143,7 +143,7 @@ async def test_fifty_boards_are_one_call(fleet: Fleet, own: RedisServer) -> None
 
 
 async def test_a_gateway_alone_hears_nobody(tmp_path: Path) -> None:
-    store = MemoryStore(tmp_path / "keys.json", boot="one")
+    store = LocalStore(tmp_path / "keys.json", boot="one")
     assert await store.exchange({"r": b"word", "s": b""}) == {"r": {}, "s": {}}
     assert await store.exchange({}) == {}
 

@@ -18,8 +18,9 @@ from redis import Redis
 
 from gateway.core.types import Entry, Sum
 from gateway.store import Ledger
+from gateway.store.local import LocalStore
 from gateway.store.redis.connection import Pipe
-from gateway.store.redis.ledger import FileLedger, RedisLedger
+from gateway.store.redis.ledger import RedisLedger
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
 DAY = 86400.0
@@ -75,18 +76,22 @@ async def in_redis(url: str, **options: int) -> AsyncIterator[RedisLedger]:
 
 
 @asynccontextmanager
-async def in_files(folder: Path) -> AsyncIterator[FileLedger]:
-    yield FileLedger(folder / "usage")
+async def in_a_file(folder: Path) -> AsyncIterator[LocalStore]:
+    store = LocalStore(folder / "keys.db")
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 
 
-@pytest.fixture(params=["redis", "files"])
+@pytest.fixture(params=["redis", "local"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Opens the same ledger, as often as one likes."""
-    if request.param == "files":
-        return lambda: in_files(tmp_path)
+    if request.param == "local":
+        return lambda: in_a_file(tmp_path)
     started: RedisServer = request.getfixturevalue("server")
     with Redis.from_url(started.url) as client:
         client.flushall()
@@ -243,7 +248,8 @@ def test_whatever_is_written_and_repeated_the_sums_are_right(
     async def both() -> None:
         with tempfile.TemporaryDirectory() as folder, Redis.from_url(server.url) as client:
             client.flushall()
-            await check(FileLedger(Path(folder)))
+            async with in_a_file(Path(folder)) as local:
+                await check(local)
             async with in_redis(server.url) as ledger:
                 await check(ledger)
 

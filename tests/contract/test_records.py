@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from contract.written import KINDS, Places, entry, record, unique
 
 from gateway.core.types import AdminKey, Allowance, Budget, Entry, KeyRecord, Limit, Secret, TargetOrder, Tenant
-from gateway.store import Conflict, StoreDown
-from gateway.store.local.store import MemoryStore
+from gateway.store import Conflict
 
 LIMIT = Limit(
     rpm=3,
@@ -155,26 +153,3 @@ async def test_a_change_that_is_not_taken_is_not_logged(places: Places, kind: ty
         with pytest.raises(Conflict):
             await store.put(record(kind, id, version), entry(f"any:{id}"))
     assert not [found for found in await store.audit(1000) if found.subject == f"any:{id}"]
-
-
-async def test_a_file_that_cannot_be_written_logs_nothing(tmp_path: Path) -> None:
-    store = MemoryStore(tmp_path / "keys.json")
-    await store.put(record(KeyRecord, "a"), entry("key:a"))
-    (tmp_path / "keys.json.new").mkdir()  # where the new file would be prepared
-    with pytest.raises(StoreDown):
-        await store.put(record(KeyRecord, "b"), entry("key:b"))
-    (tmp_path / "keys.json.new").rmdir()
-    assert [found.subject for found in await store.audit()] == ["key:a"]
-    assert await store.get(KeyRecord, "b") is None
-    await store.put(record(KeyRecord, "b"), entry("key:b"))
-
-
-async def test_half_an_entry_at_the_end_of_the_log_is_no_outage(tmp_path: Path) -> None:
-    """What a crash leaves while an entry is being written."""
-    store = MemoryStore(tmp_path / "keys.json")
-    await store.put(record(KeyRecord, "a"), entry("key:a"))
-    (log,) = tmp_path.glob("*audit*")
-    log.write_bytes(log.read_bytes() + b'{"time":1,"act')
-    assert [found.subject for found in await store.audit()] == ["key:a"]
-    await store.put(record(KeyRecord, "b"), entry("key:b"))
-    assert [found.subject for found in await store.audit()] == ["key:b", "key:a"]

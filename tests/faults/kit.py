@@ -21,7 +21,7 @@ from harness.redis_server import free_port
 
 from gateway.admin import Registrar
 from gateway.core.clock import SystemClock
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 HASTY = {"connect": "500ms", "first_byte": "1s", "idle": "1s"}
 CLIENTS = 16
@@ -130,7 +130,7 @@ def place(names: Sequence[str], redis_url: str | None = None, **route: Any) -> I
 
 async def key_in(folder: Path) -> str:
     """A key in the file of a gateway that has not started yet."""
-    store = MemoryStore(folder / "keys.json")
+    store = LocalStore(folder / "keys.json")
     await store.open()
     try:
         return (await Registrar(store, {0: b""}, SystemClock(), "test").create("test"))[1]

@@ -19,7 +19,7 @@ from gateway.admin.http.guards import Desk
 from gateway.admin.targets import Listed
 from gateway.auth import AdminKeys
 from gateway.store import StoreDown
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 PEPPERS = {0: b""}
 ROUTES = ("big", "small")
@@ -30,7 +30,7 @@ TARGETS = {
 }
 
 
-class Store(MemoryStore):
+class Store(LocalStore):
     """A store that can be taken down, and in which somebody else is faster a few times."""
 
     down = False
@@ -55,6 +55,7 @@ class Admin(NamedTuple):
     store: Store
     token: str
     desk: Desk
+    state: Path
 
     def ask(self, method: str, path: str, json: Any = None, *, token: str | None = None) -> httpx.Response:
         """One call, with the admin key unless another token is given."""
@@ -92,7 +93,7 @@ def admin_app(folder: Path, *, once: bool = False) -> Iterator[Admin]:
     desk = Desk(store, PEPPERS, clock, ROUTES, (), TARGETS)
     app = build_app(desk, AdminKeys(store, PEPPERS, clock), lifespan)
     with TestClient(app) as client:
-        yield Admin(client, clock, store, token, desk)
+        yield Admin(client, clock, store, token, desk, folder / "keys.json")
 
 
 async def _token(registrar: Registrar, once: bool) -> str:

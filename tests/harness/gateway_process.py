@@ -22,7 +22,7 @@ from harness.redis_server import free_port
 from gateway.admin import Registrar
 from gateway.core.clock import SystemClock
 from gateway.core.types import KeyRecord
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 from gateway.store.redis.store import RedisStore
 
 TRUNKLINE = [sys.executable, "-P", "-m", "gateway"]
@@ -82,7 +82,7 @@ class GatewayProcess:
 
         async def create() -> Issued:
             where = self._store[1]
-            store = RedisStore(where, timeout=5) if self._store[0] == "--redis-url" else MemoryStore(Path(where))
+            store = RedisStore(where, timeout=5) if self._store[0] == "--redis-url" else LocalStore(Path(where))
             await store.open()
             try:
                 return Issued(*await Registrar(store, {0: b""}, SystemClock(), "test").create("test", **options))

@@ -12,14 +12,14 @@ from harness.clock import FixedClock
 from gateway.admin import Registrar
 from gateway.auth import AdminKeys, Caller, Keyring, Throttle
 from gateway.core.errors import Throttled, Unauthenticated
-from gateway.store import KINDS, StoreDown
-from gateway.store.local.store import MemoryStore
+from gateway.store import KINDS, Conflict, StoreDown
+from gateway.store.local import LocalStore
 
 PEPPERS = {0: b"", 1: b"first", 2: b"second"}
 HERE = "192.0.2.1"
 
 
-class Store(MemoryStore):
+class Store(LocalStore):
     """The real store, but it can be down, deaf, or stopped in the middle of a look-up, and it counts look-ups."""
 
     def __init__(self, path: Path) -> None:
@@ -28,6 +28,7 @@ class Store(MemoryStore):
         self.asked: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.conflicts = 0
         self.tell: Callable[[str | None], None] = lambda _: None
         self.hears = True
 
@@ -41,13 +42,22 @@ class Store(MemoryStore):
             raise StoreDown("down")
         return found
 
+    async def shut(self) -> None:
+        """Let no look-up end that begins from now on, until `gate` is set; what they will find is read already."""
+        await self.ping()
+        self.gate.clear()
+
     def watch(self, changed: Callable[[str | None], None]) -> None:
         self.tell = changed  # the test tells, when and what it likes
 
     async def put(self, record: Any, audit: Any = None) -> None:
         if self.down:
             raise StoreDown("down")
-        await super().put(record, audit)
+        try:
+            await super().put(record, audit)
+        except Conflict:
+            self.conflicts += 1
+            raise
 
 
 class Parts:
@@ -59,7 +69,7 @@ class Parts:
         self.throttle = Throttle(self.clock, refused=self._refused)
         self.keyring = Keyring(self.store, peppers, self.clock, self.throttle)
         self.admins = AdminKeys(self.store, peppers, self.clock)
-        self.elsewhere = MemoryStore(folder / "keys.json")
+        self.elsewhere = LocalStore(folder / "keys.json")
         self.registrar = Registrar(self.elsewhere, peppers, self.clock, "cli:test")
 
     async def authenticate(self, token: str, source: str | None = HERE, **options: Any) -> Caller:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import urllib.request
 from contextlib import suppress
@@ -13,6 +15,8 @@ from harness.gateway_process import TRUNKLINE, GatewayProcess
 from harness.redis_server import RedisServer, free_port
 from harness.upstream import Target
 from integration.client import ask, chat, eventually
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,17 +63,35 @@ def test_a_store_that_is_not_there_is_told_in_a_sentence(command: tuple[str, str
     assert "Error: the key store cannot be used: " in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_state_file_that_is_none_is_told_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "keys.json").write_text("{nonsense")
-    done = run("keys", "list", "--state", str(tmp_path / "keys.json"))
+TABLE = '{"routes": {"m": {"targets": [{"name": "a", "backend": "openai", "url": "http://127.0.0.1:9"}]}}}'
+
+
+@pytest.mark.parametrize("name", ["keys.json", "keys.db"])
+@pytest.mark.parametrize("command", [("keys", "list"), ("serve", "routing.yaml"), ("admin", "serve", "--port", "1234")])
+def test_a_state_file_that_is_none_is_told_in_a_sentence(tmp_path: Path, command: tuple[str, ...], name: str) -> None:
+    (tmp_path / "routing.yaml").write_text(TABLE)
+    (tmp_path / name).write_text("{nonsense" * 100)
+    words = [str(tmp_path / word) if word == "routing.yaml" else word for word in command]
+    words += [str(tmp_path / "routing.yaml")] if command[0] == "admin" else []
+    done = run(*words, "--state", str(tmp_path / name))
     assert done.returncode == 1 and "Traceback" not in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("Error: the key store cannot be used: ")]
+    assert str(tmp_path / name) in said
+
+
+def test_the_state_of_an_earlier_version_is_read_by_the_first_command(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "state", tmp_path / "state")
+    store = ("--state", str(tmp_path / "state" / "keys.json"))
+    first, second = run("keys", "list", "--json", *store), run("usage", "--from", "2026-11-22", "--json", *store)
+    assert sorted(key["name"] for key in json.loads(first.stdout)) == ["Zoë's key ☃", "revoked", "rotated"]
+    assert "keys.json was read: 3 keys" in first.stderr and second.stderr == ""
+    assert json.loads(second.stdout)["total"]["calls"] == 60
+    assert "key.rotate" in run("admin", "audit", *store).stdout
 
 
 def test_an_admin_listener_alone(tmp_path: Path) -> None:
     table = tmp_path / "routing.yaml"
-    table.write_text(
-        '{"routes": {"m": {"targets": [{"name": "a", "backend": "openai", "url": "http://127.0.0.1:9"}]}}}'
-    )
+    table.write_text(TABLE)
     port = free_port()
     command = [*TRUNKLINE, "admin", "serve", str(table), "--port", str(port), "--state", str(tmp_path / "keys.json")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

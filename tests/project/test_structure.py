@@ -84,10 +84,12 @@ PUBLIC = {
         "StoreDown",
         "examine",
         "open_store",
+        "prepare_state",
         "shown",
     ],
+    "gateway.store.local": ["LocalStore", "database_of", "prepare"],
     "gateway.targets": ["Target"],
-    "gateway.upstream": ["AnswerLimits", "Exchange", "FAILURES", "Forwarder", "failure", "retry_after"],
+    "gateway.upstream": ["AnswerLimits", "Exchange", "Forwarder", "Origin", "Pool", "reader_for", "retry_after"],
 }
 """What packages export. Those that are not here export nothing: their modules are imported one by one."""
 PACKAGES = sorted(

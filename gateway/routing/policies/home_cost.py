@@ -8,19 +8,19 @@ simulations they were chosen by are described in docs/routing.md; `trunkline sim
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Collection, Sequence
+from itertools import chain, islice
 from random import Random
 from typing import Final
 
 from msgspec import Struct
 
 from gateway.routing.policies.api import Candidate, Note, Policy, Prompt, Reason, Score, cheapest, ripe
-from gateway.routing.policies.tables import NEVER, Exceptions, Groups
+from gateway.routing.policies.orders import Orders, marked, marks_of
+from gateway.routing.policies.tables import Exceptions, Groups
 from gateway.routing.rendezvous import Rendezvous
-from gateway.targets.load import LEAST_CHARGE
+from gateway.targets.load import LEAST_CHARGE, Load
 
 KAPPA: Final = 2.0
 """Of an idle fleet: a prompt that is read where it is not cached pushes as much out of the cache there. With each call
@@ -50,20 +50,20 @@ SAMPLE: Final = 8
 """Of a large tier's warm targets so many are looked at."""
 REFRESH_SECONDS: Final = 0.05
 """For so long the weights of young targets and a large tier's mean load are taken as they were."""
-KEPT_ORDERS, KEPT_PLACES = 1024, 65536
-"""Orders of groups that are remembered, and places in all of them together."""
 
 
 class Look(Struct):
     """Where a call belongs, by places in the tier. Empty where there is no group, -1 where there is no such place."""
 
     home: int = -1
-    homes: Sequence[int] = ()
-    """The group's order, nearest first."""
-    count: int = 0
-    """How many of them are homes of the group."""
+    homes: Collection[int] = ()
+    """Of the group."""
+    nearest: Sequence[int] = ()
+    """Those of them that come first, two at least in a large tier."""
     stamps: Sequence[int] = ()
     """For each place its clock when the group was last sent there."""
+    sent: bytes | bytearray = b""
+    """For each place 1 if the group was ever sent there."""
     last: int = -1
     """Where the conversation is expected to be cached: at home, or where its last call went instead."""
     length: float = 0.0
@@ -84,9 +84,14 @@ class HomeCost:
         self._resident: list[int] = [0] * len(names)
         self._counted = float("-inf")
         self._kappa, self._refreshed = 1.0, float("-inf")
-        self._orders: dict[int, array[int]] = {}
-        self._most_orders = min(KEPT_ORDERS, max(1, KEPT_PLACES // max(1, len(names))))
-        self._orders_of: tuple[Sequence[int], Sequence[float] | None] = ((), None)
+        self._everywhere = frozenset(range(len(names)))
+        self._loads: Sequence[Load] = ()
+        self._usable: list[int] = []
+        self._allowed = b""
+        """For each place 1 if it is usable; empty if all are."""
+        self._weight = self._room = 0.0
+        """Of the usable targets together: their weight, and tokens of their caches that copies may take."""
+        self._orders = Orders(self._rendezvous, len(names))
 
     def score(self, prompt: Prompt, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> list[Score]:
         self._refresh(targets, usable, now)
@@ -96,31 +101,32 @@ class HomeCost:
             order = sorted(usable, key=draws.__getitem__, reverse=True)  # of equals the nearest to home is picked
         else:
             order = self._worthwhile(look, draws, targets, usable)
-        homes, stamps, tokens, prefix = set(look.homes[: look.count]), look.stamps, prompt.tokens, float(prompt.prefix)
-        home, last = look.home, look.last
-        begins, kappa = -1 if prompt.follow_up else home, self._kappa
-        other: Reason = "spill" if home >= 0 else "no_key"
+        loads, sent, stamps, homes, tokens = self._loads, look.sent, look.stamps, look.homes, prompt.tokens
+        prefix, at_home, kappa = prompt.prefix, self._psi * prompt.prefix, self._kappa
+        saved, saved_at_home = kappa * prefix, kappa * at_home
+        other: Reason = "spill" if look.home >= 0 else "no_key"
         scores = []
         for place in order:
-            target = targets[place]
-            load = target.load
-            cached = value = hoped = 0.0
-            if stamps and load.clock - stamps[place] < target.kv_tokens:
-                cached = value = prefix
+            target, load = targets[place], loads[place]
+            cost = (load.pending(now) if load.others_prefill else load.prefill) + tokens
+            if sent and sent[place] and load.clock - stamps[place] < target.kv_tokens:
+                scores.append(Score(place, (cost - saved) / target.weight, prefix, "warm"))
             elif place in homes:
-                value = self._psi * prefix
-            if place == last:
-                cached, value = max(cached, look.length), max(value, look.length)
-            if place == begins:
-                hoped = self._phi * (tokens - cached)  # it pays when the conversation goes on
-            pending = load.pending(now) if load.others_prefill else load.prefill
-            cost = (pending + tokens - hoped - kappa * value) / target.weight
-            reason: Reason = "warm" if cached else other
-            if place == home:
-                reason = "home"
-            elif place == last:
-                reason = "exception"
-            scores.append(Score(place, cost, int(cached), reason))
+                scores.append(Score(place, (cost - saved_at_home) / target.weight, 0, other))
+            else:
+                scores.append(Score(place, cost / target.weight, 0, other))
+        # The conversation's own part of the prompt counts at its home, and where its last call went.
+        for place in (look.last, look.home) if look.last != look.home else (look.home,):
+            if place >= 0:
+                score, target = scores[order.index(place)], targets[place]
+                cached: float = score.cached
+                value, hoped = cached or (at_home if place in homes else 0.0), 0.0
+                if place == look.last:
+                    cached, value = max(cached, look.length), max(value, look.length)
+                if place == look.home and not prompt.follow_up:
+                    hoped = self._phi * (tokens - cached)  # it pays when the conversation goes on
+                score.cost = (loads[place].pending(now) + tokens - hoped - kappa * value) / target.weight
+                score.cached, score.reason = int(cached), "home" if place == look.home else "exception"
         return scores
 
     def pick(self, scores: Sequence[Score]) -> Score:
@@ -133,7 +139,7 @@ class HomeCost:
             return
         place, target = score.index, targets[score.index]
         clock = target.load.clock
-        if (group := _group(prompt)) is not None:
+        if (group := prompt.group) is not None and prompt.prefix >= S_MIN:
             known, stamp = self._groups.sent(group, place, clock, prompt.prefix)
             self._psi += SHARE_RATE * (known - self._psi)
             if clock - max(LEAST_CHARGE, prompt.tokens - score.cached) - stamp >= target.kv_tokens:  # it was not warm
@@ -178,19 +184,10 @@ class HomeCost:
     ) -> Look:
         if (conversation := prompt.conversation) is None:
             return Look()
-        if (group := _group(prompt)) is None:
+        if (group := prompt.group) is None or prompt.prefix < S_MIN:
             look = Look(_first(draws, usable))
         else:
-            look, share, calls = Look(), 0.0, 0.0
-            if (slot := self._groups.find(group)) >= 0:
-                look.stamps, share, calls = (
-                    self._groups.stamps(slot),
-                    self._groups.share(slot),
-                    self._groups.calls(slot),
-                )
-            look.homes = self._homes(group, prompt.prefix, look.stamps, targets, usable)
-            look.count = self._count(share, calls, prompt.prefix, targets, usable)
-            look.home = max(look.homes[: look.count], key=draws.__getitem__)
+            look = self._look_for_group(group, prompt.prefix, draws, targets, usable)
         if prompt.follow_up:
             look.last, look.length = look.home, self._alpha * prompt.tokens
             exception = self._exceptions.get(conversation)
@@ -200,82 +197,95 @@ class HomeCost:
                     look.last, look.length = place, float(min(length, prompt.tokens))
         return look
 
-    def _homes(
-        self,
-        group: int,
-        prefix: int,
-        stamps: Sequence[int],
-        targets: Sequence[Candidate],
-        usable: Sequence[int],
-    ) -> Sequence[int]:
-        """The group's homes, nearest first: where it is cached, in its own order; if nowhere, where there is room.
+    def _look_for_group(
+        self, group: int, prefix: int, draws: Sequence[float], targets: Sequence[Candidate], usable: Sequence[int]
+    ) -> Look:
+        look, share, calls, many = Look(), 0.0, 0.0, len(usable)
+        if (slot := self._groups.find(group)) >= 0:
+            look.stamps, look.sent, share, calls = self._groups.known(slot)
+        # How many homes: as its calls need, or as there is spare room for; and as they have paid for.
+        count = min(int(1 + calls / COPY_CALLS), max(1, round(share * many), int(1 + share * self._room / prefix)))
+        if count < many:
+            look.nearest = self._nearest(group, prefix, look, targets, count if many <= FEW else max(2, count))
+            homes = look.nearest[:count]
+            look.homes, look.home = set(homes), max(homes, key=draws.__getitem__)
+        else:
+            look.homes, look.home = self._everywhere, _first(draws, usable)
+            if many > FEW:
+                look.nearest = self._nearest(group, prefix, look, targets, 2)
+        return look
+
+    def _nearest(self, group: int, prefix: int, look: Look, targets: Sequence[Candidate], most: int) -> Sequence[int]:
+        """The first homes of the group: where it is cached, in its own order; if nowhere, where there is room.
 
         Of targets that have it cached, those with more than their part of all prefixes, and one more, come last: it is
         left where it is rather than moved to and fro. It moves when all hold far more, as when the fleet has grown.
         """
-        order, resident = self._order(group, usable), self._resident
-        fair = (sum([resident[place] for place in usable]) + prefix) / sum([targets[place].weight for place in usable])
-        warm = [p for p in order if stamps and targets[p].load.clock - stamps[p] < targets[p].kv_tokens]
-        roomy = [p for p in warm if resident[p] <= fair * targets[p].weight + prefix]
-        if not any(resident[p] <= FAR * fair * targets[p].weight + prefix for p in warm):
-            roomy = [p for p in order if resident[p] <= fair * targets[p].weight + prefix / 2]
-        return list(dict.fromkeys([*roomy, *warm, *order]))
-
-    @staticmethod
-    def _count(share: float, calls: float, prefix: int, targets: Sequence[Candidate], usable: Sequence[int]) -> int:
-        """How many homes a group has: as its calls need, or as there is spare room for; and as they have paid for."""
-        room = SPARE * sum([targets[place].kv_tokens for place in usable])
-        return min(int(1 + calls / COPY_CALLS), max(1, round(share * len(usable)), int(1 + share * room / prefix)))
-
-    def _order(self, group: int, usable: Sequence[int]) -> array[int]:
-        """The group's order. Groups come again and again: their orders are kept as long as they are true."""
-        if self._orders_of != (usable, self._weights):
-            self._orders.clear()
-            self._orders_of = (usable, self._weights)
-        order = self._orders.get(group)
-        if order is None:
-            order = self._orders[group] = array("H", self._rendezvous.order(group, usable, self._weights))
-            if len(self._orders) > self._most_orders:
-                del self._orders[next(iter(self._orders))]
-        return order
+        resident, allowed, order = self._resident, self._allowed, self._orders.of(group, self._weights)
+        held = sum([resident[place] for place in self._usable]) if allowed else sum(resident)
+        fair = (held + prefix) / self._weight
+        roomy: list[int] = []
+        full: list[int] = []
+        for place in order.among(look.sent):
+            target = targets[place]
+            if (allowed and not allowed[place]) or target.load.clock - look.stamps[place] >= target.kv_tokens:
+                continue
+            if resident[place] > fair * target.weight + prefix:
+                full.append(place)
+                continue
+            roomy.append(place)
+            if len(roomy) == most:
+                return roomy
+        all_places = [place for place in order.places if allowed[place]] if allowed else order.places
+        if not roomy and not any(resident[p] <= FAR * fair * targets[p].weight + prefix for p in full):
+            with_room = (p for p in all_places if resident[p] <= fair * targets[p].weight + prefix / 2)
+            roomy = list(islice(with_room, most))
+        # A few of all places are enough: no more of them than that are among the others.
+        return list(dict.fromkeys([*roomy, *full, *all_places[: most + len(full)]]))[:most]
 
     def _worthwhile(
         self, look: Look, draws: Sequence[float], targets: Sequence[Candidate], usable: Sequence[int]
     ) -> list[int]:
         """Of a large tier: home, the first of each order, some where the group is cached, and two by chance."""
-        luck, count = self._luck, len(usable)
-        allowed = usable if count == len(draws) else set(usable)
-        places = dict.fromkeys((look.home, _first(draws, usable), *look.homes[:2], look.last))
+        luck, count, allowed = self._luck, len(usable), self._allowed
+        places = dict.fromkeys((look.home, _first(draws, usable), *look.nearest[:2], look.last))
         places |= dict.fromkeys((usable[luck % count], usable[(luck >> 32) % count]))
-        if look.stamps:
-            start, warm = luck % len(targets), 0
-            for place in chain(range(start, len(targets)), range(start)):
-                stamp = look.stamps[place]
-                if stamp != NEVER and targets[place].load.clock - stamp < targets[place].kv_tokens:
-                    places[place], warm = None, warm + 1
-                    if warm == SAMPLE:
-                        break
-        return [place for place in places if place in allowed]
+        start, warm = luck % len(targets), 0
+        for place in chain(marked(look.sent, start, len(targets)), marked(look.sent, 0, start)):
+            if self._loads[place].clock - look.stamps[place] < targets[place].kv_tokens:
+                places[place], warm = None, warm + 1
+                if warm == SAMPLE:
+                    break
+        return [place for place in places if place >= 0 and (not allowed or allowed[place])]
 
     def _refresh(self, targets: Sequence[Candidate], usable: Sequence[int], now: float) -> None:
-        """What need not be asked for each call: the weights with slow start, the mean load of a large tier, and the
-        tokens of the prefixes that are at home at each target."""
+        """What need not be asked for each call: the weights with slow start, the mean load and the caches of a large
+        tier, and the tokens of the prefixes that are at home at each target."""
         if not 0 <= now - self._counted < COUNT_SECONDS:
             self._counted = now
             self._resident = self._groups.residents([each.load.clock - each.kv_tokens + 1 for each in targets])
-        late = not 0 <= now - self._refreshed < REFRESH_SECONDS
+        late, few = not 0 <= now - self._refreshed < REFRESH_SECONDS, len(usable) <= FEW
         if late:
-            weights = [ripe(target, now) for target in targets]
-            self._weights = None if len(set(weights)) == 1 else weights
             self._refreshed = now
-        if late or len(usable) <= FEW:
-            waiting = sum([(load := targets[place].load).waiting + load.others_waiting for place in usable])
+            self._loads = [target.load for target in targets]
+            weights: Sequence[float] | None = [ripe(target, now) for target in targets]
+            if weights and weights.count(weights[0]) == len(weights):
+                weights = None
+            if weights != self._weights:
+                self._weights = weights
+                self._orders.clear()
+        changed = usable != self._usable
+        if changed or late:
+            self._usable = list(usable)
+            self._weight = sum([targets[place].weight for place in usable])
+            self._allowed = b"" if len(usable) == len(targets) else marks_of(usable, len(targets))
+        if changed or late or few:
+            self._room = SPARE * sum([targets[place].kv_tokens for place in usable])
+        if late or few:
+            loads = self._loads
+            waiting = sum([(load := loads[place]).waiting + load.others_waiting for place in usable])
             self._kappa = min(KAPPA_MAX, KAPPA + waiting / len(usable))
 
 
 def _first(draws: Sequence[float], usable: Sequence[int]) -> int:
     return draws.index(max(draws)) if len(usable) == len(draws) else max(usable, key=draws.__getitem__)
-
-
-def _group(prompt: Prompt) -> int | None:
-    return prompt.group if prompt.prefix >= S_MIN else None

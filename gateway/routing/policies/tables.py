@@ -99,6 +99,7 @@ class Groups:
         self._tokens: array[int] = array("q")
         self._last: array[int] = array("H")
         self._stamps: array[int] = array("q")
+        self._sent = bytearray()
         self._one, self._sum = 1.0, 0.0  # a later call counts more, instead of all earlier ones less
 
     def find(self, group: int) -> int:
@@ -115,7 +116,13 @@ class Groups:
 
     def stamps(self, slot: int) -> Sequence[int]:
         """For each target its clock when the group was last sent there, or NEVER."""
-        return self._stamps[slot * self._targets : (slot + 1) * self._targets].tolist()
+        return self._stamps[slot * self._targets : (slot + 1) * self._targets]
+
+    def known(self, slot: int) -> tuple[Sequence[int], bytearray, float, float]:
+        """Its stamps, for each target 1 if it was ever sent there, its share and calls: what each call asks for."""
+        start, end, count = slot * self._targets, (slot + 1) * self._targets, self._counts[slot]
+        part = count / (self._sum + PRIOR * self._one)
+        return self._stamps[start:end], self._sent[start:end], part, count / self._one
 
     def residents(self, since: Sequence[int]) -> list[int]:
         """For each target the prefix tokens of all groups whose last call went there, at `since`, by its clock, or
@@ -138,14 +145,15 @@ class Groups:
             self._counts = array("d", [count / self._one for count in self._counts])
             self._one, self._sum = 1.0, self._sum / self._one
         at = slot * self._targets + target
-        before, self._stamps[at] = self._stamps[at], clock
+        before, self._stamps[at], self._sent[at] = self._stamps[at], clock, 1
         return not new, before
 
     def heard(self, group: int, target: int, clock: int, tokens: int) -> None:
         """Another gateway has sent the group to `target`."""
         slot, _ = self._claim(group)
         self._tokens[slot], self._last[slot] = tokens, target
-        self._stamps[slot * self._targets + target] = clock
+        at = slot * self._targets + target
+        self._stamps[at], self._sent[at] = clock, 1
 
     def inherit(self, other: Groups, places: Sequence[tuple[int, int]]) -> None:
         """Take over what is known of targets that are in both lists, given as (place there, place here).
@@ -159,8 +167,10 @@ class Groups:
         self._last = array("H", [moved.get(target, GONE) for target in other._last])
         self._one, self._sum = other._one, other._sum
         self._stamps = array("q", [NEVER]) * (self._buckets.entries * self._targets)
+        self._sent = bytearray(self._buckets.entries * self._targets)
         for before, place in places:
             self._stamps[place :: self._targets] = other._stamps[before :: other._targets]
+            self._sent[place :: self._targets] = other._sent[before :: other._targets]
 
     def _claim(self, group: int) -> tuple[int, bool]:
         if self._buckets is None:
@@ -169,16 +179,18 @@ class Groups:
             self._tokens = array("q", bytes(8 * self._buckets.entries))
             self._last = array("H", bytes(2 * self._buckets.entries))
             self._stamps = array("q", [NEVER]) * (self._buckets.entries * self._targets)
+            self._sent = bytearray(self._buckets.entries * self._targets)
         slot, new = self._buckets.claim(group)
         if len(self._counts) < self._buckets.entries:
             while len(self._counts) < self._buckets.entries:
                 self._counts, self._tokens, self._stamps = self._counts * 2, self._tokens * 2, self._stamps * 2
-                self._last *= 2
+                self._last, self._sent = self._last * 2, self._sent * 2
             for copy in self._buckets.copies():
                 self._tokens[copy] = 0  # it is counted where it is found
         if new:
             self._counts[slot] = 0.0
             self._stamps[slot * self._targets : (slot + 1) * self._targets] = array("q", [NEVER]) * self._targets
+            self._sent[slot * self._targets : (slot + 1) * self._targets] = bytes(self._targets)
         return slot, new
 
 

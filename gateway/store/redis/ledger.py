@@ -12,11 +12,8 @@ from typing import Any
 import msgspec
 
 from gateway.core.types import Entry, Sum
-from gateway.store.local.ledger import FileLedger
 from gateway.store.local.tally import COUNTED, Tally
 from gateway.store.redis.connection import Pipe, Script
-
-__all__ = ["FileLedger", "RedisLedger"]
 
 APPEND = Script(resources.files("gateway.store.redis").joinpath("append.lua").read_bytes())
 

@@ -12,7 +12,7 @@ from harness.keyrings import Parts
 from gateway.admin import Registrar
 from gateway.core.clock import SystemClock
 from gateway.core.types import TargetOrder
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 
 async def test_an_order_is_written_with_who_and_what(parts: Parts) -> None:
@@ -50,7 +50,7 @@ async def test_an_ejection_can_be_made_longer_and_ends_by_itself(parts: Parts) -
     assert drained.at(now + 1e9) == "drained"
 
 
-class Slow(MemoryStore):
+class Slow(LocalStore):
     """Somebody else has time to be faster."""
 
     async def get(self, kind: Any, id: str) -> Any:

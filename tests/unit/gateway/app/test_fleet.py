@@ -18,7 +18,7 @@ from gateway.app.fleet import Fleet
 from gateway.core.types import Report, TargetOrder, TargetState
 from gateway.metering import Metrics
 from gateway.store import StoreDown
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 from gateway.upstream import AnswerLimits, Forwarder
 
 
@@ -28,7 +28,7 @@ class Bench:
     def __init__(self, text: str, folder: Path, *hosts: str) -> None:
         threadless()
         self.clock, self.servers, self.metrics = LoopClock(), Servers(*hosts), Metrics()
-        self.store = MemoryStore(folder / "keys.json", now=self.clock.now, boot="g")
+        self.store = LocalStore(folder / "keys.json", now=self.clock.now, boot="g")
         self.of = World(text, store=self.store, adapters=registry.load)
         forwarder = Forwarder(AnswerLimits(2**20, 2**20), self.servers)
         self.fleet = Fleet(self.of.routes, self.store, forwarder, self.metrics, self.clock, "g")

@@ -23,7 +23,7 @@ from gateway.http.operations import Readiness
 from gateway.http.server import DataPlane
 from gateway.limits import Admission
 from gateway.metering import Meter, Metrics
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream.shadow import Mirror, Shadow
 
@@ -51,7 +51,7 @@ class Bench:
     def __init__(self, text: str, folder: Path) -> None:
         threadless()
         clock, self.metrics = LoopClock(), Metrics()
-        store = MemoryStore(folder / "keys.json", now=clock.now)
+        store = LocalStore(folder / "keys.json", now=clock.now)
         self.of = World(text, store=store, adapters=registry.load)
         self.forwarder = Forwarder(AnswerLimits(2**20, 2**20), Servers("a", "b", "c", "d"))
         self.admission = Admission(store, clock=clock.monotonic, now=clock.now)

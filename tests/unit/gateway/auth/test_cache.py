@@ -14,7 +14,7 @@ from gateway.admin import Registrar
 from gateway.auth.cache import DEAF_SECONDS, FRESH_SECONDS, STALE_SECONDS, Cache
 from gateway.core.types import KeyRecord, Tenant
 from gateway.store import StoreDown
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 
 class Bench:
@@ -22,7 +22,7 @@ class Bench:
         self.clock, self.store = FixedClock(), Store(folder / "keys.json")
         self.cache = Cache(self.store, KeyRecord, self.clock, most=3)
         self.tenants = Cache(self.store, Tenant, self.clock, absent=True, most=3)
-        self.registrar = Registrar(MemoryStore(folder / "keys.json"), PEPPERS, self.clock, "cli:test")
+        self.registrar = Registrar(LocalStore(folder / "keys.json"), PEPPERS, self.clock, "cli:test")
 
     async def version(self, id: str, *, fresh: bool = False) -> int | None:
         record = await self.cache.get(id, fresh=fresh)
@@ -70,7 +70,7 @@ async def test_while_nothing_is_heard_a_record_is_used_for_a_second(bench: Bench
 @pytest.mark.parametrize("told", ["key", "all"])
 async def test_a_change_during_a_load_does_not_leave_the_old_record(bench: Bench, told: str) -> None:
     record, _ = await bench.registrar.create("n")
-    bench.store.gate.clear()
+    await bench.store.shut()
     early = asyncio.ensure_future(bench.version(record.id))
     await turns()
     await bench.change(record.id)
@@ -86,7 +86,7 @@ async def test_a_change_during_a_load_does_not_leave_the_old_record(bench: Bench
 @pytest.mark.parametrize("told", ["key", "all"])
 async def test_the_load_from_before_a_change_fills_nothing(bench: Bench, told: str) -> None:
     record, _ = await bench.registrar.create("n")
-    bench.store.gate.clear()
+    await bench.store.shut()
     early = asyncio.ensure_future(bench.version(record.id))
     await turns()
     await bench.change(record.id)
@@ -98,6 +98,7 @@ async def test_the_load_from_before_a_change_fills_nothing(bench: Bench, told: s
 
 async def test_an_answer_that_comes_late_does_not_replace_a_newer_one(bench: Bench) -> None:
     record, _ = await bench.registrar.create("n")
+    await bench.store.ping()
     bench.store.gate = slow = asyncio.Event()
     early = asyncio.ensure_future(bench.version(record.id))
     await turns()
@@ -124,7 +125,7 @@ async def test_changes_of_other_kinds_and_ids_are_none_of_ours(bench: Bench) -> 
 
 async def test_loads_at_the_same_time_are_one(bench: Bench) -> None:
     record, _ = await bench.registrar.create("n")
-    bench.store.gate.clear()
+    await bench.store.shut()
     loads = [asyncio.ensure_future(bench.version(record.id)) for _ in range(50)]
     await turns()
     loads += [asyncio.ensure_future(bench.version(record.id)) for _ in range(50)]
@@ -136,7 +137,7 @@ async def test_loads_at_the_same_time_are_one(bench: Bench) -> None:
 
 async def test_a_fresh_look_never_shares_a_load_from_before_it(bench: Bench) -> None:
     record, _ = await bench.registrar.create("n")
-    bench.store.gate.clear()
+    await bench.store.shut()
     early = asyncio.ensure_future(bench.version(record.id))
     await turns()
     await bench.change(record.id)  # and nobody heard of it
@@ -153,7 +154,7 @@ async def test_a_fresh_look_never_shares_a_load_from_before_it(bench: Bench) -> 
 
 async def test_a_caller_that_leaves_does_not_take_the_load_with_it(bench: Bench) -> None:
     record, _ = await bench.registrar.create("n")
-    bench.store.gate.clear()
+    await bench.store.shut()
     leaving, staying = (asyncio.ensure_future(bench.version(record.id)) for _ in range(2))
     await turns()
     leaving.cancel()
@@ -165,7 +166,7 @@ async def test_a_caller_that_leaves_does_not_take_the_load_with_it(bench: Bench)
 
 async def test_a_store_that_goes_down_fails_all_who_wait_and_nobody_after(bench: Bench) -> None:
     record, _ = await bench.registrar.create("n")
-    bench.store.gate.clear()
+    await bench.store.shut()
     waiting = [asyncio.ensure_future(bench.version(record.id)) for _ in range(3)]
     await turns()
     bench.store.down = True
@@ -225,7 +226,7 @@ async def test_that_there_is_no_record_is_remembered_where_it_is_to_be(bench: Be
 
 async def test_close_ends_what_is_under_way(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.store.gate.clear()
+    await bench.store.shut()
     waiting = asyncio.ensure_future(bench.version("any"))
     await turns()
     await bench.cache.close()

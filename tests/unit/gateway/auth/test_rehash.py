@@ -92,7 +92,11 @@ async def test_a_change_by_somebody_else_is_not_lost(gateway: Gateways) -> None:
     assert await parts.enters(held)  # in memory, and waiting to be re-hashed
     await parts.registrar.update(record.id, labels={"a": "b"})
     await parts.keyring.open()
-    await turns()
+
+    async def refused() -> bool:
+        return parts.store.conflicts == 1
+
+    await until(refused)
     stored = await parts.elsewhere.get(KeyRecord, record.id)
     assert stored is not None and stored.version == 2 and stored.secrets[0].pepper == 1
     assert await parts.enters(held)  # loaded anew, and tried again

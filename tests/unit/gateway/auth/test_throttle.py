@@ -111,7 +111,7 @@ async def test_what_one_source_is(parts: Parts, one: str, other: str, same: bool
 
 
 async def test_guessing_at_once_finds_out_no_more(parts: Parts) -> None:
-    parts.store.gate.clear()
+    await parts.store.shut()
     guesses = [asyncio.ensure_future(parts.says(mint()[1])) for _ in range(500)]
     await turns(50)
     assert len(parts.store.asked) == FAILURES
@@ -139,7 +139,7 @@ async def test_look_ups_that_fail_for_want_of_the_store_are_no_failures(parts: P
 
 
 async def test_clients_that_leave_while_they_wait_hold_nobody_up(parts: Parts) -> None:
-    parts.store.gate.clear()
+    await parts.store.shut()
     held = (await parts.registrar.create("n"))[1]
     guesses = [asyncio.ensure_future(parts.says(mint()[1])) for _ in range(FAILURES + 5)]
     last = asyncio.ensure_future(parts.says(held))

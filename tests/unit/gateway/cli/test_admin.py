@@ -23,7 +23,8 @@ def test_an_admin_key_from_its_making_to_its_end(said: Said, run: Run, tmp_path:
     key = said("admin", "create", "--name", "me", "--expires", "90d")
     key_id, secret = parse(key["secret"], ADMIN)
     assert key_id == key["id"]
-    assert secret not in (tmp_path / "keys.json").read_text()
+    written = (tmp_path / "keys.db").read_bytes()
+    assert key_id.encode() in written and secret.encode() not in written
     (listed,) = said("admin", "list")
     assert (listed["id"], listed["status"], listed["once"]) == (key_id, "active", False)
     assert listed["expires"] - listed["created"] == pytest.approx(90 * 86400, abs=1)

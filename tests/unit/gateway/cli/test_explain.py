@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from gateway.cli import cli
 from gateway.core.types import Report, TargetState
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 Run = Callable[..., Result]
 Said = Callable[..., Any]
@@ -49,7 +49,7 @@ def report(folder: Path, *states: TargetState) -> None:
     """What a gateway that runs here says of its targets."""
 
     async def say() -> None:
-        store = MemoryStore(folder / "keys.json", boot="g")
+        store = LocalStore(folder / "keys.json", boot="g")
         word = msgspec.msgpack.encode(Report(gateway="g", config_hash="h", targets=states))
         await store.report(word)
 

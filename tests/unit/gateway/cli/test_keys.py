@@ -156,7 +156,7 @@ def test_secrets_are_shown_once_and_stored_nowhere(said: Said, run: Run, tmp_pat
             ("admin", "audit", "--json"),
         )
     )
-    files = "".join(file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+    files = "".join(file.read_text("latin-1") for file in tmp_path.rglob("*") if file.is_file())
     assert key_id in shown and key_id in files
     for secret in secrets:
         assert secret.split("_")[2][:43] not in shown + files

@@ -18,7 +18,7 @@ from gateway.admin import Registrar
 from gateway.cli import drain
 from gateway.core.clock import SystemClock
 from gateway.core.types import Report, TargetOrder, TargetState
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 Run = Callable[..., Result]
 Said = Callable[..., Any]
@@ -54,7 +54,7 @@ class Worker:
         """What it reports from one time to the next; the last for good."""
         self.heeds = True
         self.told: list[TargetState] = []
-        self._store = MemoryStore(path, boot="worker")
+        self._store = LocalStore(path, boot="worker")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
@@ -174,7 +174,7 @@ def test_who_is_overruled_does_not_wait(worker: Worker, refused: Refused, tmp_pa
     def overrule() -> None:
         while not any(state.order for state in worker.told):
             time.sleep(0.005)
-        asyncio.run(Registrar(MemoryStore(path), {0: b""}, SystemClock(), "test").order("a", "open"))
+        asyncio.run(Registrar(LocalStore(path), {0: b""}, SystemClock(), "test").order("a", "open"))
 
     with ThreadPoolExecutor() as pool:
         other = pool.submit(overrule)

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from gateway.cli import cli
 from gateway.core.types import Entry, KeyRecord, Secret
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
 TODAY = NOON.date().isoformat()
@@ -41,7 +41,7 @@ def state(tmp_path: Path) -> Path:
     path = tmp_path / "keys.json"
 
     async def write() -> None:
-        store = MemoryStore(path)
+        store = LocalStore(path)
         await store.open()
         await store.put(KeyRecord(id="k1", name="search [bold]", secrets=(Secret(digest="0"),), created=1.0))
         entries = [

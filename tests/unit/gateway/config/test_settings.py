@@ -45,7 +45,7 @@ def test_peppers_that_cannot_be_read_are_refused_without_showing_them(text: str)
 
 def test_the_state_file_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
-    assert Settings().state_path == Path("/somewhere/trunkline/keys.json")
+    assert Settings().state_path == Path("/somewhere/trunkline/keys.db")
     assert Settings(state="here.json").state_path == Path("here.json")
 
 

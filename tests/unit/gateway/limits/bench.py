@@ -18,7 +18,7 @@ from gateway.core.errors import GatewayError, LimitReached, Unauthenticated
 from gateway.core.types import Ask, KeyRecord, Limit, Secret, Spent, Tenant, Verdict
 from gateway.limits import Admission, Lease, Rules
 from gateway.store import StoreDown
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 USED = Spent(input=5, output=2)
 """What calls use here unless a test says otherwise."""
@@ -31,7 +31,7 @@ class Person(Struct, frozen=True):
     tenant: Tenant | None = None
 
 
-class Flaky(MemoryStore):
+class Flaky(LocalStore):
     """A store in memory that a test can take away, and whose settlements a test can delay."""
 
     down = False

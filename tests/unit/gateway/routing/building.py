@@ -24,7 +24,7 @@ from gateway.routing.attempts import Attempts
 from gateway.routing.policies import registry
 from gateway.routing.policies.api import Policy, Prompt
 from gateway.store import Limits
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 from gateway.targets import Target
 from gateway.targets.health import Breaker
 
@@ -99,7 +99,7 @@ class World:
             self.clock: Any = asyncio.get_running_loop().time
         except RuntimeError:
             self.clock = FixedClock()
-        self.store = store or MemoryStore(Path("/nowhere/state.json"), now=self.clock)
+        self.store = store or LocalStore(Path("/nowhere/state.json"), now=self.clock)
         self.queued: list[tuple[str, int, int]] = []
         self.builder = Builder(
             {},

@@ -12,7 +12,7 @@ from unit.gateway.routing.building import World, call, one, targets, virtual
 from gateway.core.types import Ask, Verdict
 from gateway.routing import Slots
 from gateway.store import StoreDown
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 from gateway.targets import Target
 
 
@@ -20,11 +20,11 @@ def target(most: int = 3) -> Target:
     return World(one(targets=targets("a", max_inflight=most)))["a"]
 
 
-def store(clock: Callable[[], float] = lambda: 1000.0) -> MemoryStore:
-    return MemoryStore(Path("/nowhere/state.json"), now=clock)
+def store(clock: Callable[[], float] = lambda: 1000.0) -> LocalStore:
+    return LocalStore(Path("/nowhere/state.json"), now=clock)
 
 
-class Down(MemoryStore):
+class Down(LocalStore):
     """A store that does not answer."""
 
     async def admit(self, ask: Ask) -> Verdict:
@@ -82,7 +82,7 @@ async def test_without_the_store_each_gateway_keeps_to_its_share(most: int, gate
 async def test_what_was_taken_without_the_store_is_given_back(tmp_path: Path) -> None:
     """A gateway without Redis, while its state file cannot be read."""
     state, of = tmp_path / "keys.json", target(2)
-    slots = Slots(MemoryStore(state))
+    slots = Slots(LocalStore(state))
     state.write_text("{ half of it is")
     for number in range(5):
         of.inflight.own += 1

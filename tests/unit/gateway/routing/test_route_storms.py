@@ -15,7 +15,7 @@ from gateway.core.errors import GatewayError, Unreachable, UpstreamBusy, Upstrea
 from gateway.core.types import Ask, Priority, Verdict
 from gateway.routing import Slots
 from gateway.store import StoreDown
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 ERRORS: dict[str, UpstreamError] = {
     "fail": UpstreamFailed("500"),
@@ -39,7 +39,7 @@ STEPS = (
 )
 
 
-class Slow(MemoryStore):
+class Slow(LocalStore):
     """A store that takes its time, and hands back what nobody waits for any more, as that in Redis does."""
 
     away = False
@@ -162,7 +162,7 @@ async def test_a_client_that_leaves_while_its_slot_is_taken_keeps_nothing() -> N
 
 @virtual
 async def test_a_store_that_fails_in_an_unknown_way_leaks_nothing() -> None:
-    class Broken(MemoryStore):
+    class Broken(LocalStore):
         async def admit(self, ask: Ask) -> Verdict:
             raise ZeroDivisionError
 

@@ -14,7 +14,7 @@ from gateway.config import parse_table
 from gateway.core.errors import NoRoute
 from gateway.core.types import TargetOrder
 from gateway.routing import Builder, Routes, Slots
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 from gateway.targets.health import Breaker
 from gateway.targets.load import Share
 
@@ -37,7 +37,7 @@ def capabilities(name: str) -> Capabilities:
 @pytest.fixture
 def routes(tmp_path_factory: pytest.TempPathFactory) -> Routes:
     clock = FixedClock()
-    slots = Slots(MemoryStore(tmp_path_factory.getbasetemp() / "absent.json"))
+    slots = Slots(LocalStore(tmp_path_factory.getbasetemp() / "absent.json"))
     builder = Builder({"b": "http://127.0.0.1:5/"}, capabilities, lambda name: Breaker(name, clock), slots, clock)  # type: ignore[return-value]
     return builder.build(parse_table(TABLE, "t", {"K": "key"})[0], "hash")
 

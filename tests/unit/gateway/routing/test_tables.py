@@ -13,7 +13,7 @@ from harness.routing import Gateway, Replica, key
 
 from gateway.routing.policies.api import Prompt
 from gateway.routing.policies.registry import load
-from gateway.routing.policies.tables import Exceptions, Groups
+from gateway.routing.policies.tables import NEVER, Exceptions, Groups
 from gateway.targets.load import Share
 
 MEGABYTE = 1_000_000
@@ -219,3 +219,20 @@ def test_the_ring_holds_the_newest_32() -> None:
     assert len(notes) == 32
     assert notes[-1].key in (key(99), key("g", 99))
     assert key(0) not in [note.key for note in notes]
+
+
+def test_where_a_group_was_sent_is_marked_as_long_as_its_stamps_are_known() -> None:
+    """While the table grows, when one group takes another's slot, and after targets have come and gone."""
+    chance, groups = Random(1), Groups(3)
+    put = hashes(9000)
+    for number, hashed in enumerate(put):
+        (groups.sent if chance.random() < 0.5 else groups.heard)(hashed, chance.randrange(3), number, 2000)
+    heir = Groups(4)
+    heir.inherit(groups, [(0, 3), (2, 1)])
+    for table in (groups, heir):
+        known = [slot for hashed in put if (slot := table.find(hashed)) >= 0]
+        assert 1000 < len(known) < len(put), "some have had to go"
+        for slot in known:
+            stamps, sent, share, calls = table.known(slot)
+            assert list(sent) == [int(stamp != NEVER) for stamp in stamps]
+            assert (list(stamps), share, calls) == (list(table.stamps(slot)), table.share(slot), table.calls(slot))

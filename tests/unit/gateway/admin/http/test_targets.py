@@ -16,10 +16,10 @@ from gateway.admin import targets
 from gateway.admin.targets import Listed
 from gateway.config import parse_table
 from gateway.core.types import Report, TargetState
-from gateway.store.local.store import MemoryStore
+from gateway.store.local import LocalStore
 
 
-class Reported(MemoryStore):
+class Reported(LocalStore):
     """A store with what several workers would have reported to Redis."""
 
     words: dict[str, tuple[bytes, float]] = {}
@@ -59,7 +59,7 @@ def test_the_list_has_the_targets_of_the_table_in_its_order(admin: Admin) -> Non
 
 
 def test_what_the_gateway_reports_is_shown(admin: Admin) -> None:
-    worker = MemoryStore(admin.store._path, lambda: time.time() - 2, boot="w1")
+    worker = LocalStore(admin.state, lambda: time.time() - 2, boot="w1")
     full = state(
         running=3, waiting=1, prefill=500, max_inflight=8, context=4096, kv_tokens=9000, version="0.9", attempts=7
     )

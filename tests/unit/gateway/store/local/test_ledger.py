@@ -1,182 +1,95 @@
-"""The ledger in files: rotation and its bound, crashes, full disks, other processes."""
+"""The ledger in the state file: what is kept for how long, and counts that no engine should report."""
 
 from __future__ import annotations
 
-import asyncio
-import resource
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import pytest
 
 from gateway.core.types import Entry
-from gateway.store import StoreDown
-from gateway.store.local.ledger import FileLedger
+from gateway.store.local.database import Database
+from gateway.store.local.ledger import LocalLedger
+from gateway.store.local.rows import MOST
 
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
 DAY = 86400.0
-TODAY = "usage-2026-11-22.jsonl"
 
 
-def entry(call: str = "c", time: float = NOON, n: int = 1) -> Entry:
-    return Entry(call_id=call, time=time, key_id="k", tenant="t", route="r", target="a", input=n, output=n)
+def entry(call: str = "c", time: float = 1795348800.0, n: int = 1, **fields: Any) -> Entry:
+    counts = {"input": n, "output": n, **fields}
+    return Entry(call_id=call, time=time, key_id="k", tenant="t", route="r", target="a", **counts)
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != "usage.lock")
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(tmp_path / "keys.db")
+    yield database
+    await database.close()
 
 
-def written(folder: Path, files: list[str]) -> list[str]:
-    lines = [line for name in files for line in (folder / name).read_bytes().splitlines()]
-    return [msgspec.json.decode(line)["call_id"] for line in lines]
+async def rows(database: Database, query: str) -> list[tuple[Any, ...]]:
+    return await database.read(lambda connection: connection.execute(query).fetchall())
 
 
-async def counted(ledger: FileLedger) -> int:
-    return sum(each.calls for each in await ledger.sums("0000-01-01", "9999-12-31"))
+async def test_every_call_has_a_row(database: Database) -> None:
+    ledger = LocalLedger(database)
+    full = Entry(
+        call_id="c-1",
+        time=1795348800.25,
+        key_id="k",
+        tenant="t|%",
+        route="r",
+        target="a",
+        endpoint="chat/completions",
+        outcome="gone",
+        input=5,
+        cached=4,
+        output=3,
+        cost_micros=2,
+        source="counted",
+    )
+    await ledger.append("b", [full, entry("c-2")])
+    columns = ", ".join(Entry.__struct_fields__)
+    first, second = await rows(database, f"SELECT {columns} FROM calls ORDER BY number")
+    assert Entry(**dict(zip(Entry.__struct_fields__, first, strict=True))) == full
+    assert second[0] == "c-2"
 
 
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes: a write stops there, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+async def test_the_oldest_calls_go_when_there_are_too_many_and_the_sums_stay(database: Database) -> None:
+    ledger = LocalLedger(database, max_calls=25)
+    for i in range(20):
+        await ledger.append(f"b-{i}", [entry(f"call-{i}-{j}", 1795348800.0 + i // 7 * DAY) for j in range(3)])
+    kept = [call for (call,) in await rows(database, "SELECT call_id FROM calls ORDER BY number")]
+    assert kept == [f"call-{i // 3}-{i % 3}" for i in range(35, 60)]
+    assert [each.calls for each in await ledger.sums("", "~")] == [21, 21, 18]
+    assert await ledger.by_target() == {"a": (60, 60)}
 
 
-async def test_a_day_has_a_file_of_json_lines_that_only_its_owner_reads(tmp_path: Path) -> None:
-    ledger = FileLedger(tmp_path / "usage")
-    await ledger.append("b", [entry("c-1"), entry("c-2", NOON + DAY)])
-    assert names(tmp_path / "usage") == [TODAY, "usage-2026-11-23.jsonl"]
-    file = tmp_path / "usage" / TODAY
-    assert file.stat().st_mode & 0o777 == 0o600
-    assert msgspec.json.decode(file.read_bytes(), type=Entry) == entry("c-1")
-    assert file.read_bytes().endswith(b"}\n")
+async def test_sums_go_after_400_days(database: Database) -> None:
+    ledger, now = LocalLedger(database), time.time()
+    for number, age in enumerate((402, 399, 0)):
+        await ledger.append(f"b-{number}", [entry(time=now - age * DAY)])
+    assert len(await ledger.sums("", "~")) == 2
+    assert await ledger.by_target() == {"a": (3, 3)}
+    await ledger.append("ahead", [entry(time=now + 4000 * DAY)])
+    assert len(await ledger.sums("", "~")) == 3, "a clock that is ahead makes nothing old"
 
 
-async def test_a_file_that_is_full_is_numbered_and_a_new_one_begun(tmp_path: Path) -> None:
-    ledger = FileLedger(tmp_path, file_bytes=1000)
-    for i in range(40):
-        await ledger.append(f"b-{i}", [entry(f"call-{i:03}")])
-    found = names(tmp_path)
-    assert TODAY in found and f"{TODAY}.1" in found and f"{TODAY}.2" in found
-    assert all((tmp_path / name).stat().st_size <= 1000 for name in found)
-    in_order = [*(f"{TODAY}.{i}" for i in range(1, len(found))), TODAY]
-    calls = written(tmp_path, in_order)
-    assert calls == [f"call-{i:03}" for i in range(40)]
-    assert await counted(ledger) == 40 and await ledger.by_target() == {"a": (40, 40)}
+async def test_only_the_newest_batches_are_known_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.store.local.ledger.REMEMBERED", 10)
+    ledger = LocalLedger(database)
+    for i in range(15):
+        await ledger.append(f"b-{i}", [entry()])
+    await ledger.append("b-5", [entry()])
+    assert (await rows(database, "SELECT count(*) FROM batches")) == [(10,)]
+    assert (await ledger.sums("", "~"))[0].calls == 15
 
 
-async def test_numbers_go_on_after_nine(tmp_path: Path) -> None:
-    ledger = FileLedger(tmp_path, file_bytes=1)
-    for i in range(13):
-        await ledger.append(f"b-{i}", [entry(f"call-{i}")])
-    assert {f"{TODAY}.{i}" for i in range(1, 13)} | {TODAY} == set(names(tmp_path))
-    assert msgspec.json.decode((tmp_path / f"{TODAY}.12").read_bytes())["call_id"] == "call-11"
-
-
-async def test_the_oldest_files_go_when_there_is_too_much(tmp_path: Path) -> None:
-    ledger = FileLedger(tmp_path, file_bytes=1000, total_bytes=5000)
-    for i in range(200):
-        await ledger.append(f"b-{i}", [entry(f"call-{i:03}", NOON + i // 20 * DAY)])
-        if i % 7 == 0:
-            assert (await ledger.by_target())["a"][0] == i + 1, "counts of dropped files stay"
-        assert sum((tmp_path / name).stat().st_size for name in names(tmp_path)) <= 5000
-    days = sorted({each.day for each in await ledger.sums("0000-01-01", "9999-12-31")})
-    assert days[-1] == "2026-12-01" and days[0] > "2026-11-25"
-    assert (await ledger.by_target())["a"] == (200, 200)
-
-
-async def test_a_line_that_a_crash_cut_is_passed_over(tmp_path: Path) -> None:
-    ledger = FileLedger(tmp_path)
-    await ledger.append("b-1", [entry("c-1"), entry("c-2")])
-    assert await ledger.by_target() == {"a": (2, 2)}
-    with (tmp_path / TODAY).open("ab") as file:
-        file.write(b'{"call_id":"c-3","time":1795')
-    for reader in (ledger, FileLedger(tmp_path)):
-        assert await counted(reader) == 2 and await reader.by_target() == {"a": (2, 2)}
-    again = FileLedger(tmp_path)
-    await again.append("b-1", [entry("c-4")])
-    for reader in (ledger, again, FileLedger(tmp_path)):
-        assert await counted(reader) == 3 and await reader.by_target() == {"a": (3, 3)}
-
-
-async def test_lines_that_are_none_of_ours_are_passed_over(tmp_path: Path) -> None:
-    (tmp_path / TODAY).write_bytes(b'\n\xff\xfe\nnull\n[]\n{}\n{"call_id":3}\n')
-    (tmp_path / "usage-today.jsonl").write_bytes(b"x")
-    ledger = FileLedger(tmp_path)
-    assert await counted(ledger) == 0
-    await ledger.append("b", [entry()])
-    assert await counted(ledger) == 1
-
-
-async def test_a_batch_that_the_disk_has_no_room_for_is_not_there_by_halves(tmp_path: Path) -> None:
-    ledger = FileLedger(tmp_path)
-    await ledger.append("b-1", [entry("c-1")])
-    size = (tmp_path / TODAY).stat().st_size
-    batch = [entry("c-2", NOON - DAY), *(entry(f"c-{i}") for i in range(3, 10))]
-    with disk_of(3 * size), pytest.raises(StoreDown):
-        await ledger.append("b-2", batch)
-    assert await counted(ledger) == 1
-    assert (tmp_path / TODAY).stat().st_size == size
-    await ledger.append("b-2", batch)
-    await ledger.append("b-2", batch)
-    assert await counted(ledger) == 9 and await ledger.by_target() == {"a": (9, 9)}
-
-
-async def test_files_that_cannot_be_used_are_a_store_that_is_down(tmp_path: Path) -> None:
-    (tmp_path / "usage").write_text("a file where the folder should be")
-    ledger = FileLedger(tmp_path / "usage")
-    with pytest.raises(StoreDown):
-        await ledger.append("b-1", [entry()])
-    with pytest.raises(StoreDown):
-        await ledger.sums("2026-11-22", "2026-11-22")
-    (tmp_path / "usage").unlink()
-    assert await ledger.sums("2026-11-22", "2026-11-22") == [] and not (tmp_path / "usage").exists()
-    await ledger.append("b-1", [entry()])
-    assert await counted(ledger) == 1
-
-
-WRITER = """
-import asyncio, sys, time
-from pathlib import Path
-from gateway.core.types import Entry
-from gateway.store.local.ledger import FileLedger
-NOON, name = 1795348800.0, sys.argv[2]
-async def main():
-    ledger = FileLedger(Path(sys.argv[1]), file_bytes=1500)
-    while not Path(sys.argv[3]).exists():
-        time.sleep(0.001)
-    for i in range(150):
-        lines = [
-            Entry(call_id=f"{name}-{i}-{j}", time=NOON + j % 2 * 86400, key_id="k", tenant="t", route="r")
-            for j in range(4)
-        ]
-        await ledger.append(f"{name}-{i}", lines)
-asyncio.run(main())
-"""
-
-
-async def test_processes_that_write_at_once_lose_and_tear_nothing(tmp_path: Path) -> None:
-    folder, start = tmp_path / "usage", tmp_path / "start"
-    command = [sys.executable, "-c", WRITER, str(folder)]
-    writers = [subprocess.Popen([*command, str(i), str(start)], stderr=subprocess.PIPE) for i in range(3)]
-    await asyncio.sleep(0.5)
-    start.touch()
-    reader, seen = FileLedger(folder), 0
-    while any(writer.poll() is None for writer in writers):
-        found = await counted(reader)
-        assert found >= seen
-        seen = found
-        await asyncio.sleep(0.01)
-    assert [writer.communicate()[1] for writer in writers] == [b"", b"", b""]
-    assert await counted(reader) == 3 * 150 * 4
-    calls = written(folder, names(folder))
-    assert len(calls) == len(set(calls)) == 1800
+async def test_counts_that_nothing_can_hold_are_cut(database: Database) -> None:
+    ledger = LocalLedger(database)
+    await ledger.append("b-1", [entry(n=10**30, cost_micros=2**63), entry(n=1)])
+    await ledger.append("b-2", [entry(n=2**64), entry(n=MOST)])
+    (found,) = await ledger.sums("", "~")
+    assert (found.calls, found.input, found.cost_micros) == (4, 3 * MOST + 1, MOST)
