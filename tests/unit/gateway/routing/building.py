@@ -23,6 +23,7 @@ from gateway.routing.attempt import NO_OUTCOME
 from gateway.routing.attempts import Attempts
 from gateway.routing.policies import registry
 from gateway.routing.policies.api import Policy, Prompt
+from gateway.routing.queue.events import QueueEvents
 from gateway.store import Limits
 from gateway.store.local import LocalStore
 from gateway.targets import Target
@@ -82,6 +83,16 @@ async def tried_in_turn(attempts: Attempts, spent: Callable[[], Spent]) -> Async
         attempts.close(spent())
 
 
+class Noted(QueueEvents):
+    """Writes down how many calls wait."""
+
+    def __init__(self, queued: list[tuple[str, int, int]]) -> None:
+        self._queued = queued
+
+    def queued(self, route: str, calls: int, size: int) -> None:
+        self._queued.append((route, calls, size))
+
+
 class World:
     """Routes as the gateway has them."""
 
@@ -108,7 +119,7 @@ class World:
             Slots(self.store, lambda: gateways),
             self.clock,
             policies=(lambda _: lambda *_: policy) if policy else registry.load,
-            queued=lambda *told: self.queued.append(told),
+            events=Noted(self.queued),
         )
         self.routes = self.build(text)
         self.routes.open()
