@@ -5,47 +5,66 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from gateway.core.dimensions import WORDS
 from gateway.core.errors import LimitReached, NeverFits, OutOfBudget, RateLimited
 from gateway.core.types import Dimension, Standing, Verdict
 
 Headers = list[tuple[bytes, bytes]]
 
 _WHOSE = {"key": "This key", "tenant": "This tenant", "model": "This model", "key_model": "This key on this model"}
-_WHAT = {
-    "rpm": "requests per minute",
-    "tpm": "tokens per minute",
-    "itpm": "prompt tokens per minute",
-    "otpm": "completion tokens per minute",
-    "concurrency": "calls at the same time",
-}
+_WORDS = (b"limit", b"remaining", b"reset")
 
 
-def rate_headers(
-    dimensions: Sequence[Dimension], standings: Sequence[Standing], ietf: bool, denied: int | None = None
-) -> Headers:
-    """OpenAI's headers for requests and for tokens: of what denied the call, else of what has the least left."""
-    tightest: dict[str, tuple[Dimension, Standing]] = {}
-    decisive = None if denied is None else dimensions[denied]
-    for dimension, standing in zip(dimensions, standings, strict=False):
-        if dimension.kind == "rate":
-            group = "requests" if dimension.unit == "requests" else "tokens"
-            known = tightest.get(group)
-            tighter = known is None or (known[0] is not decisive and standing.remaining < known[1].remaining)
-            if tighter or dimension is decisive:
-                tightest[group] = dimension, standing
-    headers: Headers = []
-    for group, (dimension, standing) in tightest.items():
-        name = group.encode()
-        headers += [
-            (b"x-ratelimit-limit-" + name, b"%d" % dimension.limit),
-            (b"x-ratelimit-remaining-" + name, b"%d" % standing.remaining),
-            (b"x-ratelimit-reset-" + name, duration(standing.reset).encode()),
-        ]
-    if ietf and tightest:
-        policy = ", ".join(f'"{d.name}";q={d.limit};w={d.window:.0f}' for d, _ in tightest.values())
-        state = ", ".join(f'"{d.name}";r={s.remaining};t={math.ceil(s.reset)}' for d, s in tightest.values())
-        headers += [(b"ratelimit-policy", policy.encode()), (b"ratelimit", state.encode())]
-    return headers
+class RateHeaders:
+    """OpenAI's headers for requests and for tokens, of the same dimensions for many calls."""
+
+    __slots__ = ("_dimensions", "_groups", "ietf")
+
+    def __init__(self, dimensions: Sequence[Dimension], ietf: bool = False) -> None:
+        self._dimensions, self.ietf = dimensions, ietf
+        requests = [i for i, d in enumerate(dimensions) if d.kind == "rate" and d.unit == "requests"]
+        tokens = [i for i, d in enumerate(dimensions) if d.kind == "rate" and d.unit != "requests"]
+        self._groups = [_Group(*group) for group in ((b"requests", requests), (b"tokens", tokens)) if group[1]]
+
+    def of(self, standings: Sequence[Standing], denied: int | None = None) -> Headers:
+        """Of what denied the call, else of what has the least left."""
+        headers: Headers = []
+        told = []
+        for group in self._groups:
+            members = group.members
+            if len(members) == 1:
+                chosen = members[0]
+            elif denied in members:
+                chosen = denied
+            else:
+                chosen = min(members, key=lambda member: standings[member].remaining)
+            standing = standings[chosen]
+            reset = standing.reset
+            headers += (
+                (group.limit, b"%d" % self._dimensions[chosen].limit),
+                (group.remaining, b"%d" % standing.remaining),
+                # Most are short; the longer ones are worth a call.
+                (group.reset, b"%dms" % math.ceil(reset * 1000) if reset <= 0.999 else duration(reset).encode()),
+            )
+            told.append(chosen)
+        if self.ietf and told:
+            headers += self._ietf_headers([(self._dimensions[i], standings[i]) for i in told])
+        return headers
+
+    def _ietf_headers(self, told: Sequence[tuple[Dimension, Standing]]) -> Headers:
+        policy = ", ".join(f'"{d.name}";q={d.limit};w={d.window:.0f}' for d, _ in told)
+        state = ", ".join(f'"{d.name}";r={s.remaining};t={math.ceil(s.reset)}' for d, s in told)
+        return [(b"ratelimit-policy", policy.encode()), (b"ratelimit", state.encode())]
+
+
+class _Group:
+    """The dimensions of which one is told, and the names it is told under."""
+
+    __slots__ = ("limit", "members", "remaining", "reset")
+
+    def __init__(self, name: bytes, members: list[int]) -> None:
+        self.members = members
+        self.limit, self.remaining, self.reset = (b"x-ratelimit-%b-%b" % (w, name) for w in _WORDS)
 
 
 def denial(dimensions: Sequence[Dimension], verdict: Verdict, headers: Headers) -> LimitReached:
@@ -55,7 +74,7 @@ def denial(dimensions: Sequence[Dimension], verdict: Verdict, headers: Headers) 
     whose = _WHOSE[dimension.scope]
     error: LimitReached
     if dimension.kind != "budget":
-        what = f"{dimension.limit} {_WHAT[dimension.name]}"
+        what = f"{dimension.limit} {WORDS[dimension.name]}"
         error = RateLimited(f"{whose} is limited to {what}. Try again in {duration(wait)}.", retry_after=wait)
     else:
         what = f"{dimension.limit} tokens" if dimension.unit == "tokens" else "money"
@@ -71,7 +90,7 @@ def denial(dimensions: Sequence[Dimension], verdict: Verdict, headers: Headers) 
 
 def never_fits(dimension: Dimension) -> NeverFits:
     """The error for a call that is larger than a whole dimension."""
-    what = "money" if dimension.unit == "cost" else f"{dimension.limit} {_WHAT.get(dimension.name, 'tokens')}"
+    what = "money" if dimension.unit == "cost" else f"{dimension.limit} {WORDS.get(dimension.name, 'tokens')}"
     return NeverFits(
         f"{_WHOSE[dimension.scope]} is limited to {what}, which is less than this call needs at the very least: it "
         "would never be admitted. Send a shorter prompt or a smaller 'max_tokens'.",

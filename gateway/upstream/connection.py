@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from gateway.core.errors import Disconnected, UpstreamError
-from gateway.upstream.http1 import HEAD_BYTES, HEAD_LINES, Answer
+from gateway.upstream.http1 import Answer
 
 if TYPE_CHECKING:
     from gateway.upstream.origin import Origin
@@ -25,24 +26,16 @@ class Response(Answer):
     `status`, `headers` and `complete` are as in `Answer`.
     """
 
-    __slots__ = ("_connection", "_due", "_failure", "_limit", "_loop", "_timer", "_waiter")
-
-    def __init__(
-        self,
-        connection: Connection,
-        head_bytes: int = HEAD_BYTES,
-        head_lines: int = HEAD_LINES,
-        *,
-        without_body: bool = False,
-    ) -> None:
-        super().__init__(head_bytes, head_lines, without_body=without_body)
-        self._connection: Connection | None = connection
-        self._loop = connection.loop
-        self._waiter: asyncio.Future[None] | None = None
-        self._failure: UpstreamError | None = None
-        self._limit: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
+    connection: Connection | None = None
+    """What it comes over; None: it was released."""
+    _waiter: asyncio.Future[None] | None = None
+    _failure: UpstreamError | None = None
+    limit: float | None = None
+    """The deadline, in the loop's time."""
+    _timer: asyncio.TimerHandle | None = None
+    _due = 0.0
+    _tailing = False
+    """Its reader has all that it wants; what is left is the end of the message."""
 
     @property
     def ended(self) -> bool:
@@ -54,7 +47,7 @@ class Response(Answer):
 
         It counts while `read` waits, and stays until it is moved. Moving it costs nothing.
         """
-        self._limit = moment
+        self.limit = moment
         if self._waiter is not None and moment is not None:
             self._watch(moment)
 
@@ -69,12 +62,17 @@ class Response(Answer):
                 return b""
             if self._failure is not None:
                 raise self._failure
-            if self._connection is None:
+            if self.connection is None:
                 raise Disconnected("the answer was given up")
-            await self._wait()
-        piece = self.take()
-        if self._connection is not None:
-            self._connection.resume()
+            try:
+                await self._expect(self.connection.loop)
+            finally:
+                self._waiter = None
+        pieces, self.held = self.pieces, 0
+        piece = pieces.pop() if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if self.connection is not None and self.connection.paused:
+            self.connection.resume()
         return piece
 
     async def head(self) -> None:
@@ -82,13 +80,24 @@ class Response(Answer):
         while not self.status:
             if self._failure is not None:
                 raise self._failure
-            await self._wait()
+            assert self.connection is not None
+            try:
+                await self._expect(self.connection.loop)
+            finally:
+                self._waiter = None
 
-    def release(self) -> None:
-        """Let go of the connection: it serves again if the message is complete, else it is closed at once."""
-        connection, self._connection = self._connection, None
+    def release(self, tail: float = 0.0) -> None:
+        """Let go of the connection: it serves again if the message is complete, else it is closed, at once or, where
+        nothing but the message's end is due, if that has not come in `tail` seconds."""
+        connection = self.connection
         if connection is None:
             return
+        if tail and not self.complete and self._failure is None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._tailing = connection.loop.call_later(tail, self.release), True
+            return
+        self.connection = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -101,19 +110,20 @@ class Response(Answer):
         self.wake()
 
     def wake(self) -> None:
-        """Let the reader look again."""
+        """Let the reader look again; without one, the message may have come to its end."""
+        if self._tailing:
+            self.release()
+            return
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        if self._limit is not None:
-            self._watch(self._limit)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def _expect(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """What is done when there is something to look at."""
+        waiter = self._waiter = loop.create_future()
+        if self.limit is not None:
+            self._watch(self.limit)
+        return waiter
 
     def _watch(self, moment: float) -> None:
         """One timer for the whole answer: it is set anew only if it would come too late."""
@@ -121,14 +131,15 @@ class Response(Answer):
             if self._due <= moment:
                 return
             self._timer.cancel()
-        self._timer, self._due = self._loop.call_at(moment, self._look), moment
+        assert self.connection is not None
+        self._timer, self._due = self.connection.loop.call_at(moment, self._look), moment
 
     def _look(self) -> None:
         self._timer = None
-        if self._waiter is None or self._limit is None:
+        if self._waiter is None or self.limit is None or self.connection is None:
             return  # the next wait sets it again
-        if self._loop.time() < self._limit:
-            self._watch(self._limit)
+        if self.connection.loop.time() < self.limit:
+            self._watch(self.limit)
         elif not self._waiter.done():
             self._waiter.set_exception(TimeoutError("nothing came in time"))
 
@@ -136,7 +147,18 @@ class Response(Answer):
 class Connection(asyncio.Protocol):
     """One connection: a request out, its answer in, then the next. Made by the pool."""
 
-    __slots__ = ("_paused", "_pool", "_response", "_transport", "ended", "idle_until", "loop", "made_at", "origin")
+    __slots__ = (
+        "_pool",
+        "_response",
+        "_transport",
+        "ended",
+        "idle_until",
+        "loop",
+        "made_at",
+        "origin",
+        "paused",
+        "socket",
+    )
 
     def __init__(self, origin: Origin, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self.origin, self.loop, self._pool = origin, loop, pool
@@ -145,9 +167,12 @@ class Connection(asyncio.Protocol):
         """Until when it may wait for another request, in the loop's time."""
         self.ended = False
         """It takes no request any more."""
+        self.socket: socket.socket | None = None
+        """Its own, only to look at: the transport reads and writes it."""
         self._transport: asyncio.Transport | None = None
         self._response: Response | None = None
-        self._paused = False
+        self.paused = False
+        """Nothing is read from it, because what has come was not taken away."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment] # uvloop's is no asyncio.Transport
@@ -166,7 +191,11 @@ class Connection(asyncio.Protocol):
             self.abort()
         if response.held >= HELD_BYTES and not response.complete:
             self._pause()
-        response.wake()
+        waiter = response._waiter  # as `wake`
+        if waiter is None:
+            response.wake()
+        elif not waiter.done():
+            waiter.set_result(None)
 
     def eof_received(self) -> None:
         self.ended = True
@@ -187,7 +216,7 @@ class Connection(asyncio.Protocol):
     def send(self, response: Response, head: bytes, body: bytes) -> None:
         """Begin an exchange: what comes from here on belongs to `response`."""
         assert self._transport is not None
-        self._response = response
+        self._response, response.connection = response, self
         if len(body) <= JOINED_BYTES:
             self._transport.write(head + body if body else head)
         else:
@@ -195,16 +224,18 @@ class Connection(asyncio.Protocol):
 
     def finish(self, response: Response) -> None:
         """The exchange is over. If it ended well, the connection goes back to the idle ones of its origin."""
-        self._response = None
-        if response.reusable and response.complete and not self.ended and self._flushed():
+        transport, self._response = self._transport, None
+        assert transport is not None
+        # A target may answer before it has read the request: what has not left then is no other request's beginning.
+        if response.reusable and response.complete and not self.ended and not transport.get_write_buffer_size():
             self._pool.give_back(self, response.idle_seconds)
         else:
             self.abort()
 
     def resume(self) -> None:
         """What was held has been taken away: read on."""
-        if self._paused:
-            self._paused = False
+        if self.paused:
+            self.paused = False
             with suppress(RuntimeError):  # it is closing
                 assert self._transport is not None
                 self._transport.resume_reading()
@@ -216,15 +247,11 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _pause(self) -> None:
-        if not self._paused and not self.ended:
-            self._paused = True
+        if not self.paused and not self.ended:
+            self.paused = True
             with suppress(RuntimeError):
                 assert self._transport is not None
                 self._transport.pause_reading()
-
-    def _flushed(self) -> bool:
-        """All of the request has left; a target may answer before it has read it."""
-        return self._transport is not None and not self._transport.get_write_buffer_size()
 
 
 def spoken(error: BaseException) -> str:

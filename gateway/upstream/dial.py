@@ -47,7 +47,7 @@ class Dialer:
         """A connection on which requests can be sent. Raises `Unreachable`, `OSError`, `UnicodeError`."""
         place = origin.place
         if place.unix:
-            return await _open(None, place.unix, make)
+            return await _open(socket.AF_UNIX, place.unix, make)
         try:
             return await _first(await self._addresses(place), make, until)
         except Unreachable:
@@ -96,7 +96,7 @@ async def _first(addresses: list[Address], make: Make, until: float) -> Connecti
         share = max(LEAST_SECONDS, (until - loop.time()) / (len(addresses) - number))
         try:
             async with asyncio.timeout(share):
-                return await _open(address, "", make)
+                return await _open(*address, make)
         except TimeoutError:
             failures.append(f"{address[1][0]}: no connection within {share:g} s")
         except OSError as error:
@@ -104,27 +104,29 @@ async def _first(addresses: list[Address], make: Make, until: float) -> Connecti
     raise Unreachable("; ".join(failures))
 
 
-async def _open(address: Address | None, unix: str, make: Make) -> Connection:
-    """A connection to one address, or to a unix socket."""
+async def _open(family: int, address: tuple[object, ...] | str, make: Make) -> Connection:
+    """A connection to one address, or to the unix socket at a path."""
     loop = asyncio.get_running_loop()
-    connection = make()
+    connection, opened = make(), await _connected(family, address)
     try:
-        if address is None:
-            await loop.create_unix_connection(lambda: connection, unix)
+        if family == socket.AF_UNIX:
+            await loop.create_unix_connection(lambda: connection, sock=opened)
         else:
-            await loop.create_connection(lambda: connection, sock=await _connected(*address))
+            await loop.create_connection(lambda: connection, sock=opened)
     except BaseException:
         connection.abort()
         raise
+    connection.socket = opened
     return connection
 
 
-async def _connected(family: int, address: tuple[object, ...]) -> socket.socket:
+async def _connected(family: int, address: tuple[object, ...] | str) -> socket.socket:
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
         opened.setblocking(False)
-        # Requests and what is left of one leave at once, whatever has not been acknowledged.
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family != socket.AF_UNIX:
+            # Requests and what is left of one leave at once, whatever has not been acknowledged.
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.get_running_loop().sock_connect(opened, address)
     except BaseException:
         opened.close()

@@ -1,4 +1,4 @@
-"""What can go wrong with a target, in our words: the HTTP client's exceptions, statuses, errors inside answers."""
+"""What can go wrong with a target, in our words: heads, statuses, errors inside answers."""
 
 from __future__ import annotations
 
@@ -7,65 +7,37 @@ from email.utils import parsedate_to_datetime
 from time import time
 from typing import Final
 
-import httpx
-
 from backends.api import Call, UpstreamFault
 from backends.capabilities import Capabilities
 from gateway.core.errors import (
     BadReply,
     CredentialRefused,
-    Disconnected,
     GatewayError,
     Rejected,
-    Unreachable,
     UpstreamBusy,
-    UpstreamError,
     UpstreamFailed,
-    UpstreamTimeout,
 )
+from gateway.upstream.http1 import Headers
 
 MAX_RETRY_AFTER = 120.0
 SHORTEST_SECRET: Final = 8
 """Shorter ones are words such as "none", for servers that want any; they are found in every other text."""
 
-# What a caught httpx exception means. The most specific class in the exception's MRO decides.
-FAILURES: Final[dict[type[Exception], type[UpstreamError]]] = {
-    httpx.HTTPError: Unreachable,
-    httpx.RequestError: Unreachable,
-    httpx.HTTPStatusError: BadReply,
-    httpx.TransportError: Unreachable,
-    httpx.TimeoutException: UpstreamTimeout,
-    httpx.ConnectTimeout: Unreachable,
-    httpx.PoolTimeout: Unreachable,
-    httpx.ReadTimeout: UpstreamTimeout,
-    httpx.WriteTimeout: UpstreamTimeout,
-    httpx.NetworkError: Disconnected,
-    httpx.ConnectError: Unreachable,
-    httpx.ReadError: Disconnected,
-    httpx.WriteError: Disconnected,
-    httpx.CloseError: Disconnected,
-    httpx.ProxyError: Unreachable,
-    httpx.UnsupportedProtocol: Unreachable,
-    httpx.ProtocolError: BadReply,
-    httpx.LocalProtocolError: BadReply,
-    httpx.RemoteProtocolError: BadReply,
-    httpx.DecodingError: BadReply,
-    httpx.TooManyRedirects: BadReply,
-    httpx.InvalidURL: Unreachable,
-    httpx.CookieConflict: BadReply,
-    httpx.StreamError: Disconnected,
-}
+PLAIN: Final = (b"identity", b"")
+"""Content codings of an answer that is passed on; others would have to be unpacked to be looked at."""
 
 
-def failure(error: Exception) -> UpstreamError:
-    """The error of ours for one of the HTTP client's."""
-    for kind in type(error).__mro__:
-        if kind in FAILURES:
-            return FAILURES[kind](str(error))
-    return BadReply(type(error).__name__)
+def fit(headers: Headers) -> str:
+    """The content type of an answer, which can be passed on; raises `BadReply` for one that cannot, by its head."""
+    if headers.get(b"content-encoding", b"identity").lower() not in PLAIN:
+        raise BadReply("the answer is compressed, which was not asked for")
+    content_type = headers.get(b"content-type", b"application/json")
+    if not content_type.isascii():
+        raise BadReply("the answer's content type is not ASCII")
+    return content_type.decode()
 
 
-def status_refusal(status: int, retry_header: str | None, capabilities: Capabilities) -> GatewayError | None:
+def status_refusal(status: int, retry_header: bytes | None, capabilities: Capabilities) -> GatewayError | None:
     """What an answer that is no 200 means; None: the call is at fault, or may be, and the body tells why."""
     if status == 500 and capabilities.mistaken is not None:
         return None
@@ -114,15 +86,16 @@ def blame(fault: UpstreamFault) -> GatewayError:
     return UpstreamFailed(f"an error in an answer of status 200 ({fault.status})")  # its text may hold the prompt
 
 
-def retry_after(header: str | None) -> float | None:
+def retry_after(header: bytes | None) -> float | None:
     """Seconds from a `Retry-After` header in either form, at most 120; None if there is none that can be read."""
     if not header:
         return None
+    text = header.decode("latin-1")
     try:
-        seconds = float(header)
+        seconds = float(text)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(header).timestamp() - time()
+            seconds = parsedate_to_datetime(text).timestamp() - time()
         except (ValueError, OverflowError):
             return None
     return min(max(0.0, seconds), MAX_RETRY_AFTER) if seconds == seconds else None

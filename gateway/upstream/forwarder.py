@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 import httpx
 
@@ -12,12 +13,16 @@ from backends.api import Call, Facts, Gauges, RequestRefused
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.config import Timeouts
-from gateway.core.errors import Rejected, Unsupported, UpstreamTimeout
-from gateway.upstream.deadline import Deadline
-from gateway.upstream.failures import conceal, failure, status_refusal, worded_refusal
-from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, Upstream, reader_for
-from gateway.upstream.transport import Post, Transport
+from gateway.core.errors import BadReply, GatewayError, Rejected, Unsupported, UpstreamTimeout
+from gateway.upstream.connection import Response
+from gateway.upstream.exchange import LATE, Exchange
+from gateway.upstream.failures import conceal, fit, status_refusal, worded_refusal
+from gateway.upstream.origin import Origin
+from gateway.upstream.pool import Pool
+from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, reader_for
+from gateway.upstream.transport import Transport
 
+IDENTITY: Final = b"accept-encoding", b"identity"
 PROBE_SECONDS = 3.0
 WAKE_SECONDS = 120.0
 """How long a server may take to fetch its model."""
@@ -33,17 +38,19 @@ class Forwarder:
     """Sends calls to targets over pooled connections."""
 
     def __init__(self, limits: AnswerLimits, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """`transport` is for the questions beside the calls, instead of the calls' connections."""
         self.limits = limits
-        self._transport = transport or Transport()
+        self._pool = Pool()
+        self._transport = transport or Transport(self._pool)
+        self._origins: dict[Address, Origin] = {}
 
     async def close(self) -> None:
-        await self._transport.aclose()
+        await self._pool.close()
 
-    @asynccontextmanager
-    async def forward(
+    async def send(
         self, call: Call, address: Address, capabilities: Capabilities, timeouts: Timeouts, trace: Mapping[str, str]
-    ) -> AsyncIterator[Upstream]:
-        """One attempt. Entering it gives a good answer to read, leaving it ends the exchange whatever is left of it.
+    ) -> Exchange:
+        """One attempt: send the call, and wait for the head of a good answer. Every exchange must be closed.
 
         Raises `Unsupported` and `Rejected` (the caller's fault), `UpstreamError` (the target's), `AnswerTooLarge`.
         """
@@ -51,32 +58,43 @@ class Forwarder:
             asked = capabilities.adapter.request(call, address)
         except RequestRefused as refused:
             raise Unsupported(refused.message, param=refused.param) from refused
-        headers = {**asked.headers, **trace, "accept-encoding": "identity"}
-        request = Post(address.url + asked.path, headers, asked.body, timeouts.connect)
-        response: httpx.Response | None = None
+        headers = [(name.encode(), value.encode()) for name, value in {**asked.headers, **trace}.items()]
+        headers.append(IDENTITY)
+        due = asyncio.get_running_loop().time() + timeouts.first_byte
         try:
-            with Deadline(timeouts.first_byte, timeouts.idle) as deadline:
-                try:
-                    response = await self._transport.handle_async_request(request)
-                except httpx.TransportError as error:
-                    raise failure(error) from error
-                content_type = response.headers.get("content-type", "application/json")
-                reader = reader_for(call, capabilities, content_type, self.limits, lenient=address.lenient)
-                upstream = Upstream(response, content_type, reader, deadline)
-                if (status := response.status_code) != 200:
-                    refused_by_status = status_refusal(status, response.headers.get("retry-after"), capabilities)
-                    raise refused_by_status or worded_refusal(
-                        call, capabilities, status, await upstream.read(ERROR_BODY_LIMIT)
-                    )
-                yield upstream
-        except Rejected as refusal:
-            conceal(refusal, address.api_key)
+            response = await self._pool.request(
+                self._origin(address), "POST", asked.path, headers, asked.body, timeouts.connect, deadline=due
+            )
+        except TimeoutError:
+            raise UpstreamTimeout(LATE) from None
+        try:
+            if response.status != 200:
+                raise await self._refusal(call, address, capabilities, response)
+            content_type = fit(response.headers)
+            reader = reader_for(call, capabilities, content_type, self.limits, lenient=address.lenient)
+            return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
+        except BaseException:
+            response.release()
             raise
-        except TimeoutError as error:
-            raise UpstreamTimeout("no answer, or no next piece of it, in time") from error
-        finally:
-            if response is not None:
-                await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
+
+    async def _refusal(
+        self, call: Call, address: Address, capabilities: Capabilities, response: Response
+    ) -> GatewayError:
+        """What an answer that is no 200 means, in the target's words where these are fit for the client."""
+        refusal = status_refusal(response.status, response.headers.get(b"retry-after"), capabilities)
+        if refusal is None:
+            body = bytearray()
+            try:
+                while piece := await response.read():
+                    body += piece
+                    if len(body) > ERROR_BODY_LIMIT:
+                        return BadReply(f"the answer is larger than {ERROR_BODY_LIMIT} bytes")
+            except TimeoutError:
+                return UpstreamTimeout(LATE)
+            refusal = worded_refusal(call, capabilities, response.status, bytes(body))
+            if isinstance(refusal, Rejected):
+                conceal(refusal, address.api_key)
+        return refusal
 
     async def probe(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> str:
         """Why the target cannot serve, by its health route: "unreachable", "timeout", "status 503", "credential
@@ -176,11 +194,17 @@ class Forwarder:
         headers = {"accept-encoding": "identity"}
         if address.api_key is not None:
             headers["authorization"] = f"Bearer {address.api_key}"
-        request = httpx.Request(method, address.url + path, headers=headers)
-        request.extensions = {"timeout": {"connect": timeouts.connect}}
+        origin = self._origin(address)
+        request = httpx.Request(method, origin.url + path, headers=headers)
+        request.extensions = {"origin": origin, "timeout": {"connect": timeouts.connect}}
         async with asyncio.timeout(timeouts.connect + seconds):
             response = await self._transport.handle_async_request(request)
             try:
                 yield response
             finally:
                 await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
+
+    def _origin(self, address: Address) -> Origin:
+        if (origin := self._origins.get(address)) is None:
+            origin = self._origins[address] = Origin(address.name, address.url)
+        return origin

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, overload
 
 from httptools import HttpParserError, HttpResponseParser
 
@@ -37,6 +37,10 @@ Pairs = Sequence[tuple[bytes, bytes]]
 class Headers(list[tuple[bytes, bytes]]):
     """The fields of an answer's head in their order, names in lower case, values without blanks around them."""
 
+    @overload
+    def get(self, name: bytes) -> bytes | None: ...
+    @overload
+    def get(self, name: bytes, default: bytes) -> bytes: ...
     def get(self, name: bytes, default: bytes | None = None) -> bytes | None:
         """The first value of `name`, which is in lower case."""
         for field, value in self:
@@ -114,15 +118,15 @@ class Answer:
             return
         elif self._framing == _CHUNKED:
             self._feed_chunks(data)
-        elif self._framing == _UNTIL_CLOSE:
-            self._add(data)
-        elif len(data) < self._left:
-            self._left -= len(data)
-            self._add(data)
         else:
-            self.complete = True
-            self.reusable &= len(data) == self._left
-            self._add(data[: self._left])
+            if self._framing == _LENGTH_KNOWN:
+                self._left -= len(data)
+                if self._left <= 0:
+                    self.complete = True
+                    if self._left:
+                        self.reusable, data = False, data[: self._left]
+            self.pieces.append(data)
+            self.held += len(data)
 
     def end(self) -> None:
         """Nothing more comes, and that is no failure of the network. Raises `Disconnected` if more was due."""
@@ -149,10 +153,6 @@ class Answer:
         piece = b"".join(pieces)
         pieces.clear()  # the list stays the same: the chunks' parser adds to it
         return piece
-
-    def _add(self, data: bytes) -> None:
-        self.pieces.append(data)
-        self.held += len(data)
 
     def _feed_chunks(self, data: bytes) -> None:
         chunks, before = self._chunks, len(self.pieces)

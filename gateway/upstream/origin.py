@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from gateway.upstream.connection import Connection
 
+KNOWN_STARTS = 64
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -56,10 +57,26 @@ class Origin:
     """One target as requests reach it, and the connections to it.
 
     Counts for metrics: `open` connections, `made` and `reused` since the start; `idle` are those that wait, the one
-    used last at the end. `seconds` has how long it took to make each connection since it was last emptied.
+    used last at the end; `seconds` has how long it took to make each since it was last emptied. `url` is where
+    questions are asked, `path` its path, which stands before all others; a unix socket's are `http://localhost`'s.
     """
 
-    __slots__ = ("_prefix", "_tail", "idle", "made", "name", "open", "place", "proxy", "reused", "seconds", "tls")
+    __slots__ = (
+        "_prefix",
+        "_tail",
+        "idle",
+        "made",
+        "name",
+        "open",
+        "path",
+        "place",
+        "proxy",
+        "reused",
+        "seconds",
+        "starts",
+        "tls",
+        "url",
+    )
 
     def __init__(
         self,
@@ -76,6 +93,7 @@ class Origin:
         """
         self.name, self.tls, self.proxy = name, tls, proxy
         self.place, path = place_of(url)
+        self.url, self.path = "http://localhost" if self.place.unix else url.rstrip("/"), path
         fields = {key.lower(): value for key, value in (headers or {}).items()}
         host = fields.pop("host", None) or _host(url, self.place)
         if proxy is not None and tls is None:
@@ -84,14 +102,18 @@ class Origin:
                 fields["proxy-authorization"] = proxy.credentials.decode()
         self._prefix = path.encode()
         lines = [f"{key}: {value}\r\n" for key, value in {"host": host, **fields}.items()]
-        self._tail = b" HTTP/1.1\r\n" + "".join(lines).encode("latin-1")
+        self._tail = b" HTTP/1.1\r\n" + "".join(lines).encode()
+        self.starts: dict[tuple[str, str], bytes] = {}
         self.idle: list[Connection] = []
         self.open = self.made = self.reused = 0
         self.seconds: list[float] = []
 
     def start(self, method: str, path: str) -> bytes:
         """A request's first line and the fields that are always the same. `path` begins with a slash."""
-        return b"%b %b%b%b" % (method.encode(), self._prefix, path.encode(), self._tail)
+        start = b"%b %b%b%b" % (method.encode(), self._prefix, path.encode(), self._tail)
+        if len(self.starts) < KNOWN_STARTS:  # adapters have a handful of paths
+            self.starts[method, path] = start
+        return start
 
 
 def place_of(url: str) -> tuple[Place, str]:

@@ -18,6 +18,7 @@ has read the request cannot be known, and who may send it again is for the retry
 from __future__ import annotations
 
 import asyncio
+from socket import MSG_PEEK
 from typing import Final
 
 from gateway.core.errors import Unreachable
@@ -67,20 +68,23 @@ class Pool:
         connect: float,
         *,
         deadline: float | None = None,
+        reuse: bool = True,
     ) -> Response:
         """Send a request, and wait for the head of its answer; every response must be released.
 
         `headers` have names in lower case, and neither `host` nor `content-length`. `connect` is in seconds,
-        `deadline`, by which the head must have come, in the loop's time. Raises `Unreachable` when no connection
-        stands in time, `Disconnected` when it ends before the head, `BadReply` for a head that cannot be read,
-        `TimeoutError` when none has come until the deadline. Cancelling it closes the connection.
+        `deadline`, by which the head must have come, in the loop's time; without `reuse` the connection is a new one.
+        Raises `Unreachable` when no connection stands in time, `Disconnected` when it ends before the head, `BadReply`
+        for a head that cannot be read, `TimeoutError` when none has come until the deadline. Cancelling it closes the
+        connection.
         """
-        head = request_head(origin.start(method, path), headers, None if body is None else len(body))
-        connection = self._idle_one(origin)
+        start = origin.starts.get((method, path)) or origin.start(method, path)
+        head = request_head(start, headers, None if body is None else len(body))
+        connection = self._idle_one(origin) if reuse else None
         if connection is None:
             connection = await self._dial(origin, connect)
-        response = Response(connection, self._head_bytes, self._head_lines, without_body=method == "HEAD")
-        response.deadline(deadline)
+        response = Response(self._head_bytes, self._head_lines, without_body=method == "HEAD")
+        response.limit = deadline
         connection.send(response, head, body or b"")
         try:
             await response.head()
@@ -132,12 +136,17 @@ class Pool:
         idle = origin.idle
         while idle:
             connection = idle.pop()
-            if not connection.ended:
-                now = connection.loop.time()
-                if now < connection.idle_until and now - connection.made_at < self._max_age:
+            now = connection.loop.time()
+            if now < connection.idle_until and now - connection.made_at < self._max_age and not connection.ended:
+                assert connection.socket is not None
+                try:  # the loop may be a few turns behind: what has come is an end, or was not asked for
+                    connection.socket.recv(1, MSG_PEEK)
+                except BlockingIOError:
                     origin.reused += 1
                     return connection
-                connection.abort()
+                except OSError:
+                    pass
+            connection.abort()
         return None
 
     async def _dial(self, origin: Origin, seconds: float) -> Connection:

@@ -1,199 +1,73 @@
-"""httpx's transport seam with aiohttp behind it: a pool that survives cancelled calls, at little CPU."""
+"""httpx's transport seam over the pool: questions to targets are asked in httpx's words, on the calls' connections."""
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator
-from contextvars import ContextVar
-from functools import cache, partial
-from typing import Any, Final
-from weakref import WeakSet
+from typing import Final
 
-import aiohttp
 import httpx
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import HttpProcessingError
-from yarl import URL
 
-IDLE_CONNECTION_SECONDS = 4.0
-"""uvicorn (so vLLM) and llama.cpp close an idle connection after 5 s: ours must be gone before."""
+from gateway.core.errors import BadReply, Disconnected, Unreachable, UpstreamError
+from gateway.upstream.connection import Response
+from gateway.upstream.origin import Origin
+from gateway.upstream.pool import Pool
 
-BLOCK_BYTES = 16 * 1024
-"""Of an answer at once. What is read is copied on its way, and stays in memory while its client is slow."""
-
-PLAIN: Final = ("identity", "")
-"""Content codings of a call's answer that is passed on; others would have to be unpacked to be looked at."""
-
-# What aiohttp raises, in httpx's words. The most specific class in the exception's MRO decides.
-TRANSLATIONS: Final[dict[type[Exception], type[httpx.TransportError]]] = {
-    aiohttp.ClientError: httpx.TransportError,
-    aiohttp.ClientConnectionError: httpx.ReadError,
-    aiohttp.ClientConnectorError: httpx.ConnectError,
-    aiohttp.ServerDisconnectedError: httpx.ReadError,
-    aiohttp.ConnectionTimeoutError: httpx.ConnectTimeout,
-    aiohttp.ServerTimeoutError: httpx.ReadTimeout,
-    aiohttp.ClientPayloadError: httpx.ReadError,
-    aiohttp.ClientResponseError: httpx.RemoteProtocolError,
-    aiohttp.InvalidURL: httpx.UnsupportedProtocol,
-    ssl.SSLError: httpx.ConnectError,
-    ConnectionError: httpx.ReadError,
+IN_HTTPX_WORDS: Final[dict[type[UpstreamError], type[httpx.TransportError]]] = {
+    Unreachable: httpx.ConnectError,
+    Disconnected: httpx.ReadError,
+    BadReply: httpx.RemoteProtocolError,
 }
-_CAUGHT = tuple(TRANSLATIONS)
-_reused: ContextVar[bool] = ContextVar("reused", default=False)
 
-
-class Post(httpx.Request):
-    """A POST whose parts need no more work: httpx would look at each again, at a tenth of what a call costs us.
-
-    `Host` and `Content-Length` are the transport's to add.
-    """
-
-    def __init__(self, url: str, headers: dict[str, str], body: bytes, connect: float) -> None:
-        self.method, self.url, self.address = "POST", _parsed(url), _address(url)
-        self.headers = httpx.Headers([(name.encode(), value.encode()) for name, value in headers.items()])
-        self.plain_headers = headers
-        self.extensions = {"timeout": {"connect": connect}}
-        self.stream = httpx.ByteStream(body)
-        self._content = body
+REPEATABLE: Final = ("GET", "HEAD")
+"""Questions that change nothing: asked again on a connection of their own when one ends unanswered."""
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """One pool for all targets. Raises `httpx.TransportError`s whose text holds no header and no byte of an answer."""
+    """Sends requests to the origin that their extension `origin` holds, whose paths begin with that of its URL.
 
-    def __init__(self) -> None:
-        self._pooled: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None
+    The extension `timeout` has httpx's `connect`, in seconds; other times are for the caller to keep. Bodies are bytes.
+    Raises `httpx.ConnectError`, `httpx.ReadError`, `httpx.RemoteProtocolError`.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if self._pooled is None:
-            self._pooled = _session(_Connector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS, ttl_dns_cache=10))
-            self._fresh = _session(_Connector(limit=0, force_close=True))
-        assert self._fresh is not None
+        origin: Origin = request.extensions["origin"]
+        path = request.url.raw_path.decode("ascii").removeprefix(origin.path)
+        headers = [pair for pair in request.headers.raw if pair[0].lower() not in (b"host", b"content-length")]
+        body = request.content or (None if request.method in ("GET", "HEAD") else b"")
+        connect = request.extensions["timeout"]["connect"]
+        asked = origin, request.method, path, headers, body, connect
         try:
-            return await self._exchange(self._pooled, request)
-        except httpx.ReadError:
-            if not _reused.get():
-                raise
-        # The target had closed this connection while it was idle: it cannot have read the request.
-        return await self._exchange(self._fresh, request)
-
-    async def aclose(self) -> None:
-        for session in (self._pooled, self._fresh):
-            if session is not None:
-                await session.close()
-
-    async def _exchange(self, session: aiohttp.ClientSession, request: httpx.Request) -> httpx.Response:
-        if isinstance(request, Post):
-            address, headers = request.address, request.plain_headers
-        else:
-            address, headers = URL(str(request.url)), dict(request.headers)
-        try:
-            response = await session.request(
-                request.method,
-                address,
-                headers=headers,
-                data=request.content or None,
-                allow_redirects=False,
-                auto_decompress=False,
-                timeout=_timeout(request.extensions.get("timeout", {}).get("connect")),
-            )
-        except _CAUGHT as error:
-            raise translated(error) from error
-        if isinstance(request, Post) and (fault := _unfit(response)):
-            response.close()
-            raise httpx.RemoteProtocolError(fault)
-        return httpx.Response(response.status, headers=response.raw_headers, stream=_Blocks(response), request=request)
+            try:
+                response = await self._pool.request(*asked)
+            except Disconnected:
+                if request.method not in REPEATABLE:
+                    raise
+                response = await self._pool.request(*asked, reuse=False)  # it may have crossed the end of an idle one
+        except tuple(IN_HTTPX_WORDS) as error:
+            raise in_httpx_words(error) from error
+        return httpx.Response(response.status, headers=response.headers, stream=_Body(response), request=request)
 
 
-class _Blocks(httpx.AsyncByteStream):
-    """An answer's body, block by block as it arrives. Closing it early closes the connection."""
+class _Body(httpx.AsyncByteStream):
+    """An answer's body, piece by piece. Closing it early closes the connection."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: Response) -> None:
         self._response = response
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        content = self._response.content
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            block = await content.read(BLOCK_BYTES)
-        except _CAUGHT as error:
-            # aiohttp tells a break at once, before what had come until then; only its inner method gives that out.
-            block = content._read_nowait(BLOCK_BYTES)
-            if not block:
-                raise translated(error) from error
-        if not block:
-            raise StopAsyncIteration
-        return block
+            while piece := await self._response.read():
+                yield piece
+        except tuple(IN_HTTPX_WORDS) as error:
+            raise in_httpx_words(error) from error
 
     async def aclose(self) -> None:
         self._response.release()
 
 
-class _Protocol(ResponseHandler):
-    """Tells broken framing to the reader of an answer, too, who would wait on: aiohttp has told who awaits a head."""
-
-    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
-        super().set_exception(exc, *cause)
-        if isinstance(exc, HttpProcessingError) and self._payload is not None and not self._payload.is_eof():
-            self._payload.set_exception(aiohttp.ClientPayloadError())
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Tells, in `_reused`, whether the connection that a call got had served another before."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        protocol: type[ResponseHandler] = _Protocol
-        self._factory = partial(protocol, loop=self._loop)
-        self._served: WeakSet[Any] = WeakSet()
-
-    async def connect(self, *arguments: Any, **options: Any) -> Any:
-        connection = await super().connect(*arguments, **options)
-        reused = connection.protocol in self._served
-        _reused.set(reused)
-        if not reused:
-            self._served.add(connection.protocol)
-        return connection
-
-
-def _unfit(answer: aiohttp.ClientResponse) -> str:
-    """Why an answer cannot be passed on, by its head; empty: it can."""
-    headers = answer.headers
-    if headers.get("content-encoding", "identity").lower() not in PLAIN:
-        return "the answer is compressed, which was not asked for"
-    if not headers.get("content-type", "").isascii():
-        return "the answer's content type is not ASCII"
-    return ""
-
-
-def translated(error: Exception) -> httpx.TransportError:
-    """aiohttp's exception as httpx's. Only what the operating system said is quoted."""
-    what = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else type(error).__name__
-    kind = next(kind for kind in type(error).__mro__ if kind in TRANSLATIONS)
-    return TRANSLATIONS[kind](what)
-
-
-def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=("User-Agent", "Accept"),
-        read_bufsize=BLOCK_BYTES,
-    )
-
-
-@cache
-def _timeout(connect: float | None) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, sock_connect=connect)
-
-
-@cache
-def _parsed(url: str) -> httpx.URL:
-    return httpx.URL(url)  # parsing one takes longer than all else about a request
-
-
-@cache
-def _address(url: str) -> URL:
-    return URL(url)
+def in_httpx_words(error: UpstreamError) -> httpx.TransportError:
+    """Our error as one of httpx's."""
+    return IN_HTTPX_WORDS[type(error)](error.message)

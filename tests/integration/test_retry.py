@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
@@ -72,13 +73,14 @@ def test_when_all_fail_the_last_failure_is_told(gateway: GatewayProcess, key: st
 
 
 @pytest.mark.parametrize("fields", [{}, {"stream": True}], ids=["whole", "stream"])
-def test_a_pooled_connection_that_was_closed_meanwhile_costs_no_call(
+def test_a_call_that_crosses_the_end_of_its_connection_fails_and_is_not_sent_again(
     gateway: GatewayProcess, key: str, solo: Target, fields: dict[str, bool]
 ) -> None:
-    """llama.cpp closes after each stream, and a call may be on its way by then; there is no other target to try."""
+    """The target may have read it: a prompt that kills an engine must not be sent twice unseen."""
     solo.lone = True
-    assert [ask(gateway, chat("solo", **fields), key).status for _ in range(10)] == [200] * 10
-    assert len(solo.calls) == 10
+    statuses = [ask(gateway, chat("solo", **fields), key).status for _ in range(8)]
+    assert statuses.count(200) == len(solo.calls) > 0
+    assert all(then == 502 for first, then in pairwise(statuses) if first == 200), statuses
 
 
 def test_the_fallback_serves_while_the_targets_cannot(gateway: GatewayProcess, key: str, upstream: Upstream) -> None:

@@ -94,8 +94,8 @@ async def test_a_large_body_arrives_whole(pool: Pool, origin: Origin, listener: 
 
 async def test_nagles_algorithm_is_off(pool: Pool, origin: Origin, listener: Listener) -> None:
     response, _ = await begun(pool, origin, listener)
-    assert response._connection is not None and response._connection._transport is not None
-    opened = response._connection._transport.get_extra_info("socket")
+    assert response.connection is not None and response.connection._transport is not None
+    opened = response.connection._transport.get_extra_info("socket")
     assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     response.release()
 

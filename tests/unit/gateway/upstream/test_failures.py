@@ -1,17 +1,10 @@
-"""What the HTTP client's failures and targets' answers mean, and how events that came together become one chunk."""
+"""What targets' answers mean, and how events that came together become one chunk."""
 
 from __future__ import annotations
 
-import inspect
-import ssl
 import time
-from collections.abc import Iterator
 from email.utils import formatdate
-from types import SimpleNamespace
-from typing import Any
 
-import aiohttp
-import httpx
 import pytest
 
 from backends.api import Call, Chunk, UpstreamFault
@@ -20,101 +13,36 @@ from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.core.errors import (
     BadReply,
-    Disconnected,
     Rejected,
-    Unreachable,
     UpstreamBusy,
-    UpstreamError,
     UpstreamFailed,
-    UpstreamTimeout,
 )
-from gateway.upstream import FAILURES, failure, retry_after
+from gateway.upstream import retry_after
+from gateway.upstream.failures import fit
+from gateway.upstream.http1 import Headers
 from gateway.upstream.reading import EventReader
-from gateway.upstream.transport import translated
 
 CALL = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=True, include_usage=True)
 
 
-def exceptions() -> Iterator[type[Exception]]:
-    """Every exception that httpx can raise."""
-    for _, member in inspect.getmembers(httpx):
-        if inspect.isclass(member) and issubclass(member, Exception):
-            yield member
-
-
-EVERY = sorted(exceptions(), key=lambda kind: kind.__name__)
-
-
-@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
-def test_every_exception_of_httpx_means_something(kind: type[Exception]) -> None:
-    assert any(base in FAILURES for base in kind.__mro__), f"{kind.__name__} is not mapped"
-    error = failure(kind.__new__(kind))
-    assert isinstance(error, UpstreamError) and type(error) is not UpstreamError
-
-
-def test_the_table_holds_no_strangers() -> None:
-    assert set(FAILURES) <= set(EVERY)
-    assert all(issubclass(ours, UpstreamError) for ours in FAILURES.values())
-
-
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("headers", "content_type"),
     [
-        (httpx.ConnectError("refused"), Unreachable),
-        (httpx.ConnectTimeout("slow"), Unreachable),
-        (httpx.PoolTimeout("full"), Unreachable),
-        (httpx.ReadTimeout("slow"), UpstreamTimeout),
-        (httpx.ReadError("reset"), Disconnected),
-        (httpx.RemoteProtocolError("garbage"), BadReply),
-        (httpx.DecodingError("gzip"), BadReply),
-        (httpx.InvalidURL("url"), Unreachable),
-        (httpx.StreamClosed(), Disconnected),
+        ([], "application/json"),
+        ([(b"content-type", b"text/event-stream; charset=utf-8")], "text/event-stream; charset=utf-8"),
+        ([(b"content-encoding", b"Identity")], "application/json"),
+        ([(b"content-encoding", b"")], "application/json"),
+        ([(b"content-encoding", b"gzip")], None),
+        ([(b"content-encoding", b"br"), (b"content-type", b"text/event-stream")], None),
+        ([(b"content-type", b"text/\xe4")], None),
     ],
-    ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
-def test_what_failures_mean(theirs: Exception, ours: type[UpstreamError]) -> None:
-    assert type(failure(theirs)) is ours
-
-
-def aiohttp_error(kind: type[Exception]) -> Exception:
-    if issubclass(kind, aiohttp.ClientConnectorError | aiohttp.ClientConnectorCertificateError):
-        key: Any = SimpleNamespace(host="h", port=1, ssl=True, is_ssl=True)
-        return kind(key, OSError(111, "refused"))
-    return kind.__new__(kind)
-
-
-def aiohttp_exceptions() -> Iterator[type[Exception]]:
-    for _, member in inspect.getmembers(aiohttp):
-        if inspect.isclass(member) and issubclass(member, aiohttp.ClientError):
-            yield member
-
-
-@pytest.mark.parametrize("kind", list(aiohttp_exceptions()), ids=lambda kind: kind.__name__)
-def test_every_exception_of_aiohttp_means_something(kind: type[Exception]) -> None:
-    error = failure(translated(aiohttp_error(kind)))
-    assert isinstance(error, UpstreamError) and type(error) is not UpstreamError
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        (aiohttp.ServerDisconnectedError(), Disconnected),
-        (aiohttp.ClientOSError(104, "reset"), Disconnected),
-        (aiohttp.ClientPayloadError("cut"), Disconnected),
-        (ConnectionResetError(), Disconnected),
-        (BrokenPipeError(), Disconnected),
-        (aiohttp.ConnectionTimeoutError(), Unreachable),
-        (aiohttp.SocketTimeoutError(), UpstreamTimeout),
-        (aiohttp.InvalidURL("http://["), Unreachable),
-        (ssl.SSLError("handshake"), Unreachable),
-        (aiohttp_error(aiohttp.ClientConnectorError), Unreachable),
-        (aiohttp_error(aiohttp.ClientConnectorDNSError), Unreachable),
-        (aiohttp_error(aiohttp.ClientResponseError), BadReply),
-    ],
-    ids=lambda value: getattr(value, "__name__", type(value).__name__),
-)
-def test_what_failures_of_aiohttp_mean(theirs: Exception, ours: type[UpstreamError]) -> None:
-    assert type(failure(translated(theirs))) is ours
+def test_which_heads_are_fit_to_be_passed_on(headers: list[tuple[bytes, bytes]], content_type: str | None) -> None:
+    if content_type is not None:
+        assert fit(Headers(headers)) == content_type
+        return
+    with pytest.raises(BadReply):
+        fit(Headers(headers))
 
 
 @pytest.mark.parametrize(
@@ -165,8 +93,8 @@ def test_a_fault_in_a_good_answer_is_blamed_by_its_status(status: int, ours: typ
     ],
 )
 def test_retry_after_in_every_form(header: str | None, seconds: float | None) -> None:
-    assert retry_after(header) == seconds
+    assert retry_after(None if header is None else header.encode()) == seconds
 
 
 def test_retry_after_as_a_date() -> None:
-    assert retry_after(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=2)
+    assert retry_after(formatdate(time.time() + 30, usegmt=True).encode()) == pytest.approx(30, abs=2)

@@ -1,189 +1,120 @@
-"""What a target has sent before its connection breaks is handed on first, and the break after it, however late."""
+"""Questions in httpx's words go out on the calls' connections, and fail in httpx's words."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
 
 import httpx
 import pytest
-from harness.upstream import chunk, event, head
+from harness.peer import Listener, listening
+from harness.redis_server import free_port
+from harness.upstream import chunk, head
 
-from backends.api import Call, Target
-from backends.body import Body
-from backends.capabilities import Capabilities
-from backends.openai import OpenAI
-from gateway.config import Timeouts
-from gateway.core.errors import Disconnected
-from gateway.upstream import AnswerLimits, Forwarder
-from gateway.upstream.transport import BLOCK_BYTES, Transport
+from gateway.core.errors import UpstreamError
+from gateway.upstream.origin import Origin
+from gateway.upstream.pool import Pool
+from gateway.upstream.transport import IN_HTTPX_WORDS, Transport, in_httpx_words
 
-FEW = [event(f"word {n}") for n in range(40)]
-MANY = [event(f"word {n} " + "x" * 1000) for n in range(5 * BLOCK_BYTES // 1000)]
-"""More than is held for a reader: some of it is still in the kernel when the connection breaks."""
-
-STREAM = head(content_type="text/event-stream", transfer_encoding="chunked")
+OK = head(content_type="text/plain", content_length=2) + b"ok"
 
 
-class Breaking:
-    """A server for one call. What it sends is in its caller's kernel when `send` or `end` returns."""
-
-    def __init__(self, listener: socket.socket) -> None:
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._listener = listener
-        self._connection: socket.socket | None = None
-        self._asked = threading.Event()
-        self._thread = threading.Thread(target=self._take, daemon=True)
-        self._thread.start()
-
-    def _take(self) -> None:
-        self._connection, _ = self._listener.accept()
-        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        read = b""
-        while not read.endswith(b"}"):
-            read += self._connection.recv(65536)
-        self._asked.set()
-
-    async def wait_for_call(self) -> None:
-        await asyncio.to_thread(self._asked.wait, 10)
-
-    def send(self, data: bytes) -> None:
-        assert self._connection is not None
-        self._connection.sendall(data)
-
-    def end(self, *, reset: bool) -> None:
-        assert self._connection is not None
-        if reset:
-            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._connection.close()
-
-    def stop(self) -> None:
-        self._thread.join(10)
-        if self._connection is not None:
-            self._connection.close()
+def question(origin: Origin, path: str = "/health", method: str = "GET", **more: object) -> httpx.Request:
+    request = httpx.Request(method, origin.url + path, headers={"x-a": "b"}, **more)  # type: ignore[arg-type]
+    request.extensions = {"origin": origin, "timeout": {"connect": 5.0}}
+    return request
 
 
-@pytest.fixture
-def server() -> Iterator[Breaking]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        breaking = Breaking(listener)
-        yield breaking
-        breaking.stop()
+async def asked(pool: Pool, origin: Origin, listener: Listener, answer: bytes, request: httpx.Request) -> list[str]:
+    asking = asyncio.create_task(Transport(pool).handle_async_request(request))
+    peer = await listener.peer()
+    lines, body = await peer.request()
+    peer.send(answer)
+    response = await asking
+    assert (response.status_code, response.headers["content-type"]) == (200, "text/plain")
+    assert await response.aread() == b"ok"
+    await response.aclose()
+    return [*lines, body.decode()]
 
 
-@asynccontextmanager
-async def answering(server: Breaking, start: bytes) -> AsyncIterator[httpx.Response]:
-    """An answer of which only the head has come."""
-    transport = Transport()
-    asking = asyncio.create_task(transport.handle_async_request(httpx.Request("POST", server.url, content=b"{}")))
-    try:
-        await server.wait_for_call()
-        server.send(start)
-        response = await asking
-        yield response
-        await response.aclose()
-    finally:
-        asking.cancel()
-        await transport.aclose()
+@pytest.mark.parametrize("path", ["", "/some/prefix"])
+async def test_a_question_and_its_answer(pool: Pool, listener: Listener, path: str) -> None:
+    origin = Origin("t", f"http://127.0.0.1:{listener.port}{path}")
+    lines = await asked(pool, origin, listener, OK, question(origin, "/v1/models?all=1"))
+    assert lines == [
+        f"GET {path}/v1/models?all=1 HTTP/1.1",
+        f"host: 127.0.0.1:{listener.port}",
+        "x-a: b",
+        "",
+    ]
+    assert len(origin.idle) == 1, "a call may go out on its connection"
 
 
-async def nobody_reads() -> None:
-    """The loop takes in what lies in the kernel, and notices what follows, while nobody takes it from there."""
-    for _ in range(50):
-        await asyncio.sleep(0)
+async def test_a_question_with_a_body_and_one_that_has_none(pool: Pool, listener: Listener) -> None:
+    origin = Origin("t", f"http://127.0.0.1:{listener.port}")
+    lines = await asked(pool, origin, listener, OK, question(origin, "/wake", "POST"))
+    assert lines[-2:] == ["content-length: 0", ""]
+    origin.idle.pop().abort()
+    lines = await asked(pool, origin, listener, OK, question(origin, "/wake", "POST", content=b"abc"))
+    assert lines[-2:] == ["content-length: 3", "abc"]
 
 
-async def read(response: httpx.Response) -> tuple[bytes, httpx.TransportError | None]:
-    """What is handed on, and how it ends."""
-    got = b""
-    stream = response.stream
-    assert isinstance(stream, httpx.AsyncByteStream)
-    try:
-        async for block in stream:
-            assert 0 < len(block) <= BLOCK_BYTES
-            got += block
-            await asyncio.sleep(0)
-    except httpx.TransportError as error:
-        return got, error
-    return got, None
+async def test_a_question_over_a_unix_socket(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("s") / "s"
+    async with listening(unix=str(path)) as listener:
+        origin = Origin("t", f"unix://{path}")
+        assert (await asked(pool, origin, listener, OK, question(origin)))[:2] == [
+            "GET /health HTTP/1.1",
+            "host: localhost",
+        ]
 
 
-@pytest.mark.parametrize("pieces", [FEW, MANY], ids=["few", "many"])
-@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-@pytest.mark.parametrize(
-    ("start", "sent", "rest"),
-    [
-        pytest.param(STREAM, chunk, b"", id="between chunks"),
-        pytest.param(STREAM, chunk, b"fff\r\nda", id="in a chunk"),
-        pytest.param(STREAM, chunk, b"oops\r\n", id="in a length that is none"),
-        pytest.param(head(content_length=10**6), bytes, b"da", id="short of its length"),
-    ],
-)
-async def test_what_came_before_a_break_is_handed_on_before_the_break(
-    server: Breaking, pieces: list[bytes], reset: bool, start: bytes, sent: type[bytes], rest: bytes
+async def test_failures_are_httpxs(pool: Pool, listener: Listener) -> None:
+    transport = Transport(pool)
+    with pytest.raises(httpx.ConnectError, match="ConnectionRefusedError"):
+        await transport.handle_async_request(question(Origin("t", f"http://127.0.0.1:{free_port()}")))
+    origin = Origin("t", f"http://127.0.0.1:{listener.port}")
+    for sent, kind, tries in ((b"nonsense\r\n\r\n", httpx.RemoteProtocolError, 1), (b"", httpx.ReadError, 2)):
+        asking = asyncio.create_task(transport.handle_async_request(question(origin)))
+        for _ in range(tries):
+            peer = await listener.peer()
+            await peer.request()
+            peer.send(sent)
+            peer.close()
+        with pytest.raises(kind):
+            await asking
+    asking = asyncio.create_task(transport.handle_async_request(question(origin)))
+    peer = await listener.peer()
+    await peer.request()
+    peer.send(head(transfer_encoding="chunked") + chunk(b"some"))
+    response = await asking
+    peer.close()
+    with pytest.raises(httpx.ReadError, match="before the last chunk"):
+        await response.aread()
+    await response.aclose()
+    assert origin.idle == []
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_question_that_crosses_the_end_of_an_idle_connection_is_asked_again_if_it_changes_nothing(
+    pool: Pool, listener: Listener, method: str
 ) -> None:
-    async with answering(server, start) as response:
-        server.send(b"".join(sent(piece) for piece in pieces) + rest)
-        server.end(reset=reset)
-        await nobody_reads()
-        got, error = await read(response)
-    assert got == b"".join(pieces) + (b"da" if rest.endswith(b"da") else b"")
-    assert isinstance(error, httpx.ReadError)
+    origin = Origin("t", f"http://127.0.0.1:{listener.port}")
+    await asked(pool, origin, listener, OK, question(origin))
+    asking = asyncio.create_task(Transport(pool).handle_async_request(question(origin, method=method)))
+    (first,) = listener.peers
+    await first.request()
+    first.close()
+    if method == "GET":
+        second = await listener.peer()
+        await second.request()
+        second.send(OK)
+        assert (await asking).status_code == 200
+    else:
+        with pytest.raises(httpx.ReadError):
+            await asking
+        assert len(listener.peers) == 1
 
 
-@pytest.mark.parametrize("first", [b"", chunk(b"some")], ids=["alone", "behind a piece"])
-async def test_broken_framing_is_told_at_once_though_the_connection_stays(server: Breaking, first: bytes) -> None:
-    async with answering(server, STREAM) as response:
-        reading = asyncio.create_task(read(response))
-        await nobody_reads()
-        server.send(first + b"oops\r\n")
-        async with asyncio.timeout(10):
-            got, error = await reading
-    assert got == (b"some" if first else b"") and isinstance(error, httpx.ReadError)
-
-
-async def test_a_break_is_told_each_time(server: Breaking) -> None:
-    async with answering(server, STREAM) as response:
-        server.send(chunk(b"some"))
-        server.end(reset=True)
-        await nobody_reads()
-        assert (await read(response))[0] == b"some"
-        got, error = await read(response)
-    assert got == b"" and isinstance(error, httpx.ReadError)
-
-
-@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-async def test_a_call_gets_each_event_of_a_broken_stream(server: Breaking, reset: bool) -> None:
-    call = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=True)
-    forwarder = Forwarder(AnswerLimits(1024, 1024))
-    start = asyncio.create_task(server.wait_for_call())
-    start.add_done_callback(lambda _: server.send(STREAM + chunk(FEW[0])))
-    got, tokens = b"", 0
-    try:
-        async with (
-            forwarder.forward(call, Target("t", server.url), Capabilities.of(OpenAI()), Timeouts(), {}) as upstream,
-            aclosing(upstream.chunks()) as chunks,  # type: ignore[type-var] # they are generators
-        ):
-            with pytest.raises(Disconnected):
-                async for piece in chunks:
-                    got, tokens = got + piece.data, tokens + piece.tokens
-                    if got == FEW[0]:  # the client is slow now, and the target goes down
-                        server.send(b"".join(chunk(event) for event in FEW[1:]))
-                        server.end(reset=reset)
-                        await nobody_reads()
-    finally:
-        await forwarder.close()
-    assert (got, tokens) == (b"".join(FEW), len(FEW))
-
-
-async def test_a_whole_answer_is_whole_though_its_connection_broke(server: Breaking) -> None:
-    body = b"x" * (BLOCK_BYTES + 1)
-    async with answering(server, head(content_length=len(body))) as response:
-        server.send(body)
-        server.end(reset=True)
-        await nobody_reads()
-        assert await read(response) == (body, None)
+@pytest.mark.parametrize("kind", IN_HTTPX_WORDS, ids=lambda kind: kind.__name__)
+def test_what_the_operating_system_said_is_kept(kind: type[UpstreamError]) -> None:
+    assert str(in_httpx_words(kind("refused"))) == "refused"

@@ -12,8 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from contract.wanted import Wanted, asking
 
-from gateway.core.types import Ask, Audit, Dimension, Entry, KeyRecord, Secret
+from gateway.core.types import Audit, Entry, KeyRecord, Secret
 from gateway.store import StoreDown
 from gateway.store.local import LocalStore, prepare
 from gateway.store.local.database import Connection, Database
@@ -30,7 +31,7 @@ def calls(number: int) -> list[Entry]:
     ]
 
 
-ASK = Ask("c", (("key:k", 1),), (Dimension("rpm", "rate", "rate:key:k:rpm", 60, 60.0),))
+ASK = asking("c", (("key:k", 1),), Wanted("rpm", "rate", "rate:key:k:rpm", 60, 60.0))
 
 
 @pytest.fixture
@@ -108,6 +109,11 @@ def test_the_file_says_whose_it_is_and_of_which_version(tmp_path: Path) -> None:
         found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
         assert found == [APPLICATION, VERSION]
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+async def test_a_commit_waits_for_the_disk(store: LocalStore) -> None:
+    found = await store._database.write(lambda connection: connection.execute("PRAGMA synchronous").fetchone())
+    assert found == (2,), "FULL"
 
 
 async def test_a_damaged_file(tmp_path: Path, store: LocalStore) -> None:

@@ -1,0 +1,102 @@
+"""One attempt, over real sockets: what is sent, and what becomes of connections when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from harness.peer import Listener, Peer
+from harness.upstream import event, head, whole
+
+from backends.api import Call, Target
+from backends.body import Body
+from backends.capabilities import Capabilities
+from backends.openai import OpenAI
+from gateway.config import Timeouts
+from gateway.core.errors import BadReply, Disconnected, Unreachable, UpstreamError, UpstreamFailed, UpstreamTimeout
+from gateway.upstream import AnswerLimits, Forwarder
+
+STREAM = head(content_type="text/event-stream", transfer_encoding="chunked")
+FEW = [event(f"word {n}") for n in range(40)]
+WHOLE = b'{"choices":[]}'
+FINISH = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
+OPENAI = Capabilities.of(OpenAI())
+
+
+@pytest.fixture
+async def forwarder() -> AsyncIterator[Forwarder]:
+    forwarder = Forwarder(AnswerLimits(1024, 1024))
+    yield forwarder
+    await forwarder.close()
+
+
+def a_call(stream: bool) -> Call:
+    return Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=stream)
+
+
+async def nobody_reads() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+
+
+async def answers(listener: Listener, sent: bytes, *, close: bool = False, reset: bool = False) -> Peer:
+    peer = await listener.peer()
+    await peer.request()
+    peer.send(sent)
+    if close:
+        peer.close()
+    if reset:
+        peer.reset()
+    return peer
+
+
+async def test_what_an_attempt_sends(forwarder: Forwarder, listener: Listener) -> None:
+    address = Target("t", f"http://127.0.0.1:{listener.port}/prefix", "served", "the-credential")
+
+    attempting = asyncio.create_task(
+        forwarder.send(a_call(False), address, OPENAI, Timeouts(), {"x-request-id": "c-1"})
+    )
+    peer = await listener.peer()
+    lines, body = await peer.request()
+    peer.send(b"".join(step for step in whole(WHOLE) if isinstance(step, bytes)))
+    (await attempting).close()
+    assert lines[0] == "POST /prefix/v1/chat/completions HTTP/1.1"
+    assert {"authorization: Bearer the-credential", "x-request-id: c-1", "accept-encoding: identity"} < set(lines)
+    assert b'"model":"served"' in body and f"content-length: {len(body)}" in lines
+
+
+@pytest.mark.parametrize(
+    ("sent", "close", "reset", "kind"),
+    [
+        pytest.param(b"nonsense\r\n\r\n", False, False, BadReply, id="no HTTP"),
+        pytest.param(head(content_encoding="gzip", content_length=2) + b"ok", False, False, BadReply, id="compressed"),
+        pytest.param(b"", True, False, Disconnected, id="closed"),
+        pytest.param(b"", False, True, Disconnected, id="reset"),
+        pytest.param(head(content_length=100) + b"{", True, False, Disconnected, id="short"),
+        pytest.param(head(500, content_length=2) + b"no", False, False, UpstreamFailed, id="500"),
+        pytest.param(b"", False, False, UpstreamTimeout, id="silent"),
+        pytest.param(head(content_length=100) + b"{", False, False, UpstreamTimeout, id="stalled"),
+    ],
+)
+async def test_failures_and_that_their_connections_are_closed(
+    forwarder: Forwarder, listener: Listener, sent: bytes, close: bool, reset: bool, kind: type[UpstreamError]
+) -> None:
+    address = Target("t", f"http://127.0.0.1:{listener.port}")
+    timeouts = Timeouts(first_byte=0.1, idle=0.1) if kind is UpstreamTimeout else Timeouts()
+    answering = asyncio.create_task(answers(listener, sent, close=close, reset=reset))
+    with pytest.raises(kind) as caught:
+        exchange = await forwarder.send(a_call(False), address, OPENAI, timeouts, {})
+        try:
+            await exchange.next()
+        finally:
+            exchange.close()
+    assert type(caught.value) is kind
+    peer = await answering
+    if b"content-length: 2\r\n" not in sent or kind is BadReply:
+        await peer.ended.wait()
+
+
+async def test_a_target_that_is_not_there(forwarder: Forwarder) -> None:
+    with pytest.raises(Unreachable, match="No such file"):
+        await forwarder.send(a_call(False), Target("t", "unix:///no/such/socket"), OPENAI, Timeouts(), {})
