@@ -167,7 +167,7 @@ class Gateway:
     def _shadow(self, table: Table) -> Shadow:
         shadows = ShadowMetrics(self.metrics)
         return Shadow(
-            self._mirrors(table), self.forwarder.forward, shadows.compared, shadows.dropped, self.clock.monotonic
+            self._mirrors(table), self.forwarder.send, shadows.compared, shadows.dropped, self.clock.monotonic
         )
 
     def _parts(self, routes: Routes) -> Parts:

@@ -8,7 +8,7 @@ from functools import partial
 
 from backends.capabilities import Capabilities
 from gateway.config import RouteSpec, Table, TargetSpec
-from gateway.routing.attempt import Placement
+from gateway.routing.attempt import Attempt
 from gateway.routing.max_inflight import Slots
 from gateway.routing.policies import registry
 from gateway.routing.policies.registry import Factory
@@ -88,7 +88,7 @@ class Builder:
             hold=spec.hold,
         )
 
-    def _queue(self, name: str, spec: RouteSpec) -> Queue[Placement]:
+    def _queue(self, name: str, spec: RouteSpec) -> Queue[Attempt]:
         return Queue(
             calls=spec.queue.calls,
             size=spec.queue.size,

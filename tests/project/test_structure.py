@@ -48,8 +48,8 @@ PUBLIC = {
         "table_schema",
     ],
     "gateway.limits": ["Admission", "Estimator", "Lease", "Rules"],
-    "gateway.metering": ["Lines", "Meter", "Metrics", "Record", "exposition"],
-    "gateway.routing": ["Builder", "Gossip", "Placement", "Route", "Routes", "Slots"],
+    "gateway.metering": ["CallRecord", "Lines", "Meter", "Metrics", "exposition"],
+    "gateway.routing": ["Attempt", "Attempts", "Builder", "Gossip", "Route", "Routes", "Slots"],
     "gateway.routing.policies": [
         "Candidate",
         "Gossips",
@@ -89,18 +89,7 @@ PUBLIC = {
     ],
     "gateway.store.local": ["LocalStore", "database_of", "prepare"],
     "gateway.targets": ["Target"],
-    "gateway.upstream": [
-        "AnswerLimits",
-        "AnswerReader",
-        "Deadline",
-        "Forwarder",
-        "Origin",
-        "Pool",
-        "Response",
-        "Upstream",
-        "reader_for",
-        "retry_after",
-    ],
+    "gateway.upstream": ["AnswerLimits", "Exchange", "Forwarder", "Origin", "Pool", "reader_for", "retry_after"],
 }
 """What packages export. Those that are not here export nothing: their modules are imported one by one."""
 PACKAGES = sorted(
