@@ -63,7 +63,13 @@ class Forwarder:
         due = asyncio.get_running_loop().time() + timeouts.first_byte
         try:
             response = await self._pool.request(
-                self._origin(address), "POST", asked.path, headers, asked.body, timeouts.connect, deadline=due
+                self._origins.get(address) or self._origin(address),
+                "POST",
+                asked.path,
+                headers,
+                asked.body,
+                timeouts.connect,
+                deadline=due,
             )
         except TimeoutError:
             raise UpstreamTimeout(LATE) from None
