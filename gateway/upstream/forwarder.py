@@ -16,7 +16,7 @@ from gateway.core.errors import Rejected, Unsupported, UpstreamTimeout
 from gateway.upstream.connection import Response
 from gateway.upstream.deadline import Deadline
 from gateway.upstream.failures import conceal, fit, status_refusal, worded_refusal
-from gateway.upstream.origin import Origin
+from gateway.upstream.origins import Origins
 from gateway.upstream.pool import Pool
 from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, Upstream, reader_for
 from gateway.upstream.transport import Transport
@@ -40,7 +40,7 @@ class Forwarder:
         self.limits = limits
         self._pool = Pool()
         self._transport = transport or Transport(self._pool)
-        self._origins: dict[Address, Origin] = {}
+        self.origins = Origins()
 
     async def close(self) -> None:
         await self._pool.close()
@@ -63,7 +63,7 @@ class Forwarder:
         try:
             with Deadline(timeouts.first_byte, timeouts.idle) as deadline:
                 response = await self._pool.request(
-                    self._origin(address), "POST", asked.path, fields, asked.body, timeouts.connect
+                    self.origins.of(address), "POST", asked.path, fields, asked.body, timeouts.connect
                 )
                 content_type = fit(response.headers)
                 reader = reader_for(call, capabilities, content_type, self.limits)
@@ -181,7 +181,7 @@ class Forwarder:
         headers = {"accept-encoding": "identity"}
         if address.api_key is not None:
             headers["authorization"] = f"Bearer {address.api_key}"
-        origin = self._origin(address)
+        origin = self.origins.of(address)
         request = httpx.Request(method, origin.url + path, headers=headers)
         request.extensions = {"origin": origin, "timeout": {"connect": timeouts.connect}}
         async with asyncio.timeout(timeouts.connect + seconds):
@@ -190,8 +190,3 @@ class Forwarder:
                 yield response
             finally:
                 await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
-
-    def _origin(self, address: Address) -> Origin:
-        if (origin := self._origins.get(address)) is None:
-            origin = self._origins[address] = Origin(address.name, address.url)
-        return origin
