@@ -16,7 +16,8 @@ from backends.body import Body
 Endpoint = Literal["chat/completions", "completions", "embeddings"]
 
 DONE: Final = b"data: [DONE]\n\n"
-_UNREAD: Final = Asked()
+UNREAD: Final = Asked()
+"""Stands for what a call asks for until its body was looked at."""
 
 
 class Call(Struct, frozen=True):
@@ -32,12 +33,14 @@ class Call(Struct, frozen=True):
     include_usage: bool = False
     """The client asked for the usage event at the end of its stream."""
 
-    asked: Asked = _UNREAD
+    asked: Asked = UNREAD
     """What its body asks for; read from it, where it is not given."""
 
     def __post_init__(self) -> None:
-        if self.asked is _UNREAD:
-            msgspec.structs.force_setattr(self, "asked", asked.read(self.endpoint, self.body.raw, self.body.fields))
+        if self.asked is UNREAD:
+            msgspec.structs.force_setattr(
+                self, "asked", asked.read(self.endpoint, len(self.body.raw), self.body.fields)
+            )
 
     @property
     def choices(self) -> int:

@@ -6,7 +6,7 @@ limit: `100`, `1e2`, `100.0`, `"100"`, `" +100"` and `"\\u0031\\u0030\\u0030"` a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Final
 
@@ -19,6 +19,8 @@ MOST_DIGITS: Final = 4300
 """A number that is longer is not computed: as much as this no reader of JSON takes."""
 FIRST: Final = 16
 """Messages that are looked at: by its beginning a conversation is known, and the rest is only passed over."""
+MOST_PARTS: Final = 8192
+"""Objects in messages; in more than these media are not told from text."""
 
 BOUNDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 """Fields that bound an answer. Whichever of them a target honours, the largest is enough."""
@@ -99,29 +101,39 @@ class Asked(Struct, frozen=True):
         return self.prompts * self.candidates
 
 
-def read(endpoint: str, raw: bytes, fields: Mapping[str, Raw]) -> Asked:
-    """What a body asks for; `fields` are the top-level fields of `raw`."""
-    choices, candidates, output = _numbers(fields)
-    text = len(raw)
-    prompts, token_ids, media = 1, 0, 0
+def read(
+    endpoint: str,
+    length: int,
+    fields: Mapping[str, Raw],
+    short: Mapping[str, Raw] | None = None,
+    size: Callable[[Raw], int] = len,
+) -> Asked:
+    """What a body of this length in bytes asks for, from its top-level fields.
+
+    Of a large body `short` are the same fields without what is long in them, and `size` says how many bytes a part of
+    one stands for.
+    """
+    short = fields if short is None else short
+    choices, candidates, output = _numbers(short)
+    prompts, token_ids, media, text = 1, 0, 0, length
     for name in NO_PROMPT:
         if name in fields:
             text -= len(fields[name])
     if endpoint != "chat/completions":
-        listed = fields.get("prompt" if endpoint == "completions" else "input")
+        name = "prompt" if endpoint == "completions" else "input"
         media = "prompt_embeds" in fields
-        if listed is not None and bytes(memoryview(listed)[:1]) == b"[":
-            prompts, token_ids = _listed(bytes(listed))
-            text -= len(listed) if token_ids else 0
+        if name in fields and bytes(memoryview(short[name])[:1]) == b"[":
+            prompts, token_ids = _listed(bytes(short[name]))
+            text -= len(fields[name]) if token_ids else 0
     if "messages" not in fields or endpoint == "completions":
         return Asked(prompts, choices, candidates, output, text, token_ids, media)
-    messages = bytes(fields["messages"])
+    messages = bytes(short["messages"])
     if messages.find(b"[", 1) >= 0:
-        shown, size = _media(messages)
-        media, text = media + shown, text - size
+        shown, taken = _media(messages, size)
+        media, text = media + shown, text - taken
     if endpoint != "chat/completions":
         return Asked(prompts, choices, candidates, output, text, token_ids, media)
-    shared, question, follow_up = _conversation(messages, fields)
+    shared, question, follow_up = _conversation(messages, short)
     return Asked(prompts, choices, candidates, output, text, token_ids, media, shared, question, follow_up)
 
 
@@ -171,21 +183,22 @@ def _listed(values: bytes) -> tuple[int, int]:
     return len(_values.decode(values)), 0
 
 
-def _media(messages: bytes) -> tuple[int, int]:
+def _media(messages: bytes, size: Callable[[Raw], int]) -> tuple[int, int]:
     """How many images, recordings and the like are in the messages, and the bytes that they take there."""
+    if messages.count(b"{") > MOST_PARTS:
+        return 0, 0
     try:
         read = _parts.decode(messages)
     except (msgspec.DecodeError, RecursionError):
         return 0, 0  # the target will say what is wrong with it
-    media = size = 0
+    media = taken = 0
     for message in read:
         if type(message.content) is not list:
             continue
         for part in message.content:
-            if type(part) is _Part and part.type != "text":
-                taken = sum(map(len, _shown(part)))
-                media, size = media + (taken > 0), size + taken
-    return media, size
+            if type(part) is _Part and part.type != "text" and (shown := sum(map(size, filter(None, _shown(part))))):
+                media, taken = media + 1, taken + shown
+    return media, taken
 
 
 def _conversation(messages: bytes, fields: Mapping[str, Raw]) -> tuple[tuple[bytes, ...] | None, bytes, bool]:

@@ -17,9 +17,6 @@ MAX_KEYS: Final = 16_384
 """Top-level keys of a larger body. A million of them would hold the event loop for a second."""
 
 _MEMBER = re.compile(rb'[ \t\r\n{,]*"[^"\\]*(?:\\.[^"\\]*)*"[ \t\r\n]*:[ \t\r\n]*')
-_SPACE = b" \t\r\n"
-_NEAR: Final = 64
-"""Bytes before the closing brace, in which the last value nearly always ends."""
 
 
 class Malformed(ValueError):
@@ -55,10 +52,11 @@ class Body:
     a repeated key may each believe another value, so the gateway could allow one model and the target serve another.
     """
 
-    __slots__ = ("fields", "raw")
+    __slots__ = ("_spans", "fields", "raw")
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
+        self._spans: dict[str, tuple[int, int]] | None = None
         try:
             if not raw.isascii():
                 raw.decode()  # msgspec does not look into strings that it skips
@@ -74,6 +72,25 @@ class Body:
         self.fields: dict[str, Raw] = dict(zip(map(str, members), members.values(), strict=True))
         if len(self.fields) != len(members):
             raise Malformed("the body has a top-level key more than once")
+
+    @classmethod
+    def known(cls, raw: bytes, spans: dict[str, tuple[int, int]]) -> Body:
+        """A body that was read already: where the value of each of its fields begins and ends."""
+        body, view = cls.__new__(cls), memoryview(raw)
+        body.raw, body._spans = raw, spans
+        body.fields = {name: Raw(view[start:end]) for name, (start, end) in spans.items()}
+        return body
+
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """Where the value of each field begins and ends."""
+        if self._spans is None:
+            self._spans, position = {}, 0
+            for name, value in self.fields.items():  # keys are unique, so the lengths lead from one to the next
+                member = _MEMBER.match(self.raw, position)
+                assert member is not None
+                position = member.end() + len(value)
+                self._spans[name] = member.end(), position
+        return self._spans
 
     def get(self, name: str, type: type[T], default: T) -> T:
         """The field's value; `default` when it is absent or null; `Malformed` when it is of another type."""
@@ -96,38 +113,21 @@ class Body:
 
     def spliced(self, changes: Mapping[str, bytes]) -> bytes:
         """The body with these fields set to the given JSON, every other byte as it was."""
-        view, fields = memoryview(self.raw), self.fields
+        view, fields, spans = memoryview(self.raw), self.fields, self.spans() if changes else {}
         pieces: list[bytes | memoryview] = []
-        copied = position = 0
-        missing = len(changes.keys() & fields.keys())
-        for name, value in fields.items():  # keys are unique, so their values' lengths lead from one to the next
-            if not missing:
-                break
-            member = _MEMBER.match(self.raw, position)
-            assert member is not None
-            start = member.end()
-            position = start + len(value)
-            if name in changes:
-                pieces += (view[copied:start], changes[name])
-                copied, missing = position, missing - 1
-        comma = b"," if fields else b""
+        copied = 0
+        for name in [name for name in fields if name in changes]:
+            start, end = spans[name]
+            pieces += (view[copied:start], changes[name])
+            copied = end
+        # Behind the last value, or behind the opening brace.
+        last, comma = (spans[next(reversed(fields))][1], b",") if fields and changes else (self.raw.find(b"{") + 1, b"")
         for name, new in changes.items():
             if name not in fields:
-                last = copied if copied > position else self._last()
                 pieces += (view[copied:last], comma, msgspec.json.encode(name), b":", new)
                 copied, comma = last, b","
         pieces.append(view[copied:])
         return b"".join(pieces)
-
-    def _last(self) -> int:
-        """Where the last value ends; behind the opening brace if there is none."""
-        if not self.fields:
-            return self.raw.index(b"{") + 1
-        brace = self.raw.rindex(b"}")
-        near = max(0, brace - _NEAR)
-        if kept := self.raw[near:brace].rstrip(_SPACE):
-            return near + len(kept)
-        return len(self.raw[:near].rstrip(_SPACE))
 
 
 def _bounded(raw: bytes) -> dict[_Key, Raw]:

@@ -14,6 +14,7 @@ from backends.facts import MODELS, listed
 
 USAGE_WANTED = b'{"include_usage":true}'
 
+_NULL = Raw(b"null")
 _REQUIRED = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}
 
 
@@ -43,9 +44,10 @@ class OpenAI:
     def check(self, call: Call) -> None:
         """Refuse what every server of this kind would, in words that name the field."""
         name = _REQUIRED[call.endpoint]
-        if bytes(call.body.fields.get(name, b"null")) == b"null":
+        value = call.body.fields.get(name, _NULL)
+        if value == _NULL:
             raise RequestRefused(f"the field {name!r} is required", param=name)
-        if name == "messages" and not bytes(call.body.fields[name]).startswith(b"["):
+        if name == "messages" and bytes(memoryview(value)[:1]) != b"[":
             raise RequestRefused("'messages' must be a list", param=name)
 
     def reply(self, call: Call, body: bytes) -> Reply:

@@ -88,6 +88,10 @@ class Exchange(Struct, frozen=True):
     transcript: Transcript | None
     """What the client has of a stream that may go on at another target."""
 
+    async def end(self) -> None:
+        """The answer is whole: its slot is free before the client has the last of it."""
+        await self.lease.end(self.record.spend())
+
 
 async def serve(parts: Parts, endpoint: str, client: Client) -> None:
     """Answer one call, or raise the `GatewayError` that says why not."""
@@ -108,16 +112,21 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             authorize(caller.key, endpoint, call.model, route.name)  # 403
         except Forbidden:
             caller = await refresh()  # the key may have been given more since it was loaded
-        admitting = parts.admission.admit(call, caller, route.name, record.spend, refresh)
-        async with await admitting as lease:  # 400, 429, 503
-            record.admitted(lease.at, lease.input)
+        lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
+        try:
+            record.admitted(lease.at, lambda: lease.input)
             transcript = Transcript(call) if route.resumes and call.stream else None
             placements = parts.routes.placements(
-                route, call, client.headers, caller.key, lease.input(), record.spend, explain=client.explains
+                route, call, client.headers, caller.key, lease.input, record.spend, explain=client.explains
             )
             async with aclosing(placements):
                 await _answer(parts, call, placements, Exchange(client, lease, record, transcript))
             parts.shadow.ended(call, route.name, Seen(*record.seen()))
+        except asyncio.CancelledError:
+            lease.settle(record.spend())  # nobody waits for the answer
+            raise
+        finally:
+            await lease.end(record.spend())
 
 
 async def _answer(parts: Parts, call: Call, placements: AsyncIterator[Placement], exchange: Exchange) -> None:
@@ -186,6 +195,6 @@ async def _relay(upstream: Upstream, exchange: Exchange, first_token: Callable[[
             held += part.data  # comments and openings before the first output wait: they must not promise a 200
             if part.done or (held and (client.started or not (part.comment or part.opening))):
                 # A client that has its answer must find its slot free.
-                await client.send(held, ending=exchange.lease.end if part.done else None)
+                await client.send(held, ending=exchange.end if part.done else None)
                 record.sent()
                 held = b""

@@ -23,6 +23,10 @@ LEAST_HOLD, MOST_HOLD = 1.0, 600.0
 """Seconds: targets are probed twice a second, and clients give up after ten minutes."""
 
 
+LEAST_ELEMENTS = 1_000
+"""Of a body; a long conversation with tools has as many."""
+
+
 def check(document: Document, table: Table) -> None:
     """Report every mistake; the table's tests are run only if there is none."""
     _check_targets(document, table)
@@ -30,6 +34,8 @@ def check(document: Document, table: Table) -> None:
     _check_names(document, table)
     _check_routing(document, table)
     _check_money(document, table)
+    if table.bodies.elements < LEAST_ELEMENTS:
+        document.report(("bodies", "elements"), f"expected at least {LEAST_ELEMENTS}: long conversations have as many")
     if not any(not mistake.warning for mistake in document.mistakes):
         _run_tests(document, table)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -159,8 +160,6 @@ class Dimension(Struct, frozen=True):
     """Where the store keeps it; the same string in every gateway."""
     limit: int
     window: float = 60.0
-    amount: int = 1
-    """Units reserved."""
     scope: str = "key"
     """Whose limit it is: `key`, `tenant`, `model`, `key_model`."""
     unit: str = "requests"
@@ -169,13 +168,23 @@ class Dimension(Struct, frozen=True):
     outage: Outage = "share"
 
 
+class Plan(Struct, eq=False):
+    """What an admission checks: the same for many calls, and kept for them."""
+
+    records: tuple[tuple[str, int], ...]
+    """The records decided on, with their versions: `("key:<id>", 3)`, `("tenant:<id>", 0)`; 0: there is none."""
+    dimensions: tuple[Dimension, ...]
+    encoded: Any = None
+    """What the store sends for every call of this plan, kept here by the store."""
+
+
 class Ask(Struct, frozen=True):
     """One admission: all dimensions are granted, or none is charged."""
 
     call_id: str
-    records: tuple[tuple[str, int], ...]
-    """The records decided on, with their versions: `("key:<id>", 3)`, `("tenant:<id>", 0)`; 0: there is none."""
-    dimensions: tuple[Dimension, ...]
+    plan: Plan
+    amounts: Sequence[int]
+    """Units reserved, a number for each of the plan's dimensions."""
 
 
 class Standing(Struct, frozen=True):
@@ -188,7 +197,7 @@ class Standing(Struct, frozen=True):
 class Verdict(Struct, frozen=True):
     """What admission said. `denied` is the index of the dimension that said no; None is a grant."""
 
-    standings: tuple[Standing, ...] = ()
+    standings: Sequence[Standing] = ()
     denied: int | None = None
     retry_after: float = 0.0
     """Seconds; after exactly this long the same ask would be granted if nobody else asked."""

@@ -10,12 +10,16 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from msgspec import DecodeError, Raw
 from msgspec.json import Decoder
 
-from backends.api import Call, Endpoint
+from backends.api import UNREAD, Call, Endpoint
+from backends.asked import Asked
 from backends.body import Body, Malformed
+from backends.large import SURELY_FEW, is_large
+from backends.large import read as read_large
 from gateway.auth.networks import Network, address
 from gateway.config.table import Bodies
 from gateway.core.errors import (
@@ -40,6 +44,8 @@ _CONTENT_TYPE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,199}")
 _TRACE_VALUE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
 _PORT = re.compile(r"^(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]+)?$")
 _name, _flag = Decoder(str), Decoder(bool)
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+"""Large bodies are read one at a time, so that many of them hold the loop no longer than one."""
 MAX_MODEL = 256
 PIECE_SECONDS = 10.0
 """A body of which nothing comes for so long is not coming."""
@@ -102,7 +108,11 @@ class AsgiClient:
         assert task is not None
         self._watch = asyncio.ensure_future(self._receive())
         self._watch.add_done_callback(lambda _: self._left(task))
-        return read(self.call_id, self._endpoint, raw, self.headers.get(b"content-type", b"application/json"))
+        content_type = self.headers.get(b"content-type", b"application/json")
+        elements, large = self._bodies.elements, None
+        if len(raw) > min(SURELY_FEW, 2 * elements) and is_large(raw, elements):
+            large = await _in_windows(self._endpoint, raw, elements)
+        return read(self.call_id, self._endpoint, raw, content_type, large)
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         self._prepared = [(b"x-request-id", self.call_id.encode()), *headers]
@@ -217,12 +227,30 @@ def source_of(scope: Any, proxies: tuple[Network, ...] = ()) -> str | None:
     return source if found is None else str(found)
 
 
-def read(call_id: str, endpoint: Endpoint, raw: bytes, content_type: bytes) -> Call:
-    """Decode a body as far as routing needs. Raises `BadRequest`, naming the field."""
+async def _in_windows(endpoint: Endpoint, raw: bytes, elements: int) -> tuple[Body, Asked]:
+    """Read a large body, one after the other, and let others work between any two windows. Raises `BadRequest`."""
+    turn = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+    async with turn:
+        steps = read_large(endpoint, raw, elements)
+        try:
+            while True:
+                next(steps)
+                await asyncio.sleep(0)
+        except StopIteration as end:
+            large: tuple[Body, Asked] = end.value
+            return large
+        except Malformed as error:
+            raise BadRequest(f"{error}", param=error.param) from None
+
+
+def read(
+    call_id: str, endpoint: Endpoint, raw: bytes, content_type: bytes, large: tuple[Body, Asked] | None = None
+) -> Call:
+    """Decode a body as far as routing needs; a `large` one was read already. Raises `BadRequest`, naming the field."""
     if not _CONTENT_TYPE.fullmatch(content_type):
         raise BadRequest("The content-type header holds characters that do not belong there.", param="content-type")
     try:
-        body = Body(raw)
+        body, what = (Body(raw), UNREAD) if large is None else large
         stream, options = False, {}
         try:
             model = _name.decode(body.fields["model"])
@@ -240,7 +268,7 @@ def read(call_id: str, endpoint: Endpoint, raw: bytes, content_type: bytes) -> C
     if len(model) > MAX_MODEL or not model.isprintable():
         raise BadRequest(f"'model' must be at most {MAX_MODEL} printable characters.", param="model")
     wanted = bytes(options.get("include_usage", b"")) == b"true"
-    return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted)
+    return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted, what)
 
 
 def _too_large(limit: int) -> BodyTooLarge:

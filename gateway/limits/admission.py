@@ -1,23 +1,22 @@
-"""Asking the store for a lease on a call, and settling it when the call has ended, however it ended."""
+"""Asking the store for a lease on a call; deciding without it while it is down."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 from msgspec import structs
 
 from backends.api import Call
-from gateway.core.errors import LimitsUnavailable, RateLimited
-from gateway.core.types import Ask, Dimension, KeyRecord, Spent, Tenant, Verdict
+from gateway.core.errors import LimitReached, LimitsUnavailable, RateLimited
+from gateway.core.types import Ask, KeyRecord, Plan, Tenant, Verdict
 from gateway.limits.estimate import Estimator
-from gateway.limits.headers import Headers, denial, never_fits, rate_headers
-from gateway.limits.plan import Planner, Rules, charged, units
+from gateway.limits.headers import RateHeaders, denial
+from gateway.limits.lease import TOLD_SECONDS, Lease, Waits
+from gateway.limits.plan import Planner, Pricing, Rules, Terms
 from gateway.store import Store, StoreDown
 from gateway.store.local.counters import Counters
 
@@ -25,8 +24,8 @@ log = logging.getLogger("trunkline.limits")
 
 MAX_STALE: Final = 3
 """Times records may change under one call before it is told to come again."""
-TOLD_SECONDS: Final = 1.0
-"""How long the end of a call waits at most for the store to know that its slot is free; an outage is noticed sooner."""
+DEGRADED: Final = (b"x-trunkline-degraded", b"limits-local")
+"""Tells a client that this gateway has decided alone."""
 
 
 class Caller(Protocol):
@@ -39,87 +38,6 @@ class Caller(Protocol):
     @property
     def tenant(self) -> Tenant | None:
         """The key's tenant, if it has a record."""
-
-
-class Pricing(Protocol):
-    """What tokens cost."""
-
-    @property
-    def free(self) -> bool:
-        """Nothing, ever."""
-
-    def cost(self, input: int, cached: int, output: int) -> int:
-        """Micro-units of money; `cached` is a part of `input`."""
-
-
-class Lease:
-    """What admission grants. Its end settles it, exactly once, however the call ended."""
-
-    __slots__ = ("_ask", "_local", "_owner", "_spent", "_verdict", "headers", "input")
-
-    def __init__(
-        self,
-        owner: Admission,
-        ask: Ask,
-        verdict: Verdict,
-        spent: Callable[[], Spent],
-        headers: Headers,
-        input: Callable[[], int],
-        local: bool,
-    ) -> None:
-        self._owner, self._ask, self._verdict, self._spent, self._local = owner, ask, verdict, spent, local
-        self.headers, self.input = headers, input
-
-    @property
-    def at(self) -> float:
-        """When the call was admitted, in seconds since the epoch."""
-        return self._verdict.at / 1e6
-
-    async def end(self) -> None:
-        """Settle, and where a slot is given back wait until the store knows, if it answers.
-
-        A client that has the end of its answer may come again at once, to any gateway, and must find its slot free.
-        """
-        leased = any(dimension.kind == "lease" for dimension in self._ask.dimensions)
-        told = self._end()
-        if told is not None and leased:
-            await asyncio.wait((told,), timeout=TOLD_SECONDS)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            self._end()  # nobody waits for the answer
-        else:
-            await self.end()
-
-    def _end(self) -> asyncio.Future[object] | None:
-        ask, self._ask = self._ask, _NOTHING
-        return None if ask is _NOTHING else self._owner.settle(ask, self._verdict.at, self._spent(), self._local)
-
-
-_NOTHING: Final = Ask("", (), ())
-
-
-def _smaller(ask: Ask, verdict: Verdict, least: Spent) -> Ask | None:
-    """The ask with what is left of the budget that denied it, or at least with what the call is sure to need.
-
-    A call that does not bound its answer reserves what such answers took before. Were it refused for that, the rest of
-    a budget could never be spent.
-    """
-    if verdict.denied is None:
-        return None
-    dimension, left = ask.dimensions[verdict.denied], verdict.standings[verdict.denied].remaining
-    smallest = max(1, units(dimension, least))
-    if dimension.kind != "budget" or dimension.amount <= smallest:
-        return None
-    amount = min(max(left, smallest), dimension.amount - 1)
-    dimensions = list(ask.dimensions)
-    dimensions[verdict.denied] = structs.replace(dimension, amount=amount)
-    return structs.replace(ask, dimensions=tuple(dimensions))
 
 
 class Admission:
@@ -138,116 +56,94 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._rules, self._prices = store, rules or Rules(), prices
+        self._store, self.limits = store, store.limits
         self._workers, self._seconds, self._denied = gateways, seconds, denied
         self._tell_degraded, self._clock, self._now = degraded, clock, now
-        self._planner = Planner(self._rules)
-        self._own = Counters(now)
+        self._planner = Planner(rules or Rules(), prices)
+        self.own = Counters(now)
+        """What this gateway counts alone."""
         self.estimator = Estimator()
+        self.waits = Waits(TOLD_SECONDS)
         self.degraded, self._changes = False, 0
 
     def revise(self, rules: Rules, prices: Callable[[str], Pricing | None]) -> None:
         """Other limits and prices hold for calls that come from now on."""
-        self._rules, self._prices, self._planner = rules, prices, Planner(rules)
+        self._planner = Planner(rules, prices)
 
-    async def admit(
-        self,
-        call: Call,
-        caller: Caller,
-        route: str,
-        spent: Callable[[], Spent],
-        refresh: Callable[[], Awaitable[Caller]],
-    ) -> Lease:
+    async def admit(self, call: Call, caller: Caller, route: str, refresh: Callable[[], Awaitable[Caller]]) -> Lease:
         """A lease. Raises `RateLimited`, `OutOfBudget`, `NeverFits`, `LimitsUnavailable`, and what `refresh` raises.
 
-        `spent` will be asked, at the end, what the call really took. `refresh` looks at the caller again, after its
-        records were found to have changed. A caller without limits is granted without asking the store.
+        `refresh` looks at the caller again, after its records were found to have changed. A caller without limits is
+        granted without asking the store.
         """
-        estimator = self.estimator
         for _ in range(MAX_STALE):
-            price = self._prices(route)
-            priced = price is not None and not price.free
-            plan = self._planner.plan(caller.key, caller.tenant, route, priced=priced)
-            if not plan:
-                verdict = Verdict(at=int(self._now() * 1e6))
-                return Lease(self, _NOTHING, verdict, spent, [], lambda: estimator.input(call, route), False)
-            ask, input, least = self._ask(call, caller, route, plan, price)
-            ask, verdict, local = await self._decide(ask)
-            while (smaller := _smaller(ask, verdict, least)) is not None:
-                ask, verdict, local = await self._decide(smaller)
+            terms = self._planner.terms(caller.key, caller.tenant, route)
+            estimate = self.estimator.estimate(call, caller.key.id, route)
+            if not terms.plan.dimensions:
+                ask = Ask(call.id, terms.plan, ())
+                return Lease(self, terms, ask, int(self._now() * 1e6), estimate.input, [])
+            ask = terms.ask(call.id, estimate)
+            while True:
+                started, changes, local = self._clock(), self._changes, False
+                try:
+                    verdict = await self.limits.admit(ask)
+                except StoreDown as error:
+                    ask, local = self._alone(ask, error, changes), True
+                    verdict = self.own.charge(ask)
+                else:
+                    if self.degraded and changes == self._changes:
+                        self._recover()
+                finally:
+                    self._seconds(self._clock() - started)
+                if verdict.denied is None:
+                    break
+                smaller = terms.smaller(ask, verdict, estimate)
+                if smaller is None:
+                    raise self._denial(terms, ask, verdict, local)
+                ask = smaller
             if not verdict.stale:
-                break
+                headers = terms.headers.of(verdict.standings) if not local else self._local_headers(terms, ask, verdict)
+                return Lease(self, terms, ask, verdict.at, estimate.input, headers, local)
             caller = await refresh()
-        else:
-            raise RateLimited("The key is being changed; try again.", retry_after=1)
-        headers = rate_headers(ask.dimensions, verdict.standings, self._rules.ietf_headers, verdict.denied)
+        raise RateLimited("The key is being changed; try again.", retry_after=1)
+
+    def settle_alone(self, lease: Lease, used: list[int]) -> None:
+        """Settle what this gateway has granted alone: here, and budgets in the store too as soon as it answers."""
+        ask, at = lease.ask, lease.micros
+        self.own.settle(ask, at, used)  # does nothing if a new outage has begun since
+        budgets = [i for i, dimension in enumerate(ask.plan.dimensions) if dimension.kind == "budget" and used[i]]
+        if budgets:
+            plan = Plan(ask.plan.records, tuple(ask.plan.dimensions[i] for i in budgets))
+            self.limits.owe(Ask(ask.call_id, plan, [0] * len(budgets)), at, [used[i] for i in budgets])
+
+    def _local_headers(self, terms: Terms, ask: Ask, verdict: Verdict) -> list[tuple[bytes, bytes]]:
+        """Those of what was decided alone, under limits of its own."""
+        headers = RateHeaders(ask.plan.dimensions, terms.headers.ietf).of(verdict.standings, verdict.denied)
+        return [*headers, DEGRADED]
+
+    def _denial(self, terms: Terms, ask: Ask, verdict: Verdict, local: bool) -> LimitReached:
         if local:
-            headers.append((b"x-trunkline-degraded", b"limits-local"))
-        if verdict.denied is not None:
-            error = denial(ask.dimensions, verdict, headers)
-            self._denied(error.scope, error.dimension)
-            raise error
-        return Lease(self, ask, verdict, spent, headers, lambda: input, local)
+            headers = self._local_headers(terms, ask, verdict)
+        else:
+            headers = terms.headers.of(verdict.standings, verdict.denied)
+        error = denial(ask.plan.dimensions, verdict, headers)
+        self._denied(error.scope, error.dimension)
+        return error
 
-    def settle(self, ask: Ask, at: int, spent: Spent, local: bool) -> asyncio.Future[object] | None:
-        """Turn what was reserved into what was spent; the future, if any, ends when the store knows."""
-        used = [units(dimension, spent) for dimension in ask.dimensions]
-        if not local:
-            self._own.let_go(ask)
-            return self._store.settle(ask, at, used)
-        self._own.settle(ask, at, used)  # does nothing if a new outage has begun since
-        owed = [(structs.replace(d, amount=0), u) for d, u in zip(ask.dimensions, used, strict=True) if u]
-        if budgets := [pair for pair in owed if pair[0].kind == "budget"]:
-            dimensions, used = tuple(d for d, _ in budgets), [u for _, u in budgets]
-            self._store.owe(structs.replace(ask, dimensions=dimensions), at, used)
-        return None
-
-    def _ask(
-        self, call: Call, caller: Caller, route: str, plan: tuple[Dimension, ...], price: Pricing | None
-    ) -> tuple[Ask, int, Spent]:
-        """What to ask for, the prompt's estimated tokens, and what the call takes at the very least."""
-        key, tenant = caller.key, caller.tenant
-        records = ((f"key:{key.id}", key.version), (f"tenant:{key.tenant}", tenant.version if tenant else 0))
-        estimate = self.estimator.estimate(call, key.id, route)
-        cost = 0 if price is None else price.cost(estimate.input, 0, estimate.output)
-        input, output = estimate.least
-        least = Spent(input, 0, output, 0 if price is None else price.cost(input, input, output))
-        for dimension in plan:
-            if units(dimension, least) > dimension.limit:
-                raise never_fits(dimension)
-        ask = Ask(call.id, records, charged(plan, Spent(estimate.input, 0, estimate.output, cost)))
-        return ask, estimate.input, least
-
-    async def _decide(self, ask: Ask) -> tuple[Ask, Verdict, bool]:
-        """What was asked, the verdict, and whether this gateway reached it on its own."""
-        started, changes = self._clock(), self._changes
-        try:
-            verdict = await self._store.admit(ask)
-        except StoreDown as error:
-            if changes == self._changes:  # what was asked before the last change tells nothing of the time after it
-                self._degrade(error)
-            alone = self._alone(ask)
-            return alone, self._own.charge(alone), True
-        finally:
-            self._seconds(self._clock() - started)
-        if changes == self._changes:
-            self._recover()
-        return ask, verdict, False
-
-    def _alone(self, ask: Ask) -> Ask:
+    def _alone(self, ask: Ask, error: StoreDown, changes: int) -> Ask:
         """The same under what each limit says for an outage. A share is never less than one, or nobody could call."""
+        if changes == self._changes:  # what was asked before the last change tells nothing of the time after it
+            self._degrade(error)
         gateways = max(self._workers, self._store.gateways)
-        shares = []
-        for dimension in ask.dimensions:
+        shares, amounts = [], []
+        for dimension, amount in zip(ask.plan.dimensions, ask.amounts, strict=True):
             if dimension.outage == "closed":
                 what = f"{dimension.scope} {dimension.name}"
                 raise LimitsUnavailable(f"The limit {what} cannot be checked at the moment; try again.", retry_after=1)
-            if dimension.outage == "share":
-                limit = max(1, dimension.limit // gateways)
-                shares.append(structs.replace(dimension, limit=limit, amount=min(dimension.amount, limit)))
-            else:
-                shares.append(structs.replace(dimension, limit=1 << 52))
-        return structs.replace(ask, dimensions=tuple(shares))
+            limit = max(1, dimension.limit // gateways) if dimension.outage == "share" else 1 << 52
+            shares.append(structs.replace(dimension, limit=limit))
+            amounts.append(min(amount, limit))
+        return Ask(ask.call_id, Plan(ask.plan.records, tuple(shares)), amounts)
 
     async def look(self) -> None:
         """In an outage, see whether it is over: no call may come to find out."""
@@ -267,6 +163,6 @@ class Admission:
             self.degraded, self._changes = True, self._changes + 1
             self._tell_degraded(True)
             log.warning("limits are counted in this gateway only: %s", error)
-            self._own = Counters(self._now)
-            for ask in self._store.held():
-                self._own.hold(ask)
+            self.own = Counters(self._now)
+            for ask in self.limits.held():
+                self.own.hold(ask)

@@ -11,6 +11,7 @@ from gateway.core.types import Dimension, Standing, Verdict
 Headers = list[tuple[bytes, bytes]]
 
 _WHOSE = {"key": "This key", "tenant": "This tenant", "model": "This model", "key_model": "This key on this model"}
+_WORDS = (b"limit", b"remaining", b"reset")
 _WHAT = {
     "rpm": "requests per minute",
     "tpm": "tokens per minute",
@@ -20,32 +21,56 @@ _WHAT = {
 }
 
 
-def rate_headers(
-    dimensions: Sequence[Dimension], standings: Sequence[Standing], ietf: bool, denied: int | None = None
-) -> Headers:
-    """OpenAI's headers for requests and for tokens: of what denied the call, else of what has the least left."""
-    tightest: dict[str, tuple[Dimension, Standing]] = {}
-    decisive = None if denied is None else dimensions[denied]
-    for dimension, standing in zip(dimensions, standings, strict=False):
-        if dimension.kind == "rate":
-            group = "requests" if dimension.unit == "requests" else "tokens"
-            known = tightest.get(group)
-            tighter = known is None or (known[0] is not decisive and standing.remaining < known[1].remaining)
-            if tighter or dimension is decisive:
-                tightest[group] = dimension, standing
-    headers: Headers = []
-    for group, (dimension, standing) in tightest.items():
-        name = group.encode()
-        headers += [
-            (b"x-ratelimit-limit-" + name, b"%d" % dimension.limit),
-            (b"x-ratelimit-remaining-" + name, b"%d" % standing.remaining),
-            (b"x-ratelimit-reset-" + name, duration(standing.reset).encode()),
-        ]
-    if ietf and tightest:
-        policy = ", ".join(f'"{d.name}";q={d.limit};w={d.window:.0f}' for d, _ in tightest.values())
-        state = ", ".join(f'"{d.name}";r={s.remaining};t={math.ceil(s.reset)}' for d, s in tightest.values())
-        headers += [(b"ratelimit-policy", policy.encode()), (b"ratelimit", state.encode())]
-    return headers
+class RateHeaders:
+    """OpenAI's headers for requests and for tokens, of the same dimensions for many calls."""
+
+    __slots__ = ("_dimensions", "_groups", "ietf")
+
+    def __init__(self, dimensions: Sequence[Dimension], ietf: bool = False) -> None:
+        self._dimensions, self.ietf = dimensions, ietf
+        requests = [i for i, d in enumerate(dimensions) if d.kind == "rate" and d.unit == "requests"]
+        tokens = [i for i, d in enumerate(dimensions) if d.kind == "rate" and d.unit != "requests"]
+        self._groups = [_Group(*group) for group in ((b"requests", requests), (b"tokens", tokens)) if group[1]]
+
+    def of(self, standings: Sequence[Standing], denied: int | None = None) -> Headers:
+        """Of what denied the call, else of what has the least left."""
+        headers: Headers = []
+        told = []
+        for group in self._groups:
+            members = group.members
+            if len(members) == 1:
+                chosen = members[0]
+            elif denied in members:
+                chosen = denied
+            else:
+                chosen = min(members, key=lambda member: standings[member].remaining)
+            standing = standings[chosen]
+            reset = standing.reset
+            headers += (
+                (group.limit, b"%d" % self._dimensions[chosen].limit),
+                (group.remaining, b"%d" % standing.remaining),
+                # Most are short; the longer ones are worth a call.
+                (group.reset, b"%dms" % math.ceil(reset * 1000) if reset <= 0.999 else duration(reset).encode()),
+            )
+            told.append(chosen)
+        if self.ietf and told:
+            headers += self._ietf_headers([(self._dimensions[i], standings[i]) for i in told])
+        return headers
+
+    def _ietf_headers(self, told: Sequence[tuple[Dimension, Standing]]) -> Headers:
+        policy = ", ".join(f'"{d.name}";q={d.limit};w={d.window:.0f}' for d, _ in told)
+        state = ", ".join(f'"{d.name}";r={s.remaining};t={math.ceil(s.reset)}' for d, s in told)
+        return [(b"ratelimit-policy", policy.encode()), (b"ratelimit", state.encode())]
+
+
+class _Group:
+    """The dimensions of which one is told, and the names it is told under."""
+
+    __slots__ = ("limit", "members", "remaining", "reset")
+
+    def __init__(self, name: bytes, members: list[int]) -> None:
+        self.members = members
+        self.limit, self.remaining, self.reset = (b"x-ratelimit-%b-%b" % (w, name) for w in _WORDS)
 
 
 def denial(dimensions: Sequence[Dimension], verdict: Verdict, headers: Headers) -> LimitReached:

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Final, get_args
+from collections.abc import Callable, Iterator
+from operator import gt
+from typing import Final, Protocol, get_args
 
 from msgspec import Struct
 
-from gateway.core.types import Dimension, KeyRecord, Limit, Outage, Period, Spent, Tenant
+from gateway.core.errors import NeverFits
+from gateway.core.types import Ask, Dimension, KeyRecord, Limit, Outage, Period, Plan, Spent, Tenant, Verdict
+from gateway.limits.estimate import Estimate
+from gateway.limits.headers import RateHeaders, never_fits
 from gateway.store import LEASE_SECONDS
 from gateway.store.rebuild import budget_key
 
 MINUTE: Final = 60.0
-MAX_PLANS: Final = 20_000
+MAX_TERMS: Final = 20_000
 
 RATES: Final = (("rpm", "requests"), ("tpm", "tokens"), ("itpm", "input"), ("otpm", "output"))
 """Rate limits by name, and what they count."""
+UNITS: Final = ("requests", "calls", "tokens", "input", "output", "cost")
+"""What dimensions count: what a call takes is listed in this order."""
+HUGE: Final = 1 << 62
+
+
+class Pricing(Protocol):
+    """What tokens cost."""
+
+    @property
+    def free(self) -> bool:
+        """Nothing, ever."""
+
+    def cost(self, input: int, cached: int, output: int) -> int:
+        """Micro-units of money; `cached` is a part of `input`."""
 
 
 class Rules(Struct, frozen=True):
@@ -33,23 +51,98 @@ class Rules(Struct, frozen=True):
     ietf_headers: bool = False
 
 
+class Terms:
+    """What calls of one key on one route are admitted under: all that does not differ from call to call.
+
+    `price` is what money is counted by; None: no dimension counts money.
+    """
+
+    __slots__ = ("_limits", "_price", "_smallest", "_units", "headers", "leases", "plan")
+
+    def __init__(self, plan: Plan, price: Pricing | None = None, *, ietf: bool = False) -> None:
+        dimensions = plan.dimensions
+        self.plan = plan
+        self.headers = RateHeaders(dimensions, ietf)
+        self.leases = any(dimension.kind == "lease" for dimension in dimensions)
+        """A call holds slots, which are given back when it ends."""
+        self._price = price if any(dimension.unit == "cost" for dimension in dimensions) else None
+        self._units = [UNITS.index(dimension.unit) for dimension in dimensions]
+        self._limits = [dimension.limit for dimension in dimensions]
+        self._smallest = [min((d.limit for d in dimensions if d.unit == unit), default=HUGE) for unit in UNITS]
+
+    def ask(self, call_id: str, estimate: Estimate) -> Ask:
+        """What to reserve: never more of a dimension than it can hold, as an estimate may be wrong.
+
+        Raises `NeverFits` for what is larger than a dimension at the very least.
+        """
+        input, output, price = estimate.input, estimate.output, self._price
+        least_input, least_output = estimate.least
+        if any(map(gt, (1, 1, least_input + least_output, least_input, least_output), self._smallest)) or (
+            price is not None and price.cost(least_input, least_input, least_output) > self._smallest[5]
+        ):
+            raise self._never_fits(estimate)
+        taken = (1, 1, input + output, input, output, 0 if price is None else price.cost(input, 0, output))
+        return Ask(call_id, self.plan, [*map(min, map(taken.__getitem__, self._units), self._limits)])
+
+    def smaller(self, ask: Ask, verdict: Verdict, estimate: Estimate) -> Ask | None:
+        """The ask with what is left of the budget that denied it, or at least with what the call is sure to need.
+
+        A call that does not bound its answer reserves what such answers took before. Were it refused for that, the rest
+        of a budget could never be spent. None: it cannot be smaller.
+        """
+        denied = verdict.denied
+        if denied is None or self.plan.dimensions[denied].kind != "budget":
+            return None
+        amount, left = ask.amounts[denied], verdict.standings[denied].remaining
+        least = max(1, self._least(estimate)[self._units[denied]])
+        if amount <= least:
+            return None
+        amounts = [*ask.amounts]
+        amounts[denied] = min(max(left, least), amount - 1)
+        return Ask(ask.call_id, ask.plan, amounts)
+
+    def used(self, spent: Spent) -> list[int]:
+        """What a call took of each dimension."""
+        input, output = spent.input, spent.output
+        taken = (1, 1, input + output, input, output, spent.cost)
+        return [*map(taken.__getitem__, self._units)]
+
+    def _least(self, estimate: Estimate) -> tuple[int, ...]:
+        """What a call takes of each unit at the very least."""
+        (input, output), price = estimate.least, self._price
+        return 1, 1, input + output, input, output, 0 if price is None else price.cost(input, input, output)
+
+    def _never_fits(self, estimate: Estimate) -> NeverFits:
+        least = self._least(estimate)
+        found = zip(self.plan.dimensions, self._units, strict=True)
+        return never_fits(next(dimension for dimension, unit in found if least[unit] > dimension.limit))
+
+
 class Planner:
-    """Makes and remembers plans: the dimensions of a key on a route, which only change with records and table."""
+    """Makes and remembers terms, which only change with the records of a key and its tenant and with the table."""
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
-        self._plans: OrderedDict[tuple[str, int, int, str, bool], tuple[Dimension, ...]] = OrderedDict()
+    def __init__(self, rules: Rules, prices: Callable[[str], Pricing | None] = lambda _: None) -> None:
+        self._rules, self._prices = rules, prices
+        self._terms: OrderedDict[tuple[str, int, int, str], Terms] = OrderedDict()
 
-    def plan(self, key: KeyRecord, tenant: Tenant | None, route: str, *, priced: bool = True) -> tuple[Dimension, ...]:
-        """The dimensions, with amounts of 1 that `charged` replaces; money only limits what is `priced`."""
-        name = (key.id, key.version, tenant.version if tenant else 0, route, priced)
-        plan = self._plans.get(name)
-        if plan is None:
-            found = self._dimensions(key, tenant, route)
-            plan = self._plans[name] = tuple(d for d in found if priced or d.unit != "cost")
-            if len(self._plans) > MAX_PLANS:
-                self._plans.popitem(last=False)
-        return plan
+    def terms(self, key: KeyRecord, tenant: Tenant | None, route: str) -> Terms:
+        """Those of this key on this route."""
+        name = (key.id, key.version, 0 if tenant is None else tenant.version, route)
+        terms = self._terms.get(name)
+        if terms is None:
+            terms = self._terms[name] = self._bind(key, tenant, route)
+            if len(self._terms) > MAX_TERMS:
+                self._terms.popitem(last=False)
+        return terms
+
+    def _bind(self, key: KeyRecord, tenant: Tenant | None, route: str) -> Terms:
+        price = self._prices(route)
+        if price is not None and price.free:
+            price = None
+        found = self._dimensions(key, tenant, route)
+        dimensions = tuple(d for d in found if price is not None or d.unit != "cost")
+        records = ((f"key:{key.id}", key.version), (f"tenant:{key.tenant}", tenant.version if tenant else 0))
+        return Terms(Plan(records, dimensions), price, ietf=self._rules.ietf_headers)
 
     def _dimensions(self, key: KeyRecord, tenant: Tenant | None, route: str) -> Iterator[Dimension]:
         rules = self._rules
@@ -67,49 +160,14 @@ def _of(scope: str, id: str, limit: Limit) -> Iterator[Dimension]:
     for name, unit in RATES:
         if (most := getattr(limit, name)) is not None:
             key = f"rate:{scope}:{id}:{name}"
-            yield Dimension(name, "rate", key, most, MINUTE, 1, scope, unit, None, outage(name, "share"))
+            yield Dimension(name, "rate", key, most, MINUTE, scope, unit, None, outage(name, "share"))
     if limit.concurrency is not None:
         key, policy = f"lease:{scope}:{id}", outage("concurrency", "share")
-        yield Dimension("concurrency", "lease", key, limit.concurrency, LEASE_SECONDS, 1, scope, "calls", None, policy)
+        yield Dimension("concurrency", "lease", key, limit.concurrency, LEASE_SECONDS, scope, "calls", None, policy)
     period: Period
     for period in get_args(Period):
         allowance = getattr(limit.budget, period)
         for unit, most in (("tokens", allowance.tokens), ("cost", allowance.cost_micros)):
             if most is not None:
                 key, policy = budget_key(scope, id, period, unit), outage("budget", "closed")
-                yield Dimension("budget", "budget", key, most, MINUTE, 1, scope, unit, period, policy)
-
-
-def units(dimension: Dimension, spent: Spent) -> int:
-    """What a call takes of a dimension."""
-    match dimension.unit:
-        case "tokens":
-            return spent.input + spent.output
-        case "input":
-            return spent.input
-        case "output":
-            return spent.output
-        case "cost":
-            return spent.cost
-    return 1
-
-
-def charged(plan: tuple[Dimension, ...], spent: Spent) -> tuple[Dimension, ...]:
-    """The plan with what to reserve; never more than a dimension can ever hold."""
-    return tuple(
-        dimension
-        if dimension.unit in ("requests", "calls")
-        else Dimension(
-            dimension.name,
-            dimension.kind,
-            dimension.key,
-            dimension.limit,
-            dimension.window,
-            min(units(dimension, spent), dimension.limit),
-            dimension.scope,
-            dimension.unit,
-            dimension.period,
-            dimension.outage,
-        )
-        for dimension in plan
-    )
+                yield Dimension("budget", "budget", key, most, MINUTE, scope, unit, period, policy)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gateway.core.types import Ask, Dimension
+from gateway.core.types import Ask, Dimension, Plan
 from gateway.store import LEASE_SECONDS, Limits, StoreDown
 from gateway.targets.target import Target
 
@@ -19,6 +19,7 @@ class Slots:
 
     def __init__(self, store: Limits, gateways: Callable[[], int] = lambda: 1) -> None:
         self._store, self._gateways = store, gateways
+        self._plans: dict[str, Plan] = {}
 
     async def take(self, target: Target, name: str) -> GiveBack | None:
         """What gives the slot back, or None if there is none left. `name` is unique for ever.
@@ -26,16 +27,7 @@ class Slots:
         While the store is down each gateway keeps to its share.
         """
         assert target.max_inflight is not None
-        slot = Dimension(
-            "max_inflight",
-            "lease",
-            f"lease:target:{target.name}",
-            target.max_inflight,
-            LEASE_SECONDS,
-            scope="target",
-            unit="calls",
-        )
-        ask = Ask(name, (), (slot,))
+        ask = Ask(name, self._plan(target.name, target.max_inflight), (1,))
         try:
             verdict = await self._store.admit(ask)
         except StoreDown:
@@ -45,3 +37,12 @@ class Slots:
             self._store.hold(ask)  # for when the store is back
             return partial(self._store.settle, ask, 0, [1])
         return partial(self._store.settle, ask, verdict.at, [1]) if verdict.denied is None else None
+
+    def _plan(self, target: str, limit: int) -> Plan:
+        """What a call at this target asks for."""
+        plan = self._plans.get(target)
+        if plan is None or plan.dimensions[0].limit != limit:
+            key = f"lease:target:{target}"
+            slot = Dimension("max_inflight", "lease", key, limit, LEASE_SECONDS, scope="target", unit="calls")
+            plan = self._plans[target] = Plan((), (slot,))
+        return plan

@@ -129,6 +129,9 @@ class Board(Protocol):
 class Store(Limits, Records, Ledger, Board, Protocol):
     """All of it, and its life."""
 
+    limits: Limits
+    """The counters, for whoever asks them for every call."""
+
     async def open(self) -> None:
         """Start background work; does not wait for the store to be up."""
 

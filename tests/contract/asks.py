@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 from harness.redis_server import RedisServer
 
-from gateway.core.types import Ask, Dimension, KeyRecord, Secret
+from gateway.core.types import Ask, Dimension, KeyRecord, Plan, Secret
 from gateway.store import LEASE_SECONDS, StoreDown
 from gateway.store.redis.store import RedisStore
 
@@ -36,8 +36,8 @@ async def keyed(store: RedisStore) -> str:
     return key_id
 
 
-def asked(key_id: str, dimension: Dimension) -> Ask:
-    return Ask(uuid.uuid4().hex, ((f"key:{key_id}", 1),), (dimension,))
+def asked(key_id: str, dimension: Dimension, amount: int = 1) -> Ask:
+    return Ask(uuid.uuid4().hex, Plan(((f"key:{key_id}", 1),), (dimension,)), (amount,))
 
 
 def lease(key_id: str, limit: int) -> Ask:
@@ -49,12 +49,12 @@ def rate(key_id: str, limit: int, window: float = 3600.0) -> Ask:
 
 
 def tokens(key_id: str, limit: int, amount: int) -> Ask:
-    return asked(key_id, Dimension("tpm", "rate", f"rate:key:{key_id}:tpm", limit, 3600.0, amount, unit="tokens"))
+    return asked(key_id, Dimension("tpm", "rate", f"rate:key:{key_id}:tpm", limit, 3600.0, unit="tokens"), amount)
 
 
 def budget(key_id: str, limit: int, amount: int) -> Ask:
     key = f"budget:key:{key_id}:month:tokens"
-    return asked(key_id, Dimension("budget", "budget", key, limit, 60.0, amount, "key", "tokens", "month", "closed"))
+    return asked(key_id, Dimension("budget", "budget", key, limit, 60.0, "key", "tokens", "month", "closed"), amount)
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:

@@ -12,7 +12,9 @@ from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from typing import NamedTuple
 
-from gateway.core.types import Ask, Dimension, Period
+from contract.wanted import Wanted, wanted
+
+from gateway.core.types import Ask, Period
 
 MICRO = 1_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -51,7 +53,7 @@ def span(kind: Period, micros: int) -> tuple[date, int]:
 class Bucket:
     """A leaky bucket. `naive` gives every unused unit back, also those that leaked away while the call ran."""
 
-    def __init__(self, dimension: Dimension, naive: bool) -> None:
+    def __init__(self, dimension: Wanted, naive: bool) -> None:
         self.limit, self.naive = dimension.limit, naive
         self.unit = Fraction(round(dimension.window * MICRO), dimension.limit)
         self.level, self.seen = Fraction(0), 0
@@ -113,28 +115,28 @@ class Model:
         self.purses: dict[str, Purse] = {}
         self.ended: set[str] = set()
 
-    def bucket(self, dimension: Dimension) -> Bucket:
+    def bucket(self, dimension: Wanted) -> Bucket:
         return self.buckets.setdefault(dimension.key, Bucket(dimension, self.naive))
 
-    def lease(self, dimension: Dimension) -> Slots:
+    def lease(self, dimension: Wanted) -> Slots:
         return self.slots.setdefault(dimension.key, Slots())
 
-    def purse(self, dimension: Dimension) -> Purse:
+    def purse(self, dimension: Wanted) -> Purse:
         assert dimension.period is not None
         return self.purses.setdefault(dimension.key, Purse(dimension.period))
 
     def admit(self, ask: Ask, now: int) -> Answer:
         refusing, wait = [], {}
-        for index, dimension in enumerate(ask.dimensions):
+        for index, dimension in enumerate(wanted(ask)):
             fits, known = self._fits(dimension, now)
             if not fits:
                 refusing.append(index)
                 if known is not None:
                     wait[index] = known
         if not refusing:
-            for dimension in ask.dimensions:
+            for dimension in wanted(ask):
                 self._charge(ask.call_id, dimension, now)
-        standings = [self._standing(dimension, now) for dimension in ask.dimensions]
+        standings = [self._standing(dimension, now) for dimension in wanted(ask)]
         return Answer(
             tuple(refusing), wait, tuple(left for left, _ in standings), tuple(reset for _, reset in standings)
         )
@@ -143,7 +145,7 @@ class Model:
         if ask.call_id in self.ended:
             return
         self.ended.add(ask.call_id)
-        for dimension, units in zip(ask.dimensions, used, strict=True):
+        for dimension, units in zip(wanted(ask), used, strict=True):
             if dimension.kind == "rate":
                 self.bucket(dimension).settle(dimension.amount, units, at, now)
             elif dimension.kind == "lease":
@@ -156,7 +158,7 @@ class Model:
 
     def renew(self, ask: Ask, now: int) -> None:
         """The worker of a call says that it lives."""
-        for dimension in ask.dimensions:
+        for dimension in wanted(ask):
             if dimension.kind == "lease" and self.lease(dimension).deadlines.get(ask.call_id, 0) > now:
                 self.lease(dimension).deadlines[ask.call_id] = now + self.hold
             elif dimension.kind == "budget" and ask.call_id in (reserved := self.purse(dimension).reserved):
@@ -164,7 +166,7 @@ class Model:
                 if deadline > now:
                     reserved[ask.call_id] = (first, units, now + self.hold)
 
-    def _fits(self, dimension: Dimension, now: int) -> tuple[bool, Fraction | None]:
+    def _fits(self, dimension: Wanted, now: int) -> tuple[bool, Fraction | None]:
         if dimension.kind == "rate":
             bucket = self.bucket(dimension)
             bucket.leak(now)
@@ -178,7 +180,7 @@ class Model:
             return False, Fraction(span(purse.kind, now)[1] - now)
         return settled + purse.open(now) + dimension.amount <= dimension.limit, None
 
-    def _charge(self, call: str, dimension: Dimension, now: int) -> None:
+    def _charge(self, call: str, dimension: Wanted, now: int) -> None:
         if dimension.kind == "rate":
             self.bucket(dimension).level += dimension.amount
         elif dimension.kind == "lease":
@@ -187,7 +189,7 @@ class Model:
             purse = self.purse(dimension)
             purse.reserved[call] = (span(purse.kind, now)[0], dimension.amount, now + self.hold)
 
-    def _standing(self, dimension: Dimension, now: int) -> tuple[int, Fraction | None]:
+    def _standing(self, dimension: Wanted, now: int) -> tuple[int, Fraction | None]:
         if dimension.kind == "rate":
             bucket = self.bucket(dimension)
             return max(0, (bucket.limit - bucket.level).__floor__()), bucket.level * bucket.unit

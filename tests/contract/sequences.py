@@ -8,9 +8,10 @@ from typing import NamedTuple
 from contract.model import MICRO, Answer, Model, span
 from contract.subject import Subject
 from contract.timed import TimedStore
+from contract.wanted import Wanted, changed, wanted
 from hypothesis import strategies as st
 
-from gateway.core.types import Ask, Dimension, Verdict
+from gateway.core.types import Ask, Verdict
 from gateway.store import LEASE_SECONDS
 
 GRAIN = 1 / 64
@@ -157,7 +158,7 @@ class Run:
             agree(ask, verdict, self.model.admit(ask, self.now))
         if verdict.denied is None:
             self.alive.append(Life(ask, verdict))
-            held = sum(any(each.kind == "lease" for each in life.ask.dimensions) for life in self.alive)
+            held = sum(any(each.kind == "lease" for each in wanted(life.ask)) for life in self.alive)
             assert held <= self.world.slots
             return
         again = await self.subject.store.admit(self.subject.ask(*chosen, records=()))
@@ -174,18 +175,16 @@ class Run:
         self.alive = []
         self.subject.store = await store.successor()
 
-    def _sized(self, dimension: Dimension, part: int) -> Dimension:
+    def _sized(self, dimension: Wanted, part: int) -> Wanted:
         if dimension.unit in FIXED:
             return dimension
         amount = dimension.limit * part // (400 if dimension.kind == "budget" else 100)
-        return Dimension(
-            **{**{name: getattr(dimension, name) for name in dimension.__struct_fields__}, "amount": amount}
-        )
+        return changed(dimension, amount=amount)
 
     def _used(self, ask: Ask, part: int) -> list[int]:
         """In each dimension; more than was reserved, also where that was nothing, if the part is above a hundred."""
         more = part > 150
-        return [d.amount if d.unit in FIXED else d.amount * part // 100 + more for d in ask.dimensions]
+        return [d.amount if d.unit in FIXED else d.amount * part // 100 + more for d in wanted(ask)]
 
 
 def agree(ask: Ask, verdict: Verdict, answer: Answer) -> None:
@@ -209,7 +208,7 @@ def bursts(lives: Sequence[Life], key: str) -> list[tuple[int, int]]:
     """When calls were let in under a rate, and what each used; of a lost one all that it had reserved."""
     found = []
     for life in lives:
-        for index, dimension in enumerate(life.ask.dimensions):
+        for index, dimension in enumerate(wanted(life.ask)):
             if dimension.key == key:
                 found.append((life.verdict.at, dimension.amount if life.used is None else life.used[index]))
     return sorted(found)
@@ -230,7 +229,7 @@ def spent(lives: Sequence[Life], key: str) -> dict[object, int]:
     """What ended calls used of a budget, by the period of their admission."""
     sums: dict[object, int] = {}
     for life in lives:
-        for index, dimension in enumerate(life.ask.dimensions):
+        for index, dimension in enumerate(wanted(life.ask)):
             if dimension.key == key and life.used is not None and dimension.period is not None:
                 first = span(dimension.period, life.verdict.at)[0]
                 sums[first] = sums.get(first, 0) + life.used[index]

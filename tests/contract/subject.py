@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from contract.timed import RedisClock, TimedStore, time_scripts
+from contract.wanted import Wanted, asking, changed
 from harness.clock import FixedClock
 from harness.redis_server import RedisServer
 from redis import Redis
 
-from gateway.core.types import Ask, Dimension, KeyRecord, Period, Secret, Tenant, Verdict
+from gateway.core.types import Ask, KeyRecord, Period, Secret, Tenant, Verdict
 from gateway.store import LEASE_SECONDS, Store
 from gateway.store.local import LocalStore
 
@@ -55,44 +56,43 @@ class Subject:
         await self.store.put(record)
         return record
 
-    def rate(
-        self, limit: int, window: float = 60.0, name: str = "rpm", amount: int = 1, scope: str = "key"
-    ) -> Dimension:
+    def rate(self, limit: int, window: float = 60.0, name: str = "rpm", amount: int = 1, scope: str = "key") -> Wanted:
         unit = {"rpm": "requests", "itpm": "input", "otpm": "output"}.get(name, "tokens")
-        return Dimension(name, "rate", f"rate:{scope}:{self.name}:{name}", limit, window, amount, scope, unit)
+        key = f"rate:{scope}:{self.name}:{name}"
+        return Wanted(name, "rate", key, limit, window, scope, unit, amount=amount)
 
-    def tokens(self, limit: int, amount: int, window: float = 60.0, name: str = "tpm", scope: str = "key") -> Dimension:
+    def tokens(self, limit: int, amount: int, window: float = 60.0, name: str = "tpm", scope: str = "key") -> Wanted:
         return self.rate(limit, window, name, amount, scope)
 
-    def lease(self, limit: int, name: str = "", scope: str = "key") -> Dimension:
+    def lease(self, limit: int, name: str = "", scope: str = "key") -> Wanted:
         key = f"lease:{scope}:{self.name}{name}"
-        return Dimension("concurrency", "lease", key, limit, LEASE_SECONDS, 1, scope, "calls")
+        return Wanted("concurrency", "lease", key, limit, LEASE_SECONDS, scope, "calls")
 
     def budget(
         self, limit: int, amount: int = 1, period: Period = "day", unit: str = "tokens", scope: str = "key"
-    ) -> Dimension:
+    ) -> Wanted:
         key = f"budget:{scope}:{self.name}:{period}:{unit}"
-        return Dimension("budget", "budget", key, limit, 60.0, amount, scope, unit, period, "closed")
+        return Wanted("budget", "budget", key, limit, 60.0, scope, unit, period, "closed", amount)
 
     def ask(
         self,
-        *dimensions: Dimension,
+        *dimensions: Wanted,
         version: int = 1,
         call: str | None = None,
         records: Sequence[tuple[str, int]] | None = None,
     ) -> Ask:
         decided = ((f"key:{self.name}", version),) if records is None else tuple(records)
-        return Ask(call or uuid.uuid4().hex, decided, dimensions)
+        return asking(call or uuid.uuid4().hex, decided, *dimensions)
 
-    async def admit(self, *dimensions: Dimension) -> Verdict:
+    async def admit(self, *dimensions: Wanted) -> Verdict:
         """The verdict on a new call."""
         return await self.store.admit(self.ask(*dimensions))
 
-    async def granted(self, *dimensions: Dimension) -> tuple[Ask, Verdict]:
+    async def granted(self, *dimensions: Wanted) -> tuple[Ask, Verdict]:
         """A new call, which must be let in."""
         return await self.granted_with(1, *dimensions)
 
-    async def granted_with(self, version: int, *dimensions: Dimension) -> tuple[Ask, Verdict]:
+    async def granted_with(self, version: int, *dimensions: Wanted) -> tuple[Ask, Verdict]:
         """As `granted`, decided on another version of the key."""
         ask = self.ask(*dimensions, version=version)
         verdict = await self.store.admit(ask)
@@ -105,12 +105,12 @@ class Subject:
         self.store.settle(ask, verdict.at, used)
         await self.store.ping()
 
-    async def grants(self, *dimensions: Dimension, times: int) -> int:
+    async def grants(self, *dimensions: Wanted, times: int) -> int:
         """How many of so many asks, one after the other, are granted."""
         verdicts = [await self.admit(*dimensions) for _ in range(times)]
         return sum(verdict.denied is None and not verdict.stale for verdict in verdicts)
 
-    async def left(self, dimension: Dimension) -> int:
+    async def left(self, dimension: Wanted) -> int:
         """Units that a dimension has left, found without using any."""
         if dimension.kind == "lease":
             taken = self.ask(dimension)
@@ -119,10 +119,7 @@ class Subject:
                 return 0
             await self.settle((taken, verdict), 0)
             return verdict.standings[0].remaining + 1
-        probe = Dimension(
-            dimension.name, dimension.kind, dimension.key, dimension.limit, dimension.window, 0, dimension.scope,
-            dimension.unit, dimension.period,
-        )  # fmt: skip
+        probe = changed(dimension, amount=0)
         if dimension.kind == "budget":
             taken = self.ask(probe)
             verdict = await self.store.admit(taken)

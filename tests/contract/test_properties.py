@@ -12,11 +12,12 @@ import pytest
 from contract.model import MICRO, Model
 from contract.sequences import Again, End, Run, Step, World, bursts, overflow, spent, steps, worlds
 from contract.subject import Subject, in_memory, in_redis
+from contract.wanted import Wanted, asking
 from harness.redis_server import RedisServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.types import Ask, Dimension, Verdict
+from gateway.core.types import Verdict
 
 ANY = (1, 2, 3, 7, 11, 13, 59, 61, 97, 600, 9_999)
 MANY = {"memory": settings(max_examples=200, deadline=None), "redis": settings(max_examples=60, deadline=None)}
@@ -91,7 +92,7 @@ def test_settling_everything_twice_is_settling_it_once(world: World, done: list[
     assert asyncio.run(verdicts(once)) == asyncio.run(verdicts(twice))
 
 
-TPM = Dimension("tpm", "rate", "rate:key:naive:tpm", 1000, 60.0, 1000, "key", "tokens")
+TPM = Wanted("tpm", "rate", "rate:key:naive:tpm", 1000, 60.0, "key", "tokens", amount=1000)
 START = 1_800_000_000 * MICRO
 
 
@@ -100,14 +101,14 @@ def life(model: Model, idle: int) -> list[tuple[int, int]]:
     in one moment at the end, and others take what is free then."""
     now, waiting, found = START, [], []
     for number in range(idle):
-        ask = Ask(f"idle-{number}", (), (TPM,))
+        ask = asking(f"idle-{number}", (), TPM)
         assert model.admit(ask, now).granted
         waiting.append((ask, now))
         found.append((now, 0))
         now += 60 * MICRO
-    for ask, at in [(Ask("nobody", (), (TPM,)), now), *waiting]:
+    for ask, at in [(asking("nobody", (), TPM), now), *waiting]:
         model.settle(ask, at, (0,), now)
-        while model.admit(Ask(f"real-{len(found)}", (), (TPM,)), now).granted:
+        while model.admit(asking(f"real-{len(found)}", (), TPM), now).granted:
             found.append((now, TPM.amount))
     return found
 

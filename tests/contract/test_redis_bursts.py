@@ -111,7 +111,7 @@ async def test_an_answer_that_comes_while_the_loop_is_busy_is_read_before_the_ve
         await asyncio.sleep(0)
         patience = store._pipe._patience
         last = patience.began() + patience._most
-        while patience._turn < last:
+        while patience.turn < last:
             await asyncio.sleep(0.001)
 
         def late() -> None:
@@ -145,6 +145,6 @@ async def test_what_was_asked_for_before_the_end_is_done(own: RedisServer) -> No
     await pipe.call("PING")
     with throttled(own, 0.08, 0.02):
         for _ in range(40_000):
-            pipe.post("INCR", "done")
+            pipe.submit("INCR", "done")
         await pipe.close()
     assert own.ask("GET", "done") == "40000"

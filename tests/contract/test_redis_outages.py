@@ -12,7 +12,7 @@ import pytest
 from contract.asks import TIMEOUT, budget, frozen, keyed, lease, opened, rate, thawed, tokens, until
 from harness.redis_server import RedisServer, redis_server
 
-from gateway.core.types import Ask, Entry, KeyRecord
+from gateway.core.types import Ask, Entry, KeyRecord, Plan
 from gateway.store import LEASE_SECONDS, StoreDown
 from gateway.store.redis import counters as redis_counters
 from gateway.store.redis.store import RedisStore
@@ -199,7 +199,9 @@ async def test_a_grant_whose_answer_was_lost_holds_nothing_for_long(
     async with opened(own.url) as store:
         key_id = await keyed(store)
         warm = make("other", 5)
-        await store.admit(Ask(warm.call_id, (), warm.dimensions))  # whatever a first call has to prepare
+        await store.admit(
+            Ask(warm.call_id, Plan((), warm.plan.dimensions), warm.amounts)
+        )  # whatever a first call has to prepare
         os.kill(own.process.pid, signal.SIGSTOP)
         with pytest.raises(StoreDown):
             await store.admit(make(key_id, 1))

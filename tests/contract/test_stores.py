@@ -7,14 +7,14 @@ from itertools import product
 
 import pytest
 from contract.subject import Subject
+from contract.wanted import Wanted
 
-from gateway.core.types import Dimension
 from gateway.store import LEASE_SECONDS
 
 SCOPES = ("key", "tenant", "model", "key_model")
 
 
-def whole(subject: Subject, full: tuple[str, str] | None = None) -> list[Dimension]:
+def whole(subject: Subject, full: tuple[str, str] | None = None) -> list[Wanted]:
     """A dimension of every kind in every scope; the one named (scope, kind) has room for one call only."""
     found = []
     for scope in SCOPES:

@@ -57,9 +57,9 @@ class TimedStore(RedisStore):
         self._url, self._clock = url, clock
         call = self._pipe.call
 
-        async def answer(*parts: Any, script: Script | None = None) -> Any:
+        async def answer(*parts: Any) -> Any:
             if parts != ("TIME",):
-                return await call(*parts, script=script)
+                return await call(*parts)
             seconds, micros = divmod(int(clock.now() * MICRO), MICRO)
             return [b"%d" % seconds, b"%d" % micros]
 

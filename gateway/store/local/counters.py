@@ -40,7 +40,8 @@ class Counters:
         self._now = now
         self._granted: set[str] = set()
         self._tats: dict[str, int] = {}
-        self._leases: dict[str, set[str]] = {}
+        self.leases: dict[str, set[str]] = {}
+        """Calls that hold slots, by the key of the lease; no empty sets."""
         self._budgets: dict[str, Spending] = {}
 
     def restore(self, budgets: Iterable[tuple[str, int, int]]) -> None:
@@ -52,18 +53,19 @@ class Counters:
         """Check all dimensions, then charge all or none."""
         now = int(self._now() * MICRO)
         looks = {"rate": self._rate, "lease": self._lease, "budget": self._budget}
-        found = [looks[dimension.kind](ask.call_id, dimension, now) for dimension in ask.dimensions]
+        pairs = zip(ask.plan.dimensions, ask.amounts, strict=True)
+        found = [looks[dimension.kind](ask.call_id, dimension, amount, now) for dimension, amount in pairs]
         longest = max((look.wait for look in found), default=0)
         if longest > 0:
             denied = next(i for i, look in enumerate(found) if look.wait == longest)
-            return Verdict(tuple(look.before for look in found), denied, longest / MICRO, at=now)
+            return Verdict([look.before for look in found], denied, longest / MICRO, at=now)
         for look in found:
             look.commit()
-        if ask.dimensions:
+        if found:
             self._granted.add(ask.call_id)
         if len(self._tats) > MAX_BUCKETS:
             self._tats = {key: tat for key, tat in self._tats.items() if tat > now}
-        return Verdict(tuple(look.after for look in found), at=now)
+        return Verdict([look.after for look in found], at=now)
 
     def settle(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         """End a granted ask; one that was not granted here, or is settled already, changes nothing."""
@@ -72,34 +74,32 @@ class Counters:
             return
         self._granted.discard(ask.call_id)
         now = int(self._now() * MICRO)
-        for dimension, units in zip(ask.dimensions, used, strict=True):
+        for dimension, amount, units in zip(ask.plan.dimensions, ask.amounts, used, strict=True):
             if dimension.kind == "rate":
-                self._settle_rate(dimension, now, at, units)
-            elif dimension.kind == "lease":
-                if held := self._leases.get(dimension.key):
-                    held.discard(ask.call_id)
-                    if not held:
-                        del self._leases[dimension.key]
-            else:
+                self._settle_rate(dimension, now, at, amount, units)
+            elif dimension.kind == "budget":
                 self._settle_budget(ask.call_id, dimension, at, units)
+        self.let_go(ask)
 
     def hold(self, ask: Ask) -> None:
         """Count the slots of a call that was admitted elsewhere."""
-        for dimension in ask.dimensions:
+        for dimension in ask.plan.dimensions:
             if dimension.kind == "lease":
-                self._leases.setdefault(dimension.key, set()).add(ask.call_id)
+                self.leases.setdefault(dimension.key, set()).add(ask.call_id)
 
     def let_go(self, ask: Ask) -> None:
-        """The end of what `hold` began."""
-        for dimension in ask.dimensions:
-            if dimension.kind == "lease":
-                self._leases.get(dimension.key, set()).discard(ask.call_id)
+        """Give the slots of a call back."""
+        for dimension in ask.plan.dimensions:
+            if dimension.kind == "lease" and (held := self.leases.get(dimension.key)):
+                held.discard(ask.call_id)
+                if not held:
+                    del self.leases[dimension.key]
 
-    def _rate(self, _: str, dimension: Dimension, now: int) -> _Look:
+    def _rate(self, _: str, dimension: Dimension, amount: int, now: int) -> _Look:
         window = int(dimension.window * MICRO)
         stored = self._tats.get(dimension.key, 0)
         most = 1 if dimension.unit == "requests" else gcra.MOST_DEBT
-        none, moved = (gcra.step(stored, now, dimension.limit, window, n, most) for n in (0, dimension.amount))
+        none, moved = (gcra.step(stored, now, dimension.limit, window, n, most) for n in (0, amount))
 
         def standing(tat: int) -> Standing:
             return Standing(gcra.remaining(tat, now, dimension.limit, window), (tat - now) / MICRO)
@@ -109,15 +109,15 @@ class Counters:
 
         return _Look(max(0, moved.over), standing(none.tat), standing(moved.tat), commit)
 
-    def _lease(self, call_id: str, dimension: Dimension, _: int) -> _Look:
-        left = dimension.limit - len(self._leases.get(dimension.key, ()))
+    def _lease(self, call_id: str, dimension: Dimension, amount: int, now: int) -> _Look:
+        left = dimension.limit - len(self.leases.get(dimension.key, ()))
 
         def commit() -> None:
-            self._leases.setdefault(dimension.key, set()).add(call_id)
+            self.leases.setdefault(dimension.key, set()).add(call_id)
 
         return _Look(0 if left > 0 else MICRO, Standing(max(0, left), 0.0), Standing(left - 1, 0.0), commit)
 
-    def _budget(self, call_id: str, dimension: Dimension, now: int) -> _Look:
+    def _budget(self, call_id: str, dimension: Dimension, amount: int, now: int) -> _Look:
         assert dimension.period is not None
         number, ends = periods.period(dimension.period, now / MICRO)
         spending = self._budgets.get(dimension.key)
@@ -126,21 +126,21 @@ class Counters:
         left = dimension.limit - spending.settled - sum(spending.open.values())
         reset = int(ends * MICRO) - now
         wait = 0
-        if dimension.amount > left:
+        if amount > left:
             # What others have only reserved may come back at any time.
-            wait = reset if spending.settled + dimension.amount > dimension.limit else MICRO
+            wait = reset if spending.settled + amount > dimension.limit else MICRO
 
         def commit() -> None:
             self._budgets[dimension.key] = spending
-            spending.open[call_id] = dimension.amount
+            spending.open[call_id] = amount
 
-        before, after = (Standing(max(0, n), reset / MICRO) for n in (left, left - dimension.amount))
+        before, after = (Standing(max(0, n), reset / MICRO) for n in (left, left - amount))
         return _Look(wait, before, after, commit)
 
-    def _settle_rate(self, dimension: Dimension, now: int, at: int, units: int) -> None:
+    def _settle_rate(self, dimension: Dimension, now: int, at: int, amount: int, units: int) -> None:
         stored = self._tats.get(dimension.key, 0)
         window = int(dimension.window * MICRO)
-        self._tats[dimension.key] = gcra.settle(stored, now, at, dimension.limit, window, dimension.amount, units)
+        self._tats[dimension.key] = gcra.settle(stored, now, at, dimension.limit, window, amount, units)
 
     def _settle_budget(self, call_id: str, dimension: Dimension, at: int, units: int) -> None:
         assert dimension.period is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.core.types import Ask, Audit, Entry, Sum, Verdict
-from gateway.store import AnyRecord, R, StoreDown, periods
+from gateway.store import AnyRecord, Limits, R, StoreDown, periods
 from gateway.store.local.counters import Counters
 from gateway.store.local.database import Database, Stamp
 from gateway.store.local.ledger import LocalLedger
@@ -37,6 +37,7 @@ class LocalStore:
         self._database = Database(state)
         self._generation = self._database.generation
         self._counters = Counters(now)
+        self.limits: Limits = self
         self._records = LocalRecords(self._database)
         self._ledger = LocalLedger(self._database)
         self._reports = LocalReports(self._database, boot, now)
@@ -70,7 +71,7 @@ class LocalStore:
             stamp = None
         if stamp != self._records.stamp:
             await self._records.refresh()
-        for name, version in ask.records:
+        for name, version in ask.plan.records:
             kind, _, id = name.partition(":")
             record = self._records.known[kind].get(id)
             if (0 if record is None else record.version) != version:

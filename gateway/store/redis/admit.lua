@@ -4,27 +4,34 @@
 -- KEYS[2]      exists while the budgets here are complete (after a loss they are rebuilt from the ledger first)
 -- KEYS[3..2+R] version of record 1..R; absent: never written here
 -- KEYS[2+R+i]  dimension i: a string (rate: its theoretical arrival time), a sorted set (lease: call id -> deadline)
---              or a hash (budget: w period number, s settled, o sum of open reservations; KEY:open holds these, as
---              "<call id> <units>" -> deadline)
--- ARGV[1]      call id      ARGV[2]  R      ARGV[3]  lease time in microseconds
--- ARGV[4..3+R] the versions the gateway decided on, 0: there is no such record
--- ARGV[..]     four for each dimension: kind (rate, debt, lease, budget), limit, window in microseconds or period,
---              units; debt is a rate that may be overdrawn by up to ten windows, when a call used more than it reserved
+--              or a hash (budget: w period number, s settled, o sum of open reservations, x no reservation expires
+--              before this; KEY:open holds the reservations, as "<call id> <units>" -> deadline)
+-- ARGV[1]      R      ARGV[2]  lease time in microseconds
+-- ARGV[3..2+R] the versions the gateway decided on, 0: there is no such record
+-- ARGV[..]     three for each dimension: kind (rate, debt, lease, and budgets by day, week, month), limit, and of a rate
+--              the microseconds that a unit costs; debt is a rate that may be overdrawn by up to ten windows, when a
+--              call used more than it reserved
+-- ARGV[..]     call id, then the units of each dimension: what comes before is the same for all calls of a key
 --
 -- Returns {status, denied, retry_after, now, remaining 1, reset 1, remaining 2, ...}, times in microseconds; status
 -- 0 granted, 1 denied by dimension `denied` (from 1), 2 a version differs, 3 a version is missing, 4 budgets are.
+--
+-- Each call of Redis costs a microsecond here, and each number that becomes a text half of one.
+local ask, max, min = redis.call, math.max, math.min
 local clock = redis.call('TIME')
-local now = clock[1] * 1000000 + clock[2]
-local call, records, hold = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local second = tonumber(clock[1])
+local now = second * 1000000 + clock[2]
+local records = tonumber(ARGV[1])
+local first = 2 + records
+local count = #KEYS - first
+local last = first + 3 * count + 1
+local deadline = string.format('%.0f', now + ARGV[2])
 local SECOND = 1000000
+local KEPT = '3456000000' -- 40 days in milliseconds, longer than any period
 
-local names = {KEYS[2]}
+local known = ask('MGET', unpack(KEYS, 2)) -- nothing of what is no string
 for r = 1, records do
-  names[1 + r] = KEYS[2 + r]
-end
-local known = redis.call('MGET', unpack(names))
-for r = 1, records do
-  local stored, wanted = known[1 + r], ARGV[3 + r]
+  local stored, wanted = known[1 + r], ARGV[2 + r]
   if stored ~= wanted then
     if stored then
       return {2, 0, 0, now}
@@ -34,118 +41,82 @@ for r = 1, records do
   end
 end
 
-local function text(number)
-  return string.format('%.0f', number)
-end
-
--- Drop the members of workers that have died before their leases expired; true if there were any.
-local function bury(key, each)
-  local dead = redis.call('ZRANGEBYSCORE', KEYS[1], text(now), '+inf')
-  local found = false
-  for _, boot in ipairs(dead) do
-    for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+-- Drop the members of workers that have died before their leases expired; returns the units these had reserved.
+local function bury(key)
+  local units = 0
+  for _, boot in ipairs(ask('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
+    for _, member in ipairs(ask('ZRANGE', key, 0, -1)) do
       if string.find(member, boot, 1, true) then
-        redis.call('ZREM', key, member)
-        found = true
-        if each then
-          each(member)
-        end
+        ask('ZREM', key, member)
+        units = units + (string.match(member, ' (%d+)$') or 0)
       end
     end
   end
-  return found
+  return units
 end
 
-local function rate(key, limit, window, amount, most)
-  local cost = math.ceil(window / limit)
-  local whole = cost * limit
-  local tat = math.max(tonumber(redis.call('GET', key) or 0), now)
-  tat = math.min(tat, now + whole * most) -- further ahead is a clock that went back, or a debt that is forgiven
-  local after = tat + cost * amount
-  local over = after - now - whole
-  local before = {math.max(0, math.floor((now + whole - tat) / cost)), tat - now}
-  if over > 0 then
-    return over, before
+-- Drop reservations that have expired; returns their units, and the time before which no other one will.
+local function expire(key)
+  local units = 0
+  for _, member in ipairs(ask('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 1000)) do
+    ask('ZREM', key, member)
+    units = units + string.match(member, '%d+$')
   end
-  return 0, before, {math.floor((now + whole - after) / cost), after - now}, function()
-    redis.call('SET', key, text(after), 'PX', math.ceil((after - now) / 1000) + 1000)
-  end
+  return units, ask('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or deadline
 end
 
-local function lease(key, limit)
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', text(now))
-  local held = redis.call('ZCARD', key)
-  if held >= limit and bury(key) then
-    held = redis.call('ZCARD', key)
+-- What is settled and what is reserved of a budget in this period, where nothing is: 0 and nil.
+local function spending(key, number, limit, amount)
+  local found = ask('HMGET', key, 'w', 's', 'o', 'x')
+  if tonumber(found[1]) ~= number then
+    return 0, nil
   end
-  if held >= limit then
-    return SECOND, {0, 0}
-  end
-  return 0, {limit - held, 0}, {limit - held - 1, 0}, function()
-    redis.call('ZADD', key, text(now + hold), call)
-    if held == 0 then -- and again whenever the leases are renewed
-      redis.call('PEXPIRE', key, 3600000)
-    end
-  end
-end
-
-local function budget(key, limit, kind, amount)
-  local number, ends = period(kind, clock[1])
-  local found = redis.call('HMGET', key, 'w', 's', 'o')
-  local settled, open = tonumber(found[2] or 0), tonumber(found[3] or 0)
-  local fresh = tonumber(found[1] or -1) ~= number
-  if fresh then
-    settled, open = 0, 0
-  end
-  local function free(member)
-    open = open - tonumber(string.match(member, '%d+$'))
-    redis.call('HSET', key, 'o', text(open))
-  end
-  if open > 0 then
-    local expired = redis.call('ZRANGEBYSCORE', key .. ':open', '-inf', text(now), 'LIMIT', 0, 1000)
-    for _, member in ipairs(expired) do
-      redis.call('ZREM', key .. ':open', member)
-      free(member)
-    end
+  local settled, open = tonumber(found[2]), tonumber(found[3])
+  if open > 0 and (settled + open + amount > limit or tonumber(found[4] or 0) <= now) then
+    local units, until_then = expire(key .. ':open')
+    open = open - units
     if settled + open + amount > limit then
-      bury(key .. ':open', free)
+      open = open - bury(key .. ':open')
     end
+    ask('HSET', key, 'o', open, 'x', until_then)
   end
-  local left = limit - settled - open
-  local reset = ends * SECOND - now
-  if amount > left then
-    -- What others have only reserved may come back at any time.
-    return settled + amount > limit and reset or SECOND, {math.max(0, left), reset}
-  end
-  return 0, {left, reset}, {left - amount, reset}, function()
-    if fresh then
-      redis.call('DEL', key .. ':open')
-      redis.call('HSET', key, 'w', number, 's', 0, 'o', text(amount))
-      redis.call('PEXPIRE', key, 40 * 86400000)
-    else
-      redis.call('HINCRBY', key, 'o', text(amount))
-    end
-    redis.call('ZADD', key .. ':open', text(now + hold), call .. ' ' .. text(amount))
-    if open == 0 then
-      redis.call('PEXPIRE', key .. ':open', 40 * 86400000)
-    end
-  end
+  return settled, open
 end
 
-local charge, before, after, denied, wait = {}, {}, {}, 0, 0
-for i = 1, #KEYS - 2 - records do
-  local key, at = KEYS[2 + records + i], 4 * i + records
-  local kind, limit, window, amount = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], tonumber(ARGV[at + 3])
-  local over
+local denied, wait = 0, 0
+local levels, budgets = {}, {}
+for i = 1, count do
+  local key, at = KEYS[first + i], first + 3 * i
+  local kind, limit, amount = ARGV[at - 2], tonumber(ARGV[at - 1]), tonumber(ARGV[last + i])
+  local over = 0
   if kind == 'rate' or kind == 'debt' then
-    local most = kind == 'debt' and 10 or 1
-    over, before[i], after[i], charge[i] = rate(key, limit, tonumber(window), amount, most)
+    local cost = tonumber(ARGV[at])
+    local whole = cost * limit
+    local most = kind == 'debt' and 10 * whole or whole
+    -- Further ahead is a clock that went back, or a debt that is forgiven.
+    local ahead = min(max((tonumber(known[1 + records + i]) or 0) - now, 0), most)
+    levels[i] = ahead
+    over = ahead + cost * amount - whole
   elseif kind == 'lease' then
-    over, before[i], after[i], charge[i] = lease(key, limit)
+    local held = ask('ZCOUNT', key, now + 1, '+inf')
+    if held >= limit then
+      bury(key)
+      held = ask('ZCOUNT', key, now + 1, '+inf')
+    end
+    levels[i] = held
+    over = held >= limit and SECOND or 0
   elseif not known[1] then
     return {4, 0, 0, now}
   else
-    over, before[i], after[i], charge[i] = budget(key, limit, window, amount)
+    local number, ends = period(kind, second)
+    local reset = ends * SECOND - now
+    local settled, open = spending(key, number, limit, amount)
+    levels[i] = limit - settled - (open or 0)
+    budgets[i] = {number, reset, open}
+    if amount > levels[i] then
+      -- What others have only reserved may come back at any time.
+      over = settled + amount > limit and reset or SECOND
+    end
   end
   if over > wait then
     denied, wait = i, over
@@ -153,10 +124,46 @@ for i = 1, #KEYS - 2 - records do
 end
 
 local answer = {denied > 0 and 1 or 0, denied, wait, now}
-for i, standing in ipairs(denied > 0 and before or after) do
-  if denied == 0 then
-    charge[i]()
+for i = 1, count do
+  local key, at, left, reset = KEYS[first + i], first + 3 * i, levels[i], 0
+  local kind, amount = ARGV[at - 2], ARGV[last + i]
+  if kind == 'rate' or kind == 'debt' then
+    local cost = tonumber(ARGV[at])
+    local whole = cost * ARGV[at - 1]
+    reset = left
+    if denied == 0 then
+      reset = left + cost * amount
+      ask('SET', key, string.format('%.0f', now + reset), 'PX', math.ceil(reset / 1000) + 1000)
+    end
+    left = math.floor((whole - reset) / cost)
+  elseif kind == 'lease' then
+    left = ARGV[at - 1] - left
+    if denied == 0 then
+      left = left - 1
+      ask('ZADD', key, deadline, ARGV[last])
+      if levels[i] == 0 then -- and again whenever the leases are renewed
+        ask('ZREMRANGEBYSCORE', key, '-inf', now)
+        ask('PEXPIRE', key, 3600000)
+      end
+    end
+  else
+    local number, open
+    number, reset, open = unpack(budgets[i])
+    if denied == 0 then
+      left = left - amount
+      if not open then
+        ask('DEL', key .. ':open')
+        ask('HSET', key, 'w', number, 's', 0, 'o', amount, 'x', deadline)
+        ask('PEXPIRE', key, KEPT)
+      else
+        ask('HINCRBY', key, 'o', amount)
+      end
+      ask('ZADD', key .. ':open', deadline, ARGV[last] .. ' ' .. amount)
+      if not open or open == 0 then
+        ask('PEXPIRE', key .. ':open', KEPT)
+      end
+    end
   end
-  answer[3 + 2 * i], answer[4 + 2 * i] = standing[1], standing[2]
+  answer[3 + 2 * i], answer[4 + 2 * i] = max(left, 0), reset
 end
 return answer

@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any
 
 import hiredis
+from msgspec import Struct
 
 from gateway.store import StoreDown
 from gateway.store.redis.connect import Connector
@@ -30,12 +31,19 @@ MAX_MOVES = 5
 """Times in a row that a cluster may send us to another node."""
 
 
+# hiredis packs a command in a sixth of the time that redis-py's own code takes; its stub knows single words only.
+pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
+
+
 class Script:
     """A Lua script called by its digest; the text travels only when the server does not know it."""
 
     def __init__(self, text: bytes) -> None:
         self.text = text
         self.digest = sha1(text, usedforsecurity=False).hexdigest()
+        self.by_digest = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % self.digest.encode()
+        """How a call of it begins on the wire, behind the number of its parts."""
+        self.by_text = b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(text), text)
 
 
 def script(*names: str) -> Script:
@@ -44,13 +52,34 @@ def script(*names: str) -> Script:
     return Script(b"\n".join(folder.joinpath(f"{name}.lua").read_bytes() for name in names))
 
 
-class _Command:
-    __slots__ = ("answer", "parts", "queued", "script", "turn")
+def packed(*parts: Any) -> bytes:
+    """Parts of a command as they go onto the wire, without the number of them that begins it."""
+    data = pack(parts)
+    return data[data.index(b"\n") + 1 :]
 
-    def __init__(self, parts: tuple[Any, ...], script: Script | None, answer: asyncio.Future[Any]) -> None:
-        self.parts, self.script, self.answer = parts, script, answer
-        self.turn, self.queued = 0, False
-        """When it was sent, in the turns of the pipe's patience; whether the server had a lot to do before it."""
+
+class Command(Struct, eq=False):
+    """What was asked for: its bytes, and what becomes of it."""
+
+    data: bytes
+    script: Script | None
+    answer: asyncio.Future[Any]
+    """Whoever waits for it may be cancelled, and the future with it."""
+    ended: Callable[[Command, Any], None] | None = None
+    """Is called with the answer, or with the exception if there is none, whatever has become of the future."""
+    about: Any = None
+    """For `ended`."""
+    turn: int = -1
+    """When it was sent, in the turns of the pipe's patience; -1: not yet."""
+    queued: bool = False
+    """The server had a lot to do before it."""
+    late: Any = None
+    """The answer or the exception, if the future had been cancelled when it came."""
+
+    @property
+    def sent(self) -> bool:
+        """The server may have done it."""
+        return self.turn >= 0
 
 
 class Pipe:
@@ -64,8 +93,8 @@ class Pipe:
 
     def __init__(self, url: str, timeout: float, connected: Callable[[], None] = lambda: None) -> None:
         self._connector, self._timeout, self._connected = Connector(url, timeout), timeout, connected
-        self._waiting: deque[_Command] = deque()
-        self._sent: deque[_Command] = deque()
+        self._waiting: deque[Command] = deque()
+        self._sent: deque[Command] = deque()
         self._wire: _Wire | None = None
         self._flushing = False
         self._down: str | None = None
@@ -96,55 +125,50 @@ class Pipe:
         """The server does not answer; asks fail at once."""
         return self._down is not None
 
-    def submit(self, *parts: Any, script: Script | None = None) -> asyncio.Future[Any]:
-        """Queue a command; the future ends in its answer, or in `StoreDown` if there is none or it is an error."""
-        loop = asyncio.get_running_loop()
-        answer = loop.create_future()
-        if self._down is not None:
-            answer.set_exception(StoreDown(self._down))
-            return answer
-        self._waiting.append(_Command(parts, script, answer))
-        self._flush_soon()
-        return answer
+    def send(
+        self,
+        data: bytes,
+        script: Script | None = None,
+        ended: Callable[[Command, Any], None] | None = None,
+        about: Any = None,
+    ) -> Command:
+        """Queue a command's bytes; its future ends in the answer, or in `StoreDown` if there is none or it is an error.
 
-    def post(self, *parts: Any) -> asyncio.Future[Any]:
-        """Queue a command whose answer nobody needs; lost while Redis is down."""
-        answer = self.submit(*parts)
-        answer.add_done_callback(asyncio.Future.exception)
-        return answer
+        `ended`, if given, is called with the same, `about` is for its use.
+        """
+        loop = asyncio.get_running_loop()
+        command = Command(data, script, loop.create_future(), ended, about)
+        if self._down is not None:
+            _end(command, StoreDown(self._down))
+            return command
+        self._waiting.append(command)
+        if not self._flushing:
+            self._flushing = True
+            loop.call_soon(self._flush)
+        return command
+
+    def submit(self, *parts: Any) -> asyncio.Future[Any]:
+        """Queue a command; the future ends in its answer, or in `StoreDown` if there is none or it is an error."""
+        return self.send(pack(parts)).answer
 
     def run(self, script: Script, keys: list[str], *arguments: Any) -> asyncio.Future[Any]:
         """Queue a script call."""
-        return self.submit("EVALSHA", script.digest, len(keys), *keys, *arguments, script=script)
+        data = b"*%d\r\n%b%b" % (3 + len(keys) + len(arguments), script.by_digest, packed(len(keys), *keys, *arguments))
+        return self.send(data, script).answer
 
-    async def call(self, *parts: Any, script: Script | None = None) -> Any:
+    async def call(self, *parts: Any) -> Any:
         """Queue a command and wait; raises `StoreDown`."""
-        return await asyncio.shield(self.submit(*parts, script=script))
-
-    def answered(self, reply: Any) -> None:
-        """The answer to the oldest command that has none."""
-        command = self._sent.popleft()
-        self._patience.ended(command.turn, queued=command.queued)
-        if isinstance(reply, hiredis.ReplyError):
-            self._refused(command, str(reply))
-        else:
-            self._moves = self._moves if self._moving else 0
-            if not command.answer.done():
-                command.answer.set_result(reply)
-        if self._moving and not self._sent:
-            self._leave(_Moved())
-        elif self._waiting:
-            self._flush_soon()
+        return await self.submit(*parts)
 
     def lost(self, wire: _Wire, error: Exception) -> None:
         """The connection has ended, by whose doing ever."""
         if wire is self._wire:
             self._fail(error)
 
-    def _refused(self, command: _Command, said: str) -> None:
+    def _refused(self, command: Command, said: str) -> None:
         word, _, rest = said.partition(" ")
         if word == "NOSCRIPT" and command.script is not None:  # a restarted server: the second time with the text
-            command.parts = ("EVAL", command.script.text, *command.parts[2:])
+            command.data = command.data.replace(command.script.by_digest, command.script.by_text, 1)
             command.script = None
             self._waiting.append(command)
         elif word == "MOVED":  # not done there, so it may be asked for again at the right node
@@ -158,28 +182,35 @@ class Pipe:
         elif word == "READONLY":
             self._sent.appendleft(command)
             self._fail(ConnectionError("this Redis is a replica now"))
-        elif not command.answer.done():
-            command.answer.set_exception(StoreDown(f"Redis refused: {said}"))
+        else:
+            _end(command, StoreDown(f"Redis refused: {said}"))
 
-    def _flush_soon(self) -> None:
-        if not self._flushing:
+    def _go_on(self) -> None:
+        """Answers have been read: there is room for more, or it is time to follow the cluster to another node."""
+        if not self._moving:
+            self._moves = 0
+        elif not self._sent:
+            self._leave(_Moved())
+        if self._waiting and not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._wire is None or self._moving or not self._waiting:
+        waiting, sent, patience = self._waiting, self._sent, self._patience
+        if self._wire is None or self._moving or not waiting:
             return  # what waits is sent when there is a connection
-        ahead = len(self._sent)
-        batch = [self._waiting.popleft() for _ in range(min(WINDOW - ahead, len(self._waiting)))]
-        if not batch:
+        ahead = len(sent)
+        if ahead >= WINDOW:
             return  # the next answer makes room
-        turn, queued = self._patience.began(), ahead > WINDOW // 2
-        for command in batch:
+        turn, queued = patience.turn if patience.running else patience.began(), ahead > WINDOW // 2
+        batch = []
+        for _ in range(min(WINDOW - ahead, len(waiting))):
+            command = waiting.popleft()
             command.turn, command.queued = turn, queued
-        self._sent.extend(batch)
-        # hiredis packs a script call in a sixth of the time that redis-py's own code takes.
-        self._wire.write(b"".join([hiredis.pack_command(command.parts) for command in batch]))
+            sent.append(command)
+            batch.append(command.data)
+        self._wire.write(b"".join(batch))
 
     def _sent_since(self) -> int | None:
         """The turn in which the oldest command without an answer was sent."""
@@ -217,7 +248,7 @@ class Pipe:
 
     async def _look(self) -> None:
         """Before calls are let in again the server must answer quickly."""
-        command = _Command(("PING",), None, asyncio.get_running_loop().create_future())
+        command = Command(pack(("PING",)), None, asyncio.get_running_loop().create_future())
         self._waiting.append(command)
         self._flush()
         await in_time(command.answer, self._patience.slow)
@@ -231,9 +262,7 @@ class Pipe:
         self._waiting.clear()
         self._leave(error)
         for command in failed:
-            if not command.answer.done():
-                command.answer.set_exception(StoreDown(self._down))
-                command.answer.exception()  # somebody may be waiting, and nobody may
+            _end(command, StoreDown(self._down))
 
     def _leave(self, error: Exception) -> None:
         self._disconnect()
@@ -260,12 +289,30 @@ class _Wire(asyncio.Protocol):
         self.closed = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
+        """Answers have come: each is that to the oldest command that has none."""
+        pipe, reader = self._pipe, self._reader
+        sent, patience = pipe._sent, pipe._patience
         try:
-            self._reader.feed(data)
-            while (reply := self._reader.gets()) is not False and not self._writer.transport.is_closing():
-                self._pipe.answered(reply)
+            reader.feed(data)
+            while pipe._wire is self and (reply := reader.gets()) is not False:
+                command = sent.popleft()
+                if command.turn == patience.turn and not patience.slow_answers:
+                    patience.answered = command.turn
+                else:
+                    patience.ended(command.turn, queued=command.queued)
+                if isinstance(reply, hiredis.ReplyError):
+                    pipe._refused(command, str(reply))
+                    continue
+                if command.answer.done():
+                    command.late = reply
+                else:
+                    command.answer.set_result(reply)
+                if command.ended is not None:
+                    command.ended(command, reply)
+            if pipe._waiting or pipe._moves:
+                pipe._go_on()
         except Exception as error:  # nonsense, or more answers than questions
-            self._pipe.lost(self, error)
+            pipe.lost(self, error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed.set_result(None)
@@ -280,6 +327,17 @@ class _Wire(asyncio.Protocol):
 
     def close(self) -> None:
         self._writer.transport.abort()
+
+
+def _end(command: Command, error: StoreDown) -> None:
+    """There will be no answer."""
+    if not command.answer.done():
+        command.answer.set_exception(error)
+        command.answer.exception()  # somebody may be waiting, and nobody may
+    else:
+        command.late = error
+    if command.ended is not None:
+        command.ended(command, error)
 
 
 class _Moved(Exception):

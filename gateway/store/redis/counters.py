@@ -6,13 +6,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
-from gateway.core.types import Ask, Dimension, Standing, Verdict
+from gateway.core.types import Ask, Dimension, Plan, Standing, Verdict
 from gateway.store import LEASE_SECONDS, RENEW_SECONDS, Ledger, StoreDown, periods
 from gateway.store.rebuild import budgets_of
-from gateway.store.redis.connection import Pipe, script
+from gateway.store.redis.connection import Command, Pipe, pack, packed, script
 
 log = logging.getLogger("trunkline.store")
 
@@ -28,6 +27,7 @@ STEP = 500
 # One hash tag, so that every key an admission touches lives in one slot of a cluster.
 TAG = "{tl}:"
 _COMPLETE, _LOCK, _DEAD = TAG + "complete", TAG + "rebuilding", TAG + "dead"
+_GATE = TAG.encode() + b"settled:%b"
 LOCK_MS = 10_000
 WAIT_TURNS, WAIT_SECONDS = 50, 0.02
 """How long a call waits for another gateway that rebuilds the budgets."""
@@ -44,8 +44,9 @@ class RedisCounters:
     def __init__(self, pipe: Pipe, ledger: Ledger, version_of: Callable[[str], Awaitable[bytes | None]]) -> None:
         self._pipe, self._ledger, self._version_of = pipe, ledger, version_of
         self._held: dict[str, Ask] = {}
-        self._unsettled: dict[str, tuple[list[str], list[Any]]] = {}
-        self._known: list[str] = []
+        self._unsettled: dict[bytes, bytes] = {}
+        """Settlements by their gates, as they are sent."""
+        self._known: list[bytes] = []
         """Gates of settlements that Redis has confirmed: they will not be sent again."""
         self._rebuilding: asyncio.Task[None] | None = None
         self._back = asyncio.Event()
@@ -66,87 +67,86 @@ class RedisCounters:
         return list(self._held.values())
 
     async def admit(self, ask: Ask) -> Verdict:
-        answer = await self._admit(ask)
-        if answer[0] == 3:
-            await self._bring_versions(ask)
-            answer = await self._admit(ask)
-        if answer[0] == 4:
-            await self._rebuilt()
-            answer = await self._admit(ask)
-        verdict = _verdict(answer)
-        if answer[0] == 0:
-            self._held[ask.call_id] = ask
-        return verdict
+        encoded = ask.plan.encoded or _encode(ask.plan)
+        data = encoded.admission + pack((ask.call_id, *ask.amounts))[encoded.count :]
+        versions_brought = budgets_rebuilt = False
+        while True:
+            command = self._pipe.send(data, ADMIT)
+            try:
+                answer = await command.answer
+            except (asyncio.CancelledError, StoreDown):
+                self._abandon(command, ask)
+                raise
+            status, denied, wait, now = answer[:4]
+            if status == 3 and not versions_brought:
+                versions_brought = True
+                await self._bring_versions(ask)
+            elif status == 4 and not budgets_rebuilt:
+                budgets_rebuilt = True
+                await self._rebuilt()
+            else:
+                break
+        if status == 4:
+            raise StoreDown("the budgets are being rebuilt")
+        if status > 1:
+            return Verdict(stale=True, at=now)
+        standings = [Standing(answer[i], answer[i + 1] / MICRO) for i in range(4, len(answer), 2)]
+        if status == 1:
+            return Verdict(standings, denied - 1, wait / MICRO, at=now)
+        self._held[ask.call_id] = ask
+        return Verdict(standings, at=now)
 
-    async def _admit(self, ask: Ask) -> list[int]:
-        keys = [_DEAD, _COMPLETE]
-        versions = []
-        for name, version in ask.records:
-            keys.append(TAG + "version:" + name)
-            versions.append(version)
-        arguments: list[Any] = []
-        for dimension in ask.dimensions:
-            keys.append(TAG + dimension.key)
-            arguments += (*_kind(dimension), dimension.amount)
-        answer = self._pipe.run(ADMIT, keys, ask.call_id, len(versions), LEASE_MICROS, *versions, *arguments)
-        try:
-            found: list[int] = await asyncio.shield(answer)
-            return found
-        except (asyncio.CancelledError, StoreDown):
-            # Redis may grant this yet, or may have: what nobody will use is handed back.
-            answer.add_done_callback(lambda future: self._hand_back(future, ask))
-            raise
+    def _abandon(self, command: Command, ask: Ask) -> None:
+        """Redis may grant this yet, or may have: what nobody will use is handed back."""
+        answer, command.about = command.answer, ask
+        if not answer.cancelled():
+            self._unused(command, answer.exception() or answer.result())
+        elif command.late is not None:
+            self._unused(command, command.late)
+        else:
+            command.ended = self._unused
+
+    def _unused(self, command: Command, answer: list[int] | BaseException) -> None:
+        """This is the answer to an ask that nobody waits for any more."""
+        ask: Ask = command.about
+        granted = command.sent if isinstance(answer, BaseException) else answer[0] == 0
+        if granted:
+            # Under a gate of its own: the same call may have been granted elsewhere, and be settled when it has ended.
+            at = 0 if isinstance(answer, BaseException) else answer[3]
+            gate = _GATE % ask.call_id.encode() + b":unused"
+            self._pipe.send(_settlement(gate, ask, at, [0] * len(ask.amounts)), SETTLE, self._settled, gate)
 
     def settle(self, ask: Ask, at: int, used: Sequence[int]) -> asyncio.Future[Any] | None:
         """As the protocol says. Where nothing is to be corrected it takes the shorter way."""
         if self._held.pop(ask.call_id, None) is None:
             return None
-        if any(d.kind == "budget" or units != d.amount for d, units in zip(ask.dimensions, used, strict=True)):
-            return self._settle(TAG + "settled:" + ask.call_id, ask, at, used)
-        told: asyncio.Future[Any] | None = None
-        for dimension in ask.dimensions:
-            if dimension.kind == "lease":
-                told = self._pipe.post("ZREM", TAG + dimension.key, ask.call_id)
-        if told is not None:
-            told.add_done_callback(lambda future: self._keep(future, ask, at, used))
-        return told
+        encoded = ask.plan.encoded or _encode(ask.plan)
+        if encoded.budgets or [*used] != [*ask.amounts]:
+            gate = _GATE % ask.call_id.encode()
+            return self._pipe.send(_settlement(gate, ask, at, used), SETTLE, self._settled, gate).answer
+        known: asyncio.Future[Any] | None = None
+        for begin in encoded.returns:
+            known = self._pipe.send(begin + packed(ask.call_id), None, self._returned, (ask, at, used)).answer
+        return known
 
     def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
-        self._settle(TAG + "settled:" + ask.call_id, ask, at, used)
+        gate = _GATE % ask.call_id.encode()
+        self._pipe.send(_settlement(gate, ask, at, used), SETTLE, self._settled, gate)
 
-    def _keep(self, told: asyncio.Future[Any], ask: Ask, at: int, used: Sequence[int]) -> None:
-        """The short way failed: the long one is open when Redis is back."""
-        if not told.cancelled() and told.exception() is not None and len(self._unsettled) < MAX_UNSETTLED:
-            gate = TAG + "settled:" + ask.call_id
+    def _settled(self, command: Command, answer: Any) -> None:
+        """A settlement has arrived, or is sent again when Redis is back: it counts once."""
+        gate: bytes = command.about
+        if not isinstance(answer, BaseException):
+            self._known.append(gate)
+        elif len(self._unsettled) < MAX_UNSETTLED:
+            self._unsettled[gate] = command.data
+
+    def _returned(self, command: Command, answer: Any) -> None:
+        """A slot has gone back. If that failed, the long way is open when Redis is back."""
+        if isinstance(answer, BaseException) and len(self._unsettled) < MAX_UNSETTLED:
+            ask, at, used = command.about
+            gate = _GATE % ask.call_id.encode()
             self._unsettled[gate] = _settlement(gate, ask, at, used)
-
-    def _settle(self, gate: str, ask: Ask, at: int, used: Sequence[int]) -> asyncio.Future[Any]:
-        return self._send_settlement(*_settlement(gate, ask, at, used))
-
-    def _send_settlement(self, keys: list[str], arguments: list[Any]) -> asyncio.Future[Any]:
-        """Now, and again when Redis is back if it cannot be known to have arrived: it counts once."""
-
-        def ended(future: asyncio.Future[Any]) -> None:
-            if future.cancelled():
-                return
-            if future.exception() is None:
-                self._known.append(keys[0])
-            elif len(self._unsettled) < MAX_UNSETTLED:
-                self._unsettled[keys[0]] = (keys, arguments)
-
-        told = self._pipe.run(SETTLE, keys, *arguments)
-        told.add_done_callback(ended)
-        return told
-
-    def _hand_back(self, answer: asyncio.Future[Any], ask: Ask) -> None:
-        if answer.cancelled():
-            return
-        known = answer.exception() is None
-        if known and answer.result()[0] != 0:
-            return
-        # Under a gate of its own: the same call may have been granted elsewhere, and be settled when it has ended.
-        gate = TAG + "settled:" + ask.call_id + ":unused"
-        self._settle(gate, ask, answer.result()[3] if known else 0, [0] * len(ask.dimensions))
 
     def connected(self) -> None:
         """Send what could not be sent, or may not have arrived."""
@@ -155,8 +155,8 @@ class RedisCounters:
 
     def _settle_again(self) -> None:
         waiting, self._unsettled = self._unsettled, {}
-        for keys, arguments in waiting.values():
-            self._send_settlement(keys, arguments)
+        for gate, data in waiting.items():
+            self._pipe.send(data, SETTLE, self._settled, gate)
 
     async def renew(self) -> None:
         """Keep the leases and reservations of living calls alive; those of a gateway that died expire."""
@@ -174,30 +174,42 @@ class RedisCounters:
 
     async def _renew_held(self) -> None:
         seconds, micros = await self._pipe.call("TIME")
-        deadline = int(seconds) * MICRO + int(micros) + LEASE_MICROS
-        for ask in list(self._held.values()):
-            for dimension in ask.dimensions:
+        now = int(seconds) * MICRO + int(micros)
+        leases: dict[str, list[str]] = {}
+        reserved: dict[str, list[str]] = {}
+        for ask in self._held.values():
+            for dimension, amount in zip(ask.plan.dimensions, ask.amounts, strict=True):
                 key = TAG + dimension.key
-                if dimension.kind == "lease":  # without XX: a Redis that has lost its leases learns them again
-                    self._pipe.post("ZADD", key, deadline, ask.call_id)
-                    self._pipe.post("PEXPIRE", key, LEASE_KEY_MS)
+                if dimension.kind == "lease":
+                    leases.setdefault(key, []).append(ask.call_id)
                 elif dimension.kind == "budget":
-                    self._pipe.post("ZADD", key + ":open", "XX", deadline, f"{ask.call_id} {dimension.amount}")
+                    reserved.setdefault(key + ":open", []).append(f"{ask.call_id} {amount}")
+        for key, members in leases.items():  # without XX: a Redis that has lost its leases learns them again
+            self._renew_members("ZADD", key, now + LEASE_MICROS, members)
+            self._pipe.submit("ZREMRANGEBYSCORE", key, "-inf", now)
+            self._pipe.submit("PEXPIRE", key, LEASE_KEY_MS)
+        for key, members in reserved.items():
+            self._renew_members("ZADD", key, now + LEASE_MICROS, members, "XX")
+
+    def _renew_members(self, command: str, key: str, deadline: int, members: list[str], *options: str) -> None:
+        for start in range(0, len(members), STEP):
+            pairs = [part for member in members[start : start + STEP] for part in (deadline, member)]
+            self._pipe.submit(command, key, *options, *pairs)
 
     def _forget_gates(self) -> None:
         known, self._known = self._known, []
         for start in range(0, len(known), STEP):
             step = known[start : start + STEP]
-            self._pipe.post("DEL", *step).add_done_callback(partial(self._forgotten, step))
+            self._pipe.send(pack(("DEL", *step)), None, self._forgotten, step)
 
-    def _forgotten(self, step: list[str], told: asyncio.Future[Any]) -> None:
+    def _forgotten(self, command: Command, answer: Any) -> None:
         """Gates whose deletion may be lost are deleted again: they would stay for an hour."""
-        if not told.cancelled() and told.exception() is not None:
-            self._known += step[: max(0, MAX_UNSETTLED - len(self._known))]
+        if isinstance(answer, BaseException):
+            self._known += command.about[: max(0, MAX_UNSETTLED - len(self._known))]
 
     async def _bring_versions(self, ask: Ask) -> None:
         """The counters do not know a record's version: they are new, or were lost. The records know."""
-        for name, version in ask.records:
+        for name, version in ask.plan.records:
             if version:
                 stored = await self._version_of(name)
                 if stored is not None:
@@ -224,7 +236,7 @@ class RedisCounters:
                 await self._rebuild_all()
                 await self._pipe.call("SET", _COMPLETE, 1)
         finally:
-            self._pipe.post("DEL", _LOCK)
+            self._pipe.submit("DEL", _LOCK)
 
     async def _rebuild_all(self) -> None:
         seconds, _ = await self._pipe.call("TIME")
@@ -234,34 +246,78 @@ class RedisCounters:
         for start in range(0, len(found), STEP):
             step = found[start : start + STEP]
             numbers = [number for _, period, units in step for number in (period, units)]
-            await asyncio.shield(self._pipe.run(REBUILD, [TAG + key for key, _, _ in step], *numbers))
+            await self._pipe.run(REBUILD, [TAG + key for key, _, _ in step], *numbers)
             await self._pipe.call("PEXPIRE", _LOCK, LOCK_MS)
         if found:
             log.warning("the counters had been lost: %d budgets are rebuilt from the ledger", len(found))
 
 
-def _settlement(gate: str, ask: Ask, at: int, used: Sequence[int]) -> tuple[list[str], list[Any]]:
-    """Keys and arguments of a settlement."""
-    keys, arguments = [gate], [ask.call_id, at]
-    for dimension, units in zip(ask.dimensions, used, strict=True):
-        keys.append(TAG + dimension.key)
-        arguments += (*_kind(dimension), dimension.amount, units)
-    return keys, arguments
+class _Encoded:
+    """What is sent for the calls of a plan, as far as it is the same for all of them."""
+
+    __slots__ = ("admission", "all", "budgets", "count", "counted", "metered", "returns")
+
+    def __init__(self, plan: Plan) -> None:
+        dimensions = plan.dimensions
+        keys = [_DEAD, _COMPLETE, *(f"{TAG}version:{name}" for name, _ in plan.records)]
+        keys += [TAG + dimension.key for dimension in dimensions]
+        fixed: list[Any] = [len(plan.records), LEASE_MICROS, *(version for _, version in plan.records)]
+        fixed += [part for dimension in dimensions for part in _kind(dimension)]
+        parts = 3 + len(keys) + len(fixed) + 1 + len(dimensions)
+        self.admission = b"*%d\r\n%b%b" % (parts, ADMIT.by_digest, packed(len(keys), *keys, *fixed))
+        self.count = len(b"*%d\r\n" % (1 + len(dimensions)))
+        """Bytes by which a packed command is longer than the parts in it: call id and units."""
+        self.budgets = any(dimension.kind == "budget" for dimension in dimensions)
+        self.counted = [i for i, dimension in enumerate(dimensions) if dimension.unit == "requests"]
+        """Of these every call takes what it has asked for: there is nothing to settle."""
+        self.metered = _Settling(dimensions, [i for i in range(len(dimensions)) if i not in self.counted])
+        self.all = _Settling(dimensions, range(len(dimensions)))
+        self.returns = [
+            b"*3\r\n" + packed("ZREM", TAG + dimension.key) for dimension in dimensions if dimension.kind == "lease"
+        ]
+        """How the commands begin that give slots back."""
 
 
-def _kind(dimension: Dimension) -> tuple[str, int, int | str]:
+class _Settling:
+    """How a settlement of some of a plan's dimensions is sent."""
+
+    __slots__ = ("begin", "count", "indices", "kinds")
+
+    def __init__(self, dimensions: Sequence[Dimension], indices: Sequence[int]) -> None:
+        keys = [TAG + dimensions[i].key for i in indices]
+        kinds = [part for i in indices for part in _kind(dimensions[i])]
+        parts = 3 + len(keys) + 1 + len(kinds) + 2 + 2 * len(indices)
+        self.indices = indices
+        self.begin = b"*%d\r\n%b%b" % (parts, SETTLE.by_digest, packed(len(keys) + 1, *keys))
+        self.count = len(b"*%d\r\n" % (2 + 2 * len(indices)))
+        self.kinds = packed(*kinds) if kinds else b""
+
+
+def _encode(plan: Plan) -> _Encoded:
+    plan.encoded = encoded = _Encoded(plan)
+    return encoded
+
+
+def _settlement(gate: bytes, ask: Ask, at: int, used: Sequence[int]) -> bytes:
+    """The command that settles a call."""
+    encoded: _Encoded = ask.plan.encoded or _encode(ask.plan)
+    amounts, settling = ask.amounts, encoded.metered
+    for i in encoded.counted:
+        if used[i] != amounts[i]:
+            settling = encoded.all
+    parts: list[Any] = [ask.call_id, at]
+    for i in settling.indices:
+        parts += (amounts[i], used[i])
+    units = pack(tuple(parts))[settling.count :]
+    return b"%b$%d\r\n%b\r\n%b%b" % (settling.begin, len(gate), gate, settling.kinds, units)
+
+
+def _kind(dimension: Dimension) -> tuple[str, int, int]:
+    """Kind, limit and the price of a unit in microseconds, as the scripts know them."""
     if dimension.kind == "budget":
         assert dimension.period is not None
-        return "budget", dimension.limit, dimension.period
-    kind = "debt" if dimension.kind == "rate" and dimension.unit != "requests" else dimension.kind
-    return kind, dimension.limit, int(dimension.window * MICRO)
-
-
-def _verdict(answer: Sequence[int]) -> Verdict:
-    status, denied, wait, now = answer[:4]
-    if status == 4:
-        raise StoreDown("the budgets are being rebuilt")
-    if status > 1:
-        return Verdict(stale=True, at=now)
-    standings = tuple(Standing(answer[i], answer[i + 1] / MICRO) for i in range(4, len(answer), 2))
-    return Verdict(standings, denied=denied - 1 if status == 1 else None, retry_after=wait / MICRO, at=now)
+        return dimension.period, dimension.limit, 0
+    if dimension.kind == "lease":
+        return "lease", dimension.limit, 0
+    kind = "rate" if dimension.unit == "requests" else "debt"
+    return kind, dimension.limit, -(-int(dimension.window * MICRO) // max(1, dimension.limit))

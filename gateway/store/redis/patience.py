@@ -39,38 +39,40 @@ class Patience:
         """
         self.slow = seconds * SLOW_SHARE
         self._most, self._oldest, self._arrived, self._over = _turns(seconds), oldest, arrived, over
-        self._turn = self._answered = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._slow_turn, self._slow_answers, self._slow_seconds = -1, 0, 0.0
+        self.turn = self.answered = 0
+        self.running = False
+        """The clock runs: while it does, a question that is asked now belongs to `turn`."""
+        self._slow_turn, self.slow_answers, self._slow_seconds = -1, 0, 0.0
 
     def began(self) -> int:
         """A question is asked now; returns the turn."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(TURN_SECONDS, self._tick)
-        return self._turn
+        if not self.running:
+            self.running = True
+            asyncio.get_running_loop().call_later(TURN_SECONDS, self._tick)
+        return self.turn
 
     def ended(self, turn: int, *, queued: bool = False) -> None:
         """The question of that turn has been answered; `queued`: behind so many that they were most of its wait."""
-        taken = (self._turn - (max(turn, self._answered) if queued else turn)) * TURN_SECONDS
-        self._answered = self._turn
+        taken = (self.turn - (max(turn, self.answered) if queued else turn)) * TURN_SECONDS
+        self.answered = self.turn
         if taken < self.slow:
-            self._slow_answers, self._slow_seconds = 0, 0.0
+            self.slow_answers, self._slow_seconds = 0, 0.0
         elif turn != self._slow_turn:  # those asked together were slow together
             self._slow_turn = turn
-            self._slow_answers, self._slow_seconds = self._slow_answers + 1, self._slow_seconds + taken
-            if self._slow_answers >= SLOW_ANSWERS and self._slow_seconds >= SLOW_SECONDS:
-                self._slow_answers, self._slow_seconds = 0, 0.0
+            self.slow_answers, self._slow_seconds = self.slow_answers + 1, self._slow_seconds + taken
+            if self.slow_answers >= SLOW_ANSWERS and self._slow_seconds >= SLOW_SECONDS:
+                self.slow_answers, self._slow_seconds = 0, 0.0
                 self._over(TimeoutError("answers are slow"))
 
     def _tick(self) -> None:
-        self._turn += 1
+        self.turn += 1
         oldest = self._oldest()
         if oldest is None:
-            self._timer = None
+            self.running = False
             return
-        self._timer = asyncio.get_running_loop().call_later(TURN_SECONDS, self._tick)
-        silent = self._turn - max(oldest, self._answered)
-        if (silent > self._most or self._turn - oldest > MOST_TIMEOUTS * self._most) and not self._arrived():
+        asyncio.get_running_loop().call_later(TURN_SECONDS, self._tick)
+        silent = self.turn - max(oldest, self.answered)
+        if (silent > self._most or self.turn - oldest > MOST_TIMEOUTS * self._most) and not self._arrived():
             self._over(TimeoutError("no answer in time"))
 
 

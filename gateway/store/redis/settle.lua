@@ -1,63 +1,61 @@
 -- The end of a granted call: what each dimension reserved becomes what it really took. Once for each call.
 --
--- KEYS[1]    marks the call as settled
--- KEYS[1+i]  dimension i, as in admit.lua
--- ARGV[1]    call id      ARGV[2]  when it was granted, in microseconds: its budgets' periods are those of then
--- ARGV[..]   five for each dimension: kind, limit, window in microseconds or period, units reserved, units used
+-- KEYS[i]      dimension i, as in admit.lua; those of which a call used what it reserved may be left out
+-- KEYS[last]   marks the call as settled
+-- ARGV[..]     three for each dimension, as in admit.lua: kind, limit, microseconds that a unit costs
+-- ARGV[..]     call id, when it was granted in microseconds (its budgets' periods are those of then), and two for each
+--              dimension: units reserved, units used
 --
 -- Returns 1, or 0 if the call had been settled before.
+local ask, max, min = redis.call, math.max, math.min
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local call, granted = ARGV[1], tonumber(ARGV[2])
+local count = #KEYS - 1
+local last = 3 * count + 1
+local call, granted = ARGV[last], tonumber(ARGV[last + 1])
 
 -- The gateway deletes the mark when it has heard the answer; if it never does, it may ask again for an hour.
-if not redis.call('SET', KEYS[1], '1', 'NX', 'PX', 3600000) then
+if not ask('SET', KEYS[#KEYS], '1', 'NX', 'PX', '3600000') then
   return 0
 end
 
-local function text(number)
-  return string.format('%.0f', number)
-end
-
-local function rate(key, limit, window, reserved, used)
-  local cost = math.ceil(window / limit)
-  local tat = math.max(tonumber(redis.call('GET', key) or 0), now)
+local function rate(key, limit, cost, reserved, used)
+  local tat = max(tonumber(ask('GET', key)) or 0, now)
   local moved
   if used >= reserved then
-    moved = math.min(tat + cost * (used - reserved), math.max(tat, now + 10 * cost * limit))
+    moved = min(tat + cost * (used - reserved), max(tat, now + 10 * cost * limit))
   else
     -- What has leaked away since the grant was used by time: giving it back too would admit it twice.
-    local unleaked = math.max(0, reserved * cost - math.max(0, now - granted))
-    moved = math.max(now, tat - math.min((reserved - used) * cost, unleaked))
+    local unleaked = max(0, reserved * cost - max(0, now - granted))
+    moved = max(now, tat - min((reserved - used) * cost, unleaked))
   end
   if moved ~= tat then
-    redis.call('SET', key, text(moved), 'PX', math.ceil((moved - now) / 1000) + 1000)
+    ask('SET', key, string.format('%.0f', moved), 'PX', math.ceil((moved - now) / 1000) + 1000)
   end
 end
 
 local function budget(key, kind, reserved, used)
-  if redis.call('ZREM', key .. ':open', call .. ' ' .. text(reserved)) == 1 then
-    redis.call('HINCRBY', key, 'o', text(0 - reserved))
-  end
-  local stored = tonumber(redis.call('HGET', key, 'w') or -1)
-  local number = period(kind, granted / 1000000)
+  local freed = ask('ZREM', key .. ':open', call .. ' ' .. reserved) * reserved
+  local found = ask('HMGET', key, 'w', 's', 'o')
+  local stored, number = tonumber(found[1]) or -1, period(kind, granted / 1000000)
   if stored == number then
-    redis.call('HINCRBY', key, 's', text(used))
+    ask('HSET', key, 's', found[2] + used, 'o', found[3] - freed)
   elseif stored < number and period(kind, clock[1]) == number then
-    redis.call('HSET', key, 'w', number, 's', text(used), 'o', 0)
-    redis.call('PEXPIRE', key, 40 * 86400000)
+    ask('HSET', key, 'w', number, 's', used, 'o', 0)
+    ask('PEXPIRE', key, '3456000000')
+  elseif freed > 0 then
+    ask('HINCRBY', key, 'o', -freed)
   end
 end
 
-for i = 1, #KEYS - 1 do
-  local key, at = KEYS[1 + i], 5 * i - 2
-  local reserved, used = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
-  if ARGV[at] == 'rate' or ARGV[at] == 'debt' then
-    rate(key, tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), reserved, used)
-  elseif ARGV[at] == 'lease' then
-    redis.call('ZREM', key, call)
+for i = 1, count do
+  local kind, at = ARGV[3 * i - 2], last + 2 * i
+  if kind == 'rate' or kind == 'debt' then
+    rate(KEYS[i], ARGV[3 * i - 1], ARGV[3 * i], tonumber(ARGV[at]), tonumber(ARGV[at + 1]))
+  elseif kind == 'lease' then
+    ask('ZREM', KEYS[i], call)
   else
-    budget(key, ARGV[at + 2], reserved, used)
+    budget(KEYS[i], kind, ARGV[at], ARGV[at + 1])
   end
 end
 return 1

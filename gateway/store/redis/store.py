@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.core.types import Ask, Audit, Entry, Sum, Verdict
-from gateway.store import AnyRecord, R, StoreDown
+from gateway.store import AnyRecord, Limits, R, StoreDown
 from gateway.store.redis.board import RedisBoard
 from gateway.store.redis.connection import Pipe
 from gateway.store.redis.counters import RedisCounters
@@ -36,6 +36,7 @@ class RedisStore:
         self._records = RedisRecords(records, self._changes, self._pipe if apart else None)
         self._ledger = RedisLedger(records)
         self._counters = RedisCounters(self._pipe, self._ledger, self._records.version)
+        self.limits: Limits = self._counters
         self._workers = Workers(self._pipe, boot)
         self._board = RedisBoard(self._pipe, boot)
         self._tasks: list[asyncio.Task[None]] = []

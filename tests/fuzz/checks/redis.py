@@ -72,8 +72,6 @@ async def _check(url: str, data: bytes) -> None:
         if not transport.closed:
             wire.data_received(piece)
     await asyncio.sleep(0)
-    if pipe._patience._timer is not None:
-        pipe._patience._timer.cancel()
     states = [answer.done() for answer in answers]
     for answer in answers:
         if answer.done() and (error := answer.exception()) is not None:

@@ -196,3 +196,10 @@ def test_a_test_that_fails_is_a_mistake(test: str, said: list[str]) -> None:
 def test_the_table_of_this_repository_is_good() -> None:
     read, warnings = load_table(ROOT / "routing.yaml", {})
     assert read.tests and not warnings
+
+
+def test_a_body_may_have_as_many_elements_as_a_long_conversation() -> None:
+    table = "routes: {m: {targets: [{name: a, backend: openai, url: 'http://a'}]}}\nbodies: {elements: %s}\n"
+    assert parse_table(table % "50k")[0].bodies.elements == 50_000
+    with pytest.raises(Mistakes, match="expected at least 1000"):
+        parse_table(table % "999")

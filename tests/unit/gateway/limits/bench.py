@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from harness.clock import FixedClock
 from msgspec import Struct, structs
@@ -17,6 +17,7 @@ from gateway.config.limits import Price
 from gateway.core.errors import GatewayError, LimitReached, Unauthenticated
 from gateway.core.types import Ask, KeyRecord, Limit, Secret, Spent, Tenant, Verdict
 from gateway.limits import Admission, Lease, Rules
+from gateway.limits.headers import Headers
 from gateway.store import StoreDown
 from gateway.store.local import LocalStore
 
@@ -73,6 +74,33 @@ def call(number: int | str = 0, *, endpoint: Endpoint = "chat/completions", **fi
     return Call(f"c{number}", endpoint, "m", Body(raw))
 
 
+class Held:
+    """A lease, and what its call will have spent when its block ends."""
+
+    def __init__(self, lease: Lease, spent: Spent) -> None:
+        self.lease, self.spent = lease, spent
+
+    @property
+    def headers(self) -> Headers:
+        return self.lease.headers
+
+    @property
+    def at(self) -> float:
+        return self.lease.at
+
+    async def end(self) -> None:
+        await self.lease.end(self.spent)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """As the page does it."""
+        if isinstance(error[1], asyncio.CancelledError):
+            self.lease.settle(self.spent)
+        await self.end()
+
+
 class Bench:
     """One gateway's admission; `denied`, `told` and `seconds` are what it has told its metrics."""
 
@@ -115,14 +143,14 @@ class Bench:
         await self.store.put(record)
         return Person(record, person.tenant)
 
-    async def admit(self, person: Person, asked: Call | None = None, *, route: str = "r", spent: Spent = USED) -> Lease:
+    async def admit(self, person: Person, asked: Call | None = None, *, route: str = "r", spent: Spent = USED) -> Held:
         """A lease on a new call."""
         self.calls += 1
         asked = asked or call()
         asked = structs.replace(asked, id=f"c{self.calls}")
-        return await self.admission.admit(asked, person, route, lambda: spent, self._refresh(person))
+        return Held(await self.admission.admit(asked, person, route, self._refresh(person)), spent)
 
-    async def done(self, person: Person, asked: Call | None = None, *, route: str = "r", spent: Spent = USED) -> Lease:
+    async def done(self, person: Person, asked: Call | None = None, *, route: str = "r", spent: Spent = USED) -> Held:
         """A lease on a new call that has ended already."""
         lease = await self.admit(person, asked, route=route, spent=spent)
         async with lease:
@@ -158,13 +186,13 @@ class Bench:
         return refresh
 
 
-def header(lease: Lease, name: str) -> str | None:
+def header(lease: Held, name: str) -> str | None:
     """A header of a granted call's answer."""
     found = dict(lease.headers).get(name.encode())
     return None if found is None else found.decode()
 
 
-def tokens_left(lease: Lease) -> int:
+def tokens_left(lease: Held) -> int:
     """Tokens that a granted call's answer says are left."""
     left = header(lease, "x-ratelimit-remaining-tokens")
     assert left is not None

@@ -46,7 +46,7 @@ async def test_a_caller_without_limits_is_let_in_without_asking_the_store(bench:
         assert lease.headers == []
     assert bench.store.asked == [] and bench.store.settled == []
     assert lease.at == bench.clock.now()
-    assert lease.input() == len(call().body.raw) // 4
+    assert lease.lease.input == len(call().body.raw) // 4
 
 
 @pytest.mark.parametrize("scope", ["key", "tenant", "model", "key_model"])
@@ -107,16 +107,12 @@ async def test_a_slot_comes_back_however_the_call_ends(bench: Bench) -> None:
     assert await bench.granted(person, 3) == 1
 
 
-async def test_what_was_used_is_asked_for_at_the_end_and_once(bench: Bench) -> None:
+async def test_what_was_used_first_counts(bench: Bench) -> None:
     person = await bench.person(Limit(tpm=1000))
-    answers = iter([Spent(input=30, output=12)])
-
-    async def never() -> Person:
-        raise AssertionError
-
-    lease = await bench.admission.admit(call(max_tokens=500), person, "r", lambda: next(answers), never)
-    async with lease:
-        await lease.end()
+    lease = (await bench.admit(person, call(max_tokens=500))).lease
+    await lease.end(Spent(input=30, output=12))
+    assert lease.settle(Spent(input=1, output=1)) is None
+    await lease.end(Spent(input=2, output=2))
     ((_, at, used),) = bench.store.settled
     assert list(used) == [42] and at == lease.at * 1e6
 
@@ -128,7 +124,7 @@ async def test_every_dimension_is_settled_in_its_own_unit(tmp_path: Path) -> Non
     person = await bench.person(limit)
     await bench.done(person, spent=Spent(input=30, cached=10, output=12, cost=141))
     ((ask, _, used),) = bench.store.settled
-    told = {(d.scope, d.name, d.unit): n for d, n in zip(ask.dimensions, used, strict=True)}
+    told = {(d.scope, d.name, d.unit): n for d, n in zip(ask.plan.dimensions, used, strict=True)}
     for scope in ("key", "model"):
         assert told[scope, "rpm", "requests"] == told[scope, "concurrency", "calls"] == 1
         assert (told[scope, "tpm", "tokens"], told[scope, "itpm", "input"], told[scope, "otpm", "output"]) == (
@@ -226,7 +222,7 @@ async def test_money_is_reserved_and_settled_by_the_prices(tmp_path: Path, cache
     prompt = len(asked.body.raw) // 4
     lease = await bench.admit(person, asked, spent=Spent(input=100, output=20, cost=300))
     (ask,) = bench.store.asked
-    assert ask.dimensions[0].amount == prompt + 9000
+    assert ask.amounts[0] == prompt + 9000
     assert isinstance(await bench.refused(person, asked), OutOfBudget)
     async with lease:
         pass
@@ -276,7 +272,7 @@ async def test_the_rest_of_a_budget_can_be_spent_by_calls_that_do_not_bound_thei
     for number in range(9):
         await bench.done(person, spent=Spent(input=20, output=10))
         assert len(bench.store.settled) == number + 1
-    amounts = [next(d.amount for d in ask.dimensions if d.kind == "budget") for ask, _, _ in bench.store.settled]
+    amounts = [ask.amounts[1] for ask, _, _ in bench.store.settled]
     assert amounts[-1] == 300 - 8 * 30
     assert await bench.granted(person, 2, call(max_tokens=100)) == 0, "this one said that it may need more than is left"
     error = await bench.refused(person, call(user="x" * 8 * 31))
@@ -383,7 +379,7 @@ async def test_a_key_that_never_stands_still_is_told_to_come_again(bench: Bench)
         return old
 
     with pytest.raises(RateLimited) as caught:
-        await bench.admission.admit(call(), old, "r", Spent, useless)
+        await bench.admission.admit(call(), old, "r", useless)
     assert caught.value.retry_after and bench.refreshed == MAX_STALE
 
 

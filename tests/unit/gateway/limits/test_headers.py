@@ -12,27 +12,27 @@ from msgspec import structs
 
 from gateway.core.errors import LimitReached, NeverFits, OutOfBudget, RateLimited
 from gateway.core.types import Dimension, Standing, Verdict
-from gateway.limits.headers import denial, duration, never_fits, rate_headers
+from gateway.limits.headers import RateHeaders, denial, duration, never_fits
 
 PIECE = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+)s)?(?:(\d+)ms)?")
 UNITS = {"rpm": "requests", "tpm": "tokens", "itpm": "input", "otpm": "output"}
 
 
 def rate(name: str, limit: int, scope: str = "key") -> Dimension:
-    return Dimension(name, "rate", f"rate:{scope}:x:{name}", limit, 60.0, 1, scope, UNITS[name])
+    return Dimension(name, "rate", f"rate:{scope}:x:{name}", limit, 60.0, scope, UNITS[name])
 
 
 def slots(limit: int, scope: str = "key") -> Dimension:
-    return Dimension("concurrency", "lease", f"lease:{scope}:x", limit, 15.0, 1, scope, "calls")
+    return Dimension("concurrency", "lease", f"lease:{scope}:x", limit, 15.0, scope, "calls")
 
 
 def budget(limit: int, unit: str = "tokens", period: Any = "day", scope: str = "key") -> Dimension:
     key = f"budget:{scope}:x:{period}:{unit}"
-    return Dimension("budget", "budget", key, limit, 60.0, 1, scope, unit, period, "closed")
+    return Dimension("budget", "budget", key, limit, 60.0, scope, unit, period, "closed")
 
 
 def told(*pairs: tuple[Dimension, Standing], ietf: bool = False) -> dict[str, str]:
-    headers = rate_headers([one for one, _ in pairs], [two for _, two in pairs], ietf)
+    headers = RateHeaders([one for one, _ in pairs], ietf).of([two for _, two in pairs])
     assert len(dict(headers)) == len(headers), "no name twice"
     return {name.decode(): value.decode() for name, value in headers}
 

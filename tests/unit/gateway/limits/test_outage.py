@@ -181,7 +181,7 @@ async def test_a_call_let_in_without_the_store_takes_no_slot_there(bench: Bench)
         await refused(bench, person)
     async with await bench.admit(person):
         pass
-    assert [len(ask.dimensions) for ask, _, _ in bench.store.owed] == []
+    assert [len(ask.plan.dimensions) for ask, _, _ in bench.store.owed] == []
 
 
 async def test_a_call_that_outlives_its_outage_does_not_spoil_the_next_one(bench: Bench) -> None:
@@ -214,14 +214,14 @@ async def test_what_was_spent_of_budgets_is_owed_to_the_store(tmp_path: Path, po
     async with lease:
         await lease.end()
     ((ask, at, used),) = bench.store.owed
-    assert [(d.scope, d.name, d.unit, d.period) for d in ask.dimensions] == [
+    assert [(d.scope, d.name, d.unit, d.period) for d in ask.plan.dimensions] == [
         ("key", "budget", "tokens", "day"),
         ("key", "budget", "cost", "month"),
         ("model", "budget", "tokens", "day"),
         ("model", "budget", "cost", "month"),
     ]
     assert list(used) == [42, 77, 42, 77]
-    assert [d.amount for d in ask.dimensions] == [0] * 4, "nothing was reserved there"
+    assert [*ask.amounts] == [0] * 4, "nothing was reserved there"
     assert at == lease.at * 1e6
     assert bench.store.settled == []
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from gateway.core.types import Allowance, Budget, Dimension, KeyRecord, Limit, Secret, Spent, Tenant
+from gateway.config.limits import Price
+from gateway.core.types import Allowance, Budget, Dimension, KeyRecord, Limit, Plan, Secret, Spent, Tenant
 from gateway.limits import Rules
-from gateway.limits.plan import Planner, charged, units
+from gateway.limits.estimate import Estimate
+from gateway.limits.plan import Planner, Terms
 from gateway.store import LEASE_SECONDS
 from gateway.store.rebuild import budget_key
 
@@ -17,6 +19,8 @@ ALLOWED = Allowance(tokens=1000, cost_micros=2000)
 WHOLE = Limit(rpm=1, tpm=2, itpm=3, otpm=4, concurrency=5, budget=Budget(day=ALLOWED, week=ALLOWED, month=ALLOWED))
 EACH = ["rpm", "tpm", "itpm", "otpm", "concurrency", *["budget"] * 6]
 SPENT = Spent(input=30, cached=10, output=12, cost=777)
+PRICE = Price(input=10_000_000, output=20_000_000)
+"""Ten micro-units for a token of the prompt, twenty for one of the answer."""
 
 
 def key(limit: Limit | None = None, **fields: Any) -> KeyRecord:
@@ -29,7 +33,7 @@ def tenant(limit: Limit, version: int = 1) -> Tenant:
 
 
 def plan(rules: Rules, record: KeyRecord, above: Tenant | None = None, route: str = "r") -> tuple[Dimension, ...]:
-    return Planner(rules).plan(record, above, route)
+    return Planner(rules, lambda _: PRICE).terms(record, above, route).plan.dimensions
 
 
 def test_without_limits_there_is_nothing_to_check() -> None:
@@ -125,21 +129,39 @@ def test_each_dimension_does_in_an_outage_what_was_said_for_it(name: str, policy
 
 def test_a_change_of_key_or_tenant_makes_a_new_plan() -> None:
     planner, record, above = Planner(Rules()), key(Limit(rpm=1)), tenant(Limit(rpm=5))
-    assert [each.limit for each in planner.plan(record, above, "r")] == [1, 5]
+
+    def limits(above: Tenant | None) -> list[int]:
+        return [each.limit for each in planner.terms(record, above, "r").plan.dimensions]
+
+    assert limits(above) == [1, 5]
     record = structs.replace(record, version=2, limit=Limit(rpm=2))
-    assert [each.limit for each in planner.plan(record, above, "r")] == [2, 5]
+    assert limits(above) == [2, 5]
     above = tenant(Limit(rpm=6), version=2)
-    assert [each.limit for each in planner.plan(record, above, "r")] == [2, 6]
-    assert [each.limit for each in planner.plan(record, None, "r")] == [2]
-    assert planner.plan(record, above, "r") is planner.plan(record, above, "r"), "remembered"
+    assert limits(above) == [2, 6]
+    assert limits(None) == [2]
+    assert planner.terms(record, above, "r") is planner.terms(record, above, "r"), "remembered"
+
+
+def test_the_records_decided_on_go_with_the_plan() -> None:
+    planner = Planner(Rules(key=Limit(rpm=1)))
+    assert planner.terms(key(version=3), None, "r").plan.records == (("key:K", 3), ("tenant:t", 0))
+    assert planner.terms(key(version=3), tenant(Limit(), 2), "r").plan.records == (("key:K", 3), ("tenant:t", 2))
+
+
+def test_money_limits_only_what_costs_something() -> None:
+    free = Price(input=0, output=0)
+    for price, units in ((PRICE, ["tokens", "cost"]), (free, ["tokens"]), (None, ["tokens"])):
+        record = key(Limit(budget=Budget(day=ALLOWED)))
+        dimensions = Planner(Rules(), {"r": price}.get).terms(record, None, "r").plan.dimensions
+        assert [each.unit for each in dimensions] == units
 
 
 def test_plans_that_nobody_asks_for_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.limits.plan.MAX_PLANS", 3)
+    monkeypatch.setattr("gateway.limits.plan.MAX_TERMS", 3)
     planner = Planner(Rules(key=Limit(rpm=1)))
     for number in range(10):
-        planner.plan(structs.replace(key(), id=f"k{number}"), None, "r")
-    assert len(planner._plans) == 3
+        planner.terms(structs.replace(key(), id=f"k{number}"), None, "r")
+    assert len(planner._terms) == 3
 
 
 @pytest.mark.parametrize(
@@ -147,13 +169,15 @@ def test_plans_that_nobody_asks_for_are_forgotten(monkeypatch: pytest.MonkeyPatc
     [("requests", 1), ("calls", 1), ("tokens", 42), ("input", 30), ("output", 12), ("cost", 777)],
 )
 def test_what_a_call_takes_of_each_unit(unit: str, taken: int) -> None:
-    assert units(Dimension("x", "rate", "x", 10, unit=unit), SPENT) == taken
+    assert Terms(Plan((), (Dimension("x", "rate", "x", 10, unit=unit),))).used(SPENT) == [taken]
 
 
 def test_what_is_reserved_is_never_more_than_a_dimension_can_hold() -> None:
     """Or no call would ever be let in under a limit smaller than what is assumed of an answer."""
-    found = charged(plan(Rules(), key(WHOLE)), SPENT)
-    amounts = {(each.name, each.unit): each.amount for each in found}
+    terms = Planner(Rules(), lambda _: PRICE).terms(key(WHOLE), None, "r")
+    ask = terms.ask("c", Estimate(30, 12, (0, 0)))
+    assert ask.plan is terms.plan and ask.call_id == "c"
+    amounts = {(d.name, d.unit): n for d, n in zip(ask.plan.dimensions, ask.amounts, strict=True)}
     assert amounts == {
         ("rpm", "requests"): 1,
         ("tpm", "tokens"): 2,
@@ -161,11 +185,5 @@ def test_what_is_reserved_is_never_more_than_a_dimension_can_hold() -> None:
         ("otpm", "output"): 4,
         ("concurrency", "calls"): 1,
         ("budget", "tokens"): 42,
-        ("budget", "cost"): 777,
+        ("budget", "cost"): 540,
     }
-
-
-def test_reserving_changes_nothing_but_the_amounts() -> None:
-    before = plan(Rules(), key(WHOLE))
-    for one, other in zip(before, charged(before, SPENT), strict=True):
-        assert structs.replace(other, amount=one.amount) == one

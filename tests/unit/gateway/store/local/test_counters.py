@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import pytest
+from contract.wanted import Wanted, asking
 from harness.clock import FixedClock
 
-from gateway.core.types import Ask, Dimension, Period
+from gateway.core.types import Ask, Period
 from gateway.store import periods
 from gateway.store.local import counters
 from gateway.store.local.counters import Counters
 
 
-def rate(limit: int, amount: int = 1, name: str = "rpm") -> Dimension:
+def rate(limit: int, amount: int = 1, name: str = "rpm") -> Wanted:
     unit = "requests" if name == "rpm" else "tokens"
-    return Dimension(name, "rate", f"rate:key:k:{name}", limit, 60.0, amount, "key", unit)
+    return Wanted(name, "rate", f"rate:key:k:{name}", limit, 60.0, "key", unit, amount=amount)
 
 
-def slots(limit: int, key: str = "lease:key:k") -> Dimension:
-    return Dimension("concurrency", "lease", key, limit, 15.0, 1, "key", "calls")
+def slots(limit: int, key: str = "lease:key:k") -> Wanted:
+    return Wanted("concurrency", "lease", key, limit, 15.0, "key", "calls")
 
 
-def budget(limit: int, amount: int = 1, period: Period = "day", key: str = "budget:key:k:day:tokens") -> Dimension:
-    return Dimension("budget", "budget", key, limit, 60.0, amount, "key", "tokens", period, "closed")
+def budget(limit: int, amount: int = 1, period: Period = "day", key: str = "budget:key:k:day:tokens") -> Wanted:
+    return Wanted("budget", "budget", key, limit, 60.0, "key", "tokens", period, "closed", amount)
 
 
 class Bench:
@@ -30,11 +31,11 @@ class Bench:
         self.counters = Counters(self.clock.now)
         self.calls = 0
 
-    def ask(self, *dimensions: Dimension) -> Ask:
+    def ask(self, *dimensions: Wanted) -> Ask:
         self.calls += 1
-        return Ask(f"c{self.calls}", (("key:k", 1),), dimensions)
+        return asking(f"c{self.calls}", (("key:k", 1),), *dimensions)
 
-    def granted(self, *dimensions: Dimension, times: int = 1) -> int:
+    def granted(self, *dimensions: Wanted, times: int = 1) -> int:
         return sum(self.counters.charge(self.ask(*dimensions)).denied is None for _ in range(times))
 
 
@@ -67,7 +68,7 @@ def test_letting_go_of_what_was_never_held_is_nothing(bench: Bench) -> None:
 
 def test_settling_what_was_granted_elsewhere_is_nothing(bench: Bench) -> None:
     bench.granted(rate(100, 50, "tpm"), slots(2))
-    stranger = Ask("stranger", (), (rate(100, 50, "tpm"), slots(2)))
+    stranger = asking("stranger", (), rate(100, 50, "tpm"), slots(2))
     bench.counters.settle(stranger, int(bench.clock.now() * 1e6), (0, 1))
     assert bench.granted(rate(100, 51, "tpm")) == 0
     assert bench.granted(slots(2), times=3) == 1
@@ -98,11 +99,11 @@ def test_a_denial_says_which_of_several_takes_longest(bench: Bench) -> None:
 def test_buckets_that_are_whole_again_are_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "MAX_BUCKETS", 10)
     for number in range(100):
-        dimension = Dimension("rpm", "rate", f"rate{number}", 60, 60.0)
-        bench.counters.charge(Ask(f"c{number}", (), (dimension,)))
+        dimension = Wanted("rpm", "rate", f"rate{number}", 60, 60.0)
+        bench.counters.charge(asking(f"c{number}", (), dimension))
         bench.clock.advance(1.0)
     assert len(bench.counters._tats) <= 11
-    again = bench.counters.charge(bench.ask(Dimension("rpm", "rate", "rate99", 60, 60.0)))
+    again = bench.counters.charge(bench.ask(Wanted("rpm", "rate", "rate99", 60, 60.0)))
     assert again.standings[0].remaining == 59
 
 
@@ -113,5 +114,5 @@ def test_nothing_is_left_of_calls_that_have_ended(bench: Bench) -> None:
         at = bench.counters.charge(ask).at
         bench.counters.settle(ask, at, (1, 1, 1))
     assert bench.counters._granted == set()
-    assert bench.counters._leases == {}
+    assert bench.counters.leases == {}
     assert all(not spending.open for spending in bench.counters._budgets.values())

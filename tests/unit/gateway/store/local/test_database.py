@@ -12,8 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from contract.wanted import Wanted, asking
 
-from gateway.core.types import Ask, Audit, Dimension, Entry, KeyRecord, Secret
+from gateway.core.types import Audit, Entry, KeyRecord, Secret
 from gateway.store import StoreDown
 from gateway.store.local import LocalStore, prepare
 from gateway.store.local.database import Connection, Database
@@ -30,7 +31,7 @@ def calls(number: int) -> list[Entry]:
     ]
 
 
-ASK = Ask("c", (("key:k", 1),), (Dimension("rpm", "rate", "rate:key:k:rpm", 60, 60.0),))
+ASK = asking("c", (("key:k", 1),), Wanted("rpm", "rate", "rate:key:k:rpm", 60, 60.0))
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from contract.wanted import Wanted, asking
 
 from gateway.auth.token import parse
-from gateway.core.types import AdminKey, Ask, Audit, Dimension, Entry, KeyRecord, Sum, TargetOrder, Tenant
+from gateway.core.types import AdminKey, Audit, Entry, KeyRecord, Sum, TargetOrder, Tenant
 from gateway.store import StoreDown
 from gateway.store.local import LocalStore, prepare
 
@@ -87,10 +88,8 @@ async def test_budgets_go_on_where_they_were(state: Path) -> None:
     store = LocalStore(state, lambda: now)
     await store.open()
     spent = sum(each["input"] + each["output"] for each in EXPECTED["sums"])
-    budget = Dimension(
-        "budget", "budget", "budget:tenant:team-a:month:tokens", 10**6, 60.0, 1, "tenant", "tokens", "month"
-    )
-    verdict = await store.admit(Ask("c", (), (budget,)))
+    budget = Wanted("budget", "budget", "budget:tenant:team-a:month:tokens", 10**6, 60.0, "tenant", "tokens", "month")
+    verdict = await store.admit(asking("c", (), budget))
     assert verdict.standings[0].remaining == 10**6 - spent - 1
     await store.close()
 

@@ -11,9 +11,10 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
+from contract.wanted import Wanted, asking
 from harness.clock import FixedClock
 
-from gateway.core.types import AdminKey, Ask, Dimension, Entry, KeyRecord, Secret, Tenant
+from gateway.core.types import AdminKey, Ask, Entry, KeyRecord, Secret, Tenant
 from gateway.store import Conflict, StoreDown, open_store
 from gateway.store.local import LocalStore
 from gateway.store.redis.store import RedisStore
@@ -26,7 +27,7 @@ def record(key_id: str = "k", version: int = 1) -> KeyRecord:
 
 
 def ask(version: int = 1, tenant: int = 0) -> Ask:
-    return Ask("c", (("key:k", version), ("tenant:t", tenant)), (Dimension("rpm", "rate", "rate:key:k:rpm", 60, 60.0),))
+    return asking("c", (("key:k", version), ("tenant:t", tenant)), Wanted("rpm", "rate", "rate:key:k:rpm", 60, 60.0))
 
 
 @pytest.fixture
@@ -243,12 +244,12 @@ async def test_closing_finishes_what_was_begun(opened: Opened) -> None:
 async def test_budgets_go_on_where_the_former_process_ended(opened: Opened) -> None:
     """They are rebuilt from the ledger; rates and slots begin anew, as nobody is there any more."""
     clock = FixedClock()
-    budget = Dimension("budget", "budget", "budget:tenant:t:month:tokens", 100, 60.0, 1, "tenant", "tokens", "month")
+    budget = Wanted("budget", "budget", "budget:tenant:t:month:tokens", 100, 60.0, "tenant", "tokens", "month")
     first = await opened(now=clock.now)
     await first.append(
         "batch", [Entry(call_id="c", time=clock.now(), key_id="k", tenant="t", route="r", input=50, output=20)]
     )
-    verdict = await (await opened(now=clock.now)).admit(Ask("c2", (), (budget,)))
+    verdict = await (await opened(now=clock.now)).admit(asking("c2", (), budget))
     assert verdict.standings[0].remaining == 29
 
 

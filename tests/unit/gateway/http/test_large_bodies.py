@@ -1,0 +1,92 @@
+"""A large body is read while others work, one at a time, and is refused by the name of its limit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from backends import large
+from backends.api import Call
+from gateway.config.table import Bodies
+from gateway.core.errors import BadRequest
+from gateway.http.client import AsgiClient
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 70_000
+CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": TEXT}], "max_tokens": "7"}).encode()
+JUNK = b'{"model":"m","messages":[],"junk":[' + b",".join([b'{"":0}'] * 150_000) + b"]}"
+
+
+def client(raw: bytes, bodies: Bodies | None = None) -> AsgiClient:
+    pieces = [raw[start : start + 65_536] for start in range(0, len(raw), 65_536)]
+    left = asyncio.Event()
+
+    async def receive() -> Any:
+        if pieces:
+            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+        await left.wait()
+
+    async def send(message: Any) -> None: ...
+
+    scope = {"headers": [(b"content-type", b"application/json")], "client": None, "extensions": {}}
+    return AsgiClient(scope, receive, send, "chat/completions", bodies or Bodies())
+
+
+async def read(raw: bytes, bodies: Bodies | None = None) -> Call:
+    asking = client(raw, bodies)
+    try:
+        return await asking.call()
+    finally:
+        asking.close()
+
+
+async def turns(seen: list[int]) -> None:
+    while True:
+        seen[0] += 1
+        await asyncio.sleep(0)
+
+
+async def test_others_have_a_turn_for_each_window() -> None:
+    seen = [0]
+    other = asyncio.ensure_future(turns(seen))
+    call = await read(CHAT)
+    other.cancel()
+    assert seen[0] >= len(CHAT) // large.WINDOW
+    assert (call.model, call.asked.output, call.body.raw) == ("m", 7, CHAT)
+    assert call.asked.text == len(CHAT)
+
+
+async def test_large_bodies_are_read_one_at_a_time() -> None:
+    """Between two turns of another only one window is read, however many bodies there are."""
+    seen = [0]
+    other = asyncio.ensure_future(turns(seen))
+    await asyncio.gather(*(read(CHAT) for _ in range(4)))
+    other.cancel()
+    assert seen[0] >= 4 * (len(CHAT) // large.WINDOW)
+
+
+async def test_a_caller_that_leaves_lets_the_next_one_in() -> None:
+    first = asyncio.ensure_future(read(CHAT))
+    second = asyncio.ensure_future(read(CHAT))
+    for _ in range(60):
+        await asyncio.sleep(0)
+    first.cancel()
+    with suppress(asyncio.CancelledError):
+        await first
+    assert first.cancelled()
+    assert (await second).model == "m"
+
+
+async def test_the_limit_is_named() -> None:
+    with pytest.raises(BadRequest, match=r"more than 200000 .*bodies\.elements"):
+        await read(JUNK)
+    assert (await read(JUNK, Bodies(elements=500_000))).model == "m"
+
+
+@pytest.mark.parametrize("raw", [CHAT[:-2], CHAT.replace(b"fox", b"\xff", 1), b'{"model":"n",' + CHAT[1:]])
+async def test_what_is_wrong_with_a_large_body_is_said(raw: bytes) -> None:
+    with pytest.raises(BadRequest, match="the body"):
+        await read(raw)
