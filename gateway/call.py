@@ -157,7 +157,7 @@ async def _attempt(parts: Parts, call: Call, placement: Placement, exchange: Exc
         if transcript is not None:
             call = transcript.rest(target.capabilities.resumable, started=client.started)
         async with parts.forwarder.forward(
-            call, placement.address, target.capabilities, target.timeouts, client.trace
+            call, placement.address, target.capabilities, target.timeouts, client.trace, client.headers
         ) as upstream:
             record.headed()
             content_type = (b"content-type", upstream.content_type.encode("latin-1"))

@@ -83,7 +83,7 @@ def is_base_url(url: str) -> bool:
         parts = urlsplit(url)
         plain = not (parts.query or parts.fragment or parts.username) and all(" " < char < "\x7f" for char in url)
         if parts.scheme == "unix":
-            return not parts.netloc and len(parts.path) > 1 and plain
+            return not parts.netloc and parts.path.startswith("/") and parts.path != "/" and plain
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and plain
     except ValueError:
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 import httpx
 
@@ -26,6 +27,7 @@ WAKE_SECONDS = 120.0
 """How long a server may take to fetch its model."""
 SCRAPE_LIMIT = 4 * 1024**2
 """Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
+NONE: Final[Mapping[bytes, bytes]] = {}
 REFUSED = "credential refused"
 _REFUSALS = (401, 403)
 _NO_SUCH_ROUTE = (404, 405, 501)
@@ -47,10 +49,17 @@ class Forwarder:
 
     @asynccontextmanager
     async def forward(
-        self, call: Call, address: Address, capabilities: Capabilities, timeouts: Timeouts, trace: Mapping[str, str]
+        self,
+        call: Call,
+        address: Address,
+        capabilities: Capabilities,
+        timeouts: Timeouts,
+        trace: Mapping[str, str],
+        callers: Mapping[bytes, bytes] = NONE,
     ) -> AsyncIterator[Upstream]:
         """One attempt. Entering it gives a good answer to read, leaving it ends the exchange whatever is left of it.
 
+        `callers` are the headers that the call came with, names in lower case; those that the table names go on.
         Raises `Unsupported` and `Rejected` (the caller's fault), `UpstreamError` (the target's), `AnswerTooLarge`.
         """
         try:
@@ -59,12 +68,12 @@ class Forwarder:
             raise Unsupported(refused.message, param=refused.param) from refused
         headers = {**asked.headers, **trace, "accept-encoding": "identity"}
         fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+        origin = self.origins.of(address)
+        fields += [(name, callers[name]) for name in origin.forwarded if name in callers]
         response: Response | None = None
         try:
             with Deadline(timeouts.first_byte, timeouts.idle) as deadline:
-                response = await self._pool.request(
-                    self.origins.of(address), "POST", asked.path, fields, asked.body, timeouts.connect
-                )
+                response = await self._pool.request(origin, "POST", asked.path, fields, asked.body, timeouts.connect)
                 content_type = fit(response.headers)
                 reader = reader_for(call, capabilities, content_type, self.limits)
                 upstream = Upstream(response, content_type, reader, deadline)
