@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 ARGS ?=
+# Of the suite. More than cores: most of its tests wait for gateways, time-outs and each other.
+PROCESSES ?= 6
 
 # uv does not read pip's settings: pass on where packages come from.
 ifdef PIP_INDEX_URL
@@ -11,7 +13,7 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help demo test check test-vllm test-tgi test-faults test-engines soak fuzz bench docs wheel lock clean
+.PHONY: help demo test test-slow check test-vllm test-tgi test-faults test-engines soak fuzz bench docs wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,7 +23,10 @@ demo: $(VENV)/.demo ## a model, a gateway and one streamed answer (ARGS=--once: 
 
 test: $(VENV)/.dev ## the whole suite, with a real Redis and the embedded model (ARGS: options for pytest)
 	@$(BIN)/python tests/tgi/oracles.py
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev ## what takes long and seldom breaks: the routing rule simulated, reloads in a storm, real model servers
+	$(BIN)/python -m pytest -n $(PROCESSES) -m slow $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy, import-linter, the documentation checks
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import structs
 
 from backends.api import Facts, Gauges
-from gateway.app.waker import Attendant
+from gateway.app.waker import Waker
 from gateway.core.clock import Clock
 from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
 from gateway.metering import Metrics
@@ -62,7 +62,7 @@ class Fleet:
             clock=clock.monotonic,
         )
         self.gossip = Gossip(store.exchange, routes, clock.monotonic)
-        self.attendant = Attendant(lambda: self.routes, self.prober, self.engines, forwarder, clock.monotonic)
+        self.waker = Waker(lambda: self.routes, self.prober, self.engines, forwarder, clock.monotonic)
         self._task: asyncio.Task[None] | None = None
         store.watch(self._changed)
 
@@ -75,14 +75,14 @@ class Fleet:
         self.prober.open()
         self.engines.open()
         self.gossip.open()
-        self.attendant.open()
+        self.waker.open()
         self._task = asyncio.create_task(self._run(), name="fleet")
 
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        await self.attendant.close()
+        await self.waker.close()
         await self.gossip.close()
         await self.engines.close()
         await self.prober.close()
@@ -155,7 +155,7 @@ class Fleet:
     async def _complaint(self, target: Target, thorough: bool) -> str:
         """Why the target cannot serve; nothing if it can."""
         forwarder = self._forwarder
-        if target.capabilities.probed is None and (self.attendant.wants(target.name) or target.up is False):
+        if target.capabilities.probed is None and (self.waker.wants(target.name) or target.up is False):
             why = await forwarder.reach(target.address, target.timeouts)  # it has no health route
         else:
             why = await forwarder.probe(target.address, target.capabilities, target.timeouts)

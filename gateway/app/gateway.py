@@ -20,6 +20,7 @@ from backends import registry
 from gateway.app.fleet import Fleet
 from gateway.app.lifetime import Lifetime, Part
 from gateway.app.reload import Reloader, TableStatus, answer_limits, mirrors, rules
+from gateway.app.waker import Waker
 from gateway.auth import AdminKeys, Keyring, Throttle, networks
 from gateway.call import Parts
 from gateway.config import Settings, Table
@@ -35,6 +36,7 @@ from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
 from gateway.process.shutdown import Ending
 from gateway.routing import Builder, Routes, Slots
+from gateway.routing.queue.events import QueueEvents
 from gateway.store import Store, open_store
 from gateway.targets.health import Breaker
 from gateway.upstream import Forwarder
@@ -75,6 +77,7 @@ class Gateway:
             settings.redis_url, settings.state_path, settings.redis_timeout, records_url=settings.records_url, boot=BOOT
         )
         self.keyring, self.admin_keys = self._keys()
+        self.waiting = WaitingCalls(self.metrics)
         self.builder = self._builder()
         routes = self.builder.build(table, loaded.config_hash)
         routes.open()
@@ -85,6 +88,7 @@ class Gateway:
         self.pulse = Pulse(self.admission, self.store, self.metrics)
         self.shadow = self._shadow(table)
         self.fleet = Fleet(routes, self.store, self.forwarder, self.metrics, self.clock, BOOT)
+        self.waiting.waker = self.fleet.waker
         self.reconciler = Reconciler(self._urls, self.fleet.counters, self.store, self.metrics.drift)
         self.readiness = operations.Readiness(self.store, self._is_draining)
         self.proxies = networks(settings.trusted_proxies.split(","))
@@ -145,9 +149,7 @@ class Gateway:
             Slots(self.store, self._gateways),
             self.clock.monotonic,
             seed=secrets.randbits(32),
-            queued=self._queued,
-            held=self._held,
-            hold_ended=self._hold_ended,
+            events=self.waiting,
         )
 
     def _admission(self, table: Table) -> Admission:
@@ -166,7 +168,7 @@ class Gateway:
     def _shadow(self, table: Table) -> Shadow:
         shadows = ShadowMetrics(self.metrics)
         return Shadow(
-            self._mirrors(table), self.forwarder.forward, shadows.compared, shadows.dropped, self.clock.monotonic
+            self._mirrors(table), self.forwarder.send, shadows.compared, shadows.dropped, self.clock.monotonic
         )
 
     def _parts(self, routes: Routes) -> Parts:
@@ -232,16 +234,28 @@ class Gateway:
     def _denied(self, scope: str, dimension: str) -> None:
         self.metrics.denials.labels(scope, dimension).inc()
 
-    def _queued(self, route: str, calls: int, size: int) -> None:
-        self.metrics.queue_calls.labels(route).set(calls)
-        self.metrics.queue_bytes.labels(route).set(size)
 
-    def _held(self, route: str, calls: int) -> None:
-        self.metrics.held_calls.labels(route).set(calls)
-        self.fleet.attendant.held(calls)
+class WaitingCalls(QueueEvents):
+    """Calls that wait, in metrics; `waker`, once there is one, hears of those that wait for a target to wake up."""
 
-    def _hold_ended(self, route: str, outcome: str, seconds: float) -> None:
-        self.metrics.hold.labels(route, outcome).observe(seconds)
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.waker: Waker | None = None
+
+    def queued(self, route: str, calls: int, size: int) -> None:
+        """So many calls wait for a target with room."""
+        self._metrics.queue_calls.labels(route).set(calls)
+        self._metrics.queue_bytes.labels(route).set(size)
+
+    def held(self, route: str, calls: int) -> None:
+        """So many calls wait because no target is there."""
+        self._metrics.held_calls.labels(route).set(calls)
+        if self.waker is not None:
+            self.waker.held(calls)
+
+    def hold_ended(self, route: str, outcome: str, seconds: float) -> None:
+        """A call is held no longer."""
+        self._metrics.hold.labels(route, outcome).observe(seconds)
 
 
 class Pulse:

@@ -25,7 +25,7 @@ WAKE_PAUSE: Final = 5.0
 """Until a target that could not be woken is told again."""
 
 
-class Attendant:
+class Waker:
     """Works while calls are held, and only then. One target of a route is woken at a time, the first of the best tier:
     more would take memory that nobody needs yet."""
 
@@ -48,7 +48,7 @@ class Attendant:
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="attendant")
+        self._task = asyncio.create_task(self._run(), name="waker")
 
     async def close(self) -> None:
         tasks = [*self._waking.values(), *([self._task] if self._task is not None else [])]

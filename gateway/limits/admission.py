@@ -11,12 +11,13 @@ from typing import Final, Protocol
 from msgspec import structs
 
 from backends.api import Call
+from gateway.config.limits import Price
 from gateway.core.errors import LimitReached, LimitsUnavailable, RateLimited
 from gateway.core.types import Ask, KeyRecord, Plan, Tenant, Verdict
 from gateway.limits.estimate import Estimator
 from gateway.limits.headers import RateHeaders, denial
 from gateway.limits.lease import TOLD_SECONDS, Lease, Waits
-from gateway.limits.plan import Planner, Pricing, Rules, Terms
+from gateway.limits.plan import Planner, Rules, Terms
 from gateway.store import Store, StoreDown
 from gateway.store.local.counters import Counters
 
@@ -48,7 +49,7 @@ class Admission:
         store: Store,
         rules: Rules | None = None,
         *,
-        prices: Callable[[str], Pricing | None] = lambda _: None,
+        prices: Callable[[str], Price | None] = lambda _: None,
         gateways: int = 1,
         seconds: Callable[[float], None] = lambda _: None,
         denied: Callable[[str, str], None] = lambda scope, name: None,
@@ -66,7 +67,7 @@ class Admission:
         self.waits = Waits(TOLD_SECONDS)
         self.degraded, self._changes = False, 0
 
-    def revise(self, rules: Rules, prices: Callable[[str], Pricing | None]) -> None:
+    def revise(self, rules: Rules, prices: Callable[[str], Price | None]) -> None:
         """Other limits and prices hold for calls that come from now on."""
         self._planner = Planner(rules, prices)
 

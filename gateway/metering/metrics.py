@@ -35,6 +35,7 @@ class Metrics:
         self._make_aborts()
         self._make_limits()
         self._make_routing()
+        self._make_targets()
         self._make_engines()
 
     def _make_calls(self) -> None:
@@ -177,7 +178,7 @@ class Metrics:
         )
 
     def _make_routing(self) -> None:
-        """Where calls go, and what for; how full the targets are."""
+        """Where calls go, and what for, and which wait."""
         self.decisions = self._counter(
             "route_decisions_total",
             "Targets picked, by the policy and its reason: home (the conversation's own target), warm (its system "
@@ -213,6 +214,9 @@ class Metrics:
             "route",
             "outcome",
         )
+
+    def _make_targets(self) -> None:
+        """What targets have to do, and how shadows compare with them."""
         self.prompt_tokens = self._counter(
             "prompt_tokens_total", "Prompt tokens as the targets reported them.", "route", "target"
         )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from backends.capabilities import Capabilities
 from gateway.config import RouteSpec, Table, TargetSpec
-from gateway.routing.attempt import Placement
+from gateway.routing.attempt import Attempt
 from gateway.routing.max_inflight import Slots
 from gateway.routing.policies import registry
 from gateway.routing.policies.registry import Factory
 from gateway.routing.queue.cold import Hold
+from gateway.routing.queue.events import QueueEvents
 from gateway.routing.queue.queue import Queue
 from gateway.routing.route import Route
 from gateway.routing.routes import Routes
@@ -36,16 +38,12 @@ class Builder:
         *,
         seed: int = 0,
         policies: Callable[[str], Factory] = registry.load,
-        queued: Callable[[str, int, int], None] = lambda route, calls, size: None,
-        held: Callable[[str, int], None] = lambda route, calls: None,
-        hold_ended: Callable[[str, str, float], None] = lambda route, outcome, seconds: None,
+        events: QueueEvents | None = None,
     ) -> None:
-        """`urls` has those of launched targets; `policies` finds what makes a policy by its name. `queued` is told of a
-        route's waiting calls and their bytes, `held` of its held calls, `hold_ended` of how and after how many seconds
-        each was held no longer."""
+        """`urls` has those of launched targets; `policies` finds what makes a policy by its name; `events` is told of
+        calls that wait."""
         self._urls, self._capabilities, self._breaker, self._slots = urls, capabilities, breaker, slots
-        self._clock, self._seed, self._policies, self._queued = clock, seed, policies, queued
-        self._held, self._hold_ended = held, hold_ended
+        self._clock, self._seed, self._policies, self._events = clock, seed, policies, events or QueueEvents()
 
     def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
         """The routes of `table`. Whatever it raises, `before` is as it was."""
@@ -90,12 +88,12 @@ class Builder:
             hold=spec.hold,
         )
 
-    def _queue(self, name: str, spec: RouteSpec) -> Queue[Placement]:
+    def _queue(self, name: str, spec: RouteSpec) -> Queue[Attempt]:
         return Queue(
             calls=spec.queue.calls,
             size=spec.queue.size,
             clock=self._clock,
-            changed=lambda calls, size: self._queued(name, calls, size),
+            changed=partial(self._events.queued, name),
         )
 
     def _hold(self, name: str, spec: RouteSpec) -> Hold:
@@ -103,9 +101,9 @@ class Builder:
             calls=spec.queue.calls,
             size=spec.queue.size,
             clock=self._clock,
-            changed=lambda calls, size: self._held(name, calls),
+            changed=lambda calls, size: self._events.held(name, calls),
         )
-        return Hold(name, queue, self._clock, self._hold_ended)
+        return Hold(name, queue, self._clock, self._events.hold_ended)
 
     def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
         url = (spec.url if spec.url is not None else self._urls[spec.name]).rstrip("/")

@@ -80,6 +80,7 @@ class Target:
         load: Load | None = None,
     ) -> None:
         self.spec, self.name, self.weight, self.canary = spec, spec.name, spec.weight, spec.canary or 0.0
+        self.header_name = spec.name.encode()
         self.tier = spec.tier if isinstance(spec, FallbackSpec) else 0
         self.address = Address(spec.name, url.rstrip("/"), spec.model, spec.api_key)
         self.capabilities, self.timeouts, self.breaker = capabilities, timeouts, breaker

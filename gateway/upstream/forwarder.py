@@ -13,15 +13,16 @@ from backends.api import Call, Facts, Gauges, RequestRefused
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.config import Timeouts
-from gateway.core.errors import Rejected, Unsupported, UpstreamTimeout
+from gateway.core.errors import BadReply, GatewayError, Rejected, Unsupported, UpstreamTimeout
 from gateway.upstream.connection import Response
-from gateway.upstream.deadline import Deadline
+from gateway.upstream.exchange import LATE, Exchange
 from gateway.upstream.failures import conceal, fit, status_refusal, worded_refusal
 from gateway.upstream.origins import Origins
 from gateway.upstream.pool import Pool
-from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, Upstream, reader_for
+from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, reader_for
 from gateway.upstream.transport import Transport
 
+IDENTITY: Final = b"accept-encoding", b"identity"
 PROBE_SECONDS = 3.0
 WAKE_SECONDS = 120.0
 """How long a server may take to fetch its model."""
@@ -47,8 +48,7 @@ class Forwarder:
     async def close(self) -> None:
         await self._pool.close()
 
-    @asynccontextmanager
-    async def forward(
+    async def send(
         self,
         call: Call,
         address: Address,
@@ -56,8 +56,8 @@ class Forwarder:
         timeouts: Timeouts,
         trace: Mapping[str, str],
         callers: Mapping[bytes, bytes] = NONE,
-    ) -> AsyncIterator[Upstream]:
-        """One attempt. Entering it gives a good answer to read, leaving it ends the exchange whatever is left of it.
+    ) -> Exchange:
+        """One attempt: send the call, and wait for the head of a good answer. Every exchange must be closed.
 
         `callers` are the headers that the call came with, names in lower case; those that the table names go on.
         Raises `Unsupported` and `Rejected` (the caller's fault), `UpstreamError` (the target's), `AnswerTooLarge`.
@@ -66,31 +66,46 @@ class Forwarder:
             asked = capabilities.adapter.request(call, address)
         except RequestRefused as refused:
             raise Unsupported(refused.message, param=refused.param) from refused
-        headers = {**asked.headers, **trace, "accept-encoding": "identity"}
-        fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+        headers = [(name.encode(), value.encode()) for name, value in {**asked.headers, **trace}.items()]
+        headers.append(IDENTITY)
         origin = self.origins.of(address)
-        fields += [(name, callers[name]) for name in origin.forwarded if name in callers]
-        response: Response | None = None
+        if origin.forwarded:
+            headers += [(name, callers[name]) for name in origin.forwarded if name in callers]
+        due = asyncio.get_running_loop().time() + timeouts.first_byte
         try:
-            with Deadline(timeouts.first_byte, timeouts.idle) as deadline:
-                response = await self._pool.request(origin, "POST", asked.path, fields, asked.body, timeouts.connect)
-                content_type = fit(response.headers)
-                reader = reader_for(call, capabilities, content_type, self.limits)
-                upstream = Upstream(response, content_type, reader, deadline)
-                if (status := response.status) != 200:
-                    refused_by_status = status_refusal(status, response.headers.get(b"retry-after"))
-                    raise refused_by_status or worded_refusal(
-                        call, capabilities, status, await upstream.read(ERROR_BODY_LIMIT)
-                    )
-                yield upstream
-        except Rejected as refusal:
-            conceal(refusal, address.api_key)
+            response = await self._pool.request(
+                origin, "POST", asked.path, headers, asked.body, timeouts.connect, deadline=due
+            )
+        except TimeoutError:
+            raise UpstreamTimeout(LATE) from None
+        try:
+            if response.status != 200:
+                raise await self._refusal(call, address, capabilities, response)
+            content_type = fit(response.headers)
+            reader = reader_for(call, capabilities, content_type, self.limits)
+            return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
+        except BaseException:
+            response.release()
             raise
-        except TimeoutError as error:
-            raise UpstreamTimeout("no answer, or no next piece of it, in time") from error
-        finally:
-            if response is not None:
-                response.release()
+
+    async def _refusal(
+        self, call: Call, address: Address, capabilities: Capabilities, response: Response
+    ) -> GatewayError:
+        """What an answer that is no 200 means, in the target's words where these are fit for the client."""
+        refusal = status_refusal(response.status, response.headers.get(b"retry-after"))
+        if refusal is None:
+            body = bytearray()
+            try:
+                while piece := await response.read():
+                    body += piece
+                    if len(body) > ERROR_BODY_LIMIT:
+                        return BadReply(f"the answer is larger than {ERROR_BODY_LIMIT} bytes")
+            except TimeoutError:
+                return UpstreamTimeout(LATE)
+            refusal = worded_refusal(call, capabilities, response.status, bytes(body))
+            if isinstance(refusal, Rejected):
+                conceal(refusal, address.api_key)
+        return refusal
 
     async def probe(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> str:
         """Why the target cannot serve, by its health route: "unreachable", "timeout", "status 503", "credential

@@ -15,7 +15,7 @@ from faults.cuts import Cut, Cutter, cut_capture, drawn, unframed
 from faults.report import Report
 from faults.volley import Exchange
 from harness.captures import captures
-from harness.dialects import KINDS
+from harness.dialects import EVERY_KIND
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.upstream import Upstream
 from harness.verdicts import Untrue, heard, judge
@@ -109,7 +109,7 @@ async def test_no_cut_is_silent(
     gateway: GatewayProcess, secret: str, upstream: Upstream, report: Report, backend: str
 ) -> None:
     chance = random.Random(backend)
-    kinds = [kind for kind in KINDS if kind.dialect.name == backend]
+    kinds = [kind for kind in EVERY_KIND if kind.dialect.name == backend]
     cutter = Cutter(upstream, backend)
     cuts = [drawn(kinds[number % len(kinds)], number, chance) for number in range(CUTS)]
     began = time.monotonic()

@@ -215,7 +215,7 @@ class StreamKind(NamedTuple):
         return asked if self.choices == 1 or self.dialect.name == "tgi" else {**asked, "n": self.choices}
 
 
-KINDS = [
+EVERY_KIND = [
     StreamKind(dialect, endpoint, choices)
     for dialect in DIALECTS.values()
     for endpoint in ENDPOINTS
@@ -223,3 +223,5 @@ KINDS = [
     if (dialect.name, endpoint, choices) != ("tgi", "chat/completions", 2)
 ]
 """All that there is: TGI gives a chat one choice."""
+KINDS = [kind for kind in EVERY_KIND if kind.dialect.name in ("openai", "vllm", "tgi")]
+"""One for each way through our code: llama.cpp's and SGLang's streams are read by the lines that read OpenAI's."""

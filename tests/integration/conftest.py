@@ -52,8 +52,9 @@ def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
         routes[f"shed-{number}"] = {"targets": [target(f"shed-{number}")], "timeouts": HASTY}
     for case in FAILURES:
         pair = [target(f"{case}-a"), target(f"{case}-b")]
-        routes[f"pair-{case}"] = {"targets": pair, "timeouts": HASTY, "policy": "round-robin"}
-    table = {"routes": routes, "bodies": {"timeout": "3s"}}
+        patience = {"timeouts": HASTY} if "hang" in case else {}
+        routes[f"pair-{case}"] = {"targets": pair, "policy": "round-robin", **patience}
+    table = {"routes": routes, "bodies": {"timeout": "3s", "event": 1024 * 1024}}
     with gateway_process(json.dumps(table), env={"UPSTREAM_KEY": UPSTREAM_KEY, **BEHIND_PROXY}) as started:
         yield started
 

@@ -15,6 +15,8 @@ from integration.client import ask, eventually, get, samples, total
 from integration.engine import Engine, engines, send, served, table, talk, where
 from integration.storm import BROKEN, Storm, storm
 
+pytestmark = pytest.mark.slow
+
 CALLS = 2000
 """The full size is in tests/faults."""
 NAMES = ("reload-a", "reload-b")

@@ -15,6 +15,8 @@ from harness.gateway_process import GatewayProcess, gateway_process
 from harness.redis_server import free_port
 from integration.client import CHAT, chat, eventually, get, record
 
+pytestmark = pytest.mark.slow
+
 MODEL = "smollm2-135m"
 STORY = [{"role": "user", "content": "Write a story about the sea."}]
 TOKENS = 60

@@ -15,6 +15,8 @@ import pytest
 from gateway.simulate import study, trace, workloads
 from gateway.simulate.study import Fleet, Outcome, members, simulate
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 120.0
 SEED = 1
 CONVERSATION = "mooncake_conversation.jsonl"

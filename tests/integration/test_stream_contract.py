@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness.dialects import KINDS, Event, StreamKind, sse
+from harness.dialects import EVERY_KIND, KINDS, Event, StreamKind, sse
 from harness.upstream import DONE, END, Act, Gate, Script, Slowly, Step, Upstream, chunk, head, stream
 from integration.client import eventually
 from integration.streaming import ASKED, WORDS, Speaking, datas, speaking
 
-CHATS = [kind for kind in KINDS if kind.endpoint == "chat/completions" and kind.dialect.opening is not None]
+CHATS = [kind for kind in EVERY_KIND if kind.endpoint == "chat/completions" and kind.dialect.opening is not None]
 ONE = [kind for kind in KINDS if kind.choices == 1]
 
 
@@ -35,7 +35,7 @@ def mark(event: Event) -> bytes:
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["plain", "usage"])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=str)
 def test_each_event_comes_as_it_is_and_at_once(speak: Speaking, kind: StreamKind, asked: bool) -> None:
     events = kind.stream(WORDS)
     gates = [Gate() for _ in events]
@@ -131,7 +131,7 @@ def test_a_stream_may_last_longer_than_the_idle_time(speak: Speaking) -> None:
     body = b"".join(chunk(event.data) for event in events)
     start = head(content_type="text/event-stream", transfer_encoding="chunked")
     began = time.monotonic()
-    answer = speak.ask(kind, [start, Slowly(body + END, 20)])
+    answer = speak.ask(kind, [start, Slowly(body + END, 20)], hasty=True)
     assert time.monotonic() - began > 0.9, "the stream was too short to show anything"
     kind.dialect.shown(events, answer.body, False)
 

@@ -28,7 +28,7 @@ def test_silence_between_events_is_a_timeout(speak: Speaking) -> None:
     def wait(kind: StreamKind) -> None:
         said = unfinished(kind.stream(WORDS))
         began = time.monotonic()
-        answer = speak.ask(kind, stream(*datas(said), Act.STALL))
+        answer = speak.ask(kind, stream(*datas(said), Act.STALL), hasty=True)
         assert 0.8 < time.monotonic() - began < 5
         check_broken(speak, answer, said, "upstream_timeout")
         assert speak.upstream.target(f"speaks-{kind.dialect.name}").calls[0].closed.wait(2)

@@ -138,9 +138,7 @@ def test_recorded_streams_pass_byte_for_byte(speak: Speaking, capture: Capture) 
     for size in (len(capture.body), 1000, 97, chance.randrange(2, 50)):
         pieces = cut(capture.body, size)
         target.script = [START, Slowly(b"".join(map(chunk, pieces)) + END, chance.randrange(60, 4000))]
-        answer = ask(
-            speak.gateway, {**capture.asked, "model": f"calm-{sent_by(capture)}"}, speak.key, f"/v1/{capture.endpoint}"
-        )
+        answer = ask(speak.gateway, {**capture.asked, "model": sent_by(capture)}, speak.key, f"/v1/{capture.endpoint}")
         assert (answer.status, answer.body) == (200, capture.body)
 
 
@@ -161,7 +159,7 @@ def test_recorded_streams_cut_short_are_never_shown_as_whole(speak: Speaking, ca
         return [START + chunk(capture.body[:at] or b"\n") + (END if at % 2 else b""), Act.CUT]
 
     def check(at: int) -> None:
-        call = {**capture.asked, "model": f"calm-{sent_by(capture)}", "seed": at}
+        call = {**capture.asked, "model": sent_by(capture), "seed": at}
         answer = ask(speak.gateway, call, speak.key, f"/v1/{capture.endpoint}")
         judge(answer.status, answer.body, truth)
 

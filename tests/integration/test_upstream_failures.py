@@ -142,7 +142,7 @@ def test_an_error_in_a_200_gets_a_real_status(
     assert b"[DONE]" not in answer.body
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"{", b"\xff", b'{"usage": 7}', b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"{", b"\xff", b"[" * 100_000])
 def test_a_200_that_is_no_answer_is_a_bad_reply(gateway: GatewayProcess, key: str, hasty: Target, body: bytes) -> None:
     hasty.script = whole(body)
     check(ask(gateway, chat("hasty"), key), 502, "upstream_bad_reply", gateway)
@@ -161,12 +161,11 @@ def test_a_first_event_that_is_nonsense_is_a_bad_reply(
     check(ask(gateway, chat("hasty", stream=True), key), 502, "upstream_bad_reply", gateway)
 
 
-def test_an_event_without_end_is_given_up_early(gateway: GatewayProcess, key: str, hasty: Target) -> None:
-    hasty.script = stream(b"data: " + b"a" * 2 * 1024 * 1024, Act.STALL)
-    started = time.monotonic()
-    check(ask(gateway, chat("hasty", stream=True), key), 502, "upstream_bad_reply", gateway)
-    assert time.monotonic() - started < 0.6  # not by the timeout
-    assert hasty.calls[0].closed.wait(1)
+def test_an_event_without_end_is_given_up_early(gateway: GatewayProcess, key: str, solo: Target) -> None:
+    """Long before the time-outs of this route, which are minutes."""
+    solo.script = stream(b"data: " + b"a" * 2 * 1024 * 1024, Act.STALL)
+    check(ask(gateway, chat("solo", stream=True), key), 502, "policy_answer_too_large", gateway)
+    assert solo.calls[0].closed.wait(10)
 
 
 @pytest.mark.parametrize(

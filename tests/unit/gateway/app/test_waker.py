@@ -26,7 +26,7 @@ def hold(of: Bench) -> asyncio.Task[str]:
         return placement.target.name
 
     # As the app does it.
-    of.of.route.held._queue._changed = lambda calls, size: of.fleet.attendant.held(calls)
+    of.of.route.held._queue._changed = lambda calls, size: of.fleet.waker.held(calls)
     return asyncio.create_task(ask())
 
 
@@ -43,7 +43,7 @@ async def test_targets_that_held_calls_wait_for_are_probed_often(tmp_path: Path)
         before = asked(of.servers, "a", "/health")
         await asyncio.sleep(10)
         assert asked(of.servers, "a", "/health") - before <= 3, "nobody waits any more"
-        assert not of.fleet.attendant.wants("a")
+        assert not of.fleet.waker.wants("a")
 
 
 @virtual
@@ -130,11 +130,11 @@ async def test_what_is_being_woken_when_the_gateway_ends_is_left(tmp_path: Path)
             await never.wait()
             return ""
 
-        of.fleet.attendant._forwarder.wake = hangs  # type: ignore[method-assign,assignment]
+        of.fleet.waker._forwarder.wake = hangs  # type: ignore[method-assign,assignment]
         await asyncio.sleep(5)
         waiting = hold(of)
         await asyncio.sleep(30)
-        assert len(of.fleet.attendant._waking) == 1
+        assert len(of.fleet.waker._waking) == 1
         waiting.cancel()
         await asyncio.wait([waiting])
-    assert not of.fleet.attendant._waking
+    assert not of.fleet.waker._waking
