@@ -68,7 +68,7 @@ class Forwarder:
             raise Unsupported(refused.message, param=refused.param) from refused
         headers = [(name.encode(), value.encode()) for name, value in {**asked.headers, **trace}.items()]
         headers.append(IDENTITY)
-        origin = self.origins.of(address)
+        origin = self.origins.found.get(address) or self.origins.of(address)
         if origin.forwarded:
             headers += [(name, callers[name]) for name in origin.forwarded if name in callers]
         due = asyncio.get_running_loop().time() + timeouts.first_byte

@@ -47,7 +47,8 @@ class Origins:
     def __init__(self) -> None:
         self._reach: dict[str, Reach] = {}
         self._known: dict[tuple[str, str, Reach], Origin] = {}
-        self._found: dict[Address, Origin] = {}
+        self.found: dict[Address, Origin] = {}
+        """Those that were asked for since a table was bound; `of` finds the others."""
         self._left: list[Origin] = []
         """Of tables before, with connections still."""
         self._contexts: dict[TLSSpec, Contexts] = {}
@@ -63,20 +64,20 @@ class Origins:
             forwarded = tuple(name.lower().encode() for name in route.forward_headers)
             reach[target.name] = Reach(target.tls or TLSSpec(), proxy, tuple(target.headers.items()), forwarded)
         self._reach = reach
-        self._found.clear()
+        self.found.clear()
         for key in [key for key in self._known if key[2] != reach.get(key[0])]:
             self._left.append(self._known.pop(key))
 
     def of(self, address: Address) -> Origin:
         """The origin of a target."""
-        origin = self._found.get(address)
+        origin = self.found.get(address)
         if origin is None:
             reach = self._reach.get(address.name, Reach())
             key = address.name, address.url, reach
             origin = self._known.get(key)
             if origin is None:
                 origin = self._known[key] = self._made(address, reach)
-            self._found[address] = origin
+            self.found[address] = origin
         return origin
 
     def __iter__(self) -> Iterator[Origin]:
