@@ -15,16 +15,8 @@ from gateway.auth.presented import Door
 from gateway.auth.throttle import Throttle
 from gateway.core.clock import Clock
 from gateway.core.errors import SourceNotAllowed, StoreUnavailable
-from gateway.core.types import KeyRecord, Tenant
+from gateway.core.types import Caller, KeyRecord, Tenant
 from gateway.store import Records, StoreDown
-
-
-class Caller(Struct, frozen=True):
-    """Who a call is from. A tenant without a record is None: it has the table's defaults."""
-
-    key: KeyRecord
-    tenant: Tenant | None
-
 
 MOST_VERIFIED: Final = 10_000
 """Tokens that are remembered."""

@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import structs
 
 from backends.api import Call
 from gateway.config.limits import Price
 from gateway.core.errors import LimitReached, LimitsUnavailable, RateLimited
-from gateway.core.types import Ask, KeyRecord, Plan, Tenant, Verdict
+from gateway.core.types import Ask, Caller, Plan, Verdict
 from gateway.limits.estimate import Estimator
 from gateway.limits.headers import RateHeaders, denial
 from gateway.limits.lease import TOLD_SECONDS, Lease, Waits
@@ -29,16 +29,17 @@ DEGRADED: Final = (b"x-trunkline-degraded", b"limits-local")
 """Tells a client that this gateway has decided alone."""
 
 
-class Caller(Protocol):
-    """Whom the call is charged to."""
+class AdmissionEvents:
+    """Told of what admission does, for metrics; the methods must not raise."""
 
-    @property
-    def key(self) -> KeyRecord:
-        """The key it came with."""
+    def answered(self, seconds: float) -> None:
+        """The store has decided about a call."""
 
-    @property
-    def tenant(self) -> Tenant | None:
-        """The key's tenant, if it has a record."""
+    def denied(self, scope: str, dimension: str) -> None:
+        """A call was refused by this limit."""
+
+    def degraded(self, alone: bool) -> None:
+        """This gateway decides alone from now on, or no longer."""
 
 
 class Admission:
@@ -51,15 +52,13 @@ class Admission:
         *,
         prices: Callable[[str], Price | None] = lambda _: None,
         gateways: int = 1,
-        seconds: Callable[[float], None] = lambda _: None,
-        denied: Callable[[str, str], None] = lambda scope, name: None,
-        degraded: Callable[[bool], None] = lambda _: None,
+        events: AdmissionEvents | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store, self.limits = store, store.limits
-        self._workers, self._seconds, self._denied = gateways, seconds, denied
-        self._tell_degraded, self._clock, self._now = degraded, clock, now
+        self._workers, self._events = gateways, events or AdmissionEvents()
+        self._clock, self._now = clock, now
         self._planner = Planner(rules or Rules(), prices)
         self.own = Counters(now)
         """What this gateway counts alone."""
@@ -95,7 +94,7 @@ class Admission:
                     if self.degraded and changes == self._changes:
                         self._recover()
                 finally:
-                    self._seconds(self._clock() - started)
+                    self._events.answered(self._clock() - started)
                 if verdict.denied is None:
                     break
                 smaller = terms.smaller(ask, verdict, estimate)
@@ -128,7 +127,7 @@ class Admission:
         else:
             headers = terms.headers.of(verdict.standings, verdict.denied)
         error = denial(ask.plan.dimensions, verdict, headers)
-        self._denied(error.scope, error.dimension)
+        self._events.denied(error.scope, error.dimension)
         return error
 
     def _alone(self, ask: Ask, error: StoreDown, changes: int) -> Ask:
@@ -156,13 +155,13 @@ class Admission:
     def _recover(self) -> None:
         if self.degraded:
             self.degraded, self._changes = False, self._changes + 1
-            self._tell_degraded(False)
+            self._events.degraded(False)
             log.warning("limits are shared again")
 
     def _degrade(self, error: StoreDown) -> None:
         if not self.degraded:
             self.degraded, self._changes = True, self._changes + 1
-            self._tell_degraded(True)
+            self._events.degraded(True)
             log.warning("limits are counted in this gateway only: %s", error)
             self.own = Counters(self._now)
             for ask in self.limits.held():

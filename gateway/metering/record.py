@@ -8,6 +8,7 @@ import traceback
 from typing import TYPE_CHECKING, Protocol
 
 from backends.api import Call, Usage
+from gateway.config.limits import Price
 from gateway.core.clock import Clock
 from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamError, ended_by
 from gateway.core.types import KeyRecord, Spent
@@ -50,13 +51,6 @@ class Choice(Protocol):
     @property
     def waited(self) -> float:
         """Seconds in the queue."""
-
-
-class Pricing(Protocol):
-    """What tokens cost."""
-
-    def cost(self, input: int, cached: int, output: int) -> int:
-        """Micro-units of money; `cached` is a part of `input`."""
 
 
 class AttemptRecord:
@@ -131,7 +125,7 @@ class CallRecord:
         self.usage_source = ""
         self.admitted_at = 0.0
         self._call: Call | None = None
-        self._price: Pricing | None = None
+        self._price: Price | None = None
         self._prompt = 0
         self._headed = False
         self._left_in: Phase | None = None
@@ -156,7 +150,7 @@ class CallRecord:
         self.stream, self._call = call.stream, call
         self._wait_for(NOBODY)
 
-    def routed(self, route: str, price: Pricing | None = None) -> None:
+    def routed(self, route: str, price: Price | None = None) -> None:
         """The call is for this route, where tokens cost so much."""
         self.route, self._price = route, price
 

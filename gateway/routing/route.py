@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from gateway.config.limits import Price
+from gateway.config import RouteSpec
 from gateway.routing.attempt import Attempt
 from gateway.routing.max_inflight import Slots
 from gateway.routing.policies.api import Prompt
@@ -29,27 +29,21 @@ class Route:
     def __init__(
         self,
         name: str,
+        spec: RouteSpec,
         tiers: Sequence[Tier],
-        attempts: int,
         queue: Queue[Attempt],
-        wait: float,
+        held: Hold,
         slots: Slots,
         clock: Callable[[], float],
-        *,
-        held: Hold,
-        bounds: tuple[int, int],
-        price: Price | None = None,
-        fallback_route: str | None = None,
-        resumes: bool = False,
-        hold: float | None = None,
     ) -> None:
-        """A call waits in `queue`, with `bounds` of calls and bytes, for at most `wait` seconds by `clock`, and in
-        `held`, with the same bounds, for at most `hold` seconds."""
-        self.name, self.attempts, self.price, self.fallback_route = name, attempts, price, fallback_route
-        self.resumes = resumes
+        """What the table says of the route is in `spec`. A call waits in `queue` while all targets are full, and in
+        `held` while none is there, by `clock`."""
+        self.name, self.attempts = name, spec.retry.attempts
+        self.price, self.fallback_route = spec.price, spec.fallback_route
+        self.resumes = spec.resume == "text"
         """A stream whose target dies goes on at another."""
-        self.queue, self._bounds, self.wait = queue, bounds, wait
-        self.held, self.hold = held, hold
+        self.queue, self._bounds, self.wait = queue, (spec.queue.calls, spec.queue.size), spec.queue_wait
+        self.held, self.hold = held, spec.hold
         """Calls that wait for targets that are not there; for how long, None: they do not."""
         self.chooser = Chooser(name, tiers, clock)
         self.tiers, self.targets = self.chooser.tiers, self.chooser.targets

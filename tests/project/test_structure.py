@@ -48,7 +48,7 @@ PUBLIC = {
         "parse_table",
         "table_schema",
     ],
-    "gateway.limits": ["Admission", "Estimator", "Lease", "Rules"],
+    "gateway.limits": ["Admission", "AdmissionEvents", "Estimator", "Lease", "Rules"],
     "gateway.metering": ["CallRecord", "Lines", "Meter", "Metrics", "exposition"],
     "gateway.routing": ["Attempt", "Attempts", "Builder", "Gossip", "Route", "Routes", "Slots"],
     "gateway.routing.policies": [
@@ -215,8 +215,6 @@ def test_tests_are_no_package() -> None:
 
 
 MOST_LINES, MOST_PARAMETERS = 60, 8
-TOO_MANY = {"gateway.limits.admission.Admission.__init__", "gateway.routing.route.Route.__init__"}
-"""These are still to be made smaller; none is to be added."""
 
 
 def functions(file: Path) -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -234,4 +232,4 @@ def test_functions_can_be_seen_at_once() -> None:
 def test_what_makes_an_object_can_be_remembered() -> None:
     every = [each for file in MODULES for each in functions(file) if each[1].name == "__init__"]
     sizes = {name: len(node.args.args) - 1 + len(node.args.kwonlyargs) for name, node in every}
-    assert {name for name, size in sizes.items() if size > MOST_PARAMETERS} <= TOO_MANY
+    assert not [name for name, size in sizes.items() if size > MOST_PARAMETERS]
