@@ -42,6 +42,9 @@ class Client(Protocol):
     started: bool
     """Something of the answer has left: from here on nothing can be retried or become an error status."""
 
+    def check(self) -> None:
+        """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
+
     async def call(self) -> Call:
         """Read the body; raises `Refused` when it cannot be a call."""
 
@@ -87,14 +90,15 @@ class CallState:
 
     async def end(self, error: BaseException | None = None) -> None:
         """Give back all that is held, and write the record; `error` is what ended the call, if anything did."""
+        spent, lease = self.record.final_usage(), self.lease
         try:
             if self.attempts is not None:
-                self.attempts.close(self.record.final_usage())
-            if self.lease is not None:
+                self.attempts.close(spent)
+            if lease is not None and not lease.ended:
                 if isinstance(error, asyncio.CancelledError):
-                    self.lease.settle(self.record.final_usage())  # nobody waits for the answer
+                    lease.settle(spent)  # nobody waits for the answer
                 else:
-                    await self.lease.end(self.record.final_usage())
+                    await lease.end(spent)
         except BaseException as later:
             error = later
             raise
@@ -107,6 +111,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
     record = parts.meter.open(client.call_id, endpoint, client)
     state = CallState(client, record)
     try:
+        client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
         call = state.call = await client.call()  # 400, 408, 413
@@ -125,7 +130,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             caller = await refresh()  # the key may have been given more since it was loaded
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
         state.limit_headers = lease.headers
-        record.admitted(lease.at, lease.input)
+        record.admitted(lease.micros / 1e6, lease.input)
         if route.resumes and call.stream:
             state.transcript = Transcript(call)
         state.attempts = parts.routes.attempts(

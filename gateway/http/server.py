@@ -84,7 +84,6 @@ class DataPlane:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{scope['method']} is not possible here; use POST.")
-            self._check(client, endpoint)
             if EXPLAIN in client.headers:
                 await self._allow_explanation(client, endpoint)
             await serve(self.parts, endpoint, client)
@@ -98,14 +97,6 @@ class DataPlane:
         finally:
             self._calls.discard(client)
             client.close()
-
-    def _check(self, client: Client, endpoint: Endpoint) -> None:
-        """Raise `BadFraming` for an ambiguous head, after it was recorded."""
-        try:
-            client.check()
-        except GatewayError as error:
-            self.parts.meter.refused(client.call_id, endpoint, error)
-            raise
 
 
 def _closing(send: Any) -> Any:

@@ -67,7 +67,6 @@ class CallRecord:
 
     __slots__ = (
         "_asked_at",
-        "_call",
         "_client",
         "_clock",
         "_counted",
@@ -77,7 +76,6 @@ class CallRecord:
         "_meter",
         "_price",
         "_prompt",
-        "_resuming",
         "_sent_at",
         "_size",
         "_spent",
@@ -85,6 +83,7 @@ class CallRecord:
         "abort",
         "admitted_at",
         "attempts",
+        "call",
         "call_id",
         "chunks",
         "endpoint",
@@ -94,6 +93,7 @@ class CallRecord:
         "obstacle",
         "outcome",
         "resumed",
+        "resuming",
         "route",
         "seconds",
         "started",
@@ -124,7 +124,7 @@ class CallRecord:
         self.usage: Usage | None = None
         self.usage_source = ""
         self.admitted_at = 0.0
-        self._call: Call | None = None
+        self.call: Call | None = None
         self._price: Price | None = None
         self._prompt = 0
         self._headed = False
@@ -133,7 +133,7 @@ class CallRecord:
         self.wasted_tokens = 0
         """Of answers that came to nothing."""
         self.abort: Abort | None = None
-        self._resuming, self.obstacle = False, ""
+        self.resuming, self.obstacle = False, ""
         self.resumed = 0
         """How often its stream went on at another target."""
         self._spent: Spent | None = None
@@ -147,7 +147,7 @@ class CallRecord:
 
     def received_body(self, call: Call) -> None:
         """The body has come."""
-        self.stream, self._call = call.stream, call
+        self.stream, self.call = call.stream, call
         self._wait_for(NOBODY)
 
     def routed(self, route: str, price: Price | None = None) -> None:
@@ -164,7 +164,7 @@ class CallRecord:
         """The call goes to `target`; `choice` tells why there."""
         self.target, self.usage, self._headed = target, None, False
         now = self._wait_for(TARGET)
-        if not self._resuming:
+        if not self.resuming:
             self._counted = self._size = 0  # what another target said before it failed
             self._asked_at = now  # of an answer in parts it is when its first one was asked for
         self.attempts.append(AttemptRecord(target, choice))
@@ -183,7 +183,7 @@ class CallRecord:
 
     def broke_off(self, obstacle: str) -> bool:
         """The stream broke off; whether it goes on at another target, if no `obstacle`, in a word, prevents it."""
-        self._resuming, self.obstacle = not obstacle, obstacle
+        self.resuming, self.obstacle = not obstacle, obstacle
         if obstacle:
             self._meter.resume(self, "refused")
         return not obstacle
@@ -192,7 +192,7 @@ class CallRecord:
         """The attempt at hand is over."""
         failed = self.attempts[-1].outcome != "ok"
         self._wait_for(QUEUE if failed else NOBODY)  # perhaps for another target
-        if failed and not self._resuming:
+        if failed and not self.resuming:
             self._waste(gone=self._left_in is not None)
 
     def received(self, size: int, tokens: int, usage: Usage | None) -> None:
@@ -214,8 +214,8 @@ class CallRecord:
             self.ttft = now - self.started
             if self.stream:
                 self._meter.first_token(self)
-        elif self._resuming:  # the silence before it was another target's
-            self._resuming = False
+        elif self.resuming:  # the silence before it was another target's
+            self.resuming = False
             self.resumed += 1
             self._meter.resume(self, "resumed")
         elif self.stream:
@@ -224,17 +224,6 @@ class CallRecord:
                 self._meter.between_tokens(self)
         self._sent_at = now
         self.chunks += 1
-
-    @property
-    def unresumed(self) -> bool:
-        """Its stream was to go on at another target, and none did; a client that left does not count."""
-        return self._resuming and self.outcome != "gone"
-
-    @property
-    def learns(self) -> Call | None:
-        """The call, if its target counted the tokens of a whole answer: half an answer says nothing of its length."""
-        whole = bool(self.attempts) and self.attempts[-1].outcome == "ok"
-        return self._call if whole and self.usage_source == "upstream" else None
 
     def final_usage(self) -> Spent:
         """What the call took. Fixed when it is first asked for: what is charged is what is written."""
@@ -257,7 +246,7 @@ class CallRecord:
         ended = self._wait_for(NOBODY)
         if self.outcome == "gone":
             self.abort = self._aborted(ended)
-        if self._resuming and self.error is not None:  # what broke off was to go on, and did not
+        if self.resuming and self.error is not None:  # what broke off was to go on, and did not
             self._waste(gone=self.outcome == "gone")
         self._meter.ended(self, ended)
 
@@ -301,7 +290,7 @@ class CallRecord:
         """Where the attempt at hand is."""
         if not self.stream:
             return "whole"
-        if self._counted or self._resuming:
+        if self._counted or self.resuming:
             return "stream"
         return "first_token" if self._headed else "headers"
 
@@ -316,5 +305,5 @@ class CallRecord:
         """How the client left; None if it is there, and it was us who were told to stop."""
         if self._client is None or self._client.gone_at is None:
             return None
-        phase: Phase = self._left_in or ("body" if self._call is None else "queue")
+        phase: Phase = self._left_in or ("body" if self.call is None else "queue")
         return Abort(phase, max(0.0, ended - self._client.gone_at))

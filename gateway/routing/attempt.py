@@ -119,7 +119,7 @@ class Attempt:
         self._begun = True
         self._tier.placed(self._prompt, self.score)
         self.target.attempts += 1
-        self._trial = self.target.breaker.attempt()
+        self._trial = bool(self.target.breaker.ejections) and self.target.breaker.attempt()
         if self._prompt.whole:  # nobody will see its first token, and its prompt is not being read until its end
             seconds = self.target.load.prefill / RATE
             self._timer = asyncio.get_running_loop().call_later(seconds, self._share.first_token)
@@ -206,8 +206,9 @@ class Attempt:
         if self._timer is not None:
             self._timer.cancel()
         if self._begun:
-            self.target.breaker.ended(self._trial)
-            self._trial = False
+            if self._trial:
+                self._trial = False
+                self.target.breaker.ended(True)
             self._share.end()
         else:
             self._share.undo()

@@ -122,7 +122,7 @@ class Attempts:
         # Nobody waits for one route, or tries what seems to be down there, while another can take the call. After
         # that the call waits for the first that is only full, and if none is, takes what there is.
         alone = len(self._chain) == 1
-        self._turns = deque((each, alone, alone) for each in self._chain)
+        self._turns = deque([(self._route, True, True)] if alone else [(each, False, False) for each in self._chain])
         self._strict = not alone
         self._refusal: GatewayError | None = None
         self._own_refusal: GatewayError | None = None

@@ -41,7 +41,7 @@ class Routes:
 
     def find(self, model: str, visible: Callable[..., bool]) -> Route:
         """The route that `model` means. Raises `NoRoute`, naming the models for which `visible` is true."""
-        name = self._names.find(model)
+        name = self._names.exact.get(model) or self._names.find(model)
         if name is None:
             usable = self.models(visible)
             shown = ", ".join(usable[:20]) + (", ..." if len(usable) > 20 else "")

@@ -42,9 +42,9 @@ class Exchange:
             if self._came_at is not None:
                 now = self._loop.time()
                 self._due = now + self._idle if self._alive else self._due + now - self._came_at
-                response.deadline(self._due)
+                response.limit = self._due
             try:
-                data = await response.read()
+                data = b"" if response.complete and not response.pieces else await response.read()
             except TimeoutError:
                 raise UpstreamTimeout(LATE) from None
             except UpstreamError as error:

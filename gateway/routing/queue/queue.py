@@ -70,8 +70,10 @@ class Queue(Generic[T]):
     def place_at_once(self, waiter: Waiter, attempt: Callable[[], T | None]) -> T | None:
         """What `attempt` returns, for a call that comes first while nobody waits: the short way of `place`."""
         placement = attempt()
-        if placement is not None:
-            self._placed(waiter)
+        if placement is not None:  # as `_placed`
+            self._classes[waiter.priority].charge(waiter.tenant, waiter.tokens)
+            waiter.charged += waiter.tokens
+            self._drain.count(self._clock())
         return placement
 
     async def place(
