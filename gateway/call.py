@@ -175,7 +175,9 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     try:
         if transcript is not None:
             call = transcript.rest(capabilities.resumable, started=client.started)
-        exchange = await parts.forwarder.send(call, attempt.address, capabilities, target.timeouts, client.trace)
+        exchange = await parts.forwarder.send(
+            call, attempt.address, capabilities, target.timeouts, client.trace, client.headers
+        )
         record.got_headers()
         client.prepare([exchange.content_type, *attempt.headers, *state.limit_headers])
         await _relay(state, attempt, exchange)

@@ -82,6 +82,7 @@ class Gateway:
         routes = self.builder.build(table, loaded.config_hash)
         routes.open()
         self.forwarder = Forwarder(answer_limits(table))
+        self.forwarder.origins.bind(table)
         self.ledger = LedgerWriter(self.store, self.metrics.ledger_dropped.inc)
         self.admission = self._admission(table)
         self.pulse = Pulse(self.admission, self.store, self.metrics)

@@ -80,6 +80,7 @@ class Reloader:
         before = parts.routes
         routes = await self._builder.rebuild(table, loaded.config_hash, before)
         mirrors = self._mirrors(table)
+        parts.forwarder.origins.bind(table)
         # Nothing below waits or fails: no call sees half of it.
         routes.open(before)
         parts.admission.revise(rules(table), {name: spec.price for name, spec in table.routes.items()}.get)

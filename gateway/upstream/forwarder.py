@@ -17,7 +17,7 @@ from gateway.core.errors import BadReply, GatewayError, Rejected, Unsupported, U
 from gateway.upstream.connection import Response
 from gateway.upstream.exchange import LATE, Exchange
 from gateway.upstream.failures import conceal, fit, status_refusal, worded_refusal
-from gateway.upstream.origin import Origin
+from gateway.upstream.origins import Origins
 from gateway.upstream.pool import Pool
 from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, reader_for
 from gateway.upstream.transport import Transport
@@ -28,6 +28,7 @@ WAKE_SECONDS = 120.0
 """How long a server may take to fetch its model."""
 SCRAPE_LIMIT = 4 * 1024**2
 """Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
+NONE: Final[Mapping[bytes, bytes]] = {}
 REFUSED = "credential refused"
 _REFUSALS = (401, 403)
 _NO_SUCH_ROUTE = (404, 405, 501)
@@ -42,16 +43,23 @@ class Forwarder:
         self.limits = limits
         self._pool = Pool()
         self._transport = transport or Transport(self._pool)
-        self._origins: dict[Address, Origin] = {}
+        self.origins = Origins()
 
     async def close(self) -> None:
         await self._pool.close()
 
     async def send(
-        self, call: Call, address: Address, capabilities: Capabilities, timeouts: Timeouts, trace: Mapping[str, str]
+        self,
+        call: Call,
+        address: Address,
+        capabilities: Capabilities,
+        timeouts: Timeouts,
+        trace: Mapping[str, str],
+        callers: Mapping[bytes, bytes] = NONE,
     ) -> Exchange:
         """One attempt: send the call, and wait for the head of a good answer. Every exchange must be closed.
 
+        `callers` are the headers that the call came with, names in lower case; those that the table names go on.
         Raises `Unsupported` and `Rejected` (the caller's fault), `UpstreamError` (the target's), `AnswerTooLarge`.
         """
         try:
@@ -60,16 +68,13 @@ class Forwarder:
             raise Unsupported(refused.message, param=refused.param) from refused
         headers = [(name.encode(), value.encode()) for name, value in {**asked.headers, **trace}.items()]
         headers.append(IDENTITY)
+        origin = self.origins.found.get(address) or self.origins.of(address)
+        if origin.forwarded:
+            headers += [(name, callers[name]) for name in origin.forwarded if name in callers]
         due = asyncio.get_running_loop().time() + timeouts.first_byte
         try:
             response = await self._pool.request(
-                self._origins.get(address) or self._origin(address),
-                "POST",
-                asked.path,
-                headers,
-                asked.body,
-                timeouts.connect,
-                deadline=due,
+                origin, "POST", asked.path, headers, asked.body, timeouts.connect, deadline=due
             )
         except TimeoutError:
             raise UpstreamTimeout(LATE) from None
@@ -200,7 +205,7 @@ class Forwarder:
         headers = {"accept-encoding": "identity"}
         if address.api_key is not None:
             headers["authorization"] = f"Bearer {address.api_key}"
-        origin = self._origin(address)
+        origin = self.origins.of(address)
         request = httpx.Request(method, origin.url + path, headers=headers)
         request.extensions = {"origin": origin, "timeout": {"connect": timeouts.connect}}
         async with asyncio.timeout(timeouts.connect + seconds):
@@ -209,8 +214,3 @@ class Forwarder:
                 yield response
             finally:
                 await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
-
-    def _origin(self, address: Address) -> Origin:
-        if (origin := self._origins.get(address)) is None:
-            origin = self._origins[address] = Origin(address.name, address.url)
-        return origin

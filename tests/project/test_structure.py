@@ -40,6 +40,7 @@ PUBLIC = {
         "Retry",
         "RouteSpec",
         "Settings",
+        "TLSSpec",
         "Table",
         "TargetSpec",
         "Timeouts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -13,7 +14,7 @@ from backends.api import Call, Target
 from backends.body import Body
 from backends.capabilities import Capabilities
 from backends.openai import OpenAI
-from gateway.config import Timeouts
+from gateway.config import Timeouts, parse_table
 from gateway.core.errors import BadReply, Disconnected, Unreachable, UpstreamError, UpstreamFailed, UpstreamTimeout
 from gateway.upstream import AnswerLimits, Forwarder
 
@@ -64,6 +65,24 @@ async def test_what_an_attempt_sends(forwarder: Forwarder, listener: Listener) -
     assert lines[0] == "POST /prefix/v1/chat/completions HTTP/1.1"
     assert {"authorization: Bearer the-credential", "x-request-id: c-1", "accept-encoding: identity"} < set(lines)
     assert b'"model":"served"' in body and f"content-length: {len(body)}" in lines
+
+
+async def test_headers_that_the_table_names_go_on_and_no_others(forwarder: Forwarder, listener: Listener) -> None:
+    url = f"http://127.0.0.1:{listener.port}"
+    target = {"name": "t", "backend": "openai", "url": url, "headers": {"x-team": "search"}}
+    route = {"targets": [target], "forward_headers": ["X-Data-Parallel-Rank", "x-absent"]}
+    forwarder.origins.bind(parse_table(json.dumps({"routes": {"m": route}}))[0])
+    callers = {b"x-data-parallel-rank": b"3", b"x-other": b"4", b"authorization": b"Bearer tl_key"}
+
+    async def attempt() -> None:
+        (await forwarder.send(a_call(False), Target("t", url), OPENAI, Timeouts(), {}, callers)).close()
+
+    attempting = asyncio.create_task(attempt())
+    peer = await listener.peer()
+    lines, _ = await peer.request()
+    peer.send(head(content_length=len(WHOLE)) + WHOLE)
+    await attempting
+    assert [line for line in lines if line.startswith(("x-", "auth"))] == ["x-team: search", "x-data-parallel-rank: 3"]
 
 
 @pytest.mark.parametrize(
