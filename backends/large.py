@@ -46,6 +46,8 @@ MOST_RUNS: Final = 8
 _TOKEN = re.compile(rb'[^"\[\]{}]*+["\[\]{}]')
 _UNITS = re.compile(rb'(?:[^"\\]++|\\u[dD][89abAB]..\\u....|\\u(?![dD][89abAB])....|\\[^u])*+', re.DOTALL)
 """Characters of a text as JSON writes them, whole also where a window ends."""
+_SECOND_HALF = re.compile(rb"\\u[dD][c-fC-F]")
+"""Of a character that is written as two escapes."""
 _COLON = re.compile(rb"[ \t\r\n]*+:")
 _RUN = re.compile(rb"[^ \t\r\n]+")
 _BYTE = re.compile(r" \(byte \d+\)")
@@ -214,8 +216,8 @@ class _Scan:
         while True:
             stop = raw.find(b'"', position, position + WINDOW)
             if stop < 0:
-                stop = min(position + WINDOW, len(raw))
-            if raw.find(b"\\", position, stop) >= 0:
+                stop = self._before_escape(position, min(position + WINDOW, len(raw)))
+            elif raw.find(b"\\", position, stop) >= 0:
                 units = _UNITS.match(raw, position, position + WINDOW)
                 assert units is not None
                 stop = units.end()
@@ -228,6 +230,17 @@ class _Scan:
                 return stop + 1
             position = stop
             yield
+
+    def _before_escape(self, start: int, end: int) -> int:
+        """The last place in a text, no further than `end`, that is not within an escape."""
+        raw = self._raw
+        last = raw.rfind(b"\\", max(start, end - 12), end)
+        if last < 0:
+            return end
+        before = raw[start : last + 1]
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:  # one backslash escapes the other
+            return end
+        return last - 6 if _SECOND_HALF.match(raw, last) and last - 6 > start else last
 
     def _leave_out(self, start: int, end: int) -> None:
         """Keep the ends of a text."""

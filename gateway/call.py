@@ -1,14 +1,13 @@
 """The page: one call from authentication to metering, every step by name, in order.
 
-Whatever ends a call ends it here: an error raised by a step, or the cancellation with which the edge answers a client
-that leaves. Both unwind the exchange with the target, the lease and the record, in that order.
+Whatever ends a call ends it here: an error raised by a step, or the cancellation with which the server answers a
+client that leaves. What the call holds is given back in `CallState.end`, in one order: target, slot, record.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -17,55 +16,46 @@ from backends.api import Call
 from gateway.auth import Caller, Keyring, authorize, may_use
 from gateway.core.errors import Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
 from gateway.limits import Admission, Lease
-from gateway.metering import Meter, Record
-from gateway.routing import Placement, Routes
-from gateway.upstream import Forwarder, Upstream
+from gateway.metering import CallRecord, Meter
+from gateway.routing import Attempt, Attempts, Routes
+from gateway.routing.attempt import NO_OUTCOME
+from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
 from gateway.upstream.shadow import Seen, Shadow
 
 
 class Client(Protocol):
-    """The caller's side of the exchange, as the edge provides it."""
+    """The caller's side of a call, as the server provides it."""
 
-    @property
-    def call_id(self) -> str:
-        """Unique for ever; what the client sees as its request id."""
+    call_id: str
+    """Unique for ever; what the client sees as its request id."""
+    headers: dict[bytes, bytes]
+    """The request's headers, names in lower case."""
+    source: str | None
+    """The address it comes from, as far as that is known."""
+    gone_at: float | None
+    """When we learned that it had left, by the monotonic clock; None: it has not."""
+    trace: dict[str, str]
+    """Headers by which the target's logs can be matched with ours."""
+    explains: bool
+    """The answer's headers are to tell how its target was picked."""
+    started: bool
+    """Something of the answer has left: from here on nothing can be retried or become an error status."""
 
-    @property
-    def headers(self) -> Mapping[bytes, bytes]:
-        """The request's headers, names in lower case."""
-
-    @property
-    def source(self) -> str | None:
-        """The address it comes from, as far as that is known."""
-
-    @property
-    def gone_at(self) -> float | None:
-        """When we learned that it had left, by the monotonic clock; None: it has not."""
-
-    @property
-    def trace(self) -> Mapping[str, str]:
-        """Headers by which the target's logs can be matched with ours."""
-
-    @property
-    def explains(self) -> bool:
-        """The answer's headers are to tell how its target was picked."""
-
-    @property
-    def started(self) -> bool:
-        """Something of the answer has left: from here on nothing can be retried or become an error status."""
+    def check(self) -> None:
+        """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
 
     async def call(self) -> Call:
         """Read the body; raises `Refused` when it cannot be a call."""
 
-    async def send(self, data: bytes, *, ending: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Send a piece of the answer, the first one with the head of the response.
-
-        With `ending` it is the end, the last bytes of which leave when `ending` is done.
-        """
-
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece of the answer, the first one with the head of the response."""
+
+    async def finish(self, data: bytes, ending: Callable[[], Awaitable[None]]) -> None:
+        """Send the end of the answer, the last bytes of which leave when `ending` is done."""
 
 
 class Parts(Struct, frozen=True):
@@ -79,26 +69,52 @@ class Parts(Struct, frozen=True):
     shadow: Shadow
 
 
-class Exchange(Struct, frozen=True):
-    """What is the same for all attempts to answer a call."""
+class CallState:
+    """One call: who asks what, and all that is held for it."""
 
-    client: Client
-    lease: Lease
-    record: Record
-    transcript: Transcript | None
-    """What the client has of a stream that may go on at another target."""
+    __slots__ = ("attempts", "call", "client", "lease", "limit_headers", "record", "transcript")
 
-    async def end(self) -> None:
-        """The answer is whole: its slot is free before the client has the last of it."""
-        await self.lease.end(self.record.spend())
+    def __init__(self, client: Client, record: CallRecord) -> None:
+        self.client, self.record = client, record
+        self.call: Call
+        self.lease: Lease | None = None
+        self.attempts: Attempts | None = None
+        self.limit_headers: Sequence[tuple[bytes, bytes]] = ()
+        self.transcript: Transcript | None = None
+        """What the client has of a stream that may go on at another target."""
+
+    async def settle(self) -> None:
+        """Turn what was reserved into what was spent: a client that has its answer must find its slot free."""
+        if self.lease is not None:
+            await self.lease.end(self.record.final_usage())
+
+    async def end(self, error: BaseException | None = None) -> None:
+        """Give back all that is held, and write the record; `error` is what ended the call, if anything did."""
+        spent, lease = self.record.final_usage(), self.lease
+        try:
+            if self.attempts is not None:
+                self.attempts.close(spent)
+            if lease is not None and not lease.ended:
+                if isinstance(error, asyncio.CancelledError):
+                    lease.settle(spent)  # nobody waits for the answer
+                else:
+                    await lease.end(spent)
+        except BaseException as later:
+            error = later
+            raise
+        finally:
+            self.record.close(error)
 
 
 async def serve(parts: Parts, endpoint: str, client: Client) -> None:
     """Answer one call, or raise the `GatewayError` that says why not."""
-    with parts.meter.observe(client.call_id, endpoint, client) as record:
+    record = parts.meter.open(client.call_id, endpoint, client)
+    state = CallState(client, record)
+    try:
+        client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
-        call = await client.call()  # 400, 408, 413
+        call = state.call = await client.call()  # 400, 408, 413
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)
@@ -112,89 +128,99 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             authorize(caller.key, endpoint, call.model, route.name)  # 403
         except Forbidden:
             caller = await refresh()  # the key may have been given more since it was loaded
-        lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
-        try:
-            record.admitted(lease.at, lambda: lease.input)
-            transcript = Transcript(call) if route.resumes and call.stream else None
-            placements = parts.routes.placements(
-                route, call, client.headers, caller.key, lease.input, record.spend, explain=client.explains
-            )
-            async with aclosing(placements):
-                await _answer(parts, call, placements, Exchange(client, lease, record, transcript))
+        lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
+        state.limit_headers = lease.headers
+        record.admitted(lease.micros / 1e6, lease.input)
+        if route.resumes and call.stream:
+            state.transcript = Transcript(call)
+        state.attempts = parts.routes.attempts(
+            route, call, client.headers, caller.key, lease.input, explain=client.explains
+        )
+        await _answer(parts, state, state.attempts)
+        if parts.shadow.mirrors:
             parts.shadow.ended(call, route.name, Seen(*record.seen()))
-        except asyncio.CancelledError:
-            lease.settle(record.spend())  # nobody waits for the answer
-            raise
-        finally:
-            await lease.end(record.spend())
+    except BaseException as error:
+        await state.end(error)
+        raise
+    await state.end()
 
 
-async def _answer(parts: Parts, call: Call, placements: AsyncIterator[Placement], exchange: Exchange) -> None:
+async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
     """Try one target after the other, until one has answered, or what has failed cannot be tried again."""
-    failed: GatewayError = NoTarget("No target can take the call now.", retry_after=1)
-    resumes = False
-    try:
-        async for placement in placements:  # waits its turn: 400, 429, 503
-            try:
-                return await _attempt(parts, call, placement, exchange)
-            except UpstreamError as error:
-                failed, resumes = error, placement.resumes
-                if not (resumes if exchange.client.started else error.retryable):
-                    break
-    except GatewayError as error:
-        if not resumes:
-            raise
-        raise failed from error  # that its rest could not be asked for is not what broke the stream
-    raise failed  # 502, 503, 504
+    failed: GatewayError | None = None
+    outcome = NO_OUTCOME
+    while True:
+        try:
+            attempt = await attempts.next(outcome)  # waits its turn: 400, 429, 503
+        except GatewayError as error:
+            if failed is None or not outcome.resumes:
+                raise
+            raise failed from error  # that its rest could not be asked for is not what broke the stream
+        if attempt is None:
+            raise failed or NoTarget("No target can take the call now.", retry_after=1)  # 502, 503, 504
+        try:
+            return await _attempt(parts, state, attempt)
+        except UpstreamError as error:
+            failed, outcome = error, attempt.outcome
+            if not (outcome.resumes if state.client.started else error.retryable):
+                raise
 
 
-async def _attempt(parts: Parts, call: Call, placement: Placement, exchange: Exchange) -> None:
+async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
-    client, lease, record, transcript = exchange.client, exchange.lease, exchange.record, exchange.transcript
-    target = placement.target
-    record.attempt(target.name, placement.choice)
+    client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
+    call, capabilities = state.call, target.capabilities
+    exchange: Exchange | None = None
+    record.attempt_started(target.name, attempt.choice)
     try:
         if transcript is not None:
-            call = transcript.rest(target.capabilities.resumable, started=client.started)
-        async with parts.forwarder.forward(
-            call, placement.address, target.capabilities, target.timeouts, client.trace
-        ) as upstream:
-            record.headed()
-            content_type = (b"content-type", upstream.content_type.encode("latin-1"))
-            client.prepare([content_type, *placement.headers, *lease.headers])
-            await _relay(upstream, exchange, placement.first_token)
-        placement.answered(record.usage)
+            call = transcript.rest(capabilities.resumable, started=client.started)
+        exchange = await parts.forwarder.send(
+            call, attempt.address, capabilities, target.timeouts, client.trace, client.headers
+        )
+        record.got_headers()
+        client.prepare([exchange.content_type, *attempt.headers, *state.limit_headers])
+        await _relay(state, attempt, exchange)
+        attempt.answered(record.usage)
     except UpstreamError as error:
-        record.failed(error)
-        placement.failed(error)
+        record.attempt_failed(error)
+        attempt.failed(error)
         if transcript is not None and client.started and record.broke_off(transcript.obstacle()):
-            placement.resume()
+            attempt.resume()
         raise
     except GatewayError as error:
-        record.failed(error)
+        record.attempt_failed(error)
         if isinstance(error, Rejected):
-            placement.refused(error)
+            attempt.refused(error)
         raise
     except asyncio.CancelledError as error:
-        record.failed(ended_by(error))
+        record.attempt_failed(ended_by(error))
         raise
     finally:
-        placement.end()
-        record.attempted()
+        if exchange is not None:
+            exchange.close()
+        attempt.end()
+        record.attempt_ended()
 
 
-async def _relay(upstream: Upstream, exchange: Exchange, first_token: Callable[[], None]) -> None:
+async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None:
     """Pass the answer on, piece by piece, as it comes."""
-    client, record, transcript, held = exchange.client, exchange.record, exchange.transcript, b""
-    async with aclosing(upstream.chunks()) as chunks:  # type: ignore[type-var] # they are generators
-        async for chunk in chunks:
-            part = chunk if transcript is None else transcript.take(chunk)
-            record.received(len(part.data), part.tokens, part.usage)
-            if part.tokens or part.done:
-                first_token()
-            held += part.data  # comments and openings before the first output wait: they must not promise a 200
-            if part.done or (held and (client.started or not (part.comment or part.opening))):
-                # A client that has its answer must find its slot free.
-                await client.send(held, ending=exchange.end if part.done else None)
-                record.sent()
-                held = b""
+    client, record, transcript, held = state.client, state.record, state.transcript, b""
+    begun = done = False
+    while not done:
+        chunk = await exchange.next()
+        if transcript is not None:
+            chunk = transcript.take(chunk)
+        record.received(len(chunk.data), chunk.tokens, chunk.usage)
+        done = chunk.done
+        if not begun and (chunk.tokens or done):
+            begun = True
+            attempt.first_token()
+        held += chunk.data  # comments and openings before the first output wait: they must not promise a 200
+        if done:
+            await client.finish(held, state.settle)
+            record.sent()
+        elif held and (client.started or not (chunk.comment or chunk.opening)):
+            await client.send(held)
+            record.sent()
+            held = b""

@@ -29,7 +29,7 @@ from gateway.core.clock import SystemClock
 from gateway.http import openapi, operations
 from gateway.http.client import BOOT
 from gateway.http.server import DataPlane
-from gateway.limits import Admission
+from gateway.limits import Admission, AdmissionEvents
 from gateway.metering import Lines, Meter, Metrics
 from gateway.metering.ledger import LedgerWriter
 from gateway.metering.reconcile import Reconciler
@@ -82,6 +82,7 @@ class Gateway:
         routes = self.builder.build(table, loaded.config_hash)
         routes.open()
         self.forwarder = Forwarder(answer_limits(table))
+        self.forwarder.origins.bind(table)
         self.ledger = LedgerWriter(self.store, self.metrics.ledger_dropped.inc)
         self.admission = self._admission(table)
         self.pulse = Pulse(self.admission, self.store, self.metrics)
@@ -157,9 +158,7 @@ class Gateway:
             rules(table),
             prices={name: spec.price for name, spec in table.routes.items()}.get,
             gateways=self.settings.workers,
-            seconds=self.metrics.redis.observe,
-            denied=self._denied,
-            degraded=self.metrics.degraded.set,
+            events=Admissions(self.metrics),
             clock=self.clock.monotonic,
             now=self.clock.now,
         )
@@ -167,7 +166,7 @@ class Gateway:
     def _shadow(self, table: Table) -> Shadow:
         shadows = ShadowMetrics(self.metrics)
         return Shadow(
-            self._mirrors(table), self.forwarder.forward, shadows.compared, shadows.dropped, self.clock.monotonic
+            self._mirrors(table), self.forwarder.send, shadows.compared, shadows.dropped, self.clock.monotonic
         )
 
     def _parts(self, routes: Routes) -> Parts:
@@ -230,8 +229,24 @@ class Gateway:
     def _recovered(self, name: str) -> None:
         self.fleet.recovered(name)
 
-    def _denied(self, scope: str, dimension: str) -> None:
-        self.metrics.denials.labels(scope, dimension).inc()
+
+class Admissions(AdmissionEvents):
+    """What admission does, in metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def answered(self, seconds: float) -> None:
+        """The store has decided about a call."""
+        self._metrics.redis.observe(seconds)
+
+    def denied(self, scope: str, dimension: str) -> None:
+        """A call was refused by this limit."""
+        self._metrics.denials.labels(scope, dimension).inc()
+
+    def degraded(self, alone: bool) -> None:
+        """This gateway decides alone from now on, or no longer."""
+        self._metrics.degraded.set(alone)
 
 
 class WaitingCalls(QueueEvents):

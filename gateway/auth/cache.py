@@ -49,16 +49,23 @@ class Cache(Generic[R]):
         held = self._held.get(id)
         return None if held is None else held.record
 
+    def current(self, id: str) -> _Held[R] | None:
+        """What memory vouches for: the record is used without asking the store. None: it must be asked."""
+        held = self._held.pop(id, None)
+        if held is None:
+            return None
+        self._held[id] = held  # at the end: what was used last is dropped last
+        fresh_seconds = FRESH_SECONDS if self._store.subscribed else DEAF_SECONDS
+        return held if not held.outdated and self._clock.monotonic() - held.loaded < fresh_seconds else None
+
     async def get(self, id: str, *, fresh: bool = False) -> R | None:
         """The record, or None if there is none. Raises `StoreDown` for one that is not in memory.
 
         `fresh` asks the store in any case; what it answers is never older than this call.
         """
-        held = self._held.pop(id, None)
-        if held is not None:
-            self._held[id] = held  # at the end: what was used last is dropped last
-            if not fresh and not held.outdated and self._clock.monotonic() - held.loaded < self._fresh_seconds():
-                return held.record
+        held = self.current(id)
+        if held is not None and not fresh:
+            return held.record
         answer = await asyncio.shield(self._load(id, fresh=fresh))
         if answer.down is None:
             return answer.record
@@ -93,9 +100,6 @@ class Cache(Generic[R]):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _fresh_seconds(self) -> float:
-        return FRESH_SECONDS if self._store.hears else DEAF_SECONDS
 
     def _load(self, id: str, *, fresh: bool) -> asyncio.Task[_Answer[R]]:
         """The load that this call may share. One that has begun may bring what was there before a fresh call came."""

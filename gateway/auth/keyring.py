@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Final
 
 from msgspec import Struct
 
@@ -12,15 +15,20 @@ from gateway.auth.presented import Door
 from gateway.auth.throttle import Throttle
 from gateway.core.clock import Clock
 from gateway.core.errors import SourceNotAllowed, StoreUnavailable
-from gateway.core.types import KeyRecord, Tenant
+from gateway.core.types import Caller, KeyRecord, Tenant
 from gateway.store import Records, StoreDown
 
+MOST_VERIFIED: Final = 10_000
+"""Tokens that are remembered."""
 
-class Caller(Struct, frozen=True):
-    """Who a call is from. A tenant without a record is None: it has the table's defaults."""
+
+class _Verified(Struct, frozen=True):
+    """A token that was found to be good, for as long as memory vouches for the records it was found with."""
 
     key: KeyRecord
-    tenant: Tenant | None
+    until: float
+    """Seconds since the epoch; then the secret or the key has expired."""
+    caller: Caller
 
 
 class Keyring:
@@ -30,6 +38,10 @@ class Keyring:
         self, store: Records, peppers: Mapping[int, bytes], clock: Clock, throttle: Throttle | None = None
     ) -> None:
         self._door = Door(store, KeyRecord, peppers, clock, throttle or Throttle(clock))
+        self._clock = clock
+        self._verified: dict[bytes, _Verified] = {}
+        """By a digest of the headers that may hold a token: secrets do not lie about in memory."""
+        self._digest_key = secrets.token_bytes(32)
         self._tenants = Cache(store, Tenant, clock, absent=True)
         store.watch(self._changed)
 
@@ -50,16 +62,40 @@ class Keyring:
         store is down. `fresh` asks the store in any case: for calls that pass no admission, where nothing else would
         notice a change, and for those whose admission has noticed one.
         """
-        key = await self._door.identify(headers, source, fresh=fresh)
+        presented = b"%b\n%b" % (headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
+        digest = blake2b(presented, digest_size=16, key=self._digest_key).digest()
+        if not fresh and (known := self._verified.get(digest)) is not None:
+            held, tenant_held = self._door.cache.current(known.key.id), self._tenants.current(known.key.tenant)
+            if (
+                held is not None
+                and held.record is known.key
+                and tenant_held is not None
+                and tenant_held.record is known.caller.tenant
+                and self._clock.now() < known.until
+            ):
+                return known.caller
+            del self._verified[digest]
+        caller, until = await self._identified(headers, source, fresh=fresh)
+        if not caller.key.sources and until:
+            while len(self._verified) >= MOST_VERIFIED:
+                del self._verified[next(iter(self._verified))]
+            self._verified[digest] = _Verified(caller.key, until, caller)
+        return caller
+
+    async def _identified(
+        self, headers: Mapping[bytes, bytes], source: str | None, *, fresh: bool
+    ) -> tuple[Caller, float]:
+        """As `authenticate`; also until when the token is good, 0 where each call must look again."""
+        key, until = await self._door.verify(headers, source, fresh=fresh)
         if key.sources and not within(source, key.sources):
             if not fresh:  # the key may have been given another network since it was loaded
-                return await self.authenticate(headers, source, fresh=True)
+                return await self._identified(headers, source, fresh=True)
             raise SourceNotAllowed("This key may not be used from this address.")
         try:
             tenant = await self._tenants.get(key.tenant, fresh=fresh)
         except StoreDown as error:
             raise StoreUnavailable("Keys cannot be checked at the moment; try again.", retry_after=1) from error
-        return Caller(key, tenant)
+        return Caller(key, tenant), until
 
     def _changed(self, name: str | None) -> None:
         self._door.cache.changed(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Generic
 
@@ -44,7 +45,13 @@ class Door(Generic[K]):
         self.rehash: Rehash[K] = Rehash(store, self._peppers, clock, self.cache.outdate)
 
     async def identify(self, headers: Mapping[bytes, bytes], source: str | None, *, fresh: bool = False) -> K:
-        """The key a call came with, valid now.
+        """The key a call came with, valid now; raises as `verify`."""
+        return (await self.verify(headers, source, fresh=fresh))[0]
+
+    async def verify(
+        self, headers: Mapping[bytes, bytes], source: str | None, *, fresh: bool = False
+    ) -> tuple[K, float]:
+        """The key a call came with, valid now, and until when it can be, in seconds since the epoch; 0: not remembered.
 
         Raises `Unauthenticated`; `Throttled` for a key that is not in memory, when `source` has sent too many wrong
         ones; `StoreUnavailable` for one that is not in memory, when the store is down.
@@ -59,10 +66,11 @@ class Door(Generic[K]):
                 record, used = self._still(current, secret, source)
         except StoreDown as error:
             raise StoreUnavailable("Keys cannot be checked at the moment; try again.", retry_after=1) from error
-        self._check(record, used)
+        until = self._check(record, used)
         if used.pepper < self._peppers.newest:
             self.rehash.offer(record, used, secret)
-        return record
+            until = 0.0
+        return record, until
 
     async def close(self) -> None:
         """End what goes on in the background."""
@@ -105,8 +113,9 @@ class Door(Generic[K]):
             raise self.unknown()
         return record, used
 
-    def _check(self, record: K, used: Secret) -> None:
-        now = self._clock.now()
-        ends = (used.not_after, record.expires)
-        if record.revoked is not None or any(end is not None and end <= now for end in ends):
+    def _check(self, record: K, used: Secret) -> float:
+        """When the key and its secret expire. Raises `Unauthenticated` for what has, or is revoked."""
+        until = min(end for end in (used.not_after, record.expires, math.inf) if end is not None)
+        if record.revoked is not None or until <= self._clock.now():
             raise self.unknown()
+        return until

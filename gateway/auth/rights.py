@@ -9,12 +9,19 @@ from gateway.core.types import KeyRecord
 
 def may_use(key: KeyRecord, *names: str) -> bool:
     """Whether one of these names of a model is among those the key may use."""
-    return any(matches(glob, name) for glob in key.models for name in names)
+    for glob in key.models:
+        if glob == "*" or glob in names:
+            return True
+        for name in names:
+            if matches(glob, name):
+                return True
+    return False
 
 
 def authorize(key: KeyRecord, endpoint: str, model: str, route: str) -> None:
     """Raise `Forbidden` unless the key may use the endpoint, and the model by alias or by the route's own name."""
-    if not any(matches(glob, endpoint) for glob in key.endpoints):
+    endpoints, models = key.endpoints, key.models
+    if "*" not in endpoints and not any(matches(glob, endpoint) for glob in endpoints):
         raise EndpointNotAllowed(f"This key may not use the endpoint {endpoint!r}.")
-    if not may_use(key, model, route):
+    if "*" not in models and not may_use(key, model, route):
         raise Forbidden(f"This key may not use the model {model!r}.", param="model")

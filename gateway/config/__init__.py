@@ -1,5 +1,6 @@
 """The routing table and the settings: what an operator writes, decoded into frozen values before anything serves."""
 
+from gateway.config.connections import TLSSpec
 from gateway.config.settings import Settings
 from gateway.config.table import (
     FallbackSpec,
@@ -24,6 +25,7 @@ __all__ = [
     "Retry",
     "RouteSpec",
     "Settings",
+    "TLSSpec",
     "Table",
     "TargetSpec",
     "Timeouts",

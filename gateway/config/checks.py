@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from backends import registry
+from gateway.config.connections import check_connections, is_base_url
 from gateway.config.located import Document
 from gateway.config.names import Globs
 
@@ -30,6 +30,7 @@ LEAST_ELEMENTS = 1_000
 def check(document: Document, table: Table) -> None:
     """Report every mistake; the table's tests are run only if there is none."""
     _check_targets(document, table)
+    check_connections(document, table.targets())
     _check_names(document, table)
     _check_routing(document, table)
     _check_money(document, table)
@@ -72,7 +73,7 @@ def _check_place(document: Document, path: Place, target: TargetSpec) -> None:
         document.report(path, f"target {target.name!r} needs either 'url' or 'launch'")
     if target.url is not None and "${" in target.url:
         pass  # a variable that is not set here, which has been told
-    elif target.url is not None and not _is_base_url(target.url):
+    elif target.url is not None and not is_base_url(target.url):
         shown = target.url.rpartition("@")[2].partition("?")[0]  # what is before may be a password
         document.report((*path, "url"), f"{shown!r} is not a base URL such as 'http://vllm-a:8000'")
     elif target.url is not None and target.url.rstrip("/").endswith("/v1"):
@@ -82,15 +83,6 @@ def _check_place(document: Document, path: Place, target: TargetSpec) -> None:
         document.report((*path, "api_key"), told)
     if target.launch is not None:
         _check_launch(document, path, target, target.launch)
-
-
-def _is_base_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        plain = not (parts.query or parts.fragment or parts.username) and all(" " < char < "\x7f" for char in url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and plain
-    except ValueError:
-        return False
 
 
 def _check_launch(document: Document, path: Place, target: TargetSpec, launch: Launch) -> None:

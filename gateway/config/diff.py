@@ -16,7 +16,7 @@ from gateway.config.units import Unit
 from gateway.config.watch import unlaunched
 
 NOTHING: Final = "-"
-_ADDRESS: Final = ("backend", "url", "launch", "model", "api_key")
+_ADDRESS: Final = ("backend", "url", "launch", "model", "api_key", "tls", "proxy", "headers")
 
 
 class Side(Struct, frozen=True):

@@ -84,11 +84,11 @@ class Document:
             self._add(None, "nested too deeply")
             return _MISSING
 
-    def report(self, path: tuple[str | int, ...], message: str, *, warning: bool = False) -> None:
+    def report(self, path: tuple[str | int, ...], message: str, *, warning: bool = False, needed: bool = False) -> None:
         """Add a mistake found by a later check, at the nearest place that the text has for `path`."""
         while path and path not in self._marks:
             path = path[:-1]
-        self._add(self._marks.get(path), message, warning=warning)
+        self._add(self._marks.get(path), message, warning=warning, needed=needed)
 
     def raise_mistakes(self) -> None:
         if found := [mistake for mistake in self.mistakes if not mistake.warning]:

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from backends import registry
 from gateway.config import checks, units
+from gateway.config.connections import TLSSpec
 from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price
 from gateway.config.located import Document, Mistake, Mistakes
 from gateway.config.names import NameIndex
@@ -43,13 +44,20 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     backend: str
     """The kind of server; `trunkline check` lists the installed ones."""
     url: str | None = None
-    """The server's base, without `/v1`."""
+    """The server's base, without `/v1`: `http://`, `https://` or `unix:///path/of/socket`."""
     launch: Launch | None = None
     """Start the server as a child process instead."""
     model: str | None = None
     """The model's name at the server; default: the name the client asked for."""
     api_key: SecretRef | None = None
     """The credential sent to the server."""
+    tls: TLSSpec | None = None
+    """TLS for an `https://` URL; default: the system's certificates are trusted."""
+    proxy: str | None = None
+    """An HTTP proxy such as `http://proxy:3128`, or `env` for what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say; default:
+    the route's."""
+    headers: dict[str, str] = {}
+    """Sent with every request to the server; values may be `${NAME}`."""
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     """Its share of the load, relative to the route's other targets."""
     canary: Annotated[float, Meta(gt=0, le=0.5)] | None = None
@@ -60,6 +68,11 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """Tokens of prompt and answer together that the server can take; default: what it tells itself."""
     kv_tokens: Count | None = None
     """Tokens that its prefix cache holds; default: what it tells itself, else a million."""
+    finish: Literal["strict", "lenient"] = "strict"
+    """`lenient`: its streams may end in `[DONE]` without telling why (`finish_reason`), else that is no end."""
+    usage_event: bool = True
+    """Ask for the usage at the end of streams; `false` for a server that refuses `stream_options`: its tokens are
+    counted."""
 
 
 class Timeouts(Part, frozen=True, kw_only=True):
@@ -129,6 +142,10 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """A server that is tried out with copies of calls."""
     timeouts: Timeouts = Timeouts()
     """How long its targets may take."""
+    proxy: str | None = None
+    """The proxy of its targets that name none; default: none is used, whatever the environment says."""
+    forward_headers: tuple[str, ...] = ()
+    """Headers of calls that go on to the targets, such as `x-data-parallel-rank`."""
     retry: Retry = Retry()
     """When to try another target."""
     resume: Literal["text"] | None = None
@@ -309,6 +326,7 @@ def parts() -> list[type[Struct]]:
         RouteSpec,
         TargetSpec,
         FallbackSpec,
+        TLSSpec,
         Launch,
         Timeouts,
         Retry,

@@ -118,6 +118,13 @@ class Tenant(Struct, frozen=True, omit_defaults=True, kw_only=True):
     labels: dict[str, str] = {}
 
 
+class Caller(Struct, frozen=True):
+    """Who a call is from. A tenant without a record is None: it has the table's defaults."""
+
+    key: KeyRecord
+    tenant: Tenant | None
+
+
 class AdminKey(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A key of the admin interface. It cannot infer, as virtual keys cannot administer."""
 

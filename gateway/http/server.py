@@ -10,43 +10,14 @@ from backends.api import Endpoint
 from gateway.auth import Network
 from gateway.call import Parts, serve
 from gateway.config.table import Bodies
-from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, ShuttingDown, Unauthenticated
-from gateway.http.client import AsgiClient
+from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated
+from gateway.http.client import CLOSE, Client
 
 PATHS: Final[dict[str, Endpoint]] = {f"/v1/{endpoint}": endpoint for endpoint in get_args(Endpoint)}
 
 
-CLOSE: Final = (b"connection", b"close")
-
 EXPLAIN: Final = b"x-trunkline-explain"
 """A header with an admin key: the answer will tell, in the same header, how its target was picked."""
-
-
-class Running(AsgiClient):
-    """A call under way, which the gateway itself may have to end."""
-
-    closes = False
-    """The answer's head tells the client to use another connection next time."""
-    ended: ShuttingDown | None = None
-    """Why it was ended, if it was."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._task = asyncio.current_task()
-
-    def end(self) -> None:
-        """End it, wherever it is, unless its client has ended it."""
-        if self.gone or self._task is None:
-            return
-        self.ended, watch, self._watch = ShuttingDown(), self._watch, None
-        if watch is not None:
-            watch.cancel()  # a client that leaves now would break off what gives all back
-        self._task.cancel(self.ended)
-
-    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        if self.closes:
-            headers.append(CLOSE)
-        await super()._start(status, headers)
 
 
 class DataPlane:
@@ -67,7 +38,7 @@ class DataPlane:
         """`explains` says whether a token, from an address, may see how targets are picked."""
         self.parts, self._bodies = parts, bodies
         self._others, self._proxies, self._explains = others, proxies, explains
-        self._calls: set[Running] = set()
+        self._calls: set[Client] = set()
         self.draining = False
         """The gateway is about to end: answers ask their clients to go elsewhere next time."""
 
@@ -91,53 +62,41 @@ class DataPlane:
         for client in self._calls:
             client.end()
 
-    async def _allow_explanation(self, client: AsgiClient, endpoint: Endpoint) -> None:
+    async def _allow_explanation(self, client: Client, endpoint: Endpoint) -> None:
         """See whether an admin asks. Raises what is wrong with the key, after it was recorded."""
         try:
             if self._explains is None or not await self._explains(client.headers[EXPLAIN], client.source):
                 raise Unauthenticated
             client.explains = True
         except Unauthenticated:
-            with self.parts.meter.observe(client.call_id, endpoint):
-                raise Unauthenticated(f"an admin key as '{EXPLAIN.decode()}: tladm_...', or leave it out") from None
+            error = Unauthenticated(f"an admin key as '{EXPLAIN.decode()}: tladm_...', or leave it out")
+            self.parts.meter.refused(client.call_id, endpoint, error)
+            raise error from None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         endpoint = PATHS.get(scope["path"]) if scope["type"] == "http" else None
         if endpoint is None:
             await self._others(scope, receive, _closing(send) if self.draining else send)
             return
-        client = Running(scope, receive, send, endpoint, self._bodies, self._proxies)
+        client = Client(scope, receive, send, endpoint, self._bodies, self._proxies)
         client.closes = self.draining
         self._calls.add(client)
         try:
-            await self._serve(client, scope["method"], endpoint)
-        finally:
-            self._calls.discard(client)
-            client.close()
-
-    async def _serve(self, client: Running, method: str, endpoint: Endpoint) -> None:
-        try:
-            if method != "POST":
-                raise MethodNotAllowed(f"{method} is not possible here; use POST.")
-            try:
-                client.check()
-            except GatewayError:
-                with self.parts.meter.observe(client.call_id, endpoint):
-                    raise
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(f"{scope['method']} is not possible here; use POST.")
             if EXPLAIN in client.headers:
                 await self._allow_explanation(client, endpoint)
             await serve(self.parts, endpoint, client)
         except GatewayError as error:
             await client.fail(error)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or not (client.gone or client.ended):
+            if not await client.cancelled():
                 raise
-            task.uncancel()
-            if client.ended is not None:
-                await client.fail(client.ended)
         except Exception:  # a bug of ours; the record has told the log
             await client.fail(Internal())
+        finally:
+            self._calls.discard(client)
+            client.close()
 
 
 def _closing(send: Any) -> Any:

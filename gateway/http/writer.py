@@ -22,7 +22,7 @@ WHOLE_BYTES_PER_SECOND: Final = 32 * 1024
 """A larger one must be read at this rate, or it would keep its memory for as long as its reader likes."""
 
 
-class Outlet:
+class Writer:
     """Sends an answer. A client that leaves a piece untaken for `seconds` has its connection reset."""
 
     __slots__ = ("_by", "_scope", "_seconds", "_send", "_since", "_task", "_timer", "_too_slow", "ended")
@@ -39,30 +39,42 @@ class Outlet:
         self._by = math.inf
         """When the whole answer must have been taken."""
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+    async def send(self, data: bytes) -> None:
+        """Send a part of the body. Raises `ReaderTooSlow`."""
+        if self._timer is None:
+            self._watch(None)
+        while len(data) > PIECE_BYTES:
+            await self._put(data[:PIECE_BYTES], more=True)
+            data = data[PIECE_BYTES:]
+        self._since = time.monotonic()  # as `_put`: most parts are one piece
+        try:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except asyncio.CancelledError:
+            self._blame_the_reader()
+            raise
+        finally:
+            self._since = math.inf
 
-    async def send(self, data: bytes, *, last: bool, ending: Ending | None = None) -> None:
-        """Send a part of the body, or with `last` its end. Raises `ReaderTooSlow`.
+    async def finish(self, data: bytes, ending: Ending | None = None) -> None:
+        """Send the end of the body, or all of it. Raises `ReaderTooSlow`.
 
         `ending` is waited for just before the last piece: a client that has all of its answer finds it done, one that
         reads a large answer slowly does not.
         """
-        if self._timer is None and not (last and len(data) <= AT_ONCE_BYTES):
-            self._watch(len(data) if last else None)
-        if self._timer is not None and len(data) > PIECE_BYTES:
-            end = len(data) - PIECE_BYTES
-            for at in range(0, end, PIECE_BYTES):
-                await self._put(data[at : at + PIECE_BYTES], more=True)
-            data = data[at + PIECE_BYTES :]
+        if self._timer is None and len(data) > AT_ONCE_BYTES:
+            self._watch(len(data))
+        if self._timer is not None:
+            while len(data) > PIECE_BYTES:
+                await self._put(data[:PIECE_BYTES], more=True)
+                data = data[PIECE_BYTES:]
         if ending is not None:
             await ending()
-        self.ended |= last  # from here on a server may tell of a client that it has left
-        await self._put(data, more=not last)
+        self.ended = True  # from here on a server may tell of a client that it has left
+        await self._put(data, more=False)
 
     def close(self) -> None:
         """Send nothing more, and let go of the server: it ends the exchange when nobody knows it any more."""
-        self.ended, self._send = True, _nowhere
+        self.ended, self._send = True, nowhere
         if self._timer is not None:
             self._timer.cancel()
             self._timer = self._task = None
@@ -72,12 +84,16 @@ class Outlet:
         try:
             await self._send({"type": "http.response.body", "body": piece, "more_body": more})
         except asyncio.CancelledError:
-            if not self._too_slow or self._task is None:
-                raise
-            self._task.uncancel()
-            raise ReaderTooSlow from None
+            self._blame_the_reader()
+            raise
         finally:
             self._since = math.inf
+
+    def _blame_the_reader(self) -> None:
+        """Raise `ReaderTooSlow` if it was us who cancelled the call, because a piece was left untaken."""
+        if self._too_slow and self._task is not None:
+            self._task.uncancel()
+            raise ReaderTooSlow from None
 
     def _watch(self, whole: int | None) -> None:
         self._task = asyncio.current_task()
@@ -102,5 +118,5 @@ class Outlet:
             reset_soon(ends)
 
 
-async def _nowhere(_: Any) -> None:
+async def nowhere(_: Any) -> None:
     """Where a closed outlet sends to."""

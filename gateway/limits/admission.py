@@ -6,17 +6,18 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import structs
 
 from backends.api import Call
+from gateway.config.limits import Price
 from gateway.core.errors import LimitReached, LimitsUnavailable, RateLimited
-from gateway.core.types import Ask, KeyRecord, Plan, Tenant, Verdict
+from gateway.core.types import Ask, Caller, Plan, Verdict
 from gateway.limits.estimate import Estimator
 from gateway.limits.headers import RateHeaders, denial
 from gateway.limits.lease import TOLD_SECONDS, Lease, Waits
-from gateway.limits.plan import Planner, Pricing, Rules, Terms
+from gateway.limits.plan import Planner, Rules, Terms
 from gateway.store import Store, StoreDown
 from gateway.store.local.counters import Counters
 
@@ -28,16 +29,17 @@ DEGRADED: Final = (b"x-trunkline-degraded", b"limits-local")
 """Tells a client that this gateway has decided alone."""
 
 
-class Caller(Protocol):
-    """Whom the call is charged to."""
+class AdmissionEvents:
+    """Told of what admission does, for metrics; the methods must not raise."""
 
-    @property
-    def key(self) -> KeyRecord:
-        """The key it came with."""
+    def answered(self, seconds: float) -> None:
+        """The store has decided about a call."""
 
-    @property
-    def tenant(self) -> Tenant | None:
-        """The key's tenant, if it has a record."""
+    def denied(self, scope: str, dimension: str) -> None:
+        """A call was refused by this limit."""
+
+    def degraded(self, alone: bool) -> None:
+        """This gateway decides alone from now on, or no longer."""
 
 
 class Admission:
@@ -48,17 +50,15 @@ class Admission:
         store: Store,
         rules: Rules | None = None,
         *,
-        prices: Callable[[str], Pricing | None] = lambda _: None,
+        prices: Callable[[str], Price | None] = lambda _: None,
         gateways: int = 1,
-        seconds: Callable[[float], None] = lambda _: None,
-        denied: Callable[[str, str], None] = lambda scope, name: None,
-        degraded: Callable[[bool], None] = lambda _: None,
+        events: AdmissionEvents | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store, self.limits = store, store.limits
-        self._workers, self._seconds, self._denied = gateways, seconds, denied
-        self._tell_degraded, self._clock, self._now = degraded, clock, now
+        self._workers, self._events = gateways, events or AdmissionEvents()
+        self._clock, self._now = clock, now
         self._planner = Planner(rules or Rules(), prices)
         self.own = Counters(now)
         """What this gateway counts alone."""
@@ -66,7 +66,7 @@ class Admission:
         self.waits = Waits(TOLD_SECONDS)
         self.degraded, self._changes = False, 0
 
-    def revise(self, rules: Rules, prices: Callable[[str], Pricing | None]) -> None:
+    def revise(self, rules: Rules, prices: Callable[[str], Price | None]) -> None:
         """Other limits and prices hold for calls that come from now on."""
         self._planner = Planner(rules, prices)
 
@@ -94,7 +94,7 @@ class Admission:
                     if self.degraded and changes == self._changes:
                         self._recover()
                 finally:
-                    self._seconds(self._clock() - started)
+                    self._events.answered(self._clock() - started)
                 if verdict.denied is None:
                     break
                 smaller = terms.smaller(ask, verdict, estimate)
@@ -114,7 +114,7 @@ class Admission:
         budgets = [i for i, dimension in enumerate(ask.plan.dimensions) if dimension.kind == "budget" and used[i]]
         if budgets:
             plan = Plan(ask.plan.records, tuple(ask.plan.dimensions[i] for i in budgets))
-            self.limits.owe(Ask(ask.call_id, plan, [0] * len(budgets)), at, [used[i] for i in budgets])
+            self.limits.charge_later(Ask(ask.call_id, plan, [0] * len(budgets)), at, [used[i] for i in budgets])
 
     def _local_headers(self, terms: Terms, ask: Ask, verdict: Verdict) -> list[tuple[bytes, bytes]]:
         """Those of what was decided alone, under limits of its own."""
@@ -127,7 +127,7 @@ class Admission:
         else:
             headers = terms.headers.of(verdict.standings, verdict.denied)
         error = denial(ask.plan.dimensions, verdict, headers)
-        self._denied(error.scope, error.dimension)
+        self._events.denied(error.scope, error.dimension)
         return error
 
     def _alone(self, ask: Ask, error: StoreDown, changes: int) -> Ask:
@@ -149,20 +149,20 @@ class Admission:
         """In an outage, see whether it is over: no call may come to find out."""
         if self.degraded:
             with suppress(StoreDown):
-                await self._store.sound()
+                await self._store.verify()
                 self._recover()
 
     def _recover(self) -> None:
         if self.degraded:
             self.degraded, self._changes = False, self._changes + 1
-            self._tell_degraded(False)
+            self._events.degraded(False)
             log.warning("limits are shared again")
 
     def _degrade(self, error: StoreDown) -> None:
         if not self.degraded:
             self.degraded, self._changes = True, self._changes + 1
-            self._tell_degraded(True)
+            self._events.degraded(True)
             log.warning("limits are counted in this gateway only: %s", error)
             self.own = Counters(self._now)
-            for ask in self.limits.held():
-                self.own.hold(ask)
+            for ask in self.limits.open_leases():
+                self.own.register_lease(ask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from gateway.core.dimensions import WORDS
 from gateway.core.errors import LimitReached, NeverFits, OutOfBudget, RateLimited
 from gateway.core.types import Dimension, Standing, Verdict
 
@@ -12,13 +13,6 @@ Headers = list[tuple[bytes, bytes]]
 
 _WHOSE = {"key": "This key", "tenant": "This tenant", "model": "This model", "key_model": "This key on this model"}
 _WORDS = (b"limit", b"remaining", b"reset")
-_WHAT = {
-    "rpm": "requests per minute",
-    "tpm": "tokens per minute",
-    "itpm": "prompt tokens per minute",
-    "otpm": "completion tokens per minute",
-    "concurrency": "calls at the same time",
-}
 
 
 class RateHeaders:
@@ -80,7 +74,7 @@ def denial(dimensions: Sequence[Dimension], verdict: Verdict, headers: Headers) 
     whose = _WHOSE[dimension.scope]
     error: LimitReached
     if dimension.kind != "budget":
-        what = f"{dimension.limit} {_WHAT[dimension.name]}"
+        what = f"{dimension.limit} {WORDS[dimension.name]}"
         error = RateLimited(f"{whose} is limited to {what}. Try again in {duration(wait)}.", retry_after=wait)
     else:
         what = f"{dimension.limit} tokens" if dimension.unit == "tokens" else "money"
@@ -96,7 +90,7 @@ def denial(dimensions: Sequence[Dimension], verdict: Verdict, headers: Headers) 
 
 def never_fits(dimension: Dimension) -> NeverFits:
     """The error for a call that is larger than a whole dimension."""
-    what = "money" if dimension.unit == "cost" else f"{dimension.limit} {_WHAT.get(dimension.name, 'tokens')}"
+    what = "money" if dimension.unit == "cost" else f"{dimension.limit} {WORDS.get(dimension.name, 'tokens')}"
     return NeverFits(
         f"{_WHOSE[dimension.scope]} is limited to {what}, which is less than this call needs at the very least: it "
         "would never be admitted. Send a shorter prompt or a smaller 'max_tokens'.",

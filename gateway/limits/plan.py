@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from operator import gt
-from typing import Final, Protocol, get_args
+from typing import Final, get_args
 
 from msgspec import Struct
 
+from gateway.config.limits import Price
+from gateway.core.dimensions import BUDGET, COUNTED
 from gateway.core.errors import NeverFits
 from gateway.core.types import Ask, Dimension, KeyRecord, Limit, Outage, Period, Plan, Spent, Tenant, Verdict
 from gateway.limits.estimate import Estimate
@@ -19,22 +21,9 @@ from gateway.store.rebuild import budget_key
 MINUTE: Final = 60.0
 MAX_TERMS: Final = 20_000
 
-RATES: Final = (("rpm", "requests"), ("tpm", "tokens"), ("itpm", "input"), ("otpm", "output"))
-"""Rate limits by name, and what they count."""
 UNITS: Final = ("requests", "calls", "tokens", "input", "output", "cost")
 """What dimensions count: what a call takes is listed in this order."""
 HUGE: Final = 1 << 62
-
-
-class Pricing(Protocol):
-    """What tokens cost."""
-
-    @property
-    def free(self) -> bool:
-        """Nothing, ever."""
-
-    def cost(self, input: int, cached: int, output: int) -> int:
-        """Micro-units of money; `cached` is a part of `input`."""
 
 
 class Rules(Struct, frozen=True):
@@ -59,7 +48,7 @@ class Terms:
 
     __slots__ = ("_limits", "_price", "_smallest", "_units", "headers", "leases", "plan")
 
-    def __init__(self, plan: Plan, price: Pricing | None = None, *, ietf: bool = False) -> None:
+    def __init__(self, plan: Plan, price: Price | None = None, *, ietf: bool = False) -> None:
         dimensions = plan.dimensions
         self.plan = plan
         self.headers = RateHeaders(dimensions, ietf)
@@ -121,7 +110,7 @@ class Terms:
 class Planner:
     """Makes and remembers terms, which only change with the records of a key and its tenant and with the table."""
 
-    def __init__(self, rules: Rules, prices: Callable[[str], Pricing | None] = lambda _: None) -> None:
+    def __init__(self, rules: Rules, prices: Callable[[str], Price | None] = lambda _: None) -> None:
         self._rules, self._prices = rules, prices
         self._terms: OrderedDict[tuple[str, int, int, str], Terms] = OrderedDict()
 
@@ -157,17 +146,20 @@ def _of(scope: str, id: str, limit: Limit) -> Iterator[Dimension]:
     def outage(name: str, default: Outage) -> Outage:
         return limit.outage.get(name, default)
 
-    for name, unit in RATES:
-        if (most := getattr(limit, name)) is not None:
+    for counted in COUNTED:
+        name, kind = counted.name, counted.kind
+        if (most := getattr(limit, name)) is None:
+            continue
+        policy = outage(name, "share")
+        if kind == "lease":
+            yield Dimension(name, kind, f"lease:{scope}:{id}", most, LEASE_SECONDS, scope, counted.unit, None, policy)
+        else:
             key = f"rate:{scope}:{id}:{name}"
-            yield Dimension(name, "rate", key, most, MINUTE, scope, unit, None, outage(name, "share"))
-    if limit.concurrency is not None:
-        key, policy = f"lease:{scope}:{id}", outage("concurrency", "share")
-        yield Dimension("concurrency", "lease", key, limit.concurrency, LEASE_SECONDS, scope, "calls", None, policy)
+            yield Dimension(name, kind, key, most, counted.window, scope, counted.unit, None, policy)
     period: Period
     for period in get_args(Period):
         allowance = getattr(limit.budget, period)
         for unit, most in (("tokens", allowance.tokens), ("cost", allowance.cost_micros)):
             if most is not None:
-                key, policy = budget_key(scope, id, period, unit), outage("budget", "closed")
-                yield Dimension("budget", "budget", key, most, MINUTE, scope, unit, period, policy)
+                key, policy = budget_key(scope, id, period, unit), outage(BUDGET, "closed")
+                yield Dimension(BUDGET, "budget", key, most, MINUTE, scope, unit, period, policy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from msgspec import Struct, structs
@@ -45,28 +45,52 @@ class Choice(Struct, frozen=True):
     """Seconds in the queue."""
 
 
-class Placement:
+class Outcome(Struct, frozen=True):
+    """How an attempt ended that did not answer the call; `error` is None where its target is not to blame."""
+
+    error: UpstreamError | None = None
+    resumes: bool = False
+    """The client has a part of the answer: the next attempt goes on with it."""
+
+    @property
+    def unreached(self) -> bool:
+        """No connection: the call was not sent."""
+        return isinstance(self.error, Unreachable)
+
+    @property
+    def lost(self) -> bool:
+        """The connection ended: whatever the target did for the call, it does no more."""
+        return isinstance(self.error, Disconnected | Unreachable)
+
+    @property
+    def away(self) -> bool:
+        """The target was not there, as far as its failure tells."""
+        return self.unreached or (isinstance(self.error, UpstreamBusy) and self.error.broken)
+
+
+NO_OUTCOME: Final = Outcome()
+
+
+class Attempt:
     """One attempt at one target. Made, it holds the target's load; `begin` makes it count, `end` gives all back."""
 
     __slots__ = (
         "_begun",
         "_ended",
+        "_leave_slot",
         "_prompt",
         "_share",
         "_slot",
         "_tier",
         "_timer",
         "_trial",
-        "_way",
         "address",
-        "away",
         "fallback",
-        "headers",
-        "lost",
-        "resumes",
+        "more_headers",
+        "number",
+        "outcome",
         "score",
         "target",
-        "unreached",
         "waited",
     )
 
@@ -76,21 +100,16 @@ class Placement:
         self.score, self._tier, self._prompt = score, tier, prompt
         self._share = Share(self.target.load, prompt.tokens - score.cached)
         self._slot: Callable[[], Any] | None = None
-        self._way: Callable[[Target], None] | None = None
+        self._leave_slot: Callable[[Target], None] | None = None
         self.fallback = ""
         """Why a worse tier, or another route, has been chosen; empty: it has not."""
-        self.lost = False
-        """The connection ended: whatever the target did for the call, it does no more."""
-        self.away = False
-        """The target was not there, as far as its failure tells."""
-        self.unreached = False
-        """No connection: the call was not sent."""
-        self.resumes = False
-        """The client has a part of the answer: the next placement goes on with it."""
+        self.outcome = NO_OUTCOME
         self.waited = 0.0
         """Seconds in the queue."""
-        self.headers: list[tuple[bytes, bytes]] = []
-        """What the client is told of the way its call has taken."""
+        self.number = 1
+        """Its number among the attempts of its call."""
+        self.more_headers: Sequence[tuple[bytes, bytes]] = ()
+        """What else the client is told of the way its call has taken."""
         self._begun = self._ended = self._trial = False
         self._timer: asyncio.TimerHandle | None = None
         self.target.inflight.own += 1
@@ -100,7 +119,7 @@ class Placement:
         self._begun = True
         self._tier.placed(self._prompt, self.score)
         self.target.attempts += 1
-        self._trial = self.target.breaker.attempt()
+        self._trial = bool(self.target.breaker.ejections) and self.target.breaker.attempt()
         if self._prompt.whole:  # nobody will see its first token, and its prompt is not being read until its end
             seconds = self.target.load.prefill / RATE
             self._timer = asyncio.get_running_loop().call_later(seconds, self._share.first_token)
@@ -121,19 +140,21 @@ class Placement:
             self.address = structs.replace(self.address, model=route)  # it would not know the name asked for
         self.fallback = next((word for kind, word in STANDING_IN.items() if isinstance(refused, kind)), "failed")
 
-    def tell(self, attempt: int, *more: tuple[bytes, bytes]) -> None:
-        """Say in the answer's headers which way the call has gone."""
-        self.headers = [
-            (b"x-trunkline-target", self.target.name.encode()),
-            (b"x-trunkline-attempts", b"%d" % attempt),
-            *more,
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What the client is told of the way its call has taken, in the headers of its answer."""
+        headers = [
+            (b"x-trunkline-target", self.target.header_name),
+            (b"x-trunkline-attempts", b"%d" % self.number),
+            *self.more_headers,
         ]
         if self.fallback:
-            self.headers.append((b"x-trunkline-fallback", self.fallback.encode()))
+            headers.append((b"x-trunkline-fallback", self.fallback.encode()))
+        return headers
 
-    def holds(self, give_back: Callable[[], asyncio.Future[Any] | None], make_way: Callable[[Target], None]) -> None:
-        """A slot that is counted for all gateways is held, too; `make_way` is told just before it is free."""
-        self._slot, self._way = give_back, make_way
+    def holds(self, give_back: Callable[[], asyncio.Future[Any] | None], leave_slot: Callable[[Target], None]) -> None:
+        """A slot that is counted for all gateways is held, too; `leave_slot` is called just before it is free."""
+        self._slot, self._leave_slot = give_back, leave_slot
 
     def first_token(self) -> None:
         """The prompt has been read. A target that is on trial works: other calls need not wait for this one's end."""
@@ -153,19 +174,17 @@ class Placement:
     def failed(self, error: UpstreamError) -> None:
         """It did not, and is to blame; one that sheds load is not broken."""
         self._mark(error)
-        self.lost = isinstance(error, Disconnected | Unreachable)
-        self.away = self.unreached = isinstance(error, Unreachable)
+        self.outcome = Outcome(error)
         if isinstance(error, UpstreamBusy):
             self.target.rest(error.retry_after)
-            self.away = error.broken
-        if self.away:
+        if self.outcome.away:
             self.target.miss()
         if not isinstance(error, UpstreamBusy) or error.broken:
             self.target.failed(self._trial)
 
     def resume(self) -> None:
         """It failed in the middle of its answer: the next placement is to be one that can go on with it."""
-        self.resumes = True
+        self.outcome = structs.replace(self.outcome, resumes=True)
 
     def refused(self, error: GatewayError) -> None:
         """It answered that the call was wrong: it is well."""
@@ -181,14 +200,15 @@ class Placement:
         if self._ended:
             return
         self._ended = True
-        if self._way is not None:
-            self._way(self.target)
+        if self._leave_slot is not None:
+            self._leave_slot(self.target)
         self.target.inflight.own -= 1
         if self._timer is not None:
             self._timer.cancel()
         if self._begun:
-            self.target.breaker.ended(self._trial)
-            self._trial = False
+            if self._trial:
+                self._trial = False
+                self.target.breaker.ended(True)
             self._share.end()
         else:
             self._share.undo()

@@ -1,28 +1,60 @@
-"""One call's way along a route and those that stand in for it, and its waiting where calls are held."""
+"""Which target a call tries next: along its route, along those that stand in for it, and again where it can wait."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from backends.api import Call
-from gateway.core.errors import ContextTooLong, NoTarget, QueueFull, QueueTimeout
+from gateway.core.errors import ContextTooLong, GatewayError, NoTarget, QueueFull, QueueTimeout
 from gateway.core.types import KeyRecord, Spent
-from gateway.routing.attempt import Placement
+from gateway.routing.attempt import NO_OUTCOME, Attempt, Outcome
 from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.queue import Waiter
 from gateway.routing.route import Route
+from gateway.routing.route_attempts import RouteAttempts
 
 MOST_ATTEMPTS: Final = 3
 """Targets tried for one call, those of a fallback route included."""
 MOST_IN_ALL: Final = 10
 """The same for a call that can be held: at most so many times, too, it is sent to a target that is not there."""
+_PASSED_BY: Final = (NoTarget, ContextTooLong, QueueFull, QueueTimeout)
+"""What a route says that cannot take a call: another may."""
+
+NOTHING_SPENT: Final = Spent()
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
-class Way:
-    """Where one call has been, and what it has not tried. `chain` is its route and those that stand in for it."""
+class Attempts:
+    """The attempts of one call, each at another target. `close` gives back what they hold, whatever happened."""
+
+    __slots__ = (
+        "_call",
+        "_chain",
+        "_clock",
+        "_current",
+        "_full",
+        "_headers",
+        "_held_seconds",
+        "_held_until",
+        "_key",
+        "_last",
+        "_made",
+        "_most",
+        "_own_refusal",
+        "_read",
+        "_refusal",
+        "_resumes",
+        "_route",
+        "_strict",
+        "_tried",
+        "_tries",
+        "_turns",
+        "_unserved",
+        "_worked",
+    )
 
     def __init__(
         self,
@@ -30,108 +62,154 @@ class Way:
         call: Call,
         key: KeyRecord,
         read: Callable[[Route], Prompt],
-        spent: Callable[[], Spent],
-        told: Sequence[tuple[bytes, bytes]],
+        headers: Headers,
         clock: Callable[[], float],
     ) -> None:
-        """`read` gives the call's prompt as a route sees it; `told` are headers for its client; `clock` is monotonic,
-        in seconds."""
+        """`chain` is the call's route and those that stand in for it; `read` gives the call's prompt as a route sees
+        it; `headers` go to the client with each answer; `clock` is monotonic, in seconds."""
         self._chain, self._route, self._call, self._key = chain, chain[0], call, key
-        self._read, self._spent, self._told, self._clock = read, spent, list(told), clock
+        self._read, self._headers, self._clock = read, headers, clock
+        self._current: RouteAttempts | None = None
+        self._last: Attempt | None = None
+        """The attempt that is under way."""
         self._made = 0
-        """Placements so far."""
+        """Attempts so far."""
         self._worked = 0
         """Of these, those whose target was sent the call."""
-        self._lost = True
+        self._unserved = True
         """All have come to nothing, and no target works on any."""
-        self._until: float | None = None
+        self._resumes = False
+        """The client has a part of the answer: what follows goes on with it, on the same route."""
+        self._held_until: float | None = None
         """When it is held no longer, by the clock; None: it never was."""
-        self._held_for = 0.0
+        self._held_seconds = 0.0
+        self._begin(MOST_ATTEMPTS, MOST_ATTEMPTS)
 
-    def placements(self) -> AsyncGenerator[Placement, None]:
-        """Placements to try in turn, as `Routes.placements` says."""
-        return self._once() if self._route.hold is None else self._patiently(self._route.hold)
+    async def next(self, outcome: Outcome = NO_OUTCOME) -> Attempt | None:
+        """The next attempt, after the last one had this outcome. None: there is no other left to try.
 
-    async def _once(self, tries: int = MOST_ATTEMPTS, most: int = MOST_ATTEMPTS) -> AsyncGenerator[Placement, None]:
-        """At most `most` placements, `tries` until an answer has begun, each at another target."""
+        Waits while all targets are full, and on a route that holds calls, while none is there. Raises `QueueFull`,
+        `QueueTimeout`, `ContextTooLong`, and `NoTarget` if there is no target to try at all.
+        """
+        if self._last is not None:
+            self._last = None
+            self._worked += not outcome.unreached
+            self._unserved = self._unserved and (outcome.lost or outcome.away) and not outcome.resumes
+            self._resumes = self._resumes or outcome.resumes
+        while True:
+            refusal: NoTarget | None = None
+            try:
+                self._last = await self._along_the_chain(outcome)
+            except NoTarget as error:
+                refusal = error
+            if self._last is not None:
+                return self._last
+            if self._route.hold is None or not await self._waited(refused=refusal is not None):
+                if refusal is not None:
+                    raise refusal
+                return None
+            self._begin(min(MOST_ATTEMPTS, self._route.attempts) - self._worked, MOST_ATTEMPTS - self._worked)
+
+    def close(self, spent: Spent) -> None:
+        """The call is over; if that was while its target worked on it, it took `spent`."""
+        current, self._current = self._current, None
+        if current is not None:
+            current.close(spent if self._last is not None or self._resumes else NOTHING_SPENT)
+
+    def _begin(self, tries: int, most: int) -> None:
+        """A round along the chain: at most `most` attempts, `tries` until an answer has begun."""
+        self._tries, self._most, self._tried = tries, most, 0
         # Nobody waits for one route, or tries what seems to be down there, while another can take the call. After
         # that the call waits for the first that is only full, and if none is, takes what there is.
         alone = len(self._chain) == 1
-        turns = deque((each, alone, alone) for each in self._chain)
-        tried, refused, full, ours, resumes = 0, None, None, None, False
-        while turns and tried < tries and not resumes:  # another route has other models
-            each, wait, lenient = turns.popleft()
-            try:
-                attempts = each.placements(
-                    self._call,
-                    self._read(each),
-                    self._key,
-                    self._spent,
-                    most - tried,
-                    tries=tries - tried,
-                    wait=wait,
-                    lenient=lenient,
-                )
-                async with aclosing(attempts) as placements:
-                    async for placement in placements:
-                        tried += 1
-                        self._made += 1
-                        if each is not self._route:
-                            placement.stand_in(each.name, ours)
-                        placement.tell(self._made, *self._told, *self._waited())
-                        yield placement
-                        resumes = resumes or placement.resumes
-            except (NoTarget, ContextTooLong, QueueFull, QueueTimeout) as error:
-                error.headers = {**error.headers, **{name.decode(): value.decode() for name, value in self._told}}
-                ours = error if ours is None and each is self._route else ours
-                if refused is None or wait or isinstance(refused, ContextTooLong):
-                    refused = error  # that it fits nowhere is said only if it does not fit anywhere
-                if full is None and isinstance(error, QueueFull | QueueTimeout):
-                    full = each
-            if not turns and not tried and not wait and not lenient:
-                turns.extend(
-                    [(full, True, False)] if full is not None else [(each, False, True) for each in self._chain]
-                )
-        if not tried and refused is not None:
-            raise refused
+        self._turns = deque([(self._route, True, True)] if alone else [(each, False, False) for each in self._chain])
+        self._strict = not alone
+        self._refusal: GatewayError | None = None
+        self._own_refusal: GatewayError | None = None
+        self._full: Route | None = None
 
-    async def _patiently(self, hold: float) -> AsyncGenerator[Placement, None]:
-        """As `_once`; while no target is there, the call is held for so many seconds in all, and tried again."""
-        tries, most, refused = MOST_ATTEMPTS, MOST_ATTEMPTS, None
+    async def _along_the_chain(self, outcome: Outcome) -> Attempt | None:
         while True:
+            current = self._current
+            if current is None:
+                if not self._turns or self._tried >= self._tries:
+                    break
+                route, wait, lenient = self._turns.popleft()
+                outcome = NO_OUTCOME
+            else:
+                route, wait = current.route, current.waits
             try:
-                async with aclosing(self._once(tries, most)) as placements:
-                    async for placement in placements:
-                        yield placement
-                        self._worked += not placement.unreached
-                        self._lost = self._lost and (placement.lost or placement.away) and not placement.resumes
-                refused = None
-            except NoTarget as error:
-                refused = error
-            if not await self._could_wait(hold, refused is not None):
-                break
-            tries = min(MOST_ATTEMPTS, self._route.attempts) - self._worked
-            most = MOST_ATTEMPTS - self._worked
-        if refused is not None:
-            raise refused
+                if current is None:
+                    current = self._current = RouteAttempts(
+                        route,
+                        self._call,
+                        self._read(route),
+                        self._key,
+                        self._most - self._tried,
+                        tries=self._tries - self._tried,
+                        wait=wait,
+                        lenient=lenient,
+                    )
+                attempt = await current.next(outcome)
+                if attempt is not None:
+                    return self._introduced(attempt, route)
+            except _PASSED_BY as error:
+                self._note(error, route, wait)
+            if self._resumes:  # another route has other models; half an answer is charged when the call is over
+                return None
+            self._leave()
+        if not self._tried and self._refusal is not None:
+            raise self._refusal
+        return None
 
-    async def _could_wait(self, hold: float, refused: bool) -> bool:
+    def _introduced(self, attempt: Attempt, route: Route) -> Attempt:
+        """The attempt, with what its answer tells the client of the way the call has taken."""
+        self._tried += 1
+        self._made += 1
+        if route is not self._route:
+            attempt.stand_in(route.name, self._own_refusal)
+        attempt.number, attempt.more_headers = self._made, self._headers
+        if self._held_seconds:
+            attempt.more_headers = [*self._headers, (b"x-trunkline-held", b"%.3f" % self._held_seconds)]
+        return attempt
+
+    def _note(self, error: GatewayError, route: Route, wait: bool) -> None:
+        """Remember why a route did not take the call."""
+        error.headers = {**error.headers, **{name.decode(): value.decode() for name, value in self._headers}}
+        if self._own_refusal is None and route is self._route:
+            self._own_refusal = error
+        if self._refusal is None or wait or isinstance(self._refusal, ContextTooLong):
+            self._refusal = error  # that it fits nowhere is said only if it does not fit anywhere
+        if self._full is None and isinstance(error, QueueFull | QueueTimeout):
+            self._full = route
+
+    def _leave(self) -> None:
+        """The route has no other target for the call: what was charged for it came to nothing."""
+        if self._current is not None:
+            self._current.close(NOTHING_SPENT)
+            self._current = None
+        if not self._turns and not self._tried and self._strict:
+            self._strict = False
+            self._turns.extend(
+                [(self._full, True, False)] if self._full is not None else [(each, False, True) for each in self._chain]
+            )
+
+    async def _waited(self, *, refused: bool) -> bool:
         """Whether the call can be tried again, after it was held if that could help; `refused`: there was no target."""
-        if not self._lost or self._made >= MOST_IN_ALL or self._worked >= min(MOST_ATTEMPTS, self._route.attempts):
+        most = min(MOST_ATTEMPTS, self._route.attempts)
+        if not self._unserved or self._made >= MOST_IN_ALL or self._worked >= most:
             return False
         prompt, began = self._read(self._route), self._clock()
         waits = self._waits_for(prompt)
         if waits is None or (refused and not waits):
             return False
         if waits:
-            self._until = began + hold if self._until is None else self._until
+            assert self._route.hold is not None
+            self._held_until = began + self._route.hold if self._held_until is None else self._held_until
             waiter = Waiter(self._key.priority, self._key.tenant, prompt.tokens, len(self._call.body.raw))
-            await self._route.held.wait(waiter, lambda: self._is_up(prompt), self._until - began)
-            self._held_for += self._clock() - began
+            await self._route.held.wait(waiter, lambda: self._is_up(prompt), self._held_until - began)
+            self._held_seconds += self._clock() - began
         return True
-
-    def _waited(self) -> list[tuple[bytes, bytes]]:
-        return [(b"x-trunkline-held", b"%.3f" % self._held_for)] if self._held_for else []
 
     def _is_up(self, prompt: Prompt) -> bool:
         waits = self._waits_for(prompt)

@@ -8,7 +8,7 @@ from functools import partial
 
 from backends.capabilities import Capabilities
 from gateway.config import RouteSpec, Table, TargetSpec
-from gateway.routing.attempt import Placement
+from gateway.routing.attempt import Attempt
 from gateway.routing.max_inflight import Slots
 from gateway.routing.policies import registry
 from gateway.routing.policies.registry import Factory
@@ -72,23 +72,10 @@ class Builder:
             for tier in specs
         ]
         old = None if before is None else before.get(name)
-        return Route(
-            name,
-            tiers,
-            spec.retry.attempts,
-            self._queue(name, spec) if old is None else old.queue,
-            spec.queue_wait,
-            self._slots,
-            self._clock,
-            held=self._hold(name, spec) if old is None else old.held,
-            bounds=(spec.queue.calls, spec.queue.size),
-            price=spec.price,
-            fallback_route=spec.fallback_route,
-            resumes=spec.resume == "text",
-            hold=spec.hold,
-        )
+        queue, held = (self._queue(name, spec), self._hold(name, spec)) if old is None else (old.queue, old.held)
+        return Route(name, spec, tiers, queue, held, self._slots, self._clock)
 
-    def _queue(self, name: str, spec: RouteSpec) -> Queue[Placement]:
+    def _queue(self, name: str, spec: RouteSpec) -> Queue[Attempt]:
         return Queue(
             calls=spec.queue.calls,
             size=spec.queue.size,

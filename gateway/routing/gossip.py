@@ -84,6 +84,8 @@ class RouteGossip:
         self._ring: deque[Note] = deque(maxlen=RING)
         self._applied: dict[str, int] = {}
         """By gateway: the count of its notes that were applied."""
+        self._alone = False
+        """Nobody else had published anything when the board was last read."""
         self._charged, self._busy, self._quiet = -1, float("-inf"), False
 
     def inherit(self, predecessor: RouteGossip | None) -> None:
@@ -119,6 +121,9 @@ class RouteGossip:
     def apply(self, reports: Reports, now: float) -> None:
         """Take in what others published. A report that cannot be read is left out: for a while there may be some of
         another version."""
+        if self._alone and not reports:
+            return
+        self._alone = not reports
         loads: dict[str, dict[str, tuple[LoadReport, float]]] = {url: {} for url in self.loads}
         self.route.others_waiting = 0
         inflight: Counter[str] = Counter()

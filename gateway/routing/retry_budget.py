@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 RETRY_SHARE: Final = 0.2
@@ -12,7 +10,9 @@ RETRY_FLOOR: Final = 3
 
 
 class RetryBudget:
-    """Counts a route's calls and retries in flight."""
+    """A route's calls and retries in flight, which its calls count in and out."""
+
+    __slots__ = ("in_flight", "retrying")
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -21,21 +21,3 @@ class RetryBudget:
     def allows(self) -> bool:
         """One more retry may begin."""
         return self.retrying < max(RETRY_FLOOR, RETRY_SHARE * self.in_flight)
-
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """One call in flight."""
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-
-    @contextmanager
-    def attempt(self, *, again: bool) -> Iterator[None]:
-        """One attempt; `again`: it is a retry."""
-        self.retrying += again
-        try:
-            yield
-        finally:
-            self.retrying -= again

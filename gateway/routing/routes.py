@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from backends.api import Call
 from gateway.config import Table
 from gateway.core.errors import NoRoute
-from gateway.core.types import KeyRecord, OrderState, Spent, TargetOrder
-from gateway.routing.attempt import Placement
-from gateway.routing.attempts import Way
+from gateway.core.types import KeyRecord, OrderState, TargetOrder
+from gateway.routing.attempts import Attempts
 from gateway.routing.explain import Candidacy, explained
 from gateway.routing.features import read
 from gateway.routing.gossip import RouteGossip
@@ -25,6 +24,8 @@ class Routes:
     ) -> None:
         self._routes, self._names = routes, table.names()
         self.config_hash = config_hash
+        self._answer_headers = ((b"x-trunkline-config", config_hash.encode()),)
+        self._chains = {name: tuple(self.chain(route)) for name, route in routes.items()}
         self.targets = {target.name: target for route in routes.values() for target in route.targets}
         self.gossip: Mapping[str, RouteGossip] = dict(_gossip(routes.values()))
         if before is not None:
@@ -40,7 +41,7 @@ class Routes:
 
     def find(self, model: str, visible: Callable[..., bool]) -> Route:
         """The route that `model` means. Raises `NoRoute`, naming the models for which `visible` is true."""
-        name = self._names.find(model)
+        name = self._names.exact.get(model) or self._names.find(model)
         if name is None:
             usable = self.models(visible)
             shown = ", ".join(usable[:20]) + (", ..." if len(usable) > 20 else "")
@@ -60,26 +61,19 @@ class Routes:
             route = self._routes[route.fallback_route]
             yield route
 
-    def placements(
+    def attempts(
         self,
         route: Route,
         call: Call,
         headers: Mapping[bytes, bytes],
         key: KeyRecord,
         tokens: int,
-        spent: Callable[[], Spent],
         *,
         explain: bool = False,
-    ) -> AsyncGenerator[Placement, None]:
-        """Placements to try in turn, each at another target and only when the one before has failed. After one that
-        `resumes` all are for the rest of its answer.
-
-        `tokens` is the estimated length of the prompt, `spent` what the call has used when it is over. Waits while all
-        targets are full, and on a route that holds calls, while none is there; after that a target may be tried once
-        more. Raises `QueueFull`, `QueueTimeout`, `ContextTooLong`, and `NoTarget` if there is no target to try at all.
-        """
-        patient = route.hold is not None
-        told = [(b"x-trunkline-config", self.config_hash.encode())]
+    ) -> Attempts:
+        """The attempts of a call whose prompt is about so many `tokens` long; its answer tells how its target was
+        picked if it is to `explain`."""
+        patient, told = route.hold is not None, list(self._answer_headers)
         if explain:
             prompt = self.read(route, call, headers, key, tokens)
             told.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
@@ -87,7 +81,7 @@ class Routes:
         def read(each: Route) -> Prompt:
             return self.read(each, call, headers, key, tokens, patient=patient)
 
-        return Way(list(self.chain(route)), call, key, read, spent, told, route.clock).placements()
+        return Attempts(self._chains[route.name], call, key, read, told, route.clock)
 
     def read(
         self,

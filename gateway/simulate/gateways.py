@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
 from typing import Any, Final, cast
@@ -11,10 +11,11 @@ from typing import Any, Final, cast
 from backends.api import Call
 from backends.body import Body
 from gateway.config import RouteSpec, Table, TargetSpec
-from gateway.core.types import KeyRecord, Spent
-from gateway.routing import Builder, Gossip, Placement, Route, Slots
+from gateway.core.types import KeyRecord
+from gateway.routing import Builder, Gossip, Route, Slots
 from gateway.routing.policies.api import Prompt
 from gateway.routing.policies.registry import Factory
+from gateway.routing.route_attempts import RouteAttempts
 from gateway.store import FRESH_SECONDS, Limits
 from gateway.targets.health import Breaker
 
@@ -75,9 +76,9 @@ class SimulatedGateway:
         self._gossip = Gossip(partial(boards.exchange, name), routes, clock)
         self._chance = Random(f"{seed} exchange")  # noqa: S311 - jitter
 
-    def placements(self, prompt: Prompt, spent: Callable[[], Spent]) -> AsyncGenerator[Placement, None]:
-        """As the page asks for them. Raises `QueueFull`, `QueueTimeout`."""
-        return self.route.placements(CALL, prompt, KEY, spent, 1)
+    def attempts(self, prompt: Prompt) -> RouteAttempts:
+        """Of one call, which is tried once."""
+        return RouteAttempts(self.route, CALL, prompt, KEY, 1)
 
     async def exchanges(self, seconds: float) -> None:
         """Exchange each so many seconds, out of step with the others."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 
 from backends.api import Usage
 from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.types import Spent
 from gateway.faults.engine import TimedEngine, Work
-from gateway.routing import Placement
+from gateway.routing.attempt import NO_OUTCOME, Attempt
 from gateway.simulate.calls import Call
 from gateway.simulate.gateways import SimulatedGateway
 
@@ -86,27 +85,30 @@ class Replay:
     async def _serve(self, call: Call) -> None:
         came, measured = self._loop.time(), self._loop.time() >= self._skip
         gateway = self._gateways[int(call.draw * len(self._gateways))]
-        spent = Spent(call.prompt.tokens, 0, call.answer)
-        begun = False
+        spent, begun = Spent(), False
+        attempts = gateway.attempts(call.prompt)
         try:
-            async with aclosing(gateway.placements(call.prompt, lambda: spent)) as placements:
-                async for placement in placements:
-                    work, first, last = self._work(call, placement)
+            attempt = await attempts.next(NO_OUTCOME)
+            assert attempt is not None
+            spent = Spent(call.prompt.tokens, 0, call.answer)
+            try:
+                work, first, last = self._work(call, attempt)
+                if measured:
+                    self._placed(attempt)
+                try:
+                    await first
+                    begun = True
+                    attempt.first_token()
                     if measured:
-                        self._placed(placement)
-                    try:
-                        await first
-                        begun = True
-                        placement.first_token()
-                        if measured:
-                            self.ttft.append((came, self._loop.time() - came))
-                            self.cached.append((came, work.tokens, work.cached or 0))
-                        await last
-                    finally:
-                        if not work.ended:
-                            self._engines[placement.score.index].abort(work)
-                    placement.answered(Usage(work.tokens, work.answer, work.cached))
-                    break
+                        self.ttft.append((came, self._loop.time() - came))
+                        self.cached.append((came, work.tokens, work.cached or 0))
+                    await last
+                finally:
+                    if not work.ended:
+                        self._engines[attempt.score.index].abort(work)
+                attempt.answered(Usage(work.tokens, work.answer, work.cached))
+            finally:
+                attempt.end()
         except (QueueFull, QueueTimeout):
             self.refused += measured
         except asyncio.CancelledError:
@@ -114,10 +116,12 @@ class Replay:
                 self.unfinished += 1
                 self.ttft.append((came, self._loop.time() - came))
             raise
+        finally:
+            attempts.close(spent)
         for following in call.next:
             self._loop.call_later(following.after, self._comes, following)
 
-    def _work(self, call: Call, placement: Placement) -> tuple[Work, asyncio.Future[None], asyncio.Future[None]]:
+    def _work(self, call: Call, attempt: Attempt) -> tuple[Work, asyncio.Future[None], asyncio.Future[None]]:
         first, last = self._loop.create_future(), self._loop.create_future()
 
         def heard(work: Work) -> None:
@@ -126,14 +130,14 @@ class Replay:
                     future.set_result(None)
 
         work = Work(call.segments, call.answer, heard)
-        self._engines[placement.score.index].add(work)
+        self._engines[attempt.score.index].add(work)
         return work, first, last
 
-    def _placed(self, placement: Placement) -> None:
-        place = placement.score.index
-        self.reasons[placement.score.reason] += 1
-        self.queued += placement.waited > 0
-        self.tokens[place] += placement.prompt_tokens
+    def _placed(self, attempt: Attempt) -> None:
+        place = attempt.score.index
+        self.reasons[attempt.score.reason] += 1
+        self.queued += attempt.waited > 0
+        self.tokens[place] += attempt.prompt_tokens
         loads = [len(engine.waiting) + engine.running for engine in self._engines]
         self.busiest += max(load / weight for load, weight in zip(loads, self._weights, strict=True))
         self.busy += sum(loads) / sum(self._weights)

@@ -34,6 +34,17 @@ def step(stored: int, now: int, limit: int, window: int, amount: int, most: int 
     return Step(tat, tat - now - whole)
 
 
+def look(stored: int, now: int, limit: int, window: int, amount: int, most: int) -> tuple[int, int, int, int, int]:
+    """`step` by nothing and by `amount`: both arrival times, how much too early the ask is, and the units `remaining`
+    before and after."""
+    cost = -(-window // limit)
+    whole = cost * limit
+    none = min(max(stored, now), now + whole * most)
+    moved = none + cost * amount
+    left, left_after = (whole - none + now) // cost, (whole - moved + now) // cost
+    return none, moved, moved - now - whole, max(0, left), max(0, left_after)
+
+
 def settle(stored: int, now: int, at: int, limit: int, window: int, reserved: int, used: int) -> int:
     """The arrival time after a call that had `reserved` units at `at` turns out to have `used` others.
 

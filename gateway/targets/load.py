@@ -165,7 +165,8 @@ class Share:
     def end(self) -> None:
         """The call is over, however it ended."""
         if self._running:
-            self.first_token()
+            if self._prefill:
+                self.first_token()
             self._load.running -= 1
             self._running = False
             for freed in self._load.freed:

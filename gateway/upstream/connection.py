@@ -34,6 +34,8 @@ class Response(Answer):
     """The deadline, in the loop's time."""
     _timer: asyncio.TimerHandle | None = None
     _due = 0.0
+    _tailing = False
+    """Its reader has all that it wants; what is left is the end of the message."""
 
     @property
     def ended(self) -> bool:
@@ -84,11 +86,18 @@ class Response(Answer):
             finally:
                 self._waiter = None
 
-    def release(self) -> None:
-        """Let go of the connection: it serves again if the message is complete, else it is closed at once."""
-        connection, self.connection = self.connection, None
+    def release(self, tail: float = 0.0) -> None:
+        """Let go of the connection: it serves again if the message is complete, else it is closed, at once or, where
+        nothing but the message's end is due, if that has not come in `tail` seconds."""
+        connection = self.connection
         if connection is None:
             return
+        if tail and not self.complete and self._failure is None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._tailing = connection.loop.call_later(tail, self.release), True
+            return
+        self.connection = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -101,7 +110,10 @@ class Response(Answer):
         self.wake()
 
     def wake(self) -> None:
-        """Let the reader look again."""
+        """Let the reader look again; without one, the message may have come to its end."""
+        if self._tailing:
+            self.release()
+            return
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -179,8 +191,10 @@ class Connection(asyncio.Protocol):
             self.abort()
         if response.held >= HELD_BYTES and not response.complete:
             self._pause()
-        waiter = response._waiter
-        if waiter is not None and not waiter.done():
+        waiter = response._waiter  # as `wake`
+        if waiter is None:
+            response.wake()
+        elif not waiter.done():
             waiter.set_result(None)
 
     def eof_received(self) -> None:

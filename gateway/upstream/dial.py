@@ -1,4 +1,4 @@
-"""How a connection is made: from names to addresses, one address after the other, over unix sockets."""
+"""How a connection is made: from names to addresses, one address after the other, through a proxy, with TLS."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
-from gateway.core.errors import Unreachable
+from gateway.core.errors import Disconnected, Unreachable, UpstreamError
 from gateway.upstream.connection import Connection, spoken
-from gateway.upstream.origin import Origin, Place
+from gateway.upstream.http1 import Answer
+from gateway.upstream.origin import Origin, Place, Proxy
 
 Address = tuple[int, tuple[object, ...]]
 """A socket's family and address."""
@@ -45,11 +47,11 @@ class Dialer:
 
     async def connect(self, origin: Origin, make: Make, until: float) -> Connection:
         """A connection on which requests can be sent. Raises `Unreachable`, `OSError`, `UnicodeError`."""
-        place = origin.place
+        place = origin.place if origin.proxy is None else origin.proxy.place
         if place.unix:
-            return await _open(socket.AF_UNIX, place.unix, make)
+            return await _open(socket.AF_UNIX, place.unix, origin, make)
         try:
-            return await _first(await self._addresses(place), make, until)
+            return await _first(await self._addresses(place), origin, make, until)
         except Unreachable:
             self._known.pop(place, None)  # it may have moved
             raise
@@ -88,7 +90,7 @@ def _literal(place: Place) -> list[Address]:
     return [(family, address) for family, _, _, _, address in found]
 
 
-async def _first(addresses: list[Address], make: Make, until: float) -> Connection:
+async def _first(addresses: list[Address], origin: Origin, make: Make, until: float) -> Connection:
     """The first of the addresses that connects; each gets its part of the time that is left."""
     loop = asyncio.get_running_loop()
     failures: list[str] = []
@@ -96,7 +98,7 @@ async def _first(addresses: list[Address], make: Make, until: float) -> Connecti
         share = max(LEAST_SECONDS, (until - loop.time()) / (len(addresses) - number))
         try:
             async with asyncio.timeout(share):
-                return await _open(*address, make)
+                return await _open(*address, origin, make)
         except TimeoutError:
             failures.append(f"{address[1][0]}: no connection within {share:g} s")
         except OSError as error:
@@ -104,17 +106,26 @@ async def _first(addresses: list[Address], make: Make, until: float) -> Connecti
     raise Unreachable("; ".join(failures))
 
 
-async def _open(family: int, address: tuple[object, ...] | str, make: Make) -> Connection:
+async def _open(family: int, address: tuple[object, ...] | str, origin: Origin, make: Make) -> Connection:
     """A connection to one address, or to the unix socket at a path."""
-    loop = asyncio.get_running_loop()
+    loop, tls = asyncio.get_running_loop(), origin.tls
+    context = None if tls is None else await asyncio.to_thread(tls.context)  # it may read hundreds of certificates
     connection, opened = make(), await _connected(family, address)
     try:
         if family == socket.AF_UNIX:
             await loop.create_unix_connection(lambda: connection, sock=opened)
-        else:
+        elif tls is None:
             await loop.create_connection(lambda: connection, sock=opened)
+        else:
+            if origin.proxy is not None:
+                await _tunnel(opened, origin.proxy, origin.place)
+            name = tls.server_name
+            await loop.create_connection(lambda: connection, sock=opened, ssl=context, server_hostname=name)
     except BaseException:
         connection.abort()
+        with suppress(OSError):  # uvloop would go on with a handshake that nobody waits for any more
+            opened.shutdown(socket.SHUT_RDWR)
+        opened.close()
         raise
     connection.socket = opened
     return connection
@@ -132,3 +143,22 @@ async def _connected(family: int, address: tuple[object, ...] | str) -> socket.s
         opened.close()
         raise
     return opened
+
+
+async def _tunnel(opened: socket.socket, proxy: Proxy, place: Place) -> None:
+    """Let the proxy connect to a place; what is sent and comes from then on is that one's."""
+    loop = asyncio.get_running_loop()
+    request = f"CONNECT {place.authority} HTTP/1.1\r\nhost: {place.authority}\r\n".encode()
+    if proxy.credentials:
+        request += b"proxy-authorization: %b\r\n" % proxy.credentials
+    await loop.sock_sendall(opened, request + b"\r\n")
+    answer = Answer(without_body=True)
+    try:
+        while not answer.status:
+            if not (data := await loop.sock_recv(opened, 4096)):
+                raise Disconnected(answer.missing())
+            answer.feed(data)
+    except UpstreamError as error:
+        raise Unreachable(f"the proxy: {error.message}") from error
+    if not 200 <= answer.status < 300:
+        raise Unreachable(f"the proxy refuses to connect: status {answer.status}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 import httpx
 
@@ -12,20 +13,22 @@ from backends.api import Call, Facts, Gauges, RequestRefused
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.config import Timeouts
-from gateway.core.errors import Rejected, Unsupported, UpstreamTimeout
+from gateway.core.errors import BadReply, GatewayError, Rejected, Unsupported, UpstreamTimeout
 from gateway.upstream.connection import Response
-from gateway.upstream.deadline import Deadline
+from gateway.upstream.exchange import LATE, Exchange
 from gateway.upstream.failures import conceal, fit, status_refusal, worded_refusal
-from gateway.upstream.origin import Origin
+from gateway.upstream.origins import Origins
 from gateway.upstream.pool import Pool
-from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, Upstream, reader_for
+from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, reader_for
 from gateway.upstream.transport import Transport
 
+IDENTITY: Final = b"accept-encoding", b"identity"
 PROBE_SECONDS = 3.0
 WAKE_SECONDS = 120.0
 """How long a server may take to fetch its model."""
 SCRAPE_LIMIT = 4 * 1024**2
 """Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
+NONE: Final[Mapping[bytes, bytes]] = {}
 REFUSED = "credential refused"
 _REFUSALS = (401, 403)
 _NO_SUCH_ROUTE = (404, 405, 501)
@@ -40,48 +43,69 @@ class Forwarder:
         self.limits = limits
         self._pool = Pool()
         self._transport = transport or Transport(self._pool)
-        self._origins: dict[Address, Origin] = {}
+        self.origins = Origins()
 
     async def close(self) -> None:
         await self._pool.close()
 
-    @asynccontextmanager
-    async def forward(
-        self, call: Call, address: Address, capabilities: Capabilities, timeouts: Timeouts, trace: Mapping[str, str]
-    ) -> AsyncIterator[Upstream]:
-        """One attempt. Entering it gives a good answer to read, leaving it ends the exchange whatever is left of it.
+    async def send(
+        self,
+        call: Call,
+        address: Address,
+        capabilities: Capabilities,
+        timeouts: Timeouts,
+        trace: Mapping[str, str],
+        callers: Mapping[bytes, bytes] = NONE,
+    ) -> Exchange:
+        """One attempt: send the call, and wait for the head of a good answer. Every exchange must be closed.
 
+        `callers` are the headers that the call came with, names in lower case; those that the table names go on.
         Raises `Unsupported` and `Rejected` (the caller's fault), `UpstreamError` (the target's), `AnswerTooLarge`.
         """
         try:
             asked = capabilities.adapter.request(call, address)
         except RequestRefused as refused:
             raise Unsupported(refused.message, param=refused.param) from refused
-        headers = {**asked.headers, **trace, "accept-encoding": "identity"}
-        fields = [(name.encode(), value.encode()) for name, value in headers.items()]
-        response: Response | None = None
+        headers = [(name.encode(), value.encode()) for name, value in {**asked.headers, **trace}.items()]
+        headers.append(IDENTITY)
+        origin = self.origins.found.get(address) or self.origins.of(address)
+        if origin.forwarded:
+            headers += [(name, callers[name]) for name in origin.forwarded if name in callers]
+        due = asyncio.get_running_loop().time() + timeouts.first_byte
         try:
-            with Deadline(timeouts.first_byte, timeouts.idle) as deadline:
-                response = await self._pool.request(
-                    self._origin(address), "POST", asked.path, fields, asked.body, timeouts.connect
-                )
-                content_type = fit(response.headers)
-                reader = reader_for(call, capabilities, content_type, self.limits)
-                upstream = Upstream(response, content_type, reader, deadline)
-                if (status := response.status) != 200:
-                    refused_by_status = status_refusal(status, response.headers.get(b"retry-after"))
-                    raise refused_by_status or worded_refusal(
-                        call, capabilities, status, await upstream.read(ERROR_BODY_LIMIT)
-                    )
-                yield upstream
-        except Rejected as refusal:
-            conceal(refusal, address.api_key)
+            response = await self._pool.request(
+                origin, "POST", asked.path, headers, asked.body, timeouts.connect, deadline=due
+            )
+        except TimeoutError:
+            raise UpstreamTimeout(LATE) from None
+        try:
+            if response.status != 200:
+                raise await self._refusal(call, address, capabilities, response)
+            content_type = fit(response.headers)
+            reader = reader_for(call, capabilities, content_type, self.limits, lenient=address.lenient)
+            return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
+        except BaseException:
+            response.release()
             raise
-        except TimeoutError as error:
-            raise UpstreamTimeout("no answer, or no next piece of it, in time") from error
-        finally:
-            if response is not None:
-                response.release()
+
+    async def _refusal(
+        self, call: Call, address: Address, capabilities: Capabilities, response: Response
+    ) -> GatewayError:
+        """What an answer that is no 200 means, in the target's words where these are fit for the client."""
+        refusal = status_refusal(response.status, response.headers.get(b"retry-after"), capabilities)
+        if refusal is None:
+            body = bytearray()
+            try:
+                while piece := await response.read():
+                    body += piece
+                    if len(body) > ERROR_BODY_LIMIT:
+                        return BadReply(f"the answer is larger than {ERROR_BODY_LIMIT} bytes")
+            except TimeoutError:
+                return UpstreamTimeout(LATE)
+            refusal = worded_refusal(call, capabilities, response.status, bytes(body))
+            if isinstance(refusal, Rejected):
+                conceal(refusal, address.api_key)
+        return refusal
 
     async def probe(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> str:
         """Why the target cannot serve, by its health route: "unreachable", "timeout", "status 503", "credential
@@ -181,7 +205,7 @@ class Forwarder:
         headers = {"accept-encoding": "identity"}
         if address.api_key is not None:
             headers["authorization"] = f"Bearer {address.api_key}"
-        origin = self._origin(address)
+        origin = self.origins.of(address)
         request = httpx.Request(method, origin.url + path, headers=headers)
         request.extensions = {"origin": origin, "timeout": {"connect": timeouts.connect}}
         async with asyncio.timeout(timeouts.connect + seconds):
@@ -190,8 +214,3 @@ class Forwarder:
                 yield response
             finally:
                 await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
-
-    def _origin(self, address: Address) -> Origin:
-        if (origin := self._origins.get(address)) is None:
-            origin = self._origins[address] = Origin(address.name, address.url)
-        return origin

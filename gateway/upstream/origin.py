@@ -64,6 +64,7 @@ class Origin:
     __slots__ = (
         "_prefix",
         "_tail",
+        "forwarded",
         "idle",
         "made",
         "name",
@@ -86,12 +87,14 @@ class Origin:
         tls: TLS | None = None,
         proxy: Proxy | None = None,
         headers: Mapping[str, str] | None = None,
+        forwarded: tuple[bytes, ...] = (),
     ) -> None:
         """`name` labels metrics; `url` is `http://`, `https://` or `unix://`; an `https://` one needs `tls`.
 
         `headers` go with every request. They must hold no line breaks; a `host` among them goes before the URL's.
+        `forwarded` are the names, in lower case, of a call's headers that go on to the target.
         """
-        self.name, self.tls, self.proxy = name, tls, proxy
+        self.name, self.tls, self.proxy, self.forwarded = name, tls, proxy, forwarded
         self.place, path = place_of(url)
         self.url, self.path = "http://localhost" if self.place.unix else url.rstrip("/"), path
         fields = {key.lower(): value for key, value in (headers or {}).items()}

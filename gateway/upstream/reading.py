@@ -5,9 +5,6 @@ A reader does no I/O: whoever has the connection feeds it what comes and tells i
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Literal, TypeVar
 
 from msgspec import Struct
@@ -16,13 +13,9 @@ from backends import sse
 from backends.api import DONE, Call, Chunk, UpstreamFault
 from backends.capabilities import Capabilities
 from gateway.core.errors import AnswerTooLarge, BadReply, Disconnected, GatewayError, UpstreamError
-from gateway.upstream.connection import Response
-from gateway.upstream.deadline import Deadline
 from gateway.upstream.failures import blame
 
 ERROR_BODY_LIMIT = 1024 * 1024
-TAIL_SECONDS = 0.2
-"""After its terminator a stream has nothing left but the end of the HTTP message."""
 
 
 Failure = TypeVar("Failure", bound=GatewayError)
@@ -227,65 +220,6 @@ def merged(chunks: list[Chunk]) -> Chunk | None:
     return Chunk(data, tokens, usage, finished, choice, done, comment, opening)
 
 
-class Upstream:
-    """A target's good answer, not yet read."""
-
-    def __init__(self, response: Response, content_type: str, reader: AnswerReader, deadline: Deadline) -> None:
-        self._response, self._reader, self._deadline = response, reader, deadline
-        self._alive = True
-        """What came last is more than comments, which a server may send while its engine hangs."""
-        self._broken: UpstreamError | None = None
-        self.content_type = content_type
-
-    async def chunks(self) -> AsyncIterator[Chunk]:
-        """The answer, as it comes: one chunk if it is whole. Raises `UpstreamError`, `Rejected`, `AnswerTooLarge`."""
-        reader, blocks = self._reader, self._blocks()
-        async for block in blocks:
-            chunk = reader.feed(block)
-            if chunk is not None:
-                self._alive = not chunk.comment
-                yield chunk
-            if reader.failure is not None:
-                raise reader.failure
-            if reader.done:
-                await _drain(blocks)
-                return
-        chunk = reader.end(self._broken)
-        if chunk is not None:
-            yield chunk
-        if reader.failure is not None:
-            raise reader.failure
-
-    async def read(self, limit: int) -> bytes:
-        """The whole body; `BadReply` if it is larger than `limit` bytes."""
-        pieces, size = [], 0
-        async for piece in self._blocks():
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                raise BadReply(f"the answer is larger than {limit} bytes")
-        if self._broken is not None:
-            raise self._broken
-        return b"".join(pieces)
-
-    async def _blocks(self) -> AsyncIterator[bytes]:
-        """The body as it comes; if the connection breaks, that is its end, and `_broken` tells."""
-        response = self._response
-        while not response.ended:
-            try:
-                block = await response.read()
-            except UpstreamError as error:
-                self._broken = error
-                break
-            if not block:
-                break
-            self._deadline.pause()  # a client that reads slowly is not the target's fault
-            self._alive = True
-            yield block
-            self._deadline.next_piece(alive=self._alive)
-        self._deadline.pause()  # nor is one that has all of the answer still to read
-
-
 def too_large(what: Literal["answer", "event"], limit: int) -> AnswerTooLarge:
     """Beyond the bound of this name in the table's `bodies`."""
     whole = "The answer" if what == "answer" else "An event of the answer"
@@ -296,13 +230,6 @@ def caused(error: Failure, by: Exception) -> Failure:
     """The error, as raised because of another."""
     error.__cause__ = by
     return error
-
-
-async def _drain(blocks: AsyncIterator[bytes]) -> None:
-    """Read the end of the message behind the terminator, so that the connection can serve again, if that is quick."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(TAIL_SECONDS):
-            await anext(blocks, None)
 
 
 def _skims_nothing(events: bytes, start: int) -> tuple[int, int]:

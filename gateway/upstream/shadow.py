@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import Awaitable, Callable, Mapping
 from hashlib import blake2b
 from typing import Final, Protocol
 
@@ -47,18 +46,21 @@ class Mirror(Struct, frozen=True):
 
 
 class Answer(Protocol):
-    """A target's answer, as `gateway.upstream` gives it."""
+    """A target's answer: `Exchange`."""
 
-    def chunks(self) -> AsyncIterator[Chunk]:
-        """The answer, as it comes."""
+    async def next(self) -> Chunk:
+        """The next piece of it."""
+
+    def close(self) -> None:
+        """Let go of it."""
 
 
-class Forward(Protocol):
-    """`Forwarder.forward`."""
+class Send(Protocol):
+    """`Forwarder.send`."""
 
     def __call__(
         self, call: Call, address: Address, capabilities: Capabilities, timeouts: Timeouts, trace: Mapping[str, str]
-    ) -> AbstractAsyncContextManager[Answer]:
+    ) -> Awaitable[Answer]:
         """One attempt at one target."""
 
 
@@ -68,7 +70,7 @@ class Shadow:
     def __init__(
         self,
         mirrors: Mapping[str, Mirror],
-        forward: Forward,
+        send: Send,
         compared: Callable[[str, str, Comparison], None],
         dropped: Callable[[str, str], None],
         clock: Callable[[], float],
@@ -78,7 +80,7 @@ class Shadow:
         """`compared` is told each result, `dropped` each call for which there was no room, both with route and shadow
         target; `clock` is monotonic; at most `most` bytes of bodies are kept."""
         self.mirrors = mirrors
-        self._forward, self._clock, self._most = forward, clock, most
+        self._send, self._clock, self._most = send, clock, most
         self._compared, self._dropped = compared, dropped
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: Counter[str] = Counter()
@@ -131,16 +133,19 @@ class Shadow:
         status, tokens, counted, first = 200, None, 0, None
         trace = {"x-request-id": f"{call.id}-shadow"}
         try:
-            async with (
-                asyncio.timeout(MAX_SECONDS),
-                self._forward(call, mirror.address, mirror.capabilities, mirror.timeouts, trace) as answer,
-                aclosing(answer.chunks()) as chunks,  # type: ignore[type-var] # they are generators
-            ):
-                async for chunk in chunks:
-                    if first is None and (chunk.tokens or chunk.done):
-                        first = self._clock() - began
-                    counted += chunk.tokens
-                    tokens = chunk.usage.completion_tokens if chunk.usage is not None else tokens
+            async with asyncio.timeout(MAX_SECONDS):
+                answer = await self._send(call, mirror.address, mirror.capabilities, mirror.timeouts, trace)
+                try:
+                    done = False
+                    while not done:
+                        chunk = await answer.next()
+                        done = chunk.done
+                        if first is None and (chunk.tokens or done):
+                            first = self._clock() - began
+                        counted += chunk.tokens
+                        tokens = chunk.usage.completion_tokens if chunk.usage is not None else tokens
+                finally:
+                    answer.close()
         except GatewayError as error:
             status = error.status
         except TimeoutError:

@@ -10,7 +10,7 @@ import msgspec
 from backends.api import Call
 from backends.body import Body
 from gateway.config import TargetSpec, Timeouts
-from gateway.routing.attempt import Placement
+from gateway.routing.attempt import Attempt
 from gateway.routing.features import read
 from gateway.routing.policies.api import Prompt
 from gateway.routing.tier import Tier
@@ -47,11 +47,11 @@ def _prompts(chance: Random) -> list[Prompt]:
 def choice_us(targets: int) -> float:
     """CPU microseconds for each choice among so many targets, from the usable ones to the released load."""
     tier, prompts = _tier(targets), _prompts(Random(1))
-    flying: list[Placement] = []
+    flying: list[Attempt] = []
     started = time.process_time()
     for prompt in prompts:
         now = time.monotonic()
-        placement = Placement(tier, tier.pick(prompt, tier.usable(prompt, now), now), prompt)
+        placement = Attempt(tier, tier.pick(prompt, tier.usable(prompt, now), now), prompt)
         placement.begin()
         flying.append(placement)
         if len(flying) > IN_FLIGHT:

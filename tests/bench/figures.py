@@ -133,6 +133,11 @@ def targets(figures: Figures, frames: Mapping[str, Mapping[str, int]]) -> list[T
         Target("choosing among 8 targets, alone", "us", mine("choice_8"), 15, digits=1),
         Target("choosing among 256 targets, alone", "us", mine("choice_256"), 60, digits=1),
         Target("refusing a garbage key, alone", "us", mine("garbage"), 20, digits=1),
+        Target("reading a chat of 500 bytes and writing it, alone", "us", mine("reading_500"), 18, digits=1),
+        Target(
+            "the same of 64 KiB, more than that", "us", figures.difference("reading_64k", "reading_500"), 64, digits=1
+        ),
+        Target("longest step of a hostile body of 19 MiB / a benign one's", "", mine("hostile_step"), 2, digits=2),
         Target("reload of 1,000 routes, from SIGHUP", "s", mine("reload"), 1, digits=2),
     ]
 

@@ -1,9 +1,10 @@
-"""What parts of the gateway cost alone: a choice among targets, a refused key, a reload of a thousand routes."""
+"""What parts of the gateway cost alone: a choice of a target, a refused key, a body, a reload of a thousand routes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import bodies
 import choosing
 import garbage
 import reloading
@@ -20,11 +21,14 @@ def measure(bed: Bed, gateway: Gateway, figures: Figures, rounds: int, note: Cal
         "choice_8": lambda: choosing.choice_us(8),
         "choice_256": lambda: choosing.choice_us(256),
         "garbage": garbage.cpu_us,
+        "reading_500": lambda: bodies.reading_us(500),
+        "reading_64k": lambda: bodies.reading_us(64 * 1024),
+        "hostile_step": bodies.worst_step,
     }
     for name, cost in alone.items():
         for _ in range(rounds):
             figures.add(OWN, name, cost())
-        note(f"{OWN}: {name}: {figures.median(OWN, name):.1f} us")
+        note(f"{OWN}: {name}: {figures.median(OWN, name):.1f}")
     redis_url = f"redis://127.0.0.1:{bed.redis_port}/0"
     place = reloading.Place(bed.command, bed.folder, bed.gateway_core, bed.stub_port, redis_url, gateway.secret)
     note(f"{OWN}: {RELOADS} reloads")

@@ -72,8 +72,9 @@ class Story:
     async def _make_known(self, raw: bytes) -> None:
         """Have every worker load the key; a request id begins with its worker's boot id."""
         workers = set[str]()
-        for _ in range(50):
-            calls = await volley(self.fleet.ports, [raw] * 2)
+        for tries in range(50):
+            # Workers accept from one socket: the first that is awake takes them all, until it has enough to do.
+            calls = await volley(self.fleet.ports, [raw] * (2 + 2 * tries))
             workers |= {call.headers["x-request-id"].rpartition("-")[0] for call in calls}
             if len(workers) == self.fleet.workers * len(self.fleet.gateways):
                 return

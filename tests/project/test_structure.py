@@ -40,6 +40,7 @@ PUBLIC = {
         "Retry",
         "RouteSpec",
         "Settings",
+        "TLSSpec",
         "Table",
         "TargetSpec",
         "Timeouts",
@@ -47,9 +48,9 @@ PUBLIC = {
         "parse_table",
         "table_schema",
     ],
-    "gateway.limits": ["Admission", "Estimator", "Lease", "Rules"],
-    "gateway.metering": ["Lines", "Meter", "Metrics", "Record", "exposition"],
-    "gateway.routing": ["Builder", "Gossip", "Placement", "Route", "Routes", "Slots"],
+    "gateway.limits": ["Admission", "AdmissionEvents", "Estimator", "Lease", "Rules"],
+    "gateway.metering": ["CallRecord", "Lines", "Meter", "Metrics", "exposition"],
+    "gateway.routing": ["Attempt", "Attempts", "Builder", "Gossip", "Route", "Routes", "Slots"],
     "gateway.routing.policies": [
         "Candidate",
         "Gossips",
@@ -89,18 +90,7 @@ PUBLIC = {
     ],
     "gateway.store.local": ["LocalStore", "database_of", "prepare"],
     "gateway.targets": ["Target"],
-    "gateway.upstream": [
-        "AnswerLimits",
-        "AnswerReader",
-        "Deadline",
-        "Forwarder",
-        "Origin",
-        "Pool",
-        "Response",
-        "Upstream",
-        "reader_for",
-        "retry_after",
-    ],
+    "gateway.upstream": ["AnswerLimits", "Exchange", "Forwarder", "Origin", "Pool", "reader_for", "retry_after"],
 }
 """What packages export. Those that are not here export nothing: their modules are imported one by one."""
 PACKAGES = sorted(
@@ -225,8 +215,6 @@ def test_tests_are_no_package() -> None:
 
 
 MOST_LINES, MOST_PARAMETERS = 60, 8
-TOO_MANY = {"gateway.limits.admission.Admission.__init__", "gateway.routing.route.Route.__init__"}
-"""These are still to be made smaller; none is to be added."""
 
 
 def functions(file: Path) -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -244,4 +232,4 @@ def test_functions_can_be_seen_at_once() -> None:
 def test_what_makes_an_object_can_be_remembered() -> None:
     every = [each for file in MODULES for each in functions(file) if each[1].name == "__init__"]
     sizes = {name: len(node.args.args) - 1 + len(node.args.kwonlyargs) for name, node in every}
-    assert {name for name, size in sizes.items() if size > MOST_PARAMETERS} <= TOO_MANY
+    assert not [name for name, size in sizes.items() if size > MOST_PARAMETERS]

@@ -56,6 +56,8 @@ class Look(Struct):
     """Where a call belongs, by places in the tier. Empty where there is no group, -1 where there is no such place."""
 
     home: int = -1
+    first: int = -1
+    """The first in the conversation's own order; -1: not looked for yet."""
     homes: Collection[int] = ()
     """Of the group."""
     nearest: Sequence[int] = ()
@@ -185,7 +187,8 @@ class HomeCost:
         if (conversation := prompt.conversation) is None:
             return Look()
         if (group := prompt.group) is None or prompt.prefix < S_MIN:
-            look = Look(_first(draws, usable))
+            look = Look()
+            look.home = look.first = _first(draws, usable)
         else:
             look = self._look_for_group(group, prompt.prefix, draws, targets, usable)
         if prompt.follow_up:
@@ -211,6 +214,7 @@ class HomeCost:
             look.homes, look.home = set(homes), max(homes, key=draws.__getitem__)
         else:
             look.homes, look.home = self._everywhere, _first(draws, usable)
+            look.first = look.home
             if many > FEW:
                 look.nearest = self._nearest(group, prefix, look, targets, 2)
         return look
@@ -248,7 +252,8 @@ class HomeCost:
     ) -> list[int]:
         """Of a large tier: home, the first of each order, some where the group is cached, and two by chance."""
         luck, count, allowed = self._luck, len(usable), self._allowed
-        places = dict.fromkeys((look.home, _first(draws, usable), *look.nearest[:2], look.last))
+        first = look.first if look.first >= 0 else _first(draws, usable)
+        places = dict.fromkeys((look.home, first, *look.nearest[:2], look.last))
         places |= dict.fromkeys((usable[luck % count], usable[(luck >> 32) % count]))
         start, warm = luck % len(targets), 0
         for place in chain(marked(look.sent, start, len(targets)), marked(look.sent, 0, start)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.core.types import Ask, Dimension, Standing, Verdict
 from gateway.store import gcra, periods
@@ -30,7 +30,8 @@ class _Look(NamedTuple):
     """Microseconds until it fits; 0: now."""
     before: Standing
     after: Standing
-    commit: Callable[[], None]
+    becomes: Any
+    """What is kept if all is granted: a rate's arrival time, a budget's spending."""
 
 
 class Counters:
@@ -43,6 +44,11 @@ class Counters:
         self.leases: dict[str, set[str]] = {}
         """Calls that hold slots, by the key of the lease; no empty sets."""
         self._budgets: dict[str, Spending] = {}
+        self._looks: dict[str, Callable[[Dimension, int, int], _Look]] = {
+            "rate": self._rate,
+            "lease": self._lease,
+            "budget": self._budget,
+        }
 
     def restore(self, budgets: Iterable[tuple[str, int, int]]) -> None:
         """Budgets as a ledger knows them: key, period number, units settled."""
@@ -52,25 +58,34 @@ class Counters:
     def charge(self, ask: Ask) -> Verdict:
         """Check all dimensions, then charge all or none."""
         now = int(self._now() * MICRO)
-        looks = {"rate": self._rate, "lease": self._lease, "budget": self._budget}
-        pairs = zip(ask.plan.dimensions, ask.amounts, strict=True)
-        found = [looks[dimension.kind](ask.call_id, dimension, amount, now) for dimension, amount in pairs]
-        longest = max((look.wait for look in found), default=0)
+        found, longest = [], 0
+        for dimension, amount in zip(ask.plan.dimensions, ask.amounts, strict=True):
+            look = self._looks[dimension.kind](dimension, amount, now)
+            longest = max(longest, look.wait)
+            found.append(look)
         if longest > 0:
             denied = next(i for i, look in enumerate(found) if look.wait == longest)
             return Verdict([look.before for look in found], denied, longest / MICRO, at=now)
-        for look in found:
-            look.commit()
+        standings = []
+        for dimension, amount, look in zip(ask.plan.dimensions, ask.amounts, found, strict=True):
+            standings.append(look.after)
+            if dimension.kind == "rate":
+                self._tats[dimension.key] = look.becomes
+            elif dimension.kind == "lease":
+                self.leases.setdefault(dimension.key, set()).add(ask.call_id)
+            else:
+                self._budgets[dimension.key] = look.becomes
+                look.becomes.open[ask.call_id] = amount
         if found:
             self._granted.add(ask.call_id)
         if len(self._tats) > MAX_BUCKETS:
             self._tats = {key: tat for key, tat in self._tats.items() if tat > now}
-        return Verdict([look.after for look in found], at=now)
+        return Verdict(standings, at=now)
 
     def settle(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         """End a granted ask; one that was not granted here, or is settled already, changes nothing."""
         if ask.call_id not in self._granted:
-            self.let_go(ask)  # it may have been held
+            self.release_lease(ask)  # it may have been held
             return
         self._granted.discard(ask.call_id)
         now = int(self._now() * MICRO)
@@ -79,15 +94,15 @@ class Counters:
                 self._settle_rate(dimension, now, at, amount, units)
             elif dimension.kind == "budget":
                 self._settle_budget(ask.call_id, dimension, at, units)
-        self.let_go(ask)
+        self.release_lease(ask)
 
-    def hold(self, ask: Ask) -> None:
+    def register_lease(self, ask: Ask) -> None:
         """Count the slots of a call that was admitted elsewhere."""
         for dimension in ask.plan.dimensions:
             if dimension.kind == "lease":
                 self.leases.setdefault(dimension.key, set()).add(ask.call_id)
 
-    def let_go(self, ask: Ask) -> None:
+    def release_lease(self, ask: Ask) -> None:
         """Give the slots of a call back."""
         for dimension in ask.plan.dimensions:
             if dimension.kind == "lease" and (held := self.leases.get(dimension.key)):
@@ -95,29 +110,18 @@ class Counters:
                 if not held:
                     del self.leases[dimension.key]
 
-    def _rate(self, _: str, dimension: Dimension, amount: int, now: int) -> _Look:
-        window = int(dimension.window * MICRO)
-        stored = self._tats.get(dimension.key, 0)
+    def _rate(self, dimension: Dimension, amount: int, now: int) -> _Look:
+        stored, limit, window = self._tats.get(dimension.key, 0), dimension.limit, int(dimension.window * MICRO)
         most = 1 if dimension.unit == "requests" else gcra.MOST_DEBT
-        none, moved = (gcra.step(stored, now, dimension.limit, window, n, most) for n in (0, amount))
+        none, moved, over, left, left_after = gcra.look(stored, now, limit, window, amount, most)
+        before, after = Standing(left, (none - now) / MICRO), Standing(left_after, (moved - now) / MICRO)
+        return _Look(max(0, over), before, after, moved)
 
-        def standing(tat: int) -> Standing:
-            return Standing(gcra.remaining(tat, now, dimension.limit, window), (tat - now) / MICRO)
-
-        def commit() -> None:
-            self._tats[dimension.key] = moved.tat
-
-        return _Look(max(0, moved.over), standing(none.tat), standing(moved.tat), commit)
-
-    def _lease(self, call_id: str, dimension: Dimension, amount: int, now: int) -> _Look:
+    def _lease(self, dimension: Dimension, amount: int, now: int) -> _Look:
         left = dimension.limit - len(self.leases.get(dimension.key, ()))
+        return _Look(0 if left > 0 else MICRO, Standing(max(0, left), 0.0), Standing(left - 1, 0.0), None)
 
-        def commit() -> None:
-            self.leases.setdefault(dimension.key, set()).add(call_id)
-
-        return _Look(0 if left > 0 else MICRO, Standing(max(0, left), 0.0), Standing(left - 1, 0.0), commit)
-
-    def _budget(self, call_id: str, dimension: Dimension, amount: int, now: int) -> _Look:
+    def _budget(self, dimension: Dimension, amount: int, now: int) -> _Look:
         assert dimension.period is not None
         number, ends = periods.period(dimension.period, now / MICRO)
         spending = self._budgets.get(dimension.key)
@@ -129,13 +133,8 @@ class Counters:
         if amount > left:
             # What others have only reserved may come back at any time.
             wait = reset if spending.settled + amount > dimension.limit else MICRO
-
-        def commit() -> None:
-            self._budgets[dimension.key] = spending
-            spending.open[call_id] = amount
-
-        before, after = (Standing(max(0, n), reset / MICRO) for n in (left, left - amount))
-        return _Look(wait, before, after, commit)
+        before, after = Standing(max(0, left), reset / MICRO), Standing(max(0, left - amount), reset / MICRO)
+        return _Look(wait, before, after, spending)
 
     def _settle_rate(self, dimension: Dimension, now: int, at: int, amount: int, units: int) -> None:
         stored = self._tats.get(dimension.key, 0)

@@ -29,10 +29,10 @@ def json_of(state: Path) -> Path:
     return state.with_suffix(".json") if state.suffix in SUFFIXES else state
 
 
-def refuse_network(path: Path, mounts: Path = MOUNTS) -> None:
+def refuse_network(path: Path) -> None:
     """Raise `StoreDown` for a path on a file system of another machine; where there is no list of mounts, never."""
     try:
-        lines = mounts.read_text(errors="surrogateescape").splitlines()
+        lines = MOUNTS.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
     resolved, best, kind = path.resolve(), Path(), ""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from operator import mul
 from typing import Any
 
 from gateway.core.types import Ask, Dimension, Plan, Standing, Verdict
@@ -60,15 +61,15 @@ class RedisCounters:
     def unsettled(self) -> int:
         return len(self._unsettled)
 
-    def hold(self, ask: Ask) -> None:
+    def register_lease(self, ask: Ask) -> None:
         self._held[ask.call_id] = ask
 
-    def held(self) -> list[Ask]:
+    def open_leases(self) -> list[Ask]:
         return list(self._held.values())
 
     async def admit(self, ask: Ask) -> Verdict:
         encoded = ask.plan.encoded or _encode(ask.plan)
-        data = encoded.admission + pack((ask.call_id, *ask.amounts))[encoded.count :]
+        data = encoded.admission + pack((ask.call_id, *map(mul, ask.amounts, encoded.costs)))[encoded.count :]
         versions_brought = budgets_rebuilt = False
         while True:
             command = self._pipe.send(data, ADMIT)
@@ -90,7 +91,12 @@ class RedisCounters:
             raise StoreDown("the budgets are being rebuilt")
         if status > 1:
             return Verdict(stale=True, at=now)
-        standings = [Standing(answer[i], answer[i + 1] / MICRO) for i in range(4, len(answer), 2)]
+        standings = [
+            Standing(max(0, limit - -(-level // cost)), level / MICRO)
+            if is_rate
+            else Standing(max(0, level), reset / MICRO)
+            for (is_rate, cost, limit), level, reset in zip(encoded.readings, answer[4::2], answer[5::2], strict=True)
+        ]
         if status == 1:
             return Verdict(standings, denied - 1, wait / MICRO, at=now)
         self._held[ask.call_id] = ask
@@ -129,7 +135,7 @@ class RedisCounters:
             known = self._pipe.send(begin + packed(ask.call_id), None, self._returned, (ask, at, used)).answer
         return known
 
-    def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
+    def charge_later(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         gate = _GATE % ask.call_id.encode()
         self._pipe.send(_settlement(gate, ask, at, used), SETTLE, self._settled, gate)
 
@@ -255,23 +261,32 @@ class RedisCounters:
 class _Encoded:
     """What is sent for the calls of a plan, as far as it is the same for all of them."""
 
-    __slots__ = ("admission", "all", "budgets", "count", "counted", "metered", "returns")
+    __slots__ = ("admission", "all", "budgets", "costs", "count", "counted", "metered", "readings", "returns")
 
     def __init__(self, plan: Plan) -> None:
         dimensions = plan.dimensions
+        self.costs = [_cost(dimension) for dimension in dimensions]
+        """What a unit is counted as: microseconds of a rate, itself elsewhere."""
+        self.readings = [
+            (dimension.kind == "rate", cost, dimension.limit)
+            for dimension, cost in zip(dimensions, self.costs, strict=True)
+        ]
+        """How the levels that come back are read."""
         keys = [_DEAD, _COMPLETE, *(f"{TAG}version:{name}" for name, _ in plan.records)]
         keys += [TAG + dimension.key for dimension in dimensions]
         fixed: list[Any] = [len(plan.records), LEASE_MICROS, *(version for _, version in plan.records)]
-        fixed += [part for dimension in dimensions for part in _kind(dimension)]
+        for dimension, cost in zip(dimensions, self.costs, strict=True):
+            most = dimension.limit * cost
+            fixed += (_kind(dimension), most, -(-most // 1000) + 1000 if dimension.kind == "rate" else 0)
         parts = 3 + len(keys) + len(fixed) + 1 + len(dimensions)
         self.admission = b"*%d\r\n%b%b" % (parts, ADMIT.by_digest, packed(len(keys), *keys, *fixed))
         self.count = len(b"*%d\r\n" % (1 + len(dimensions)))
-        """Bytes by which a packed command is longer than the parts in it: call id and units."""
+        """Bytes by which a packed command is longer than the parts in it: call id and amounts."""
         self.budgets = any(dimension.kind == "budget" for dimension in dimensions)
         self.counted = [i for i, dimension in enumerate(dimensions) if dimension.unit == "requests"]
         """Of these every call takes what it has asked for: there is nothing to settle."""
-        self.metered = _Settling(dimensions, [i for i in range(len(dimensions)) if i not in self.counted])
-        self.all = _Settling(dimensions, range(len(dimensions)))
+        self.metered = _Settling(plan, self.costs, [i for i in range(len(dimensions)) if i not in self.counted])
+        self.all = _Settling(plan, self.costs, range(len(dimensions)))
         self.returns = [
             b"*3\r\n" + packed("ZREM", TAG + dimension.key) for dimension in dimensions if dimension.kind == "lease"
         ]
@@ -281,13 +296,16 @@ class _Encoded:
 class _Settling:
     """How a settlement of some of a plan's dimensions is sent."""
 
-    __slots__ = ("begin", "count", "indices", "kinds")
+    __slots__ = ("begin", "costs", "count", "kinds")
 
-    def __init__(self, dimensions: Sequence[Dimension], indices: Sequence[int]) -> None:
-        keys = [TAG + dimensions[i].key for i in indices]
-        kinds = [part for i in indices for part in _kind(dimensions[i])]
+    def __init__(self, plan: Plan, costs: Sequence[int], indices: Sequence[int]) -> None:
+        self.costs = [(i, costs[i]) for i in indices]
+        keys, kinds = list[str](), list[Any]()
+        for i in indices:
+            dimension = plan.dimensions[i]
+            keys.append(TAG + dimension.key)
+            kinds += (_kind(dimension), dimension.limit * costs[i])
         parts = 3 + len(keys) + 1 + len(kinds) + 2 + 2 * len(indices)
-        self.indices = indices
         self.begin = b"*%d\r\n%b%b" % (parts, SETTLE.by_digest, packed(len(keys) + 1, *keys))
         self.count = len(b"*%d\r\n" % (2 + 2 * len(indices)))
         self.kinds = packed(*kinds) if kinds else b""
@@ -306,18 +324,20 @@ def _settlement(gate: bytes, ask: Ask, at: int, used: Sequence[int]) -> bytes:
         if used[i] != amounts[i]:
             settling = encoded.all
     parts: list[Any] = [ask.call_id, at]
-    for i in settling.indices:
-        parts += (amounts[i], used[i])
+    for i, cost in settling.costs:
+        parts += (amounts[i] * cost, used[i] * cost)
     units = pack(tuple(parts))[settling.count :]
     return b"%b$%d\r\n%b\r\n%b%b" % (settling.begin, len(gate), gate, settling.kinds, units)
 
 
-def _kind(dimension: Dimension) -> tuple[str, int, int]:
-    """Kind, limit and the price of a unit in microseconds, as the scripts know them."""
+def _kind(dimension: Dimension) -> str:
+    """Its kind, as the scripts know it."""
     if dimension.kind == "budget":
         assert dimension.period is not None
-        return dimension.period, dimension.limit, 0
-    if dimension.kind == "lease":
-        return "lease", dimension.limit, 0
-    kind = "rate" if dimension.unit == "requests" else "debt"
-    return kind, dimension.limit, -(-int(dimension.window * MICRO) // max(1, dimension.limit))
+        return dimension.period
+    return "debt" if dimension.kind == "rate" and dimension.unit != "requests" else dimension.kind
+
+
+def _cost(dimension: Dimension) -> int:
+    """What a unit is counted as. The price of a rate's is rounded up, so that the rate is never above the limit."""
+    return -(-int(dimension.window * MICRO) // max(1, dimension.limit)) if dimension.kind == "rate" else 1

@@ -41,7 +41,7 @@ def _is_key(text: str, prefix: str) -> bool:
 def check_retry_after(data: bytes) -> None:
     """Seconds between nothing and two minutes, or none; whatever stands there."""
     text = data.decode("latin-1")
-    seconds = retry_after(text)
+    seconds = retry_after(data)
     assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
     number = allow(ValueError, float, text)
     assert number is None or (seconds is None) == math.isnan(number)

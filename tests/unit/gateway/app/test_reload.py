@@ -55,7 +55,7 @@ class Bench:
         self.of = World(text, store=store, adapters=registry.load)
         self.forwarder = Forwarder(AnswerLimits(2**20, 2**20), Servers("a", "b", "c", "d"))
         self.admission = Admission(store, clock=clock.monotonic, now=clock.now)
-        self.shadow = Shadow({}, self.forwarder.forward, lambda *_: None, lambda *_: None, clock.monotonic)
+        self.shadow = Shadow({}, self.forwarder.send, lambda *_: None, lambda *_: None, clock.monotonic)
         first = loaded(text, "old")
         parts = Parts(
             keyring=Keyring(store, {0: b""}, clock, Throttle(clock)),
@@ -101,7 +101,7 @@ class Bench:
             self.plane._bodies,
             self.fleet.routes,
             list(self.fleet.prober.names),
-            self.admission._rules,
+            self.admission._planner._rules,
             self.forwarder.limits,
             self.shadow.mirrors,
             self.readiness.config,
@@ -121,7 +121,7 @@ async def test_a_new_table_is_in_force_in_all_parts(tmp_path: Path) -> None:
     assert parts is not before and [route.name for route in parts.routes] == ["r", "s"]
     assert bench.fleet.routes is parts.routes and list(bench.fleet.prober.names) == ["b", "c"]
     assert bench.plane._bodies == new.bodies and bench.forwarder.limits == AnswerLimits(2**20, 2**16)
-    assert bench.admission._rules == rules(new)
+    assert bench.admission._planner._rules == rules(new)
     assert list(bench.shadow.mirrors) == ["s"] and bench.shadow.mirrors["s"].share == 0.5
     assert (bench.readiness.config, bench.readiness.config_error) == ("new", "")
     assert (bench.value("config_info", hash="old"), bench.value("config_info", hash="new")) == (None, 1)

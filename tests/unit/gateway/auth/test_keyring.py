@@ -249,3 +249,42 @@ async def test_a_key_may_be_tied_to_networks(
             assert caught.value.status == 403
     if not allowed:
         assert not await parts.enters(token(parse(held)[0], "w" * 43), source), "a wrong secret is told nothing"
+
+
+async def test_a_token_that_was_found_good_vouches_for_no_other(parts: Parts) -> None:
+    """Verdicts are remembered by all that may hold a token, not by the header that comes first."""
+    _, held = await parts.registrar.create("n")
+    beside = {b"authorization": b"Basic abc"}
+    for _ in range(2):
+        await parts.keyring.authenticate({**beside, b"x-api-key": held.encode()}, None)
+    for other in (b"", mint()[1].encode(), held.encode()[:-1] + b"0"):
+        with pytest.raises(Unauthenticated):
+            await parts.keyring.authenticate({**beside, b"x-api-key": other}, None)
+    with pytest.raises(Unauthenticated):
+        await parts.keyring.authenticate(beside, None)
+
+
+async def test_a_remembered_token_is_looked_up_no_more_until_memory_is_old(parts: Parts) -> None:
+    _, held = await parts.registrar.create("n")
+    for _ in range(3):
+        await parts.authenticate(held)
+    asked = len(parts.store.asked)
+    assert (await parts.authenticate(held)) is (await parts.authenticate(held))
+    assert len(parts.store.asked) == asked
+    parts.clock.advance(FRESH_SECONDS)
+    await parts.authenticate(held)
+    assert len(parts.store.asked) > asked
+
+
+async def test_a_remembered_token_ends_with_its_key(parts: Parts) -> None:
+    record, held = await parts.registrar.create("n", lifetime=10)
+    other, rotated = await parts.registrar.create("m")
+    assert await parts.enters(held) and await parts.enters(rotated)
+    await parts.registrar.rotate(other.id, 5)
+    parts.store.tell(f"key:{other.id}")
+    assert await parts.enters(rotated), "for five seconds more"
+    parts.clock.advance(6)
+    assert await parts.enters(held) and not await parts.enters(rotated)
+    parts.clock.advance(5)
+    assert not await parts.enters(held), "it has expired"
+    assert record.expires is not None

@@ -13,14 +13,14 @@ from backends import large
 from backends.api import Call
 from gateway.config.table import Bodies
 from gateway.core.errors import BadRequest
-from gateway.http.client import AsgiClient
+from gateway.http.client import Client
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 70_000
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": TEXT}], "max_tokens": "7"}).encode()
 JUNK = b'{"model":"m","messages":[],"junk":[' + b",".join([b'{"":0}'] * 150_000) + b"]}"
 
 
-def client(raw: bytes, bodies: Bodies | None = None) -> AsgiClient:
+def client(raw: bytes, bodies: Bodies | None = None) -> Client:
     pieces = [raw[start : start + 65_536] for start in range(0, len(raw), 65_536)]
     left = asyncio.Event()
 
@@ -32,7 +32,7 @@ def client(raw: bytes, bodies: Bodies | None = None) -> AsgiClient:
     async def send(message: Any) -> None: ...
 
     scope = {"headers": [(b"content-type", b"application/json")], "client": None, "extensions": {}}
-    return AsgiClient(scope, receive, send, "chat/completions", bodies or Bodies())
+    return Client(scope, receive, send, "chat/completions", bodies or Bodies())
 
 
 async def read(raw: bytes, bodies: Bodies | None = None) -> Call:

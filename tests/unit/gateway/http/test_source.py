@@ -8,7 +8,7 @@ import pytest
 
 from gateway.auth import networks
 from gateway.config.table import Bodies
-from gateway.http.client import AsgiClient, source_of
+from gateway.http.client import Client, source_of
 
 PROXIES = networks(["10.0.0.0/8", "fd00::/8"])
 
@@ -54,7 +54,7 @@ def test_without_proxies_it_is_the_peer() -> None:
     assert source_of({"headers": []}) is None
 
 
-def test_a_client_knows_its_source() -> None:
+async def test_a_client_knows_its_source() -> None:
     async def never() -> None:
         raise AssertionError
 
@@ -62,5 +62,5 @@ def test_a_client_knows_its_source() -> None:
         raise AssertionError
 
     for proxies, source in (((), "10.0.0.1"), (PROXIES, "198.51.100.1")):
-        client = AsgiClient(scope("10.0.0.1", "198.51.100.1"), never, nothing, "embeddings", Bodies(), proxies)
+        client = Client(scope("10.0.0.1", "198.51.100.1"), never, nothing, "embeddings", Bodies(), proxies)
         assert client.source == source

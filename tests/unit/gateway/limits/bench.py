@@ -16,7 +16,7 @@ from backends.body import Body
 from gateway.config.limits import Price
 from gateway.core.errors import GatewayError, LimitReached, Unauthenticated
 from gateway.core.types import Ask, KeyRecord, Limit, Secret, Spent, Tenant, Verdict
-from gateway.limits import Admission, Lease, Rules
+from gateway.limits import Admission, AdmissionEvents, Lease, Rules
 from gateway.limits.headers import Headers
 from gateway.store import StoreDown
 from gateway.store.local import LocalStore
@@ -61,10 +61,10 @@ class Flaky(LocalStore):
         super().settle(ask, at, used)
         return self.told
 
-    def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
+    def charge_later(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         self.owed.append((ask, at, used))
 
-    def held(self) -> list[Ask]:
+    def open_leases(self) -> list[Ask]:
         return list(self.under_way.values())
 
 
@@ -101,6 +101,22 @@ class Held:
         await self.end()
 
 
+class Noted(AdmissionEvents):
+    """Writes down what a bench's admission tells."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def answered(self, seconds: float) -> None:
+        self._bench.seconds.append(seconds)
+
+    def denied(self, scope: str, dimension: str) -> None:
+        self._bench.denied.append((scope, dimension))
+
+    def degraded(self, alone: bool) -> None:
+        self._bench.told.append(alone)
+
+
 class Bench:
     """One gateway's admission; `denied`, `told` and `seconds` are what it has told its metrics."""
 
@@ -116,9 +132,7 @@ class Bench:
             rules,
             prices=(prices or {}).get,
             gateways=gateways,
-            seconds=self.seconds.append,
-            denied=lambda scope, name: self.denied.append((scope, name)),
-            degraded=self.told.append,
+            events=Noted(self),
             clock=self.clock,
             now=self.clock.now,
         )

@@ -9,11 +9,12 @@ from typing import Any, get_args
 
 import pytest
 from harness.clock import FixedClock
+from unit.gateway.metering.recording import recorded
 
 from backends.api import Call, Usage
 from backends.body import Body
 from gateway.core.errors import ClientGone, GatewayError, Rejected, UpstreamFailed
-from gateway.metering import Meter, Metrics, Record
+from gateway.metering import CallRecord, Meter, Metrics
 from gateway.metering.aborts import Phase
 from gateway.routing.attempt import Choice
 
@@ -31,9 +32,11 @@ class Bench:
         self.clock, self.metrics, self.written, self.client = FixedClock(), Metrics(), list[bytes](), Client()
         self.meter = Meter(self.metrics, self.clock, self.written.append)
 
-    def run(self, *steps: Callable[[Record], Any], took: float = SOON, leaves: bool = True, stream: bool = True) -> Any:
+    def run(
+        self, *steps: Callable[[CallRecord], Any], took: float = SOON, leaves: bool = True, stream: bool = True
+    ) -> Any:
         """The line of a call that goes through these steps, then is cancelled; giving all back takes `took`."""
-        with pytest.raises(asyncio.CancelledError), self.meter.observe("tl-1", "chat/completions", self.client) as call:
+        with pytest.raises(asyncio.CancelledError), recorded(self.meter, client=self.client) as call:
             call.stream = stream
             for step in steps:
                 step(call)
@@ -41,9 +44,9 @@ class Bench:
             if leaves:
                 self.client.gone_at = self.clock.monotonic()
             self.clock.advance(took)
-            if call.attempts and call.attempts[-1]["outcome"] == "ok":
-                call.failed(ClientGone())
-                call.attempted()
+            if call.attempts and call.attempts[-1].outcome == "ok":
+                call.attempt_failed(ClientGone())
+                call.attempt_ended()
             raise asyncio.CancelledError
         return json.loads(self.written[-1])
 
@@ -56,40 +59,40 @@ def bench() -> Bench:
     return Bench()
 
 
-def asked(*, stream: bool = True) -> Callable[[Record], None]:
+def asked(*, stream: bool = True) -> Callable[[CallRecord], None]:
     call = Call("tl-1", "chat/completions", "m", Body(b'{"model": "m"}'), "application/json", stream, False)
     return lambda record: record.received_body(call)
 
 
-def routed(record: Record) -> None:
+def routed(record: CallRecord) -> None:
     record.routed("r")
 
 
-def tried(record: Record) -> None:
-    record.attempt("a", CHOICE)
+def tried(record: CallRecord) -> None:
+    record.attempt_started("a", CHOICE)
 
 
-def failed(record: Record) -> None:
-    record.failed(UpstreamFailed(""))
-    record.attempted()
+def failed(record: CallRecord) -> None:
+    record.attempt_failed(UpstreamFailed(""))
+    record.attempt_ended()
 
 
-def came(tokens: int, usage: Usage | None = None) -> Callable[[Record], None]:
+def came(tokens: int, usage: Usage | None = None) -> Callable[[CallRecord], None]:
     return lambda record: record.received(9, tokens, usage)
 
 
-HEADED = Record.headed
+HEADED = CallRecord.got_headers
 TO_TARGET = (asked(), routed, tried)
-PHASES: dict[str, tuple[Phase, tuple[Callable[[Record], Any], ...]]] = {
+PHASES: dict[str, tuple[Phase, tuple[Callable[[CallRecord], Any], ...]]] = {
     "at once": ("body", ()),
     "routed": ("queue", (asked(), routed)),
     "sent": ("headers", TO_TARGET),
     "its target has failed": ("queue", (*TO_TARGET, came(1), failed)),
     "its second target": ("headers", (*TO_TARGET, HEADED, came(1), failed, tried)),
     "headers are here": ("first_token", (*TO_TARGET, HEADED)),
-    "a role is here": ("first_token", (*TO_TARGET, HEADED, came(0), Record.sent)),
+    "a role is here": ("first_token", (*TO_TARGET, HEADED, came(0), CallRecord.sent)),
     "a token is here": ("stream", (*TO_TARGET, HEADED, came(1))),
-    "a token was sent": ("stream", (*TO_TARGET, HEADED, came(1), Record.sent)),
+    "a token was sent": ("stream", (*TO_TARGET, HEADED, came(1), CallRecord.sent)),
     "no stream": ("whole", (asked(stream=False), routed, tried)),
     "no stream, answered": ("whole", (asked(stream=False), routed, tried, HEADED, came(0, Usage(5, 3)))),
 }
@@ -119,8 +122,8 @@ def test_a_call_that_the_gateway_itself_gave_up_is_no_abort(bench: Bench) -> Non
 
 
 def test_a_client_that_leaves_when_it_has_its_answer_is_no_abort(bench: Bench) -> None:
-    with bench.meter.observe("tl-1", "chat/completions", bench.client) as record:
-        for step in (*TO_TARGET, HEADED, came(1), Record.sent, Record.attempted):
+    with recorded(bench.meter, client=bench.client) as record:
+        for step in (*TO_TARGET, HEADED, came(1), CallRecord.sent, CallRecord.attempt_ended):
             step(record)
         bench.client.gone_at = bench.clock.monotonic()
     line = json.loads(bench.written[-1])
@@ -139,7 +142,7 @@ def test_a_client_that_leaves_when_it_has_its_answer_is_no_abort(bench: Bench) -
     ids=["counted", "told", "lied", "nothing"],
 )
 def test_what_was_made_for_a_client_that_left_is_wasted(
-    bench: Bench, steps: tuple[Callable[[Record], None], ...], wasted: int | None
+    bench: Bench, steps: tuple[Callable[[CallRecord], None], ...], wasted: int | None
 ) -> None:
     line = bench.run(*TO_TARGET, HEADED, *steps)
     assert bench.value("wasted_tokens_total", route="r", cause="client_gone") == wasted
@@ -149,12 +152,12 @@ def test_what_was_made_for_a_client_that_left_is_wasted(
 
 @pytest.mark.parametrize("error", [UpstreamFailed(""), Rejected(400, "")])
 def test_what_a_failed_attempt_had_made_is_wasted(bench: Bench, error: GatewayError) -> None:
-    with bench.meter.observe("tl-1", "chat/completions", bench.client) as record:
+    with recorded(bench.meter, client=bench.client) as record:
         for step in (*TO_TARGET, HEADED, came(4)):
             step(record)
-        record.failed(error)
-        record.attempted()
-        for step in (tried, HEADED, came(3), Record.sent, Record.attempted):
+        record.attempt_failed(error)
+        record.attempt_ended()
+        for step in (tried, HEADED, came(3), CallRecord.sent, CallRecord.attempt_ended):
             step(record)
     assert bench.value("wasted_tokens_total", route="r", cause="attempt_failed") == 4
     assert bench.value("wasted_tokens_total", route="r", cause="client_gone") is None
@@ -169,19 +172,19 @@ def test_the_waste_of_a_failure_and_of_a_leave_are_told_apart(bench: Bench) -> N
     assert line["usage"]["completion_tokens"] == 2
 
 
-def carried(record: Record) -> None:
+def carried(record: CallRecord) -> None:
     """The attempt broke off, and its text is to go on elsewhere."""
-    record.failed(UpstreamFailed(""))
+    record.attempt_failed(UpstreamFailed(""))
     record.broke_off("")
-    record.attempted()
+    record.attempt_ended()
 
 
-STREAMED = (*TO_TARGET, HEADED, came(4), Record.sent, carried)
+STREAMED = (*TO_TARGET, HEADED, came(4), CallRecord.sent, carried)
 
 
 def test_text_that_another_target_continued_is_not_wasted(bench: Bench) -> None:
-    with bench.meter.observe("tl-1", "chat/completions", bench.client) as record:
-        for step in (*STREAMED, tried, HEADED, came(3), Record.sent, Record.attempted):
+    with recorded(bench.meter, client=bench.client) as record:
+        for step in (*STREAMED, tried, HEADED, came(3), CallRecord.sent, CallRecord.attempt_ended):
             step(record)
     assert "wasted_tokens" not in json.loads(bench.written[-1])
 
@@ -193,14 +196,14 @@ def test_a_client_that_leaves_before_its_text_was_continued_left_a_stream(bench:
 
 
 def test_a_client_that_leaves_a_continued_stream_leaves_all_of_it(bench: Bench) -> None:
-    line = bench.run(*STREAMED, tried, HEADED, came(3), Record.sent)
+    line = bench.run(*STREAMED, tried, HEADED, came(3), CallRecord.sent)
     assert bench.value("wasted_tokens_total", route="r", cause="client_gone") == line["wasted_tokens"] == 7
 
 
 def test_text_that_no_target_continued_is_wasted_once(bench: Bench) -> None:
     with (
         pytest.raises(UpstreamFailed),
-        bench.meter.observe("tl-1", "chat/completions", bench.client) as record,
+        recorded(bench.meter, client=bench.client) as record,
     ):
         for step in (*STREAMED, tried, carried):
             step(record)

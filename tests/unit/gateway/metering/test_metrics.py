@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from gateway import __version__
 from gateway.metering import Metrics, exposition
+from gateway.metering.meter import observe_all
 
 LABELS = {
     "endpoint", "route", "outcome", "error_type", "target", "direction", "scope", "dimension", "source", "version",
@@ -108,3 +111,19 @@ def test_routings_metrics_have_the_names_that_dashboards_use() -> None:
         "trunkline_config_refused 0.0",
     ):
         assert line in text
+
+
+def gaps(metrics: Metrics) -> list[bytes]:
+    lines = exposition(metrics).splitlines()
+    return [line for line in lines if line.startswith(b"trunkline_inter_token") and b"_created" not in line]
+
+
+@pytest.mark.parametrize("values", [[], [0.001], [0.005, 0.0051, 7.0, 99.0, 0.03, 0.03], [30.0, 31.0, -1.0]])
+def test_values_observed_together_are_as_if_observed_one_by_one(values: list[float]) -> None:
+    """It uses private parts of prometheus_client: this fails when they change."""
+    one, together = Metrics(), Metrics()
+    for value in values:
+        one.itl.labels("r", "t").observe(value)
+    one.itl.labels("r", "t")
+    observe_all(together.itl.labels("r", "t"), values)
+    assert gaps(together) == gaps(one)

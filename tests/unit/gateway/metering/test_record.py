@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 from harness.clock import FixedClock
+from unit.gateway.metering.recording import recorded
 
 from backends.api import Call, Usage
 from backends.body import Body
@@ -24,7 +26,7 @@ from gateway.core.errors import (
     UpstreamTimeout,
 )
 from gateway.core.types import Entry, KeyRecord, Secret, Spent
-from gateway.metering import Meter, Metrics, Record, exposition
+from gateway.metering import CallRecord, Meter, Metrics, exposition
 from gateway.routing.attempt import Choice
 
 CANARY = "canary-7f3a"
@@ -50,8 +52,8 @@ class Bench:
         decoded: dict[str, Any] = json.loads(line)
         return decoded
 
-    def observe(self) -> Record:
-        return self.meter.observe("tl-1", "chat/completions")
+    def observe(self) -> AbstractContextManager[CallRecord]:
+        return recorded(self.meter)
 
     def value(self, metric: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"trunkline_{metric}", labels) or 0.0
@@ -67,14 +69,14 @@ def call(*, stream: bool = True) -> Call:
     return Call("tl-1", "chat/completions", CANARY, Body(raw), CANARY, stream, False)
 
 
-def stream(bench: Bench, record: Record, chunks: int = 3) -> None:
-    record.attempt("target-a", CHOICE)
+def stream(bench: Bench, record: CallRecord, chunks: int = 3) -> None:
+    record.attempt_started("target-a", CHOICE)
     for number in range(chunks):
         bench.clock.advance(1.0)
         record.received(9, 1, Usage(5, 3, 2) if number == chunks - 1 else None)
         bench.clock.advance(0.5)
         record.sent()
-    record.attempted()
+    record.attempt_ended()
 
 
 def test_an_answered_stream(bench: Bench) -> None:
@@ -139,11 +141,11 @@ def test_every_ending_is_recorded(
     with pytest.raises(type(error)), bench.observe() as record:
         record.received_body(call())
         record.routed("route-a")
-        record.attempt("target-a", CHOICE)
+        record.attempt_started("target-a", CHOICE)
         for _ in range(sent):
             record.received(9, 1, None)
             record.sent()
-        record.attempted()
+        record.attempt_ended()
         raise error
     line = bench.line
     assert (line["outcome"], line["error_type"], line["status"]) == (outcome, error_type, status)
@@ -157,10 +159,10 @@ def test_attempts_are_listed_with_what_became_of_them(bench: Bench, caplog: pyte
         record.received_body(call())
         record.routed("r")
         for target, error in (("a", UpstreamTimeout("x")), ("b", UpstreamFailed("y")), ("c", None)):
-            record.attempt(target, CHOICE)
+            record.attempt_started(target, CHOICE)
             if error is not None:
-                record.failed(error)
-            record.attempted()
+                record.attempt_failed(error)
+            record.attempt_ended()
     assert bench.line["attempts"] == [
         {"target": "a", "outcome": "upstream_timeout", "reason": "warm"},
         {"target": "b", "outcome": "upstream_failed", "reason": "warm"},
@@ -175,14 +177,14 @@ def test_time_is_booked_on_whom_it_was_spent(bench: Bench) -> None:
         record.received_body(call())
         record.routed("r")
         bench.clock.advance(0.125)
-        record.attempt("a", CHOICE)
+        record.attempt_started("a", CHOICE)
         bench.clock.advance(60)
-        record.failed(UpstreamTimeout(""))
-        record.attempted()
+        record.attempt_failed(UpstreamTimeout(""))
+        record.attempt_ended()
         bench.clock.advance(0.125)
-        record.attempt("b", CHOICE)
+        record.attempt_started("b", CHOICE)
         bench.clock.advance(30)
-        record.attempted()
+        record.attempt_ended()
         raise UpstreamTimeout("")
     assert bench.line["overhead_s"] == 0.125
     assert bench.line["queue_s"] == 0.125, "between two attempts the call may have waited for room, or for a target"
@@ -200,12 +202,12 @@ def test_nothing_that_a_client_typed_is_in_line_or_metrics(
             record.authenticated(KEY)
             record.received_body(call())
             record.routed("route-a")
-            record.attempt("target-a", CHOICE)
+            record.attempt_started("target-a", CHOICE)
             record.received(9, 1, Usage(1, 1))
             record.sent()
             if isinstance(error, GatewayError):
-                record.failed(error)
-            record.attempted()
+                record.attempt_failed(error)
+            record.attempt_ended()
             if error is not None:
                 raise error
     except (GatewayError, KeyError):
@@ -224,10 +226,10 @@ def test_an_answer_that_is_no_stream_has_no_gaps(bench: Bench) -> None:
     with bench.observe() as record:
         record.received_body(call(stream=False))
         record.routed("r")
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         record.received(0, 0, Usage(1, 2))
         record.sent()
-        record.attempted()
+        record.attempt_ended()
     assert bench.value("time_to_first_token_seconds_count", route="r", target="t") == 0
     assert bench.value("inter_token_latency_seconds_count", route="r", target="t") == 0
     assert bench.value("tokens_total", route="r", direction="out") == 2
@@ -250,13 +252,13 @@ PRICE = Price(input=1_000_000, cached=100_000, output=10_000_000)
 """A micro-unit for a prompt token, a tenth for a cached one, ten for one of the answer."""
 
 
-def admitted(bench: Bench, record: Record, *, streamed: bool = True) -> None:
+def admitted(bench: Bench, record: CallRecord, *, streamed: bool = True) -> None:
     """A call on its way; its prompt is taken to be of 70 tokens."""
     record.authenticated(KEY)
     asked = call(stream=streamed)
     record.received_body(asked)
     record.routed("route-a", PRICE)
-    record.admitted(bench.clock.now(), lambda: 70)
+    record.admitted(bench.clock.now(), 70)
 
 
 def counted(bench: Bench) -> tuple[int, int, int, str] | None:
@@ -271,7 +273,7 @@ def test_usage_that_the_target_told_is_what_was_spent(bench: Bench) -> None:
     with bench.observe() as record:
         admitted(bench, record)
         stream(bench, record)
-        assert record.spend() == Spent(5, 2, 3, 5 - 2 + 1 + 30)
+        assert record.final_usage() == Spent(5, 2, 3, 5 - 2 + 1 + 30)
     assert counted(bench) == (5, 2, 3, "upstream")
     assert bench.line["cost_micros"] == 34
 
@@ -280,11 +282,11 @@ def test_usage_that_nobody_told_is_counted(bench: Bench) -> None:
     """Events of the answer, and the prompt as it was estimated at admission."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         for tokens in (1, 0, 2, 1):
             record.received(9, tokens, None)
             record.sent()
-        record.attempted()
+        record.attempt_ended()
     assert counted(bench) == (70, 0, 4, "counted")
     assert bench.line["cost_micros"] == 70 + 40
 
@@ -292,32 +294,32 @@ def test_usage_that_nobody_told_is_counted(bench: Bench) -> None:
 def test_a_whole_answer_without_usage_is_estimated_by_its_size(bench: Bench) -> None:
     with bench.observe() as record:
         admitted(bench, record, streamed=False)
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         record.received(400, 0, None)
         record.sent()
-        record.attempted()
+        record.attempt_ended()
     assert counted(bench) == (70, 0, 100, "estimated")
 
 
 def test_embeddings_without_usage_have_no_answer_in_tokens(bench: Bench) -> None:
-    with bench.meter.observe("tl-1", "embeddings") as record:
+    with recorded(bench.meter, "embeddings") as record:
         admitted(bench, record, streamed=False)
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         record.received(40_000, 0, None)
         record.sent()
-        record.attempted()
+        record.attempt_ended()
     assert counted(bench) == (70, 0, 0, "estimated")
 
 
 def test_a_cut_stream_is_charged_what_was_counted(bench: Bench) -> None:
     with pytest.raises(UpstreamFailed), bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         for _ in range(3):
             record.received(9, 1, None)
             record.sent()
-        record.failed(UpstreamFailed(""))
-        record.attempted()
+        record.attempt_failed(UpstreamFailed(""))
+        record.attempt_ended()
         raise UpstreamFailed("")
     assert counted(bench) == (70, 0, 3, "counted")
     assert (bench.entered[0].outcome, bench.entered[0].output) == ("broke", 3)
@@ -327,9 +329,9 @@ def test_a_client_that_left_before_the_first_token_pays_for_its_prompt(bench: Be
     """The target has read it, or was about to."""
     with pytest.raises(asyncio.CancelledError), bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t", CHOICE)
-        record.failed(ClientGone())
-        record.attempted()
+        record.attempt_started("t", CHOICE)
+        record.attempt_failed(ClientGone())
+        record.attempt_ended()
         raise asyncio.CancelledError
     assert counted(bench) == (70, 0, 0, "estimated")
     assert bench.entered[0].outcome == "gone"
@@ -338,11 +340,11 @@ def test_a_client_that_left_before_the_first_token_pays_for_its_prompt(bench: Be
 def test_a_client_that_left_in_the_middle_pays_for_what_came(bench: Bench) -> None:
     with pytest.raises(asyncio.CancelledError), bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         record.received(9, 1, None)
         record.sent()
-        record.failed(ClientGone())
-        record.attempted()
+        record.attempt_failed(ClientGone())
+        record.attempt_ended()
         raise asyncio.CancelledError
     assert counted(bench) == (70, 0, 1, "counted")
 
@@ -352,10 +354,10 @@ def test_a_call_that_no_target_has_worked_for_costs_nothing(bench: Bench, error:
     with pytest.raises(GatewayError), bench.observe() as record:
         admitted(bench, record)
         for target in ("a", "b"):
-            record.attempt(target, CHOICE)
-            record.failed(error)
-            record.attempted()
-        assert record.spend() == Spent()
+            record.attempt_started(target, CHOICE)
+            record.attempt_failed(error)
+            record.attempt_ended()
+        assert record.final_usage() == Spent()
         raise error
     assert counted(bench) is None
     assert bench.line["cost_micros"] == 0
@@ -368,9 +370,9 @@ def test_a_second_target_pays_off_the_first_ones_silence(bench: Bench) -> None:
     """A retry is one call: what the target that answered has counted, and only that."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("a", CHOICE)
-        record.failed(UpstreamTimeout(""))
-        record.attempted()
+        record.attempt_started("a", CHOICE)
+        record.attempt_failed(UpstreamTimeout(""))
+        record.attempt_ended()
         stream(bench, record)
     assert counted(bench) == (5, 2, 3, "upstream")
     (entry,) = bench.entered
@@ -380,12 +382,12 @@ def test_a_second_target_pays_off_the_first_ones_silence(bench: Bench) -> None:
 def test_a_client_that_left_after_a_failed_target_owes_the_second_ones_prompt(bench: Bench) -> None:
     with pytest.raises(asyncio.CancelledError), bench.observe() as record:
         admitted(bench, record)
-        record.attempt("a", CHOICE)
-        record.failed(UpstreamFailed(""))
-        record.attempted()
-        record.attempt("b", CHOICE)
-        record.failed(ClientGone())
-        record.attempted()
+        record.attempt_started("a", CHOICE)
+        record.attempt_failed(UpstreamFailed(""))
+        record.attempt_ended()
+        record.attempt_started("b", CHOICE)
+        record.attempt_failed(ClientGone())
+        record.attempt_ended()
         raise asyncio.CancelledError
     assert counted(bench) == (70, 0, 0, "estimated")
 
@@ -394,15 +396,15 @@ def test_what_a_target_said_before_it_failed_is_not_what_the_next_one_used(bench
     """A first event that was swallowed (a usage of nothing) and then an error: another target answers."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("a", CHOICE)
+        record.attempt_started("a", CHOICE)
         record.received(0, 0, Usage(5000, 4000))
-        record.failed(UpstreamFailed(""))
-        record.attempted()
-        record.attempt("b", CHOICE)
+        record.attempt_failed(UpstreamFailed(""))
+        record.attempt_ended()
+        record.attempt_started("b", CHOICE)
         for _ in range(2):
             record.received(9, 1, None)
             record.sent()
-        record.attempted()
+        record.attempt_ended()
     assert counted(bench) == (70, 0, 2, "counted")
 
 
@@ -410,12 +412,12 @@ def test_what_was_spent_is_fixed_when_it_is_first_asked_for(bench: Bench) -> Non
     """What was charged is what is written, also if more is heard of later."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         record.received(9, 1, None)
-        charged = record.spend()
+        charged = record.final_usage()
         record.received(9, 1, Usage(999, 999))
-        record.attempted()
-        assert record.spend() is charged
+        record.attempt_ended()
+        assert record.final_usage() is charged
     assert counted(bench) == (70, 0, 1, "counted")
     assert bench.entered[0].output == charged.output
 
@@ -435,10 +437,10 @@ def test_a_target_that_lies_about_its_usage_gives_nothing_back(
     """Less than nothing would be credit: a budget would grow by it, and a counter cannot fall."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         record.received(9, 1, told)
         record.sent()
-        record.attempted()
+        record.attempt_ended()
     assert (bench.entered[0].input, bench.entered[0].cached, bench.entered[0].output) == spent
     assert bench.line["cost_micros"] == PRICE.cost(*spent) >= 0
 
@@ -447,12 +449,12 @@ def test_a_target_that_lies_beyond_all_numbers_spoils_no_counter(bench: Bench) -
     """Redis counts up to 2 to the 63rd."""
     with bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         record.received(9, 1, Usage(10**30, 10**30))
         record.sent()
-        record.attempted()
-    assert record.spend().input + record.spend().output < 2**63
-    assert record.spend().cost < 2**63
+        record.attempt_ended()
+    assert record.final_usage().input + record.final_usage().output < 2**63
+    assert record.final_usage().cost < 2**63
 
 
 def test_a_model_without_a_price_costs_nothing(bench: Bench) -> None:
@@ -479,10 +481,10 @@ def test_the_metrics_are_the_lines_added_up(bench: Bench) -> None:
 def test_where_counts_come_from_is_counted(bench: Bench, source: str) -> None:
     with bench.observe() as record:
         admitted(bench, record, streamed=source != "estimated")
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         record.received(40, 0 if source == "estimated" else 1, Usage(1, 1) if source == "upstream" else None)
         record.sent()
-        record.attempted()
+        record.attempt_ended()
     for each in ("upstream", "counted", "estimated"):
         assert bench.value("usage_source_total", route="route-a", source=each) == (each == source)
 
@@ -527,14 +529,14 @@ def test_only_what_targets_counted_is_learned_from(bench: Bench) -> None:
     with bench.observe() as record:
         admitted(bench, record)
         stream(bench, record)
-        record.spend()
+        record.final_usage()
     assert bench.learned == [("KEYID", "route-a", 5, 3)]
     for streamed in (True, False):
         with bench.observe() as record:
             admitted(bench, record, streamed=streamed)
-            record.attempt("t", CHOICE)
+            record.attempt_started("t", CHOICE)
             record.received(40, int(streamed), None)
-            record.attempted()
+            record.attempt_ended()
     assert len(bench.learned) == 1
 
 
@@ -542,11 +544,11 @@ def test_half_an_answer_teaches_nothing_about_the_length_of_answers(bench: Bench
     """Some servers tell the usage so far in each event: of a stream that ended early that is no answer's length."""
     with pytest.raises(asyncio.CancelledError), bench.observe() as record:
         admitted(bench, record)
-        record.attempt("t", CHOICE)
+        record.attempt_started("t", CHOICE)
         record.received(9, 1, Usage(5, 1))
         record.sent()
-        record.failed(ClientGone())
-        record.attempted()
+        record.attempt_failed(ClientGone())
+        record.attempt_ended()
         raise asyncio.CancelledError
     assert bench.learned == []
     assert counted(bench) == (5, 0, 1, "upstream")

@@ -18,7 +18,9 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
-from gateway.routing import Builder, Placement, Route, Routes, Slots
+from gateway.routing import Attempt, Builder, Route, Routes, Slots
+from gateway.routing.attempt import NO_OUTCOME
+from gateway.routing.attempts import Attempts
 from gateway.routing.policies import registry
 from gateway.routing.policies.api import Policy, Prompt
 from gateway.routing.queue.events import QueueEvents
@@ -66,6 +68,21 @@ def call(model: str = "r", id: str = "c", **fields: object) -> Call:
     return Call(id, "chat/completions", model, Body(json.dumps(body).encode()), stream=stream)
 
 
+async def tried_in_turn(attempts: Attempts, spent: Callable[[], Spent]) -> AsyncGenerator[Attempt, None]:
+    """The attempts as the page makes them; each that is asked for has failed, as its outcome says, unless it is the
+    last. `spent` is asked when the call is over."""
+    outcome = NO_OUTCOME
+    try:
+        while (placement := await attempts.next(outcome)) is not None:
+            try:
+                yield placement
+            finally:
+                placement.end()
+            outcome = placement.outcome
+    finally:
+        attempts.close(spent())
+
+
 class Noted(QueueEvents):
     """Writes down how many calls wait."""
 
@@ -107,7 +124,7 @@ class World:
         self.routes = self.build(text)
         self.routes.open()
         self.spent = Spent()
-        self.held: list[tuple[AsyncGenerator[Placement, None], Placement]] = []
+        self.held: list[tuple[AsyncGenerator[Attempt, None], Attempt]] = []
         """Calls that a test leaves where they are."""
 
     def build(self, text: str, before: Routes | None = None) -> Routes:
@@ -129,18 +146,18 @@ class World:
 
     def placements(
         self, of: Call | None = None, *, tokens: int = 10, who: KeyRecord | None = None, headers: Headers | None = None
-    ) -> AsyncGenerator[Placement, None]:
+    ) -> AsyncGenerator[Attempt, None]:
         """As the page asks for them."""
         of = of or call()
         route = self.routes.find(of.model, lambda *_: True)
-        return self.routes.placements(route, of, headers or {}, who or key(), tokens, lambda: self.spent)
+        return tried_in_turn(self.routes.attempts(route, of, headers or {}, who or key(), tokens), lambda: self.spent)
 
     async def tried(self, of: Call | None = None, **named: Any) -> list[str]:
         """Where a call goes that fails everywhere."""
         async with aclosing(self.placements(of, **named)) as placements:
             return [placement.target.name async for placement in placements]
 
-    async def first(self, of: Call | None = None, **named: Any) -> tuple[AsyncGenerator[Placement, None], Placement]:
+    async def first(self, of: Call | None = None, **named: Any) -> tuple[AsyncGenerator[Attempt, None], Attempt]:
         """A call that stays where it was placed first, until its placements are closed."""
         placements = self.placements(of, **named)
         return placements, await anext(placements)
@@ -153,7 +170,7 @@ class World:
             assert target.inflight.own == 0, target.name
             assert not target.breaker._trying, target.name  # type: ignore[attr-defined]
         for route in self.routes:
-            assert (route._budget.in_flight, route._budget.retrying) == (0, 0), route.name
+            assert (route.retries.in_flight, route.retries.retrying) == (0, 0), route.name
             assert (route.queue.waiting, route.queue.bytes, route.held.calls) == (0, 0, 0), route.name
 
 

@@ -24,15 +24,15 @@ from gateway.core.errors import (
     UpstreamError,
     UpstreamFailed,
 )
-from gateway.routing import Placement
+from gateway.routing import Attempt
 from gateway.routing.policies.api import Prompt, Score
 from gateway.targets.target import KV_TOKENS
 
 LONG = Prompt(1000)
 
 
-def place(of: World, prompt: Prompt = LONG, score: Score | None = None) -> Placement:
-    placement = Placement(of.route.tiers[0], score or Score(0, 0.0, reason="turn"), prompt)
+def place(of: World, prompt: Prompt = LONG, score: Score | None = None) -> Attempt:
+    placement = Attempt(of.route.tiers[0], score or Score(0, 0.0, reason="turn"), prompt)
     placement.begin()
     return placement
 
@@ -78,7 +78,7 @@ def test_a_placement_that_came_to_nothing_leaves_no_mark() -> None:
     of.clock.advance(10.0)
     load = of["a"].load
     before = load.charged, load.clock
-    placement = Placement(of.route.tiers[0], Score(0, 0.0), LONG)
+    placement = Attempt(of.route.tiers[0], Score(0, 0.0), LONG)
     assert counts(of) == (1000, 1, 1), "it holds its place meanwhile"
     placement.end()
     placement.end()
@@ -145,7 +145,7 @@ def test_five_failures_eject_its_target(of: World) -> None:
 
 @pytest.mark.parametrize("good", [lambda p: p.answered(None), lambda p: p.refused(Rejected(400, "no"))])
 def test_an_answer_and_a_refusal_of_the_call_both_tell_that_the_target_is_well(
-    of: World, good: Callable[[Placement], None]
+    of: World, good: Callable[[Attempt], None]
 ) -> None:
     for number in range(9):
         placement = place(of)
@@ -249,7 +249,7 @@ def test_a_call_is_lost_when_its_target_is_gone(of: World, error: UpstreamError,
     placement = place(of)
     placement.failed(error)
     placement.end()
-    assert placement.lost == lost
+    assert placement.outcome.lost == lost
 
 
 def test_a_slot_is_given_back_once(of: World) -> None:
@@ -281,14 +281,14 @@ def test_a_choice_says_what_the_record_needs(of: World) -> None:
 
 def test_the_client_is_told_which_way_its_call_went(of: World) -> None:
     placement = place(of)
-    placement.tell(2, (b"x-trunkline-config", b"h"))
+    placement.number, placement.more_headers = 2, [(b"x-trunkline-config", b"h")]
     assert placement.headers == [
         (b"x-trunkline-target", b"a"),
         (b"x-trunkline-attempts", b"2"),
         (b"x-trunkline-config", b"h"),
     ]
     placement.fallback = "down"
-    placement.tell(1)
+    placement.number = 1
     assert placement.headers[-1] == (b"x-trunkline-fallback", b"down")
 
 

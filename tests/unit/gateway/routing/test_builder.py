@@ -14,7 +14,7 @@ from unit.gateway.routing.building import PROMPT, World, call, eject, one, table
 from backends.api import Facts
 from backends.capabilities import Capabilities
 from gateway.config import parse_table
-from gateway.routing import Placement
+from gateway.routing import Attempt
 from gateway.routing.policies.api import Prompt, Score
 from gateway.targets.load import Share
 
@@ -91,7 +91,7 @@ def test_notes_go_on_being_counted() -> None:
 
     def noted(number: int) -> bytes | None:
         tier = of.route.tiers[0]
-        placement = Placement(tier, Score(0, 0.0, reason="spill"), Prompt(100, hashed("c", number), follow_up=True))
+        placement = Attempt(tier, Score(0, 0.0, reason="spill"), Prompt(100, hashed("c", number), follow_up=True))
         placement.begin()
         placement.end()
         return of.routes.gossip["r"].publish(of.clock())

@@ -12,7 +12,7 @@ from unit.gateway.routing.building import PROMPT, World, eject, one, table, targ
 
 from backends.api import Facts
 from gateway.core.errors import UpstreamFailed
-from gateway.routing import Placement
+from gateway.routing import Attempt
 from gateway.routing.filters import BUSY, DOWN, EJECTED, FILTERS, LENIENCES, refusal
 from gateway.routing.policies.api import Prompt, Score
 from gateway.targets import Target
@@ -243,7 +243,7 @@ def test_what_calls_do_by_another_way_to_the_same_server_counts(who: str) -> Non
     assert there is not None
     tier = of.route.tiers[0]
     assert tier.usable(PROMPT, of.clock()) == [0, 1]
-    placement = Placement(there.tiers[0], Score(0, 0.0), Prompt(500_000))
+    placement = Attempt(there.tiers[0], Score(0, 0.0), Prompt(500_000))
     placement.begin()
     assert tier.usable(PROMPT, of.clock()) == [1], "it has too much to read"
     placement.end()

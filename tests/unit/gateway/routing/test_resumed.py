@@ -14,7 +14,7 @@ from unit.gateway.routing.building import World, call, eject, key, one, table, t
 from backends.api import Call
 from gateway.core.errors import UpstreamTimeout
 from gateway.core.types import Spent
-from gateway.routing import Placement
+from gateway.routing import Attempt
 from gateway.routing.retry_budget import RETRY_FLOOR
 
 
@@ -33,7 +33,7 @@ def world(text: str) -> World:
     return World(text, adapters=adapter)
 
 
-def broken(placement: Placement) -> Placement:
+def broken(placement: Attempt) -> Attempt:
     """As the page tells of a target that died after the client had a part of its answer."""
     placement.failed(UpstreamTimeout("silent"))
     placement.resume()
@@ -125,7 +125,7 @@ async def test_it_is_no_retry_for_the_budget() -> None:
     for calls, placement in started:
         broken(placement)
         assert await anext(calls, None) is not None
-        assert of.route._budget.retrying == 0
+        assert of.route.retries.retrying == 0
     for calls, _ in started:
         await calls.aclose()
     of.idle()

@@ -172,7 +172,7 @@ async def test_a_call_whose_target_is_gone_is_no_retry() -> None:
     for calls, placement in started:
         placement.failed(Unreachable("away"))
         assert await anext(calls, None) is not None
-        assert of.route._budget.retrying == 0
+        assert of.route.retries.retrying == 0
         of.held.append((calls, placement))
     for calls, _ in started:
         await calls.aclose()
@@ -187,7 +187,7 @@ async def test_the_budget_is_given_back_however_a_call_ends() -> None:
         for _ in range(steps):
             await anext(calls, None)
         if steps == 2:
-            assert (of.route._budget.in_flight, of.route._budget.retrying) == (1, 1)
+            assert (of.route.retries.in_flight, of.route.retries.retrying) == (1, 1)
         await calls.aclose()
         of.idle()
     calls = of.placements()

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from harness.virtual_time import settle
-from unit.gateway.routing.building import World, call, key, one, targets, virtual
+from unit.gateway.routing.building import World, call, key, one, targets, tried_in_turn, virtual
 
 from backends.api import Facts
 from gateway.core.errors import ContextTooLong, QueueFull, QueueTimeout, Unreachable, UpstreamBusy
@@ -315,7 +315,7 @@ async def test_what_a_call_took_is_asked_once_when_it_is_over(attempts: int) -> 
         asked.append(over)
         return Spent(input=100, output=50)
 
-    calls = of.routes.placements(of.route, call(), {}, key(), 10, spent)
+    calls = tried_in_turn(of.routes.attempts(of.route, call(), {}, key(), 10), spent)
     for _ in range(attempts):
         await anext(calls)
     over = True

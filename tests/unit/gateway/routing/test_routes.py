@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 from harness.clock import FixedClock
-from unit.gateway.routing.building import PROMPT, World, call, key, one, table, targets, virtual
+from unit.gateway.routing.building import PROMPT, World, call, key, one, table, targets, tried_in_turn, virtual
 
 from backends.capabilities import Capabilities
 from gateway.config import parse_table
@@ -140,7 +140,7 @@ async def test_the_client_is_told_where_its_call_went_and_by_which_table() -> No
 async def test_an_explanation_is_told_on_request_and_as_it_was_before_the_call() -> None:
     of = World(one("a", "b"))
     Share(of["b"].load, 50)
-    placements = of.routes.placements(of.route, call(), {}, key(), 10, lambda: of.spent, explain=True)
+    placements = tried_in_turn(of.routes.attempts(of.route, call(), {}, key(), 10, explain=True), lambda: of.spent)
     async with aclosing(placements):
         first = dict((await anext(placements)).headers)
         second = dict((await anext(placements)).headers)

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from itertools import pairwise
 
 import pytest
-from unit.gateway.routing.building import World, call, key, table, targets, virtual
+from unit.gateway.routing.building import World, call, key, table, targets, tried_in_turn, virtual
 
 from gateway.core.errors import ContextTooLong, GatewayError, NoTarget, QueueTimeout
 from gateway.core.types import Spent
@@ -34,7 +34,7 @@ async def hold(of: World, model: str) -> None:
     """Take a slot of the model's route for good."""
     route = of.routes.get(model)
     assert route is not None
-    calls = of.routes.placements(route, call(model, id=f"held {model}"), {}, key(), 10, lambda: of.spent)
+    calls = tried_in_turn(of.routes.attempts(route, call(model, id=f"held {model}"), {}, key(), 10), lambda: of.spent)
     of.held.append((calls, await anext(calls)))
 
 
@@ -172,7 +172,7 @@ async def test_what_a_call_took_is_asked_when_it_is_over_whichever_route_served_
         asked.append(over)
         return Spent(input=10, output=5)
 
-    async with aclosing(of.routes.placements(of.route, call("a"), {}, key(), 10, spent)) as placements:
+    async with aclosing(tried_in_turn(of.routes.attempts(of.route, call("a"), {}, key(), 10), spent)) as placements:
         for _ in range(served):
             await anext(placements)
         over = True

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.store.gcra import MICRO, MOST_DEBT, remaining, settle, step
+from gateway.store.gcra import MICRO, MOST_DEBT, look, remaining, settle, step
 
 LIMITS = st.integers(1, 5000)
 WINDOWS = st.sampled_from([MICRO, 60 * MICRO, 3600 * MICRO])
@@ -154,3 +154,15 @@ def test_rounding_never_gives_more_than_the_limit(limit: int) -> None:
         else:
             now += moved.over
     assert granted <= 2 * limit
+
+
+@given(
+    LIMITS, WINDOWS, st.integers(-600 * MICRO, 60_000 * MICRO), st.integers(0, 10_000), st.sampled_from([1, MOST_DEBT])
+)
+def test_a_look_is_two_steps_and_what_remains_after_each(
+    limit: int, window: int, ahead: int, amount: int, most: int
+) -> None:
+    stored = NOW + ahead
+    none, moved = (step(stored, NOW, limit, window, units, most) for units in (0, amount))
+    left, left_after = (remaining(each.tat, NOW, limit, window) for each in (none, moved))
+    assert look(stored, NOW, limit, window, amount, most) == (none.tat, moved.tat, moved.over, left, left_after)

@@ -11,7 +11,7 @@ from harness.peer import Listener, listening
 
 from gateway.upstream.pool import Pool
 
-CONNECTIONS = {"test_connection.py", "test_pool.py"}
+CONNECTIONS = {"test_connection.py", "test_pool.py", "test_reach.py"}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -11,7 +11,7 @@ from unit.gateway.routing.building import World, call, eject, key, one, table, t
 
 from backends.api import Facts
 from gateway.core.errors import Disconnected, NoTarget, Unreachable, UpstreamBusy, UpstreamError, UpstreamFailed
-from gateway.routing import Placement
+from gateway.routing import Attempt
 from gateway.routing.queue.cold import Hold
 from gateway.routing.queue.queue import Queue, Waiter
 
@@ -366,7 +366,7 @@ async def test_the_rest_of_an_answer_is_not_held() -> None:
     calls, placement = await of.first()
     down(of, "a", "b")
 
-    def broken(placement: Placement) -> None:
+    def broken(placement: Attempt) -> None:
         placement.failed(Disconnected(""))
         placement.resume()
 

@@ -111,6 +111,11 @@ def test_the_file_says_whose_it_is_and_of_which_version(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+async def test_a_commit_waits_for_the_disk(store: LocalStore) -> None:
+    found = await store._database.write(lambda connection: connection.execute("PRAGMA synchronous").fetchone())
+    assert found == (2,), "FULL"
+
+
 async def test_a_damaged_file(tmp_path: Path, store: LocalStore) -> None:
     for number in range(50):
         await store.put(record(f"k{number}", "n" * 100), Audit(time=1.0, actor="a", action="b", subject="c" * 500))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gateway.store import StoreDown
-from gateway.store.local.location import database_of, json_of, refuse_network
+from gateway.store.local import location, prepare
+from gateway.store.local.location import database_of, json_of
 
 
 @pytest.mark.parametrize(
@@ -56,17 +57,21 @@ me@server: {0}/ssh fuse.sshfs rw 0 0
         ("link/keys.db", "nfs4"),
     ],
 )
-def test_a_network_file_system_is_refused(tmp_path: Path, path: str, refused: str) -> None:
+def test_a_network_file_system_is_refused(
+    tmp_path: Path, path: str, refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mounts = tmp_path / "mounts"
+    monkeypatch.setattr(location, "MOUNTS", mounts)
     mounts.write_text(MOUNTS.strip().replace("{0}", str(tmp_path)))
     (tmp_path / "link").symlink_to(tmp_path / "net")
     if not refused:
-        refuse_network(tmp_path / path, mounts)
+        assert prepare(tmp_path / path).exists()
         return
     with pytest.raises(StoreDown, match=rf"{path} is on a network file system \({refused} at .*use Redis"):
-        refuse_network(tmp_path / path, mounts)
+        prepare(tmp_path / path)
+    assert not (tmp_path / path).exists()
 
 
-def test_without_a_list_of_mounts_nothing_is_refused(tmp_path: Path) -> None:
-    refuse_network(tmp_path / "keys.db", tmp_path / "absent")
-    refuse_network(tmp_path / "keys.db")
+def test_without_a_list_of_mounts_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(location, "MOUNTS", tmp_path / "absent")
+    assert prepare(tmp_path / "keys.db").exists()
