@@ -91,9 +91,13 @@ class Forwarder:
     async def _refusal(
         self, call: Call, address: Address, capabilities: Capabilities, response: Response
     ) -> GatewayError:
-        """What an answer that is no 200 means, in the target's words where these are fit for the client."""
+        """What an answer that is no 200 means, in the target's words where these are fit for the client.
+
+        Raises `BadReply` for one whose words cannot be read.
+        """
         refusal = status_refusal(response.status, response.headers.get(b"retry-after"), capabilities)
         if refusal is None:
+            fit(response.headers)
             body = bytearray()
             try:
                 while piece := await response.read():
