@@ -55,7 +55,7 @@ class Cache(Generic[R]):
         if held is None:
             return None
         self._held[id] = held  # at the end: what was used last is dropped last
-        fresh_seconds = FRESH_SECONDS if self._store.hears else DEAF_SECONDS
+        fresh_seconds = FRESH_SECONDS if self._store.subscribed else DEAF_SECONDS
         return held if not held.outdated and self._clock.monotonic() - held.loaded < fresh_seconds else None
 
     async def get(self, id: str, *, fresh: bool = False) -> R | None:

@@ -114,7 +114,7 @@ class Admission:
         budgets = [i for i, dimension in enumerate(ask.plan.dimensions) if dimension.kind == "budget" and used[i]]
         if budgets:
             plan = Plan(ask.plan.records, tuple(ask.plan.dimensions[i] for i in budgets))
-            self.limits.owe(Ask(ask.call_id, plan, [0] * len(budgets)), at, [used[i] for i in budgets])
+            self.limits.charge_later(Ask(ask.call_id, plan, [0] * len(budgets)), at, [used[i] for i in budgets])
 
     def _local_headers(self, terms: Terms, ask: Ask, verdict: Verdict) -> list[tuple[bytes, bytes]]:
         """Those of what was decided alone, under limits of its own."""
@@ -149,7 +149,7 @@ class Admission:
         """In an outage, see whether it is over: no call may come to find out."""
         if self.degraded:
             with suppress(StoreDown):
-                await self._store.sound()
+                await self._store.verify()
                 self._recover()
 
     def _recover(self) -> None:
@@ -164,5 +164,5 @@ class Admission:
             self._events.degraded(True)
             log.warning("limits are counted in this gateway only: %s", error)
             self.own = Counters(self._now)
-            for ask in self.limits.held():
-                self.own.hold(ask)
+            for ask in self.limits.open_leases():
+                self.own.register_lease(ask)

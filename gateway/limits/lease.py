@@ -71,7 +71,7 @@ class Lease(Struct, eq=False):
             owner.settle_alone(self, used)
             return None
         if owner.own.leases:  # since an outage began in which this call held slots
-            owner.own.let_go(ask)
+            owner.own.release_lease(ask)
         return owner.limits.settle(ask, self.micros, used)
 
     async def end(self, spent: Spent) -> None:

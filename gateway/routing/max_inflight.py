@@ -34,7 +34,7 @@ class Slots:
             share = max(1, target.max_inflight // max(1, self._gateways()))
             if target.inflight.own > share:  # this call is one of them
                 return None
-            self._store.hold(ask)  # for when the store is back
+            self._store.register_lease(ask)  # for when the store is back
             return partial(self._store.settle, ask, 0, [1])
         return partial(self._store.settle, ask, verdict.at, [1]) if verdict.denied is None else None
 

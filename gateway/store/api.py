@@ -49,13 +49,13 @@ class Limits(Protocol):
         it; None: it knows already.
         """
 
-    def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
+    def charge_later(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         """Charge what a call used that was admitted without the store, as soon as it answers again; once."""
 
-    def hold(self, ask: Ask) -> None:
+    def register_lease(self, ask: Ask) -> None:
         """Count the leases of an ask that was granted without the store, as soon as it answers again, until settled."""
 
-    def held(self) -> list[Ask]:
+    def open_leases(self) -> list[Ask]:
         """Granted asks that are not settled, as far as this worker must count them itself when it is cut off."""
 
     @property
@@ -89,7 +89,7 @@ class Records(Protocol):
         """
 
     @property
-    def hears(self) -> bool:
+    def subscribed(self) -> bool:
         """Changes by others are being heard of at the moment."""
 
 
@@ -141,7 +141,7 @@ class Store(Limits, Records, Ledger, Board, Protocol):
     async def ping(self) -> None:
         """Return once the store answers."""
 
-    async def sound(self) -> None:
+    async def verify(self) -> None:
         """Return once the store answers and has not lost what it had."""
 
     @property

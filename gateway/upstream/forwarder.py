@@ -84,7 +84,7 @@ class Forwarder:
             if response.status != 200:
                 raise await self._refusal(call, address, capabilities, response)
             content_type = fit(response.headers)
-            reader = reader_for(call, capabilities, content_type, self.limits)
+            reader = reader_for(call, capabilities, content_type, self.limits, lenient=address.lenient)
             return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
         except BaseException:
             response.release()
@@ -94,7 +94,7 @@ class Forwarder:
         self, call: Call, address: Address, capabilities: Capabilities, response: Response
     ) -> GatewayError:
         """What an answer that is no 200 means, in the target's words where these are fit for the client."""
-        refusal = status_refusal(response.status, response.headers.get(b"retry-after"))
+        refusal = status_refusal(response.status, response.headers.get(b"retry-after"), capabilities)
         if refusal is None:
             body = bytearray()
             try:

@@ -109,9 +109,9 @@ async def test_an_answer_that_comes_while_the_loop_is_busy_is_read_before_the_ve
         own.freeze()
         asked = asyncio.ensure_future(store.ping())
         await asyncio.sleep(0)
-        patience = store._pipe._patience
-        last = patience.began() + patience._most
-        while patience.turn < last:
+        timer = store._pipe._timer
+        last = timer.began() + timer._most
+        while timer.turn < last:
             await asyncio.sleep(0.001)
 
         def late() -> None:

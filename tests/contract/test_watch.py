@@ -20,7 +20,7 @@ async def test_a_change_by_another_is_heard_of_within_a_second(places: Places, k
     one, other, id = await places.store(), await places.store(), unique()
     heard: list[str | None] = []
     other.watch(heard.append)
-    await soon(lambda: other.hears, "the store hears", 3)
+    await soon(lambda: other.subscribed, "the store hears", 3)
     await asyncio.sleep(0.05)
     name = {KeyRecord: "key", Tenant: "tenant", TargetOrder: "target"}[kind]
     for version in (1, 2):
@@ -33,7 +33,7 @@ async def test_a_change_of_ones_own_is_heard_of_too(places: Places) -> None:
     store, id = await places.store(), unique()
     heard: list[str | None] = []
     store.watch(heard.append)
-    await soon(lambda: store.hears, "the store hears", 3)
+    await soon(lambda: store.subscribed, "the store hears", 3)
     heard.clear()
     await store.put(record(KeyRecord, id))
     await soon(lambda: f"key:{id}" in heard or None in heard, "the change is heard of")
@@ -45,7 +45,7 @@ async def test_everybody_who_watches_is_told(places: Places) -> None:
     orders: list[str | None] = []
     store.watch(keys.append)
     store.watch(orders.append)
-    await soon(lambda: store.hears, "the store hears", 3)
+    await soon(lambda: store.subscribed, "the store hears", 3)
     await store.put(record(TargetOrder, id))
     for heard in (keys, orders):
         await soon(lambda heard=heard: f"target:{id}" in heard or None in heard, "the change is heard of")
@@ -59,11 +59,11 @@ async def test_after_a_reconnect_anything_may_have_changed(redis: RedisServer) -
         store.watch(heard.append)
         await store.open()
         try:
-            await soon(lambda: store.hears and None in heard, "the subscription", 3)
+            await soon(lambda: store.subscribed and None in heard, "the subscription", 3)
             heard.clear()
             client.client_kill_filter(_type="pubsub")
-            await soon(lambda: not store.hears, "the store knows that it is deaf")
-            await soon(lambda: store.hears and heard == [None], "the subscription again", 3)
+            await soon(lambda: not store.subscribed, "the store knows that it is deaf")
+            await soon(lambda: store.subscribed and heard == [None], "the subscription again", 3)
             id = unique()
             await store.put(record(KeyRecord, id))
             await soon(lambda: f"key:{id}" in heard, "the change is heard of")
@@ -74,16 +74,16 @@ async def test_after_a_reconnect_anything_may_have_changed(redis: RedisServer) -
 async def test_a_store_whose_redis_is_gone_does_not_hear() -> None:
     with redis_server() as own:
         store = RedisStore(own.url, timeout=0.25)
-        assert not store.hears
+        assert not store.subscribed
         await store.open()
         try:
-            await soon(lambda: store.hears, "the store hears", 3)
+            await soon(lambda: store.subscribed, "the store hears", 3)
             own.stop()
-            await soon(lambda: not store.hears, "the store knows that it is deaf", 4)
+            await soon(lambda: not store.subscribed, "the store knows that it is deaf", 4)
             heard: list[str | None] = []
             store.watch(heard.append)
             own.restart()
-            await soon(lambda: store.hears and None in heard, "the store hears again", 4)
+            await soon(lambda: store.subscribed and None in heard, "the store hears again", 4)
         finally:
             await store.close()
 

@@ -30,7 +30,7 @@ class Store(LocalStore):
         self.gate.set()
         self.conflicts = 0
         self.tell: Callable[[str | None], None] = lambda _: None
-        self.hears = True
+        self.subscribed = True
 
     async def get(self, kind: Any, id: str) -> Any:
         self.asked.append(f"{KINDS[kind]}:{id}")

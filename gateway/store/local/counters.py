@@ -85,7 +85,7 @@ class Counters:
     def settle(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         """End a granted ask; one that was not granted here, or is settled already, changes nothing."""
         if ask.call_id not in self._granted:
-            self.let_go(ask)  # it may have been held
+            self.release_lease(ask)  # it may have been held
             return
         self._granted.discard(ask.call_id)
         now = int(self._now() * MICRO)
@@ -94,15 +94,15 @@ class Counters:
                 self._settle_rate(dimension, now, at, amount, units)
             elif dimension.kind == "budget":
                 self._settle_budget(ask.call_id, dimension, at, units)
-        self.let_go(ask)
+        self.release_lease(ask)
 
-    def hold(self, ask: Ask) -> None:
+    def register_lease(self, ask: Ask) -> None:
         """Count the slots of a call that was admitted elsewhere."""
         for dimension in ask.plan.dimensions:
             if dimension.kind == "lease":
                 self.leases.setdefault(dimension.key, set()).add(ask.call_id)
 
-    def let_go(self, ask: Ask) -> None:
+    def release_lease(self, ask: Ask) -> None:
         """Give the slots of a call back."""
         for dimension in ask.plan.dimensions:
             if dimension.kind == "lease" and (held := self.leases.get(dimension.key)):

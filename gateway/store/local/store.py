@@ -29,7 +29,7 @@ class LocalStore:
     """In-process counters; records are read again whenever another process has changed some."""
 
     gateways = 1
-    hears = True
+    subscribed = True
     unsettled = 0
 
     def __init__(self, state: Path, now: Callable[[], float] = time.time, *, boot: str = "") -> None:
@@ -61,7 +61,7 @@ class LocalStore:
     async def ping(self) -> None:
         await self._records.refresh()
 
-    async def sound(self) -> None:
+    async def verify(self) -> None:
         await self._records.refresh()
 
     async def admit(self, ask: Ask) -> Verdict:
@@ -81,13 +81,13 @@ class LocalStore:
     def settle(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         self._counters.settle(ask, at, used)
 
-    def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
+    def charge_later(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         """Nothing: this store is never cut off from its counters."""
 
-    def hold(self, ask: Ask) -> None:
-        self._counters.hold(ask)
+    def register_lease(self, ask: Ask) -> None:
+        self._counters.register_lease(ask)
 
-    def held(self) -> list[Ask]:
+    def open_leases(self) -> list[Ask]:
         """None, for the same reason."""
         return []
 

@@ -44,7 +44,7 @@ for r = 1, records do
 end
 
 -- Drop the members of workers that have died before their leases expired; returns the units these had reserved.
-local function bury(key)
+local function drop_dead(key)
   local units = 0
   for _, boot in ipairs(ask('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
     for _, member in ipairs(ask('ZRANGE', key, 0, -1)) do
@@ -65,7 +65,7 @@ local function reserved(key, open, room)
     open = open - string.match(member, '%d+$')
   end
   if open > room then
-    open = open - bury(all)
+    open = open - drop_dead(all)
   end
   ask('HSET', key, 'o', open, 'x', ask('ZRANGE', all, 0, 0, 'WITHSCORES')[2] or deadline)
   return open
@@ -90,7 +90,7 @@ for i = 1, count do
   elseif kind == 'lease' then
     level = ask('ZCOUNT', key, now + 1, '+inf')
     if level >= limit then
-      bury(key)
+      drop_dead(key)
       level = ask('ZCOUNT', key, now + 1, '+inf')
       over = level >= limit and SECOND or 0
     end

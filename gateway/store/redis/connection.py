@@ -17,8 +17,8 @@ import hiredis
 from msgspec import Struct
 
 from gateway.store import StoreDown
+from gateway.store.redis.answer_timer import AnswerTimer, in_time
 from gateway.store.redis.connect import Connector
-from gateway.store.redis.patience import Patience, in_time
 
 log = logging.getLogger("trunkline.store")
 
@@ -70,7 +70,7 @@ class Command(Struct, eq=False):
     about: Any = None
     """For `ended`."""
     turn: int = -1
-    """When it was sent, in the turns of the pipe's patience; -1: not yet."""
+    """When it was sent, in the turns of the pipe's timer; -1: not yet."""
     queued: bool = False
     """The server had a lot to do before it."""
     late: Any = None
@@ -100,7 +100,7 @@ class Pipe:
         self._down: str | None = None
         self._lost: asyncio.Future[Exception] | None = None
         self._moves, self._moving = 0, False
-        self._patience = Patience(timeout, self._sent_since, self._arrived, self._fail)
+        self._timer = AnswerTimer(timeout, self._sent_since, self._arrived, self._fail)
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -197,13 +197,13 @@ class Pipe:
 
     def _flush(self) -> None:
         self._flushing = False
-        waiting, sent, patience = self._waiting, self._sent, self._patience
+        waiting, sent, timer = self._waiting, self._sent, self._timer
         if self._wire is None or self._moving or not waiting:
             return  # what waits is sent when there is a connection
         ahead = len(sent)
         if ahead >= WINDOW:
             return  # the next answer makes room
-        turn, queued = patience.turn if patience.running else patience.began(), ahead > WINDOW // 2
+        turn, queued = timer.turn if timer.running else timer.began(), ahead > WINDOW // 2
         batch = []
         for _ in range(min(WINDOW - ahead, len(waiting))):
             command = waiting.popleft()
@@ -251,7 +251,7 @@ class Pipe:
         command = Command(pack(("PING",)), None, asyncio.get_running_loop().create_future())
         self._waiting.append(command)
         self._flush()
-        await in_time(command.answer, self._patience.slow)
+        await in_time(command.answer, self._timer.slow)
 
     def _fail(self, error: Exception) -> None:
         if self._down is None:
@@ -291,15 +291,15 @@ class _Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Answers have come: each is that to the oldest command that has none."""
         pipe, reader = self._pipe, self._reader
-        sent, patience = pipe._sent, pipe._patience
+        sent, timer = pipe._sent, pipe._timer
         try:
             reader.feed(data)
             while pipe._wire is self and (reply := reader.gets()) is not False:
                 command = sent.popleft()
-                if command.turn == patience.turn and not patience.slow_answers:
-                    patience.answered = command.turn
+                if command.turn == timer.turn and not timer.slow_answers:
+                    timer.answered = command.turn
                 else:
-                    patience.ended(command.turn, queued=command.queued)
+                    timer.ended(command.turn, queued=command.queued)
                 if isinstance(reply, hiredis.ReplyError):
                     pipe._refused(command, str(reply))
                     continue

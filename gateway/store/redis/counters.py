@@ -61,10 +61,10 @@ class RedisCounters:
     def unsettled(self) -> int:
         return len(self._unsettled)
 
-    def hold(self, ask: Ask) -> None:
+    def register_lease(self, ask: Ask) -> None:
         self._held[ask.call_id] = ask
 
-    def held(self) -> list[Ask]:
+    def open_leases(self) -> list[Ask]:
         return list(self._held.values())
 
     async def admit(self, ask: Ask) -> Verdict:
@@ -135,7 +135,7 @@ class RedisCounters:
             known = self._pipe.send(begin + packed(ask.call_id), None, self._returned, (ask, at, used)).answer
         return known
 
-    def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
+    def charge_later(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         gate = _GATE % ask.call_id.encode()
         self._pipe.send(_settlement(gate, ask, at, used), SETTLE, self._settled, gate)
 

@@ -28,7 +28,7 @@ class Changes:
         self._connector, self._channel, self._timeout = Connector(url, timeout), channel, timeout
         self._changed: list[Callable[[str | None], None]] = []
         self._task: asyncio.Task[None] | None = None
-        self.hears = False
+        self.subscribed = False
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
         self._changed.append(changed)
@@ -52,7 +52,7 @@ class Changes:
             except Exception as error:  # whatever it is: be deaf, and try again
                 log.debug("the subscription to changes ended: %r", error)
             finally:
-                self.hears = False
+                self.subscribed = False
                 if connection is not None:
                     with suppress(Exception):
                         await connection.disconnect(nowait=True)
@@ -77,7 +77,7 @@ class Changes:
     def _heard(self, message: list[bytes]) -> None:
         match message:
             case [b"subscribe", *_]:
-                self.hears = True
+                self.subscribed = True
                 self._tell(None)  # what changed before is unknown
             case [b"message", _, bytes(name)]:
                 self._tell(name.decode())

@@ -27,16 +27,16 @@ class Workers:
         self.living = 1
 
     async def run(self) -> None:
-        buried = False
+        marked = False
         while True:
             try:
-                if not buried and self._boot:
-                    await self._bury()
-                    buried = True
+                if not marked and self._boot:
+                    await self._mark_dead()
+                    marked = True
                 await self._live()
             except StoreDown:
                 pass
-            await asyncio.sleep(RENEW_SECONDS if buried or not self._boot else 0.5)
+            await asyncio.sleep(RENEW_SECONDS if marked or not self._boot else 0.5)
 
     async def leave(self) -> None:
         """Tell that this worker ends of its own will."""
@@ -53,7 +53,7 @@ class Workers:
         await self._pipe.call("ZREMRANGEBYSCORE", LIVING, "-inf", now)
         self.living = max(1, int(await self._pipe.call("ZCARD", LIVING)))
 
-    async def _bury(self) -> None:
+    async def _mark_dead(self) -> None:
         """Mark the workers of this host whose process is gone: their slots are free at once, not after 15 s."""
         found = await self._pipe.call("HGETALL", PLACES)
         seconds, _ = await self._pipe.call("TIME")

@@ -63,8 +63,8 @@ class RedisRecords:
         self._changes.watch(changed)
 
     @property
-    def hears(self) -> bool:
-        return self._changes.hears
+    def subscribed(self) -> bool:
+        return self._changes.subscribed
 
     async def version(self, name: str) -> bytes | None:
         """The version of the record named like `key:<id>`; None: there is no such record."""

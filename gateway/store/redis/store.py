@@ -28,12 +28,12 @@ class RedisStore:
     """
 
     def __init__(self, url: str, *, timeout: float = 0.25, records_url: str | None = None, boot: str = "") -> None:
-        apart = records_url not in (None, url)
+        separate = records_url not in (None, url)
         self._pipe = Pipe(url, timeout, self._connected)
-        self._pipes = [self._pipe, Pipe(records_url or url, timeout)] if apart else [self._pipe]
+        self._pipes = [self._pipe, Pipe(records_url or url, timeout)] if separate else [self._pipe]
         records = self._pipes[-1]
         self._changes = Changes(records_url or url, CHANGED, timeout)
-        self._records = RedisRecords(records, self._changes, self._pipe if apart else None)
+        self._records = RedisRecords(records, self._changes, self._pipe if separate else None)
         self._ledger = RedisLedger(records)
         self._counters = RedisCounters(self._pipe, self._ledger, self._records.version)
         self.limits: Limits = self._counters
@@ -66,7 +66,7 @@ class RedisStore:
         for pipe in self._pipes:
             await pipe.call("PING")
 
-    async def sound(self) -> None:
+    async def verify(self) -> None:
         await self.ping()
         await self._records.look_for_loss()
 
@@ -79,14 +79,14 @@ class RedisStore:
         return self._counters.unsettled
 
     @property
-    def hears(self) -> bool:
-        return self._changes.hears
+    def subscribed(self) -> bool:
+        return self._changes.subscribed
 
-    def hold(self, ask: Ask) -> None:
-        self._counters.hold(ask)
+    def register_lease(self, ask: Ask) -> None:
+        self._counters.register_lease(ask)
 
-    def held(self) -> list[Ask]:
-        return self._counters.held()
+    def open_leases(self) -> list[Ask]:
+        return self._counters.open_leases()
 
     async def admit(self, ask: Ask) -> Verdict:
         return await self._counters.admit(ask)
@@ -94,8 +94,8 @@ class RedisStore:
     def settle(self, ask: Ask, at: int, used: Sequence[int]) -> asyncio.Future[Any] | None:
         return self._counters.settle(ask, at, used)
 
-    def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
-        self._counters.owe(ask, at, used)
+    def charge_later(self, ask: Ask, at: int, used: Sequence[int]) -> None:
+        self._counters.charge_later(ask, at, used)
 
     async def get(self, kind: type[R], id: str) -> R | None:
         return await self._records.get(kind, id)

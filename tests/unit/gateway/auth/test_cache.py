@@ -58,7 +58,7 @@ async def test_a_record_is_used_for_a_while_without_asking(bench: Bench) -> None
 async def test_while_nothing_is_heard_a_record_is_used_for_a_second(bench: Bench) -> None:
     record, _ = await bench.registrar.create("n")
     assert await bench.version(record.id) == 1
-    bench.store.hears = False
+    bench.store.subscribed = False
     bench.clock.advance(DEAF_SECONDS / 2)
     assert await bench.version(record.id) == 1
     await bench.change(record.id)

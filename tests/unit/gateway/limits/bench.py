@@ -61,10 +61,10 @@ class Flaky(LocalStore):
         super().settle(ask, at, used)
         return self.told
 
-    def owe(self, ask: Ask, at: int, used: Sequence[int]) -> None:
+    def charge_later(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         self.owed.append((ask, at, used))
 
-    def held(self) -> list[Ask]:
+    def open_leases(self) -> list[Ask]:
         return list(self.under_way.values())
 
 

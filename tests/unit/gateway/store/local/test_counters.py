@@ -47,22 +47,22 @@ def bench() -> Bench:
 def test_slots_of_calls_admitted_elsewhere_count(bench: Bench) -> None:
     elsewhere = [bench.ask(slots(5), rate(9), budget(9)) for _ in range(3)]
     for ask in elsewhere:
-        bench.counters.hold(ask)
-        bench.counters.hold(ask)
+        bench.counters.register_lease(ask)
+        bench.counters.register_lease(ask)
     assert bench.granted(slots(5), times=9) == 2
-    bench.counters.let_go(elsewhere[0])
-    bench.counters.let_go(elsewhere[0])
+    bench.counters.release_lease(elsewhere[0])
+    bench.counters.release_lease(elsewhere[0])
     assert bench.granted(slots(5), times=9) == 1
 
 
 def test_only_slots_are_held(bench: Bench) -> None:
     """What a call admitted elsewhere takes of rates and budgets is counted there."""
-    bench.counters.hold(bench.ask(rate(1), budget(1)))
+    bench.counters.register_lease(bench.ask(rate(1), budget(1)))
     assert bench.granted(rate(1), budget(1)) == 1
 
 
 def test_letting_go_of_what_was_never_held_is_nothing(bench: Bench) -> None:
-    bench.counters.let_go(bench.ask(slots(1), rate(1), budget(1)))
+    bench.counters.release_lease(bench.ask(slots(1), rate(1), budget(1)))
     assert bench.granted(slots(1), rate(1), budget(1), times=3) == 1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness.virtual_time import VirtualLoop, run, settle
 
-from gateway.store.redis.patience import Patience, in_time
+from gateway.store.redis.answer_timer import AnswerTimer, in_time
 
 SECONDS = 0.25
 SILENT, SLOW = "no answer in time", "answers are slow"
@@ -23,13 +23,13 @@ class Questions:
         self.open: deque[int] = deque()
         self.unread = False
         self.said: list[str] = []
-        self.patience = Patience(SECONDS, self._oldest, lambda: self.unread, self._over)
+        self.timer = AnswerTimer(SECONDS, self._oldest, lambda: self.unread, self._over)
 
     def ask(self, count: int = 1) -> None:
-        self.open.extend([self.patience.began()] * count)
+        self.open.extend([self.timer.began()] * count)
 
     def answer(self, *, queued: bool = False) -> None:
-        self.patience.ended(self.open.popleft(), queued=queued)
+        self.timer.ended(self.open.popleft(), queued=queued)
 
     def _oldest(self) -> int | None:
         return self.open[0] if self.open else None

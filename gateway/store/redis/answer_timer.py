@@ -18,7 +18,7 @@ MOST_TIMEOUTS = 4
 """Time-outs that one question may stay open although others before it are answered."""
 
 
-class Patience:
+class AnswerTimer:
     """Watches many questions, which are answered in turn, for the time-out, with one timer for all of them.
 
     When hundreds of calls arrive at once, this loop is behind by more than the time-out, and so may be the server with
