@@ -241,6 +241,22 @@ class Metrics:
         self.target_waiting = self._gauge(
             "target_waiting", "Calls at the target without a first token.", "livesum", "target"
         )
+        self.connections_open = self._gauge(
+            "connections_open", "Connections to the target, in use or not.", "livesum", "target"
+        )
+        self.connections_idle = self._gauge(
+            "connections_idle", "Connections to the target that wait for a request.", "livesum", "target"
+        )
+        self.connections_made = self._counter("connections_made_total", "Connections made to the target.", "target")
+        self.connections_reused = self._counter(
+            "connections_reused_total", "Requests that went out on a connection that had served before.", "target"
+        )
+        self.connect = self._histogram(
+            "connect_seconds",
+            "Making a connection to the target: its name's address, TCP, proxy and TLS.",
+            SHORT,
+            "target",
+        )
         self.load_age = self._gauge(
             "load_view_age_seconds", "How old the loads are that other gateways last told; -1: never heard.", "livemax"
         )

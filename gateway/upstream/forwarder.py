@@ -38,10 +38,12 @@ _NO_ANSWER = (httpx.RequestError, httpx.InvalidURL, TimeoutError)
 class Forwarder:
     """Sends calls to targets over pooled connections."""
 
-    def __init__(self, limits: AnswerLimits, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`transport` is for the questions beside the calls, instead of the calls' connections."""
+    def __init__(
+        self, limits: AnswerLimits, transport: httpx.AsyncBaseTransport | None = None, pool: Pool | None = None
+    ) -> None:
+        """`transport` is for the questions beside the calls, instead of the calls' connections in `pool`."""
         self.limits = limits
-        self._pool = Pool()
+        self._pool = pool or Pool()
         self._transport = transport or Transport(self._pool)
         self.origins = Origins()
 
