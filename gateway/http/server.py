@@ -81,9 +81,12 @@ class DataPlane:
         client = Client(scope, receive, send, endpoint, self._bodies, self._proxies)
         client.closes = self.draining
         self._calls.add(client)
+        method = scope["method"]
+        # An error keeps this frame until garbage is collected, and who knows these keeps the connection open.
+        del scope, receive, send
         try:
-            if scope["method"] != "POST":
-                raise MethodNotAllowed(f"{scope['method']} is not possible here; use POST.")
+            if method != "POST":
+                raise MethodNotAllowed(f"{method} is not possible here; use POST.")
             if EXPLAIN in client.headers:
                 await self._allow_explanation(client, endpoint)
             await serve(self.parts, endpoint, client)
