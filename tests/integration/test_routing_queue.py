@@ -115,7 +115,8 @@ def test_a_full_queue_refuses_at_once(gateway: GatewayProcess, engine: Engine, r
             line = record(gateway, refused.header("x-request-id"))
             assert (line["outcome"], line["attempts"], line["target"]) == ("shed", [], "")
             assert line["duration_s"] < 1.5, "it did not wait"
-            assert len(engine.calls) == 1
+            # A call of the test before, whose client has left, may still get its turn.
+            assert [call.json()["model"] for call in engine.calls].count(route) == 1
 
 
 def test_who_has_waited_long_enough_is_refused(gateway: GatewayProcess, engine: Engine) -> None:
