@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 ARGS ?=
-# Of the suite. More than cores: most of its tests wait for gateways, time-outs and each other.
-PROCESSES ?= 6
 
 # uv does not read pip's settings: pass on where packages come from.
 ifdef PIP_INDEX_URL
@@ -23,10 +21,10 @@ demo: $(VENV)/.demo ## a model, a gateway and one streamed answer (ARGS=--once: 
 
 test: $(VENV)/.dev ## the whole suite, with a real Redis and the embedded model (ARGS: options for pytest)
 	@$(BIN)/python tests/tgi/oracles.py
-	$(BIN)/python -m pytest -n $(PROCESSES) -m "not slow" $(ARGS)
+	@$(BIN)/python tests/suite.py $(ARGS)
 
 test-slow: $(VENV)/.dev ## what takes long and seldom breaks: the routing rule simulated, reloads in a storm, real model servers
-	$(BIN)/python -m pytest -n $(PROCESSES) -m slow $(ARGS)
+	$(BIN)/python -m pytest tests/integration -n 2 -m slow $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy, import-linter, the documentation checks
 	$(BIN)/ruff check .

@@ -15,11 +15,16 @@ from msgspec import Raw, Struct
 
 from backends.api import UpstreamFault, Usage
 
-_NUMBER = re.compile(rb"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-_EXACT_DIGITS: Final = 15
-"""A float holds as many."""
+_NUMBER = re.compile(r"[0-9]{1,30}(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+_MOST: Final = 1 << 53
+"""No count is larger; a larger one would also be one that not every reader of JSON takes for a whole number."""
+_COUNTS: Final = (b'"', *(b"%d" % digit for digit in range(10)))
+"""With which the JSON of a count may begin."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _NOT_FINITE = re.compile(rb"(?<=[\s:,\[])(?:-?Infinity|NaN)(?=[\s,\]}])")
+NULL: Final = Raw(b"null")
+_INFINITE = re.compile(rb"[0-9][eE]\+?[0-9]{3}")
+"""Numbers that may be beyond what floats can hold."""
 _EMPTY: Final[tuple[object, ...]] = (None, "", False, 0, [], {})
 
 
@@ -72,12 +77,18 @@ class _Usage(Struct):
 
 class _Error(Struct):
     message: str = ""
+    type: str | None = None
     param: str | None = None
     code: int | str | None = None
     http_status_code: int | None = None
 
 
+class _Refusal(Struct):
+    error: _Error
+
+
 _answer = msgspec.json.Decoder(_Answer)
+_refusal = msgspec.json.Decoder(_Refusal)
 _event = msgspec.json.Decoder(Event)
 _odd_event = msgspec.json.Decoder(_OddEvent)
 _openings = msgspec.json.Decoder(_Openings)
@@ -85,6 +96,17 @@ _usage = msgspec.json.Decoder(_Usage)
 _error = msgspec.json.Decoder(_Error | str)
 _members = msgspec.json.Decoder(dict[str, Raw])
 _anything = msgspec.json.Decoder()
+
+_MISTAKES = re.compile(
+    r"\w+ input is not supported"
+    r"|Failed to parse (?:messages|tools)\b"
+    r"|Unknown reasoning format\b"
+    r"|input \(\d+ tokens\) is too large to process"
+)
+"""How llama.cpp words what its callers do wrong where it answers 500; behind which name its servers stand nobody knows.
+Its other texts of a 500 are its own failures, those of its JSON library too, which may be about its answer."""
+_CALLERS: Final = frozenset({"invalid_request_error", "BadRequestError", "NotFoundError", "validation_error"})
+"""Types of errors that are a caller's, whatever their status is."""
 
 _SILENCES = (b"null", b'""', b"[]")
 """Values of a delta's fields that say nothing."""
@@ -128,32 +150,36 @@ def opens(data: bytes) -> bool:
 
 def usage(raw: Raw) -> Usage | None:
     """The counts of a usage object; None when there is none, or it holds none that can be read."""
-    if not raw or raw == b"null":
+    if not raw or raw == NULL:
         return None
     try:
         counts = _usage.decode(raw)
     except ValueError:
         return _odd_usage(raw)
     prompt, completion, details = counts.prompt_tokens, counts.completion_tokens or 0, counts.prompt_tokens_details
-    if prompt is None or prompt < 0 or completion < 0:
+    if prompt is None or not 0 <= prompt <= _MOST or not 0 <= completion <= _MOST:
         return None
     return Usage(prompt, completion, None if details is None else details.cached_tokens)
 
 
 def is_error(raw: Raw, *, beside: bool) -> bool:
+    """Whether the `error` member of an answer tells of one, as `is_error_value`, of undecoded JSON."""
+    if raw == NULL:
+        return False
+    try:
+        return is_error_value(parsed(raw), beside=beside)
+    except (ValueError, RecursionError):
+        return True
+
+
+def is_error_value(value: Any, *, beside: bool) -> bool:
     """Whether the `error` member of an answer tells of one.
 
     Some servers send an empty one with every answer: `beside` says that there is something else that it may belong to.
     """
-    if raw == b"null":
-        return False
-    if not beside:
-        return True
-    try:
-        value = _anything.decode(raw)
-    except ValueError:
-        return True
-    return not _is_empty(value) and not (isinstance(value, dict) and all(map(_is_empty, value.values())))
+    if value is None or not beside:
+        return value is not None
+    return value not in _EMPTY and not (isinstance(value, dict) and all(each in _EMPTY for each in value.values()))
 
 
 def fault(raw: Raw) -> UpstreamFault:
@@ -166,7 +192,19 @@ def fault(raw: Raw) -> UpstreamFault:
         return UpstreamFault(500, error)
     code = error.http_status_code or error.code
     status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    if status == 500 and _MISTAKES.match(error.message):
+        status = 400
     return UpstreamFault(status, error.message, param=error.param)
+
+
+def mistake(body: bytes) -> str | None:
+    """What an answer of status 500 says of the call, if it says that the call is at fault; None: the server is."""
+    try:
+        error = decoded(_refusal, body).error
+    except (ValueError, RecursionError):
+        return None
+    blames = error.type in _CALLERS or (isinstance(error.code, int) and error.code in (400, 404, 413, 415, 422))
+    return error.message if error.message and (blames or _MISTAKES.match(error.message)) else None
 
 
 def members(data: bytes) -> dict[str, bytes]:
@@ -175,14 +213,32 @@ def members(data: bytes) -> dict[str, bytes]:
         return {name: bytes(value) for name, value in _members.decode(data).items()}
     except msgspec.ValidationError:
         raise
-    except msgspec.DecodeError:  # Python's own decoder takes NaN and half a surrogate pair, and gives them back
-        return {name: json.dumps(value).encode() for name, value in json.loads(data.decode()).items()}
+    except msgspec.DecodeError:
+        return {name: encoded(value, data) for name, value in parsed(data).items()}
+
+
+def parsed(data: bytes | Raw) -> Any:
+    """JSON as Python and JavaScript read it: with NaN and infinities, and with halves of surrogate pairs.
+
+    Raises `ValueError`.
+    """
+    try:
+        return _anything.decode(data)
+    except msgspec.DecodeError:
+        return json.loads(bytes(data).decode())
+
+
+def encoded(value: Any, like: bytes) -> bytes:
+    """What `parsed` has made of `like`, or of a part of it, as JSON again."""
+    if _SURROGATE.search(like) or _NOT_FINITE.search(like) or _INFINITE.search(like):
+        return json.dumps(value, separators=(",", ":")).encode()
+    return msgspec.json.encode(value)
 
 
 def decoded(decoder: msgspec.json.Decoder[Any], data: bytes | Raw) -> Any:
-    """Decode JSON as Python and JavaScript read it: with NaN and infinities, and with halves of surrogate pairs.
+    """Decode JSON as `parsed` takes it. In what is decoded, NaN and infinities are null, half a pair is a blank.
 
-    Raises `ValueError`. In what is decoded, such numbers are null, and such halves are blanks.
+    Raises `ValueError`.
     """
     try:
         return decoder.decode(data)
@@ -195,17 +251,21 @@ def decoded(decoder: msgspec.json.Decoder[Any], data: bytes | Raw) -> Any:
         return decoder.decode(plain)
 
 
-def whole(raw: bytes | Raw) -> int | None:
-    """A count as JSON, as a number or as text: 3, 3.0, "3"; None for all that is no count."""
-    text = bytes(raw)
-    if text[:1] == b'"':
-        text = text.strip(b'"').strip()
-    if not _NUMBER.fullmatch(text):
+def count(value: Any) -> int | None:
+    """A count, be it a number or text: 3, 3.0, "3"; None for all that is no count."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = int(value) if value.strip().isdigit() else float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
         return None
-    if len(text) <= _EXACT_DIGITS and text.isdigit():
-        return int(text)
-    number = float(text)
-    return int(number) if number.is_integer() else None
+    return int(value) if value == int(value) else None
+
+
+def whole(raw: bytes | Raw) -> int | None:
+    """As `count`, of undecoded JSON."""
+    try:
+        return count(parsed(raw)) if bytes(raw)[:1] in _COUNTS else None
+    except ValueError:
+        return None
 
 
 def _odd_usage(raw: Raw) -> Usage | None:
@@ -229,7 +289,3 @@ def _odd_usage(raw: Raw) -> Usage | None:
 def _reason(raw: Raw) -> str | None:
     """A reason of any type: what counts is that there is one."""
     return None if bytes(raw) in (b"", b"null", b'""', b"false") else "odd"
-
-
-def _is_empty(value: Any) -> bool:
-    return value in _EMPTY

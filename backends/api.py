@@ -56,6 +56,10 @@ class Target(Struct, frozen=True):
     model: str | None = None
     """The model's name at the target; None sends the client's name on."""
     api_key: str | None = None
+    usage_event: bool = True
+    """Its streams are asked to tell their usage; some servers refuse the wish."""
+    lenient: bool = False
+    """Its streams may end without telling why."""
 
 
 class UpstreamRequest(Struct, frozen=True):
@@ -170,6 +174,14 @@ class RefusesInItsOwnWords(Protocol):
 
         Raises `UpstreamFault` for a 4xx that is the server's own fault.
         """
+
+
+@runtime_checkable
+class AnswersMistakesWith500(Protocol):
+    """For servers that answer some mistakes of their callers with status 500."""
+
+    def mistake(self, call: Call, body: bytes) -> str | None:
+        """What such an answer says of the call, in words for the caller; None: the server itself has failed."""
 
 
 @runtime_checkable

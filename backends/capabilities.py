@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from backends.api import (
     Adapter,
+    AnswersMistakesWith500,
     Counted,
     Described,
     Gauged,
@@ -26,6 +27,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     stateful: Stateful | None
     resumable: Resumable | None
     refusing: RefusesInItsOwnWords | None
+    mistaken: AnswersMistakesWith500 | None
     probed: Probed | None
     guarded: Guarded | None
     gauged: Gauged | None
@@ -42,6 +44,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
             stateful=adapter if isinstance(adapter, Stateful) else None,
             resumable=adapter if isinstance(adapter, Resumable) else None,
             refusing=adapter if isinstance(adapter, RefusesInItsOwnWords) else None,
+            mistaken=adapter if isinstance(adapter, AnswersMistakesWith500) else None,
             probed=adapter if isinstance(adapter, Probed) else None,
             guarded=adapter if isinstance(adapter, Guarded) else None,
             gauged=adapter if isinstance(adapter, Gauged) else None,

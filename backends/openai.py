@@ -30,7 +30,12 @@ class OpenAI:
         changes: dict[str, bytes] = {}
         if target.model is not None and target.model != call.model:
             changes["model"] = msgspec.json.encode(target.model)
-        if call.stream and not call.include_usage and _REQUIRED[call.endpoint] in call.body.fields:
+        if (
+            call.stream
+            and target.usage_event
+            and not call.include_usage
+            and _REQUIRED[call.endpoint] in call.body.fields
+        ):
             changes["stream_options"] = self._stream_options(call)
         body = call.body.spliced(changes) if changes else call.body.raw
         return UpstreamRequest(self.path_prefix + call.endpoint, self.headers(call, target), body)
@@ -70,7 +75,7 @@ class OpenAI:
         if seen.error and answers.is_error(seen.error, beside=seen.choices is not None or bool(usage)):
             raise answers.fault(seen.error)
         counts = answers.usage(usage) if usage else None
-        if not choices and not call.include_usage and usage and usage != b"null":
+        if not choices and not call.include_usage and usage and usage != answers.NULL:
             return (Chunk(b"", usage=counts),)  # asked for by us, not by the client
         finished, highest = 0, 0
         for choice in choices:
@@ -88,6 +93,9 @@ class OpenAI:
         except (ValueError, RecursionError):
             return None
         return status, body
+
+    def mistake(self, call: Call, body: bytes) -> str | None:
+        return answers.mistake(body)
 
     def facts(self, answers: Mapping[str, bytes], model: str | None) -> Facts:
         return listed(answers, model)

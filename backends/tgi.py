@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from backends import sse
+from backends import answers, sse
 from backends.api import (
     Call,
     Chunk,
@@ -106,10 +106,10 @@ class TGI:
         _rewrite_sampling(asked)
         if call.endpoint == "chat/completions":
             _rewrite_chat(asked)
-        if call.stream:
-            asked["stream_options"] = {"include_usage": True}
-        else:
+        if not call.stream:
             asked.pop("stream_options", None)
+        elif target.usage_event:
+            asked["stream_options"] = {"include_usage": True}
         headers = {"content-type": "application/json"}
         if target.api_key is not None:
             headers["authorization"] = "Bearer " + target.api_key
@@ -124,15 +124,15 @@ class TGI:
             return self._reply(call, body)
 
     def _reply(self, call: Call, body: bytes) -> Reply:
-        answer = msgspec.json.decode(body, type=dict[str, Any])
-        if answer.get("error") is not None:
+        answer = _object(body)
+        if answers.is_error_value(answer.get("error"), beside="choices" in answer):
             raise _fault(answer)
         counted = _usage(answer)
         _complete(call, answer)
-        answer.get("choices", []).sort(key=lambda choice: choice.get("index", 0))
+        answer.get("choices", []).sort(key=_index)
         for choice in answer.get("choices", ()):
             _finish(choice, called=bool(_tool_calls(call, choice.get("message") or {})))
-        return Reply(msgspec.json.encode(answer), counted)
+        return Reply(answers.encoded(answer, body), counted)
 
     def open(self, call: Call) -> StreamReader:
         return _Reader()
@@ -176,6 +176,8 @@ class _Reader:
 
     def __init__(self) -> None:
         self._unended_call: dict[str, Any] | None = None
+        self._data = b""
+        """What it was read from."""
 
     def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
         with _understood():
@@ -187,8 +189,8 @@ class _Reader:
             return (Chunk(event, comment=True),)
         if data == b"[DONE]":
             return (*self._end_of_call(), Chunk(event, done=True))
-        seen = msgspec.json.decode(data, type=dict[str, Any])
-        if seen.get("error") is not None:
+        seen = _object(data)
+        if answers.is_error_value(seen.get("error"), beside="choices" in seen):
             raise _fault(seen)
         counted = _usage(seen)
         usage = seen.pop("usage", None)
@@ -198,11 +200,12 @@ class _Reader:
             called = bool(_tool_calls(call, choice.get("delta") or {})) or self._unended_call is not None
             finished += _finish(choice, called=called)
             self._unended_call = seen if called and not finished else None
+            self._data = data
         chunks = [] if choices else [*self._end_of_call()]
-        pieces = [_event(seen)] if choices else []
+        pieces = [_event(seen, data)] if choices else []
         if usage is not None and call.include_usage:
-            pieces.append(_event({**seen, "choices": [], "usage": usage}))
-        highest = max((choice.get("index", 0) for choice in choices), default=0)
+            pieces.append(_event({**seen, "choices": [], "usage": usage}, data))
+        highest = max(map(_index, choices), default=0)
         return (*chunks, Chunk(b"".join(pieces), len(choices), counted, finished, highest))
 
     def _end_of_call(self) -> tuple[Chunk, ...]:
@@ -210,7 +213,7 @@ class _Reader:
         if self._unended_call is None:
             return ()
         end = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"}
-        event, self._unended_call = _event({**self._unended_call, "choices": [end]}), None
+        event, self._unended_call = _event({**self._unended_call, "choices": [end]}, self._data), None
         return (Chunk(event, finished=1),)
 
 
@@ -310,8 +313,8 @@ def _tool_calls(call: Call, message: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _finish(choice: dict[str, Any], *, called: bool) -> bool:
     """Put the finish reason into OpenAI's words; returns whether there is one."""
-    reason: str | None = choice.get("finish_reason")
-    if reason is not None:
+    reason = choice.get("finish_reason")
+    if isinstance(reason, str):
         reason = _FINISH.get(reason, reason)
     choice["finish_reason"] = "tool_calls" if called and reason == "stop" else reason
     return reason is not None
@@ -319,7 +322,21 @@ def _finish(choice: dict[str, Any], *, called: bool) -> bool:
 
 def _usage(answer: Mapping[str, Any]) -> Usage | None:
     given = answer.get("usage")
-    return Usage(given["prompt_tokens"], given["completion_tokens"]) if given else None
+    if not isinstance(given, dict):
+        return None
+    prompt, completion = (answers.count(given.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    return None if prompt is None or completion is None else Usage(prompt, completion)
+
+
+def _index(choice: Mapping[str, Any]) -> int:
+    return answers.count(choice.get("index")) or 0
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    value = answers.parsed(data)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
 
 
 def _fault(answer: Mapping[str, Any]) -> UpstreamFault:
@@ -333,5 +350,5 @@ def _fault(answer: Mapping[str, Any]) -> UpstreamFault:
     return UpstreamFault(500, message)
 
 
-def _event(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+def _event(value: Mapping[str, Any], like: bytes) -> bytes:
+    return b"data: " + answers.encoded(value, like) + b"\n\n"

@@ -164,6 +164,10 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
             failed, outcome = error, attempt.outcome
             if not (outcome.resumes if state.client.started else error.retryable):
                 raise
+        except GatewayError as error:
+            if failed is None or not outcome.resumes:
+                raise
+            raise failed from error  # nor is it what the target of a later part says of the call
 
 
 async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:

@@ -31,6 +31,7 @@ from gateway.http.client import BOOT
 from gateway.http.server import DataPlane
 from gateway.limits import Admission, AdmissionEvents
 from gateway.metering import Lines, Meter, Metrics
+from gateway.metering.connections import ConnectionMetrics
 from gateway.metering.ledger import LedgerWriter
 from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
@@ -39,7 +40,7 @@ from gateway.routing import Builder, Routes, Slots
 from gateway.routing.queue.events import QueueEvents
 from gateway.store import Store, open_store
 from gateway.targets.health import Breaker
-from gateway.upstream import Forwarder
+from gateway.upstream import Forwarder, Pool
 from gateway.upstream.shadow import Mirror, Shadow
 
 log = logging.getLogger("trunkline.app")
@@ -81,11 +82,11 @@ class Gateway:
         self.builder = self._builder()
         routes = self.builder.build(table, loaded.config_hash)
         routes.open()
-        self.forwarder = Forwarder(answer_limits(table))
+        self.forwarder = Forwarder(answer_limits(table), pool=_pool(settings))
         self.forwarder.origins.bind(table)
         self.ledger = LedgerWriter(self.store.ledger, self.metrics.ledger_dropped.inc)
         self.admission = self._admission(table)
-        self.pulse = Pulse(self.admission, self.store, self.metrics)
+        self.pulse = Pulse(self.admission, self.store, self.metrics, self.forwarder)
         self.shadow = self._shadow(table)
         self.fleet = Fleet(routes, self.store, self.forwarder, self.metrics, self.clock, BOOT)
         self.waiting.waker = self.fleet.waker
@@ -273,10 +274,12 @@ class WaitingCalls(QueueEvents):
 
 
 class Pulse:
-    """What the store knows of itself, for metrics: gauges of several workers cannot be asked when scraped."""
+    """What the store and the connections to targets know of themselves, for metrics: gauges of several workers cannot
+    be asked when scraped."""
 
-    def __init__(self, admission: Admission, store: Store, metrics: Metrics) -> None:
-        self._admission, self._store, self._metrics = admission, store, metrics
+    def __init__(self, admission: Admission, store: Store, metrics: Metrics, forwarder: Forwarder) -> None:
+        self._admission, self._store, self._metrics, self._forwarder = admission, store, metrics, forwarder
+        self._connections = ConnectionMetrics(metrics)
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -295,9 +298,20 @@ class Pulse:
                 await self._admission.look()
                 self._metrics.settle_pending.set(self._store.limits.unsettled)
                 self._metrics.gateways.set(self._store.gateways)
+                self._connections.show(self._forwarder.origins)
             except Exception:  # a bug of ours; the pulse goes on
-                log.exception("the state of the store could not be shown")
+                log.exception("the state of the store and of connections could not be shown")
             await asyncio.sleep(PULSE_SECONDS)
+
+
+def _pool(settings: Settings) -> Pool:
+    """The connections to targets, as the settings bound them."""
+    return Pool(
+        idle=settings.connection_idle,
+        max_age=settings.connection_max_age,
+        head_bytes=settings.answer_head_bytes,
+        head_lines=settings.answer_head_lines,
+    )
 
 
 def _launched(settings: Settings) -> Mapping[str, str]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import structs
 
-from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.app.fleet import Fleet
 from gateway.config import Table
@@ -18,6 +17,7 @@ from gateway.http.server import DataPlane
 from gateway.limits import Rules
 from gateway.metering import Metrics
 from gateway.routing import Builder
+from gateway.targets.target import address_of
 from gateway.upstream import AnswerLimits
 from gateway.upstream.shadow import Mirror
 
@@ -125,7 +125,6 @@ def mirrors(
     for name, route in table.routes.items():
         if (shadow := route.shadow) is not None:
             spec = shadow.target
-            url = (spec.url if spec.url is not None else launched[spec.name]).rstrip("/")
-            address = Address(spec.name, url, spec.model, spec.api_key)
+            address = address_of(spec, spec.url if spec.url is not None else launched[spec.name])
             found[name] = Mirror(address, capabilities(spec.backend), route.timeouts, shadow.share, shadow.concurrency)
     return found

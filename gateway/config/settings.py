@@ -55,6 +55,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     head_timeout: Annotated[float, Meta(ge=1, le=60)] = 10.0
     """Seconds, from 1 to 60, in which a request's head must arrive. A connection without a request is closed after as
     long: a load balancer must close its own idle connections before that."""
+    connection_idle: Annotated[float, Meta(ge=0)] = 4.0
+    """Seconds that a connection to a target is kept without a request; servers close theirs after 5 s, and ours must be
+    gone before."""
+    connection_max_age: Annotated[float, Meta(ge=0)] = 60.0
+    """Seconds after which a connection to a target takes no more requests, so that a busy gateway follows DNS."""
+    answer_head_bytes: Annotated[int, Meta(ge=1024)] = 65_536
+    """The largest head of a target's answer, in bytes."""
+    answer_head_lines: Annotated[int, Meta(ge=16)] = 256
+    """The most lines of the head of a target's answer."""
     log_level: str = "info"
     """`debug`, `info`, `warning` or `error`, for the gateway's own messages; call records are always written."""
     launched: str = ""

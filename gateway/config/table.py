@@ -68,6 +68,11 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """Tokens of prompt and answer together that the server can take; default: what it tells itself."""
     kv_tokens: Count | None = None
     """Tokens that its prefix cache holds; default: what it tells itself, else a million."""
+    finish: Literal["strict", "lenient"] = "strict"
+    """`lenient`: its streams may end in `[DONE]` without telling why (`finish_reason`), else that is no end."""
+    usage_event: bool = True
+    """Ask for the usage at the end of streams; `false` for a server that refuses `stream_options`: its tokens are
+    counted."""
 
 
 class Timeouts(Part, frozen=True, kw_only=True):

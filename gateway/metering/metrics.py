@@ -36,6 +36,7 @@ class Metrics:
         self._make_limits()
         self._make_routing()
         self._make_targets()
+        self._make_connections()
         self._make_engines()
 
     def _make_calls(self) -> None:
@@ -263,6 +264,25 @@ class Metrics:
             "Completion tokens of shadow answers to those of the primaries', since the start.",
             "mostrecent",
             "route",
+            "target",
+        )
+
+    def _make_connections(self) -> None:
+        """The pool of connections to targets."""
+        self.connections_open = self._gauge(
+            "connections_open", "Connections to the target, in use or not.", "livesum", "target"
+        )
+        self.connections_idle = self._gauge(
+            "connections_idle", "Connections to the target that wait for a request.", "livesum", "target"
+        )
+        self.connections_made = self._counter("connections_made_total", "Connections made to the target.", "target")
+        self.connections_reused = self._counter(
+            "connections_reused_total", "Requests that went out on a connection that had served before.", "target"
+        )
+        self.connect = self._histogram(
+            "connect_seconds",
+            "Making a connection to the target: its name's address, TCP, proxy and TLS.",
+            SHORT,
             "target",
         )
 

@@ -66,6 +66,18 @@ class Inflight:
         return self.own + self.others
 
 
+def address_of(spec: TargetSpec, url: str) -> Address:
+    """What an adapter needs to know of a target that is at this URL."""
+    return Address(
+        spec.name,
+        url.rstrip("/"),
+        spec.model,
+        spec.api_key,
+        usage_event=spec.usage_event,
+        lenient=spec.finish == "lenient",
+    )
+
+
 class Target:
     """One target of a route. `clock` is monotonic; the load is that of its server, which other routes may use, too."""
 
@@ -82,7 +94,7 @@ class Target:
         self.spec, self.name, self.weight, self.canary = spec, spec.name, spec.weight, spec.canary or 0.0
         self.header_name = spec.name.encode()
         self.tier = spec.tier if isinstance(spec, FallbackSpec) else 0
-        self.address = Address(spec.name, url.rstrip("/"), spec.model, spec.api_key)
+        self.address = address_of(spec, url)
         self.capabilities, self.timeouts, self.breaker = capabilities, timeouts, breaker
         self.load = Load() if load is None else load
         self.inflight = Inflight()

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from backends import sse
+from backends import answers, sse
 from backends.api import Call, Chunk, RequestRefused, Resumable, Usage
 from backends.body import Body
 from gateway.core.errors import BadReply
@@ -72,7 +72,6 @@ class _Asked(Struct):
 
 
 _event = msgspec.json.Decoder(_Event)
-_fields = msgspec.json.Decoder(dict[str, Raw])
 _NOTHING = (b"null", b"[]", b'""', b"")
 
 
@@ -162,7 +161,11 @@ class Transcript:
         data = sse.data(event)
         if not data.startswith(b"{"):
             return
-        seen = _event.decode(data)
+        try:
+            seen = _event.decode(data)
+        except msgspec.DecodeError:
+            seen = answers.decoded(_event, data)
+            self._barrier = "odd"  # half a surrogate pair, say: its text cannot be told to anybody else
         if seen.id and not self._told.id:
             self._told = _Event(Raw(bytes(seen.id)), Raw(bytes(seen.created)), Raw(bytes(seen.model)))
         for choice in seen.choices:
@@ -185,17 +188,17 @@ class Transcript:
         data = sse.data(event)
         if not data.startswith(b"{"):
             return event
-        fields = _fields.decode(data)
-        choices: list[Any] = msgspec.json.decode(fields.get("choices", b"[]")) or []
+        fields = {name: Raw(value) for name, value in answers.members(data).items()}
+        choices: list[Any] = answers.parsed(fields.get("choices", b"[]")) or []
         said = [self._trimmed(choice) for choice in choices]
         if choices and not any(said) and "usage" not in fields:
             return b""
         if self._told.id:
             told = {"id": self._told.id, "created": self._told.created, "model": self._told.model}
             fields |= {name: raw for name, raw in told.items() if raw and name in fields}
-        fields["choices"] = Raw(msgspec.json.encode(choices))
+        fields["choices"] = Raw(answers.encoded(choices, data))
         if bytes(fields.get("usage", b"null")) != b"null":
-            fields["usage"] = Raw(msgspec.json.encode(self._counts(fields["usage"])))
+            fields["usage"] = Raw(answers.encoded(self._counts(answers.parsed(fields["usage"])), data))
         joined = b"data: " + msgspec.json.encode(fields) + b"\n\n"
         self._note(joined)
         return joined
@@ -234,9 +237,12 @@ class Transcript:
         cached = None if part.cached_tokens is None else min(part.cached_tokens, prompt)
         return Usage(prompt, said, cached)
 
-    def _counts(self, raw: Raw) -> dict[str, Any]:
-        counts: dict[str, Any] = msgspec.json.decode(raw)
-        whole = self._whole(Usage(counts.get("prompt_tokens") or 0, counts.get("completion_tokens") or 0))
+    def _counts(self, counts: Any) -> Any:
+        """What a client reads of the usage of a later part; one that holds no counts is left as it is."""
+        if not isinstance(counts, dict):
+            return counts
+        prompt, completion = answers.count(counts.get("prompt_tokens")), answers.count(counts.get("completion_tokens"))
+        whole = self._whole(Usage(prompt or 0, completion or 0))
         counts |= {"prompt_tokens": whole.prompt_tokens, "completion_tokens": whole.completion_tokens}
         details = counts.get("prompt_tokens_details")
         if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):

@@ -37,7 +37,8 @@ class Exchange:
 
     async def next(self) -> Chunk:
         """The next piece of the answer; the last one is `done`. Raises `UpstreamError`, `Rejected`."""
-        reader, response, broken = self._reader, self._response, None
+        reader, response = self._reader, self._response
+        broken: UpstreamError | None = None
         while reader.failure is None:
             if self._came_at is not None:
                 now = self._loop.time()
@@ -45,8 +46,8 @@ class Exchange:
                 response.limit = self._due
             try:
                 data = b"" if response.complete and not response.pieces else await response.read()
-            except TimeoutError:
-                raise UpstreamTimeout(LATE) from None
+            except TimeoutError:  # the reader may hold back the end of an answer, which the client is to get
+                data, broken = b"", UpstreamTimeout(LATE)
             except UpstreamError as error:
                 data, broken = b"", error
             self._came_at, self._alive = self._loop.time(), True

@@ -37,8 +37,10 @@ def fit(headers: Headers) -> str:
     return content_type.decode()
 
 
-def status_refusal(status: int, retry_header: bytes | None) -> GatewayError | None:
-    """What an answer that is no 200 means; None: the call is at fault, and the body tells why."""
+def status_refusal(status: int, retry_header: bytes | None, capabilities: Capabilities) -> GatewayError | None:
+    """What an answer that is no 200 means; None: the call is at fault, or may be, and the body tells why."""
+    if status == 500 and capabilities.mistaken is not None:
+        return None
     if status in (401, 403):
         return CredentialRefused(f"status {status}")
     if status in (429, 503):
@@ -52,13 +54,16 @@ def status_refusal(status: int, retry_header: bytes | None) -> GatewayError | No
 
 def worded_refusal(call: Call, capabilities: Capabilities, status: int, body: bytes) -> GatewayError:
     """The target's refusal of the call, in its own words where its adapter finds them fit for the client."""
+    if status == 500:
+        said = None if capabilities.mistaken is None else capabilities.mistaken.mistake(call, body)
+        return UpstreamFailed(f"status {status}") if said is None else Rejected(400, said)
     try:
-        said = None if capabilities.refusing is None else capabilities.refusing.refusal(call, status, body)
+        own = None if capabilities.refusing is None else capabilities.refusing.refusal(call, status, body)
     except UpstreamFault as fault:
         return blame(fault)
-    if said is None:
+    if own is None:
         return Rejected(status if status != 404 else 400, f"The model server refused the call with status {status}.")
-    return Rejected(said[0], "", body=said[1])
+    return Rejected(own[0], "", body=own[1])
 
 
 def conceal(refusal: Rejected, secret: str | None) -> None:

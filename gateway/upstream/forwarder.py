@@ -38,10 +38,12 @@ _NO_ANSWER = (httpx.RequestError, httpx.InvalidURL, TimeoutError)
 class Forwarder:
     """Sends calls to targets over pooled connections."""
 
-    def __init__(self, limits: AnswerLimits, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`transport` is for the questions beside the calls, instead of the calls' connections."""
+    def __init__(
+        self, limits: AnswerLimits, transport: httpx.AsyncBaseTransport | None = None, pool: Pool | None = None
+    ) -> None:
+        """`transport` is for the questions beside the calls, instead of the calls' connections in `pool`."""
         self.limits = limits
-        self._pool = Pool()
+        self._pool = pool or Pool()
         self._transport = transport or Transport(self._pool)
         self.origins = Origins()
 
@@ -82,7 +84,7 @@ class Forwarder:
             if response.status != 200:
                 raise await self._refusal(call, address, capabilities, response)
             content_type = fit(response.headers)
-            reader = reader_for(call, capabilities, content_type, self.limits)
+            reader = reader_for(call, capabilities, content_type, self.limits, lenient=address.lenient)
             return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
         except BaseException:
             response.release()
@@ -91,9 +93,13 @@ class Forwarder:
     async def _refusal(
         self, call: Call, address: Address, capabilities: Capabilities, response: Response
     ) -> GatewayError:
-        """What an answer that is no 200 means, in the target's words where these are fit for the client."""
-        refusal = status_refusal(response.status, response.headers.get(b"retry-after"))
+        """What an answer that is no 200 means, in the target's words where these are fit for the client.
+
+        Raises `BadReply` for one whose words cannot be read.
+        """
+        refusal = status_refusal(response.status, response.headers.get(b"retry-after"), capabilities)
         if refusal is None:
+            fit(response.headers)
             body = bytearray()
             try:
                 while piece := await response.read():

@@ -62,6 +62,7 @@ class Origin:
     """
 
     __slots__ = (
+        "__weakref__",
         "_prefix",
         "_tail",
         "forwarded",

@@ -56,17 +56,18 @@ class Origins:
     def bind(self, table: Table) -> None:
         """Reach targets as `table` says from now on. Raises `ValueError`, changing nothing, if the environment's proxy
         is to be used and cannot be."""
-        reach = {}
+        reach, urls = {}, {}
         for _, route, target in table.targets():
-            proxy = None
+            proxy, urls[target.name] = None, target.url and target.url.rstrip("/")
             if target.url is not None and (url := target.proxy or route.proxy) is not None:
                 proxy = from_environment(target.url) if url == ENVIRONMENT else Proxy.at(url)
             forwarded = tuple(name.lower().encode() for name in route.forward_headers)
             reach[target.name] = Reach(target.tls or TLSSpec(), proxy, tuple(target.headers.items()), forwarded)
         self._reach = reach
         self.found.clear()
-        for key in [key for key in self._known if key[2] != reach.get(key[0])]:
-            self._left.append(self._known.pop(key))
+        for name, url, before in tuple(self._known):
+            if reach.get(name) != before or urls[name] not in (None, url):
+                self._left.append(self._known.pop((name, url, before)))
 
     def of(self, address: Address) -> Origin:
         """The origin of a target."""
@@ -82,9 +83,10 @@ class Origins:
 
     def __iter__(self) -> Iterator[Origin]:
         """All that may have connections."""
-        self._left = [origin for origin in self._left if origin.open]
+        left = self._left
+        self._left = [origin for origin in left if origin.open]
         yield from self._known.values()
-        yield from self._left
+        yield from left
 
     def _made(self, address: Address, reach: Reach) -> Origin:
         tls, parts = None, urlsplit(address.url)

@@ -124,7 +124,9 @@ def place(names: Sequence[str], redis_url: str | None = None, **route: Any) -> I
             alone = [{**bad.spec(), "name": f"{name}-alone"}]
             common = {"policy": "round-robin", "timeouts": HASTY, **route}
             routes |= {name: {"targets": pair, **common}, f"{name}-alone": {"targets": alone, **common}}
-        with gateway_process(json.dumps({"routes": routes}), redis_url=redis_url) as gateway:
+        with gateway_process(
+            json.dumps({"routes": routes, "bodies": {"event": "1MiB"}}), redis_url=redis_url
+        ) as gateway:
             yield Place(gateway, bad, good, gateway.issue())
 
 

@@ -33,7 +33,7 @@ BROKEN: dict[str, tuple[Script, str]] = {
     "malformed event": (stream(HI, b"data: {malformed\n\n", DONE), "upstream_bad_reply"),
     "malformed and done at once": (stream(HI + b'data: {"choices": 7}\n\n' + DONE), "upstream_bad_reply"),
     "deep event": (stream(HI, b"data: {" + b'"a":[' * 1 + b"[" * 100_000 + b"\n\n", DONE), "upstream_bad_reply"),
-    "endless event": (stream(HI, b"data: " + b"a" * 2 * 1024 * 1024, b"\n\n", DONE), "upstream_bad_reply"),
+    "endless event": (stream(HI, b"data: " + b"a" * 2 * 1024 * 1024, b"\n\n", DONE), "policy_answer_too_large"),
     "HTML inside": (stream(HI, b"<html>502 Bad Gateway</html>"), "upstream_disconnected"),
 }
 

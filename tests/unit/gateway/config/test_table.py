@@ -45,10 +45,19 @@ def test_defaults_are_those_of_the_design() -> None:
 
 def test_quantities_are_read() -> None:
     text = one(", timeouts: {connect: 250ms, idle: 2m}") + "limits: {default: {rpm: 2k, concurrency: 3}}\n"
-    read = table(text + "bodies: {request: 1MiB, answer: 2048}")
+    read = table(text + "bodies: {request: 1MiB, answer: 2048, event: 3MiB}")
     assert read.routes["one"].timeouts.connect == 0.25 and read.routes["one"].timeouts.idle == 120
     assert read.limits.default.rpm == 2000 and read.limits.default.concurrency == 3
-    assert (read.bodies.request, read.bodies.answer) == (2**20, 2048)
+    assert (read.bodies.request, read.bodies.answer, read.bodies.event) == (2**20, 2048, 3 * 2**20)
+
+
+def test_servers_have_their_ways() -> None:
+    assert [(each.finish, each.usage_event) for each in table(one()).routes["one"].targets] == [("strict", True)]
+    text = one().replace("backend: vllm", "backend: vllm, finish: lenient, usage_event: false")
+    assert [(each.finish, each.usage_event) for each in table(text).routes["one"].targets] == [("lenient", False)]
+    for wrong in ("finish: lax", "finish: true", "usage_event: 1", "usage_event: never"):
+        (mistake,) = mistakes(one().replace("backend: vllm", f"backend: vllm, {wrong}"))
+        assert wrong.partition(":")[0] in str(mistake)
 
 
 def test_secrets_come_from_the_environment_or_a_file(tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ def target(clock: FixedClock | None = None, spec: TargetSpec | None = None, time
     return Target(spec, "http://a/", Capabilities.of(object()), timeouts or Timeouts(), Breaker("a", clock), clock)  # type: ignore[arg-type]
 
 
+def test_a_target_is_asked_as_its_table_says() -> None:
+    strict, lenient = target().address, given(finish="lenient", usage_event=False).address
+    assert (strict.lenient, strict.usage_event) == (False, True)
+    assert (lenient.lenient, lenient.usage_event) == (True, False)
+
+
 def given(**values: object) -> Target:
     return target(spec=TargetSpec(name="a", backend="vllm", url="http://a/", **values))  # type: ignore[arg-type]
 

@@ -312,7 +312,10 @@ def test_a_target_that_is_reached_as_before_keeps_its_origin_over_a_reload() -> 
     after = origins.of(address)
     assert after is not before and set(origins) == {before, after}
     before.open = 0
+    assert set(origins) == {before, after}, "what is counted of it is asked for once more"
     assert list(origins) == [after]
+    origins.bind(table("http://b", headers={"x-a": "2"}))
+    assert origins.of(Address("t", "http://b")) is not after and after not in tuple(origins)[:1]
 
 
 def test_contexts_ask_nobody_for_a_password(certified: Certificates, tmp_path: Path) -> None:

@@ -128,6 +128,13 @@ def test_how_a_stream_ends(came: list[bytes], broken: Any, expected: str, passed
         assert b"".join(each.data for each in found if each is not None) == passed
 
 
+@pytest.mark.parametrize("broken", [UpstreamTimeout(""), BadReply("chunk size")])
+def test_the_end_of_an_answer_that_waits_for_its_usage_is_passed_on(broken: Any) -> None:
+    reader = events(UNASKED)
+    assert reader.feed(chunk("a")) == Chunk(chunk("a"), 1) and reader.feed(END) is None
+    assert reader.end(broken) == Chunk(END, 1, finished=1) and reader.failure is broken
+
+
 @pytest.mark.parametrize(
     ("came", "expected"),
     [
