@@ -97,5 +97,5 @@ async def test_a_gateway_goes_on_beside_commands_that_are_killed_while_they_writ
     await gateway.close()
     again = LocalStore(state)
     await again.open()
-    assert {found.id for found in await again.all(KeyRecord)} == known
+    assert {found.id for found in await again.records.all(KeyRecord)} == known
     await again.close()
