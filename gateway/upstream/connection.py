@@ -199,12 +199,13 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         self.ended = True
-        if self._response is not None:
+        if (response := self._response) is not None:
             try:
-                self._response.end()
+                response.end()
             except UpstreamError as failure:
-                self._response.fail(failure)
-            self._response.wake()
+                response.fail(failure)
+            else:
+                response.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended = True

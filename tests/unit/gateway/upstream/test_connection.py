@@ -389,3 +389,28 @@ async def test_cancelled_at_every_turn_of_the_loop_it_leaves_nothing_behind(
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("sent", [b"", END, b"0\r\n", b"oops\r\n", chunk(b"more")], ids=repr)
+@pytest.mark.parametrize("reset", [False, True, None], ids=["closed", "reset", "left open"])
+async def test_the_end_of_a_message_that_nobody_reads_any_more(
+    pool: Pool, origin: Origin, listener: Listener, sent: bytes, reset: bool | None
+) -> None:
+    """Its reader has its terminator; whether the connection serves again depends on what follows."""
+    trouble: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: trouble.append(context))
+    response, peer = await begun(pool, origin, listener)
+    peer.send(chunk(b"data: [DONE]"))
+    assert await response.read() == b"data: [DONE]"
+    response.release(0.05)
+    peer.send(sent)
+    await peer.arrived()
+    if reset is not None:
+        peer.reset() if reset else peer.close()
+    kept = sent == END and reset is None
+    async with asyncio.timeout(10):
+        while response.connection is not None or (not kept and origin.open):
+            await asyncio.sleep(0.001)
+    await nobody_reads()
+    assert not trouble
+    assert (origin.open, len(origin.idle)) == ((1, 1) if kept else (0, 0))
