@@ -80,7 +80,7 @@ class Events:
             if self._finished == self._waits:
                 self._held = chunk
                 return ()
-        elif chunk.tokens == 1 and chunk.usage is None and self._misses < MOST_MISSES:
+        elif chunk.tokens == 1 and not chunk.choice and chunk.usage is None and self._misses < MOST_MISSES:
             self._mould(event)
         return (chunk,)
 

@@ -92,14 +92,14 @@ def same(raw: bytes) -> None:
 
 
 @pytest.mark.usefixtures("_small_windows")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(written(LONG_OBJECTS) | written(OBJECTS))
 def test_a_body_read_in_windows_is_the_same_body(case: tuple[dict[str, Any], bytes]) -> None:
     same(case[1])
 
 
 @pytest.mark.usefixtures("_small_windows")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=600)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(written(LONG_OBJECTS), st.data())
 def test_what_is_refused_at_once_is_refused_in_windows(case: tuple[dict[str, Any], bytes], data: st.DataObject) -> None:
     raw = case[1]
@@ -108,7 +108,7 @@ def test_what_is_refused_at_once_is_refused_in_windows(case: tuple[dict[str, Any
 
 
 @pytest.mark.usefixtures("_small_windows")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=600)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(
     st.lists(
         st.sampled_from(

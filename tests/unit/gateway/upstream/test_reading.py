@@ -356,6 +356,9 @@ COUNTED = b',"usage":{"prompt_tokens":1,"completion_tokens":2}'
         pytest.param([raw(b"a"), END, DONE], id="an end"),
         pytest.param([raw(b"a"), ERROR], id="an error"),
         pytest.param([raw(b"a"), raw(b"b").replace(b'"index":0', b'"index":1'), END, DONE], id="another choice"),
+        pytest.param(
+            [raw(each).replace(b'"index":0', b'"index":1') for each in (b"a", b"b", b"c")], id="the second alone"
+        ),
         pytest.param([raw(b"a"), raw(b"b")[:-1] + b"\r\n"], id="another line end"),
         pytest.param([raw(b"a"), raw(b"b") + b"\n"], id="an empty line too many"),
         pytest.param([raw(b"a"), raw(b"b", rest=b',"x":[]')], id="something new"),
