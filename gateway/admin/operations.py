@@ -36,7 +36,7 @@ async def create_key(registrar: Registrar, body: NewKey, now: float) -> tuple[Ke
 async def change_key(store: Store, registrar: Registrar, key_id: str, body: KeyChange, now: float) -> KeyRecord:
     """Change a key. Raises `KeyError`, `ValueError`, and `Conflict` when `body.version` is not the stored one."""
     for _ in range(ATTEMPTS):
-        record = await store.get(KeyRecord, key_id)
+        record = await store.records.get(KeyRecord, key_id)
         if record is None:
             raise KeyError(key_id)
         if body.version not in (UNSET, record.version):
@@ -58,7 +58,7 @@ async def set_tenant(registrar: Registrar, tenant_id: str, body: TenantBody) -> 
 async def change_tenant(store: Store, registrar: Registrar, tenant_id: str, body: TenantChange) -> Tenant:
     """Change a tenant, or make it. Raises `ValueError`, and `Conflict` when `body.version` is not the stored one."""
     for _ in range(ATTEMPTS):
-        record = await store.get(Tenant, tenant_id) or Tenant(id=tenant_id, created=0, version=0)
+        record = await store.records.get(Tenant, tenant_id) or Tenant(id=tenant_id, created=0, version=0)
         if body.version not in (UNSET, record.version):
             raise Conflict
         labels = record.labels if body.labels is UNSET else _patched(record.labels, body.labels)

@@ -55,9 +55,9 @@ def listed(table: Table) -> dict[str, Listed]:
 async def targets(store: Store, table: Mapping[str, Listed], now: float) -> list[TargetShown]:
     """The table's targets in its order, then those that are not in it and that gateways still have. Raises
     `StoreDown`. `now` is in seconds since the epoch."""
-    orders = {order.id: order for order in await store.all(TargetOrder)}
+    orders = {order.id: order for order in await store.records.all(TargetOrder)}
     seen: dict[str, list[_Seen]] = {name: [] for name in table}
-    for age, report in reports(await store.reports()):
+    for age, report in reports(await store.board.reports()):
         for state in report.targets:
             seen.setdefault(state.name, []).append((age, report, state))
     return [_merged(name, table.get(name), found, orders.get(name), now) for name, found in seen.items()]
@@ -68,7 +68,7 @@ async def target(store: Store, table: Mapping[str, Listed], name: str, now: floa
     for shown in await targets(store, table, now):
         if shown.name == name:
             return shown
-    order = await store.get(TargetOrder, name)
+    order = await store.records.get(TargetOrder, name)
     if order is None:
         raise unknown(name, table)
     return _merged(name, None, [], order, now)
@@ -81,7 +81,7 @@ async def give(
 
     A target that has left the table can only be opened, so that no order waits for its return.
     """
-    if name not in table and (body.state != "open" or await store.get(TargetOrder, name) is None):
+    if name not in table and (body.state != "open" or await store.records.get(TargetOrder, name) is None):
         raise unknown(name, table)
     if body.state != "ejected" and body.seconds is not None:
         raise ValueError("seconds: only an ejection has an end; to open a drained target, order it open")

@@ -37,7 +37,7 @@ async def keys(
     wanted = (labels or {}).items()
     return [
         key
-        for key in map(shown, await store.all(KeyRecord))
+        for key in map(shown, await store.records.all(KeyRecord))
         if tenant in (None, key.tenant) and status in (None, key.status) and wanted <= key.labels.items()
     ]
 
@@ -45,9 +45,9 @@ async def keys(
 async def tenants(store: Store) -> list[TenantShown]:
     """All tenants, by name, with the number of their keys that can be used."""
     counts: dict[str, int] = {}
-    for record in await store.all(KeyRecord):
+    for record in await store.records.all(KeyRecord):
         counts[record.tenant] = counts.get(record.tenant, 0) + (public(record)["status"] == "active")
-    stored = {record.id: record for record in await store.all(Tenant)}
+    stored = {record.id: record for record in await store.records.all(Tenant)}
     return [_shown(name, stored.get(name), counts.get(name, 0)) for name in sorted({*counts, *stored})]
 
 

@@ -56,8 +56,8 @@ class AdminListener:
         )
         proxies = networks(settings.trusted_proxies.split(","))
         self.desk = Desk(self.store, peppers, clock, table.routes, proxies, listed(table))
-        self.admin_keys = AdminKeys(self.store, peppers, clock, bootstrap=digest)
-        self.first = None if digest else Registrar(self.store, peppers, clock, "bootstrap")
+        self.admin_keys = AdminKeys(self.store.records, peppers, clock, bootstrap=digest)
+        self.first = None if digest else Registrar(self.store.records, peppers, clock, "bootstrap")
         self.watcher = Watcher(source, self._apply, _keep_on)
         self._offer: asyncio.Task[None] | None = None
         self.lifetime = Lifetime(self._order())

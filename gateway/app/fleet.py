@@ -61,10 +61,10 @@ class Fleet:
             learned=self._learned,
             clock=clock.monotonic,
         )
-        self.gossip = Gossip(store.exchange, routes, clock.monotonic)
+        self.gossip = Gossip(store.board.exchange, routes, clock.monotonic)
         self.waker = Waker(lambda: self.routes, self.prober, self.engines, forwarder, clock.monotonic)
         self._task: asyncio.Task[None] | None = None
-        store.watch(self._changed)
+        store.records.watch(self._changed)
 
     async def open(self) -> None:
         """Begin, with operators' orders known if the store answers soon: a drained target is to get no call."""
@@ -222,7 +222,7 @@ class Fleet:
                 await self._obey()
                 await self._show()
                 with suppress(StoreDown):
-                    await self._store.report(_encoder.encode(await self.report()))
+                    await self._store.board.report(_encoder.encode(await self.report()))
             except Exception:  # a bug of ours; without this task no order would be heard any more
                 log.exception("the targets could not be looked after")
             self._asked.clear()
@@ -235,7 +235,7 @@ class Fleet:
         now = self._clock.monotonic()
         if now - self._orders_at > ORDERS_SECONDS:
             with suppress(StoreDown):
-                self._orders = {order.id: order for order in await self._store.all(TargetOrder)}
+                self._orders = {order.id: order for order in await self._store.records.all(TargetOrder)}
                 self._orders_at = now
         self.routes.ordered(self._orders, self._clock.now())
         return self._orders_at > float("-inf")

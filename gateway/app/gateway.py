@@ -84,13 +84,13 @@ class Gateway:
         routes.open()
         self.forwarder = Forwarder(answer_limits(table), pool=_pool(settings))
         self.forwarder.origins.bind(table)
-        self.ledger = LedgerWriter(self.store, self.metrics.ledger_dropped.inc)
+        self.ledger = LedgerWriter(self.store.ledger, self.metrics.ledger_dropped.inc)
         self.admission = self._admission(table)
         self.pulse = Pulse(self.admission, self.store, self.metrics, self.forwarder)
         self.shadow = self._shadow(table)
         self.fleet = Fleet(routes, self.store, self.forwarder, self.metrics, self.clock, BOOT)
         self.waiting.waker = self.fleet.waker
-        self.reconciler = Reconciler(self._urls, self.fleet.counters, self.store, self.metrics.drift)
+        self.reconciler = Reconciler(self._urls, self.fleet.counters, self.store.ledger, self.metrics.drift)
         self.readiness = operations.Readiness(self.store, self._is_draining)
         self.proxies = networks(settings.trusted_proxies.split(","))
         self.plane = DataPlane(self._parts(routes), table.bodies, self._operations(), self.proxies, self._may_explain)
@@ -132,9 +132,9 @@ class Gateway:
 
     def _keys(self) -> tuple[Keyring, AdminKeys]:
         peppers, refused = self.settings.pepper_versions(), self.metrics.throttled.inc
-        keyring = Keyring(self.store, peppers, self.clock, Throttle(self.clock, refused=refused))
+        keyring = Keyring(self.store.records, peppers, self.clock, Throttle(self.clock, refused=refused))
         admin_keys = AdminKeys(
-            self.store,
+            self.store.records,
             peppers,
             self.clock,
             bootstrap=self.settings.admin_digest(),
@@ -147,7 +147,7 @@ class Gateway:
             self.launched,
             self.capabilities,
             self._breaker,
-            Slots(self.store, self._gateways),
+            Slots(self.store.limits, self._gateways),
             self.clock.monotonic,
             seed=secrets.randbits(32),
             events=self.waiting,
@@ -296,7 +296,7 @@ class Pulse:
         while True:
             try:
                 await self._admission.look()
-                self._metrics.settle_pending.set(self._store.unsettled)
+                self._metrics.settle_pending.set(self._store.limits.unsettled)
                 self._metrics.gateways.set(self._store.gateways)
                 self._connections.show(self._forwarder.origins)
             except Exception:  # a bug of ours; the pulse goes on

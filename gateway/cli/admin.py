@@ -50,7 +50,7 @@ async def create(store: Store, settings: Settings, as_json: bool, name: str, exp
 @command
 async def list_keys(store: Store, settings: Settings, as_json: bool) -> None:
     """List admin keys, the oldest first."""
-    found = [views.shown_admin(record) for record in await store.all(AdminKey)]
+    found = [views.shown_admin(record) for record in await store.records.all(AdminKey)]
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
@@ -77,7 +77,7 @@ async def revoke(store: Store, settings: Settings, as_json: bool, key_id: str) -
 @command
 async def audit(store: Store, settings: Settings, as_json: bool, count: int) -> None:
     """Show the newest changes of keys, tenants and admin keys: when, who, what."""
-    entries = await store.audit(count)
+    entries = await store.records.audit(count)
     if as_json:
         click.echo(msgspec.json.encode(entries))
         return

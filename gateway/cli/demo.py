@@ -150,7 +150,7 @@ def _ready(url: str) -> dict[str, dict[str, str]] | None:
 async def _make_key(state: Path) -> str:
     store = LocalStore(state)
     try:
-        _, secret = await Registrar(store, Settings().pepper_versions(), SystemClock(), "demo").create("demo")
+        _, secret = await Registrar(store.records, Settings().pepper_versions(), SystemClock(), "demo").create("demo")
     finally:
         await store.close()
     return secret

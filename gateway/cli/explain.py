@@ -83,12 +83,12 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
     except Mistakes as error:
         raise click.ClickException(str(error)) from None
     launched = {target.name: "http://launched" for _, _, target in table.targets() if target.launch is not None}
-    routes = Builder(launched, cache(registry.capabilities), lambda _: _Stands(), Slots(store), time.monotonic).build(
-        table
-    )
+    routes = Builder(
+        launched, cache(registry.capabilities), lambda _: _Stands(), Slots(store.limits), time.monotonic
+    ).build(table)
     said = await _reports(store, set(routes.targets))
     _apply(routes, said)
-    routes.ordered({order.id: order for order in await store.all(TargetOrder)}, time.time())
+    routes.ordered({order.id: order for order in await store.records.all(TargetOrder)}, time.time())
     try:
         route = routes.find(call.model, lambda *names: may_use(key, *names))
     except NoRoute as error:
@@ -124,7 +124,7 @@ async def _key(store: Store, id: str | None) -> KeyRecord:
         return KeyRecord(id="", name="anybody", secrets=(), created=0.0)
     with suppress(ValueError):  # it is an id
         id, _ = parse(id)
-    record = await store.get(KeyRecord, id)
+    record = await store.records.get(KeyRecord, id)
     if record is None:
         raise ValueError("there is no such key; `trunkline keys list` shows all")
     return record
@@ -133,7 +133,7 @@ async def _key(store: Store, id: str | None) -> KeyRecord:
 async def _reports(store: Store, targets: set[str]) -> list[Report]:
     """What running gateways say that serve such a table; nothing where none runs."""
     try:
-        found = reports(await store.reports())
+        found = reports(await store.board.reports())
     except StoreDown:
         return []
     return [report for _, report in found if any(state.name in targets for state in report.targets)]

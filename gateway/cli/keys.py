@@ -132,7 +132,7 @@ async def list_keys(
 @command
 async def show(store: Store, settings: Settings, as_json: bool, key_id: str) -> None:
     """Show one key, without its secrets."""
-    record = await store.get(KeyRecord, key_id)
+    record = await store.records.get(KeyRecord, key_id)
     if record is None:
         raise KeyError(key_id)
     _show(record, as_json)

@@ -63,7 +63,7 @@ def command(work: Callable[..., Awaitable[Any]]) -> Callable[..., None]:
 
 def registrar(store: Store, settings: Settings) -> Registrar:
     """The registrar whose audit entries name the person at this terminal."""
-    return Registrar(store, settings.pepper_versions(), SystemClock(), f"cli:{_user()}")
+    return Registrar(store.records, settings.pepper_versions(), SystemClock(), f"cli:{_user()}")
 
 
 def _user() -> str:

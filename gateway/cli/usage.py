@@ -58,13 +58,13 @@ async def usage(store: Store, settings: Settings, as_json: bool, by: tuple[str, 
     wanted = {name: value for name, value in wanted.items() if value is not None}
     sums = [
         found
-        for found in await store.sums(first.isoformat(), last.isoformat())
+        for found in await store.ledger.sums(first.isoformat(), last.isoformat())
         if all(getattr(found, name) == value for name, value in wanted.items())
     ]
     rows = grouped(sums, by)
     (total,) = grouped(sums, ()) or [dict.fromkeys(COUNTED, 0)]
     if "key" in by:
-        names = {record.id: record.name for record in await store.all(KeyRecord)}
+        names = {record.id: record.name for record in await store.records.all(KeyRecord)}
         rows = [_named(row, names) for row in rows]
     if as_json:
         span = {"from": first.isoformat(), "to": last.isoformat(), "by": by}

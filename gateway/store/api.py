@@ -126,11 +126,24 @@ class Board(Protocol):
         """The newest report of each worker, this one's too, that has reported in the last `DEAD_SECONDS`."""
 
 
-class Store(Limits, Records, Ledger, Board, Protocol):
+class Store(Protocol):
     """All of it, and its life."""
 
-    limits: Limits
-    """The counters, for whoever asks them for every call."""
+    @property
+    def limits(self) -> Limits:
+        """The counters."""
+
+    @property
+    def records(self) -> Records:
+        """What operators have made."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was used."""
+
+    @property
+    def board(self) -> Board:
+        """What gateways tell each other."""
 
     async def open(self) -> None:
         """Start background work; does not wait for the store to be up."""

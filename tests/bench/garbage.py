@@ -34,5 +34,5 @@ async def _refuse_all(keyring: Keyring) -> float:
 def cpu_us() -> float:
     """CPU microseconds for each, every one from an address of its own."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        keyring = Keyring(LocalStore(Path(folder) / "keys.json"), {0: b""}, SystemClock())
+        keyring = Keyring(LocalStore(Path(folder) / "keys.json").records, {0: b""}, SystemClock())
         return asyncio.run(_refuse_all(keyring)) / CALLS * 1e6

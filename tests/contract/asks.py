@@ -32,7 +32,7 @@ async def opened(url: str, timeout: float = TIMEOUT) -> AsyncIterator[RedisStore
 
 async def keyed(store: RedisStore) -> str:
     key_id = uuid.uuid4().hex[:12]
-    await store.put(KeyRecord(id=key_id, name="n", created=time.time(), secrets=(Secret(digest="0"),)))
+    await store.records.put(KeyRecord(id=key_id, name="n", created=time.time(), secrets=(Secret(digest="0"),)))
     return key_id
 
 

@@ -132,7 +132,7 @@ class Run:
                 await self._end(self.alive.pop(step.which % len(self.alive)), step.part)
             elif isinstance(step, Again) and self.ended:
                 life = self.ended[step.which % len(self.ended)]
-                self.subject.store.settle(life.ask, life.verdict.at, self._used(life.ask, step.part))
+                self.subject.store.limits.settle(life.ask, life.verdict.at, self._used(life.ask, step.part))
             elif isinstance(step, Lose) and isinstance(self.subject.store, TimedStore):
                 await self._lose(self.subject.store)
 
@@ -151,7 +151,7 @@ class Run:
     async def _call(self, call: Call) -> None:
         chosen = tuple(self._sized(self.dimensions[pick], call.parts[pick]) for pick in call.picks)
         ask = self.subject.ask(*chosen, records=())
-        verdict = await self.subject.store.admit(ask)
+        verdict = await self.subject.store.limits.admit(ask)
         assert not verdict.stale and verdict.at == self.now
         self.verdicts.append(verdict)
         if self.compare:
@@ -161,7 +161,7 @@ class Run:
             held = sum(any(each.kind == "lease" for each in wanted(life.ask)) for life in self.alive)
             assert held <= self.world.slots
             return
-        again = await self.subject.store.admit(self.subject.ask(*chosen, records=()))
+        again = await self.subject.store.limits.admit(self.subject.ask(*chosen, records=()))
         assert again == verdict  # a denial changed nothing
 
     async def _end(self, life: Life, part: int) -> None:

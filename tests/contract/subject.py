@@ -48,12 +48,12 @@ class Subject:
         record = KeyRecord(
             id=name or self.name, name="test", created=time.time(), version=version, secrets=(Secret(digest="00"),)
         )
-        await self.store.put(record)
+        await self.store.records.put(record)
         return record
 
     async def tenant(self, version: int = 1) -> Tenant:
         record = Tenant(id=self.name, created=time.time(), version=version)
-        await self.store.put(record)
+        await self.store.records.put(record)
         return record
 
     def rate(self, limit: int, window: float = 60.0, name: str = "rpm", amount: int = 1, scope: str = "key") -> Wanted:
@@ -86,7 +86,7 @@ class Subject:
 
     async def admit(self, *dimensions: Wanted) -> Verdict:
         """The verdict on a new call."""
-        return await self.store.admit(self.ask(*dimensions))
+        return await self.store.limits.admit(self.ask(*dimensions))
 
     async def granted(self, *dimensions: Wanted) -> tuple[Ask, Verdict]:
         """A new call, which must be let in."""
@@ -95,14 +95,14 @@ class Subject:
     async def granted_with(self, version: int, *dimensions: Wanted) -> tuple[Ask, Verdict]:
         """As `granted`, decided on another version of the key."""
         ask = self.ask(*dimensions, version=version)
-        verdict = await self.store.admit(ask)
+        verdict = await self.store.limits.admit(ask)
         assert verdict.denied is None and not verdict.stale, verdict
         return ask, verdict
 
     async def settle(self, granted: tuple[Ask, Verdict], *used: int) -> None:
         """End a call; what follows finds it ended."""
         ask, verdict = granted
-        self.store.settle(ask, verdict.at, used)
+        self.store.limits.settle(ask, verdict.at, used)
         await self.store.ping()
 
     async def grants(self, *dimensions: Wanted, times: int) -> int:
@@ -114,7 +114,7 @@ class Subject:
         """Units that a dimension has left, found without using any."""
         if dimension.kind == "lease":
             taken = self.ask(dimension)
-            verdict = await self.store.admit(taken)
+            verdict = await self.store.limits.admit(taken)
             if verdict.denied is not None:
                 return 0
             await self.settle((taken, verdict), 0)
@@ -122,7 +122,7 @@ class Subject:
         probe = changed(dimension, amount=0)
         if dimension.kind == "budget":
             taken = self.ask(probe)
-            verdict = await self.store.admit(taken)
+            verdict = await self.store.limits.admit(taken)
             await self.settle((taken, verdict), 0)
             return verdict.standings[0].remaining
         return (await self.admit(probe)).standings[0].remaining

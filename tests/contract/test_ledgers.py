@@ -76,10 +76,10 @@ async def in_redis(url: str, **options: int) -> AsyncIterator[RedisLedger]:
 
 
 @asynccontextmanager
-async def in_a_file(folder: Path) -> AsyncIterator[LocalStore]:
+async def in_a_file(folder: Path) -> AsyncIterator[Ledger]:
     store = LocalStore(folder / "keys.db")
     try:
-        yield store
+        yield store.ledger
     finally:
         await store.close()
 

@@ -27,18 +27,19 @@ async def calls(store):
             Entry(call_id=f"{number}-{n}", time=1795348800.0, key_id="k", tenant="t", route="r", target="a", input=1)
             for n in range(3)
         ]
-        await store.append(f"b-{sys.argv[2]}-{number}", entries)
+        await store.ledger.append(f"b-{sys.argv[2]}-{number}", entries)
         print("call", number, flush=True)
 
 async def keys(store):
     for number in range(100_000):
         entry = Audit(time=1.0, actor="a", action="key.create", subject=f"key:{sys.argv[2]}{number}")
-        await store.put(KeyRecord(id=f"{sys.argv[2]}{number}", name="n", secrets=(), created=float(number)), entry)
+        key = KeyRecord(id=f"{sys.argv[2]}{number}", name="n", secrets=(), created=float(number))
+        await store.records.put(key, entry)
         print("key", number, flush=True)
 
 async def reports(store):
     for number in range(100_000):
-        await store.report(b"%d" % number)
+        await store.board.report(b"%d" % number)
 
 async def main():
     store = LocalStore(Path(sys.argv[1]), boot="w")
@@ -64,12 +65,12 @@ async def test_what_was_acknowledged_is_there_and_nothing_is_there_by_halves(tmp
 
     store = LocalStore(state)
     await store.open()
-    records = [found.id for found in await store.all(KeyRecord)]
-    subjects = [entry.subject for entry in reversed(await store.audit(10**6))]
-    sums = await store.sums("", "~")
+    records = [found.id for found in await store.records.all(KeyRecord)]
+    subjects = [entry.subject for entry in reversed(await store.records.audit(10**6))]
+    sums = await store.ledger.sums("", "~")
     counted = sums[0].calls if sums else 0
-    targets = await store.by_target()
-    await store.put(KeyRecord(id="after", name="n", secrets=(), created=1e9))
+    targets = await store.ledger.by_target()
+    await store.records.put(KeyRecord(id="after", name="n", secrets=(), created=1e9))
     await store.close()
     assert records == [str(number) for number in range(len(records))] and keys <= len(records) <= keys + 1
     assert subjects == [f"key:{id}" for id in records], "a change and its entry in the log are there together"
@@ -88,13 +89,13 @@ async def test_a_gateway_goes_on_beside_commands_that_are_killed_while_they_writ
         with subprocess.Popen([sys.executable, "-c", WRITER, str(state), name], stdout=subprocess.PIPE) as command:
             assert command.stdout is not None
             while not command.stdout.readline().startswith(b"key 3"):
-                await gateway.put(KeyRecord(id=uuid.uuid4().hex, name="ours", secrets=(), created=1.0))
+                await gateway.records.put(KeyRecord(id=uuid.uuid4().hex, name="ours", secrets=(), created=1.0))
             command.send_signal(signal.SIGKILL)
-        await gateway.put(KeyRecord(id=f"after {name}", name="ours", secrets=(), created=1.0))
-        known = {found.id for found in await gateway.all(KeyRecord)}
+        await gateway.records.put(KeyRecord(id=f"after {name}", name="ours", secrets=(), created=1.0))
+        known = {found.id for found in await gateway.records.all(KeyRecord)}
         assert {f"{name}{number}" for number in range(4)} | {f"after {name}"} <= known
     await gateway.close()
     again = LocalStore(state)
     await again.open()
-    assert {found.id for found in await again.all(KeyRecord)} == known
+    assert {found.id for found in await again.records.all(KeyRecord)} == known
     await again.close()

@@ -102,7 +102,7 @@ async def test_together_they_admit_exactly_the_limit(ours: Subject, earlier: Ear
             given = earlier.admit(ask)
             granted, remaining = given.granted, given.remaining
         else:
-            verdict = await ours.store.admit(ask)
+            verdict = await ours.store.limits.admit(ask)
             granted, remaining = verdict.denied is None, [standing.remaining for standing in verdict.standings]
         if not granted:
             break
@@ -143,7 +143,7 @@ async def test_what_a_dead_worker_held_comes_back_to_either(
 
     async def lets_in(new: bool) -> bool:
         ask = ours.ask(*dimensions)
-        return (await ours.store.admit(ask)).denied is None if new else earlier.admit(ask).granted
+        return (await ours.store.limits.admit(ask)).denied is None if new else earlier.admit(ask).granted
 
     for new in order:
         assert await lets_in(new)

@@ -22,7 +22,7 @@ async def test_litellm_18730_parallel_calls_do_not_pass_together(subject: Subjec
     await subject.key()
     tokens = subject.tokens(100, 40, 3600.0)
     calls = [subject.ask(tokens) for _ in range(5)]
-    verdicts = await asyncio.gather(*(subject.store.admit(call) for call in calls))
+    verdicts = await asyncio.gather(*(subject.store.limits.admit(call) for call in calls))
     granted = [(call, verdict) for call, verdict in zip(calls, verdicts, strict=True) if verdict.denied is None]
     assert len(granted) == 2
     for call in granted:
@@ -128,13 +128,13 @@ async def test_litellm_16011_the_number_of_parallel_calls_is_exact(redis: RedisS
         async def call(store: RedisStore) -> None:
             nonlocal running, most
             ask = subject.ask(lease)
-            verdict = await store.admit(ask)
+            verdict = await store.limits.admit(ask)
             if verdict.denied is None:
                 running += 1
                 most = max(most, running)
                 await asyncio.sleep(0.001)
                 running -= 1
-                store.settle(ask, verdict.at, (1,))
+                store.limits.settle(ask, verdict.at, (1,))
 
         for _ in range(10):
             await asyncio.gather(*(call(store) for _ in range(25) for store in stores))
@@ -166,7 +166,7 @@ async def test_litellm_36926_spending_is_counted_once_under_load(subject: Subjec
     async def call() -> None:
         granted = await subject.granted(budget)
         await asyncio.sleep(0)
-        subject.store.settle(granted[0], granted[1].at, (600,))
+        subject.store.limits.settle(granted[0], granted[1].at, (600,))
 
     for _ in range(10):
         await asyncio.gather(*(call() for _ in range(50)))
@@ -225,9 +225,9 @@ async def test_bifrost_3547_replicas_share_one_budget(redis: RedisServer) -> Non
         for turn in range(30):
             store = stores[turn % 3]
             ask = subject.ask(*shared)
-            verdict = await store.admit(ask)
+            verdict = await store.limits.admit(ask)
             if verdict.denied is None:
                 total += 1
-                store.settle(ask, verdict.at, (100, 90))
+                store.limits.settle(ask, verdict.at, (100, 90))
                 await store.ping()
         assert total == 10

@@ -73,7 +73,9 @@ def busy(work: Callable[[], None]) -> None:
 
 async def burst(store: RedisStore, key_id: str, calls: int, limit: int) -> Counter[str]:
     """What became of so many calls at once."""
-    found = await asyncio.gather(*[store.admit(lease(key_id, limit)) for _ in range(calls)], return_exceptions=True)
+    found = await asyncio.gather(
+        *[store.limits.admit(lease(key_id, limit)) for _ in range(calls)], return_exceptions=True
+    )
     return Counter(
         repr(verdict) if isinstance(verdict, BaseException) else "admitted" if verdict.denied is None else "denied"
         for verdict in found

@@ -26,12 +26,12 @@ async def test_a_frozen_server_is_down_within_the_timeout(own: RedisServer) -> N
         key_id = await keyed(store)
         os.kill(own.process.pid, signal.SIGSTOP)
         for attempt in (
-            lambda: store.admit(rate(key_id, 5)),
+            lambda: store.limits.admit(rate(key_id, 5)),
             store.ping,
-            lambda: store.get(KeyRecord, key_id),
-            lambda: store.all(KeyRecord),
-            lambda: store.put(KeyRecord(id="x", name="n", created=1, secrets=())),
-            store.audit,
+            lambda: store.records.get(KeyRecord, key_id),
+            lambda: store.records.all(KeyRecord),
+            lambda: store.records.put(KeyRecord(id="x", name="n", created=1, secrets=())),
+            store.records.audit,
         ):
             started = time.monotonic()
             with pytest.raises(StoreDown):
@@ -46,7 +46,7 @@ async def test_all_asks_in_flight_fail_within_the_timeout(own: RedisServer) -> N
         started = time.monotonic()
         tasks = []
         for _ in range(10):
-            tasks += [asyncio.create_task(store.admit(lease(key_id, 99))) for _ in range(10)]
+            tasks += [asyncio.create_task(store.limits.admit(lease(key_id, 99))) for _ in range(10)]
             await asyncio.sleep(0.01)
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(result, StoreDown) for result in results)
@@ -61,23 +61,23 @@ async def test_a_server_that_thaws_is_used_again(own: RedisServer) -> None:
             await store.ping()
         os.kill(own.process.pid, signal.SIGCONT)
         await until(store.ping)
-        assert (await store.admit(rate(key_id, 5))).denied is None
+        assert (await store.limits.admit(rate(key_id, 5))).denied is None
 
 
 async def test_a_server_that_is_restarted_is_used_again(own: RedisServer) -> None:
     async with opened(own.url) as store:
         key_id = await keyed(store)
         held = lease(key_id, 1)
-        verdict = await store.admit(held)
+        verdict = await store.limits.admit(held)
         assert verdict.denied is None
         own.stop()
         with pytest.raises(StoreDown):
             await store.ping()
-        store.settle(held, verdict.at, (1,))  # lost, and no harm done
+        store.limits.settle(held, verdict.at, (1,))  # lost, and no harm done
         own.restart()
         await until(store.ping)
         await keyed(store)
-        assert await store.get(KeyRecord, key_id) is None
+        assert await store.records.get(KeyRecord, key_id) is None
 
 
 async def test_a_store_opens_before_its_server(own: RedisServer) -> None:
@@ -94,28 +94,28 @@ async def test_a_server_that_became_a_replica_is_down(own: RedisServer) -> None:
         key_id = await keyed(store)
         own.ask("REPLICAOF", "127.0.0.1", "1")
         with pytest.raises(StoreDown):
-            await store.admit(rate(key_id, 5))
+            await store.limits.admit(rate(key_id, 5))
         own.ask("REPLICAOF", "NO", "ONE")
-        await until(lambda: store.admit(rate(key_id, 5)))
+        await until(lambda: store.limits.admit(rate(key_id, 5)))
 
 
 async def test_what_could_not_be_settled_is_settled_when_the_server_answers_again(own: RedisServer) -> None:
     async with opened(own.url) as store:
         key_id = await keyed(store)
         asks = [tokens(key_id, 1000, 400), budget(key_id, 1000, 400)]
-        granted = [await store.admit(ask) for ask in asks]
+        granted = [await store.limits.admit(ask) for ask in asks]
         await frozen(own, store)
         for _ in range(2):
             for ask, verdict in zip(asks, granted, strict=True):
-                store.settle(ask, verdict.at, (100,))
+                store.limits.settle(ask, verdict.at, (100,))
         await thawed(own, store)
 
         async def settled() -> bool:
-            left = [(await store.admit(ask)).standings[0].remaining for ask in (tokens(key_id, 1000, 0),)]
+            left = [(await store.limits.admit(ask)).standings[0].remaining for ask in (tokens(key_id, 1000, 0),)]
             return left == [900]
 
         await until(settled, 3)
-        assert (await store.admit(budget(key_id, 1000, 900))).denied is None
+        assert (await store.limits.admit(budget(key_id, 1000, 900))).denied is None
 
 
 async def test_a_slot_that_could_not_be_given_back_is_free_when_the_server_answers_again(own: RedisServer) -> None:
@@ -123,14 +123,14 @@ async def test_a_slot_that_could_not_be_given_back_is_free_when_the_server_answe
     async with opened(own.url) as store:
         key_id = await keyed(store)
         held = lease(key_id, 1)
-        verdict = await store.admit(held)
+        verdict = await store.limits.admit(held)
         await frozen(own, store)
-        store.settle(held, verdict.at, (1,))
+        store.limits.settle(held, verdict.at, (1,))
         thawing = time.monotonic()
         await thawed(own, store)
 
         async def free() -> bool:
-            return (await store.admit(lease(key_id, 1))).denied is None
+            return (await store.limits.admit(lease(key_id, 1))).denied is None
 
         await until(free, LEASE_SECONDS + 5)
         assert time.monotonic() - thawing < 3
@@ -141,16 +141,16 @@ async def test_a_settlement_whose_answer_was_lost_counts_once(own: RedisServer) 
     async with opened(own.url) as store:
         key_id = await keyed(store)
         asks = [budget(key_id, 2000, 400) for _ in range(2)]
-        first, second = [await store.admit(ask) for ask in asks]
-        store.settle(asks[0], first.at, (1000,))  # from here on the server knows the script
+        first, second = [await store.limits.admit(ask) for ask in asks]
+        store.limits.settle(asks[0], first.at, (1000,))  # from here on the server knows the script
         await store.ping()
         os.kill(own.process.pid, signal.SIGSTOP)
-        store.settle(asks[1], second.at, (300,))
+        store.limits.settle(asks[1], second.at, (300,))
         with pytest.raises(StoreDown):
             await store.ping()
         await thawed(own, store)
         await asyncio.sleep(0.3)
-        assert (await store.admit(budget(key_id, 2000, 0))).standings[0].remaining == 700
+        assert (await store.limits.admit(budget(key_id, 2000, 0))).standings[0].remaining == 700
 
 
 async def test_counters_that_were_flushed_are_brought_back_as_far_as_records_and_ledger_know() -> None:
@@ -160,13 +160,13 @@ async def test_counters_that_were_flushed_are_brought_back_as_far_as_records_and
         await store.open()
         try:
             key_id = await keyed(store)
-            assert (await store.admit(budget(key_id, 1000, 10))).denied is None
+            assert (await store.limits.admit(budget(key_id, 1000, 10))).denied is None
             now = time.time()
             entry = Entry(call_id="c", time=now, key_id=key_id, tenant="default", route="r", input=300, output=200)
-            await store.append("batch-1", [entry])
+            await store.ledger.append("batch-1", [entry])
             counters.ask("FLUSHALL")
-            assert (await store.admit(rate(key_id, 5))).denied is None
-            verdict = await store.admit(budget(key_id, 1000, 10))
+            assert (await store.limits.admit(rate(key_id, 5))).denied is None
+            verdict = await store.limits.admit(budget(key_id, 1000, 10))
             assert verdict.denied is None and verdict.standings[0].remaining == 490
         finally:
             await store.close()
@@ -199,15 +199,15 @@ async def test_a_grant_whose_answer_was_lost_holds_nothing_for_long(
     async with opened(own.url) as store:
         key_id = await keyed(store)
         warm = make("other", 5)
-        await store.admit(
+        await store.limits.admit(
             Ask(warm.call_id, Plan((), warm.plan.dimensions), warm.amounts)
         )  # whatever a first call has to prepare
         os.kill(own.process.pid, signal.SIGSTOP)
         with pytest.raises(StoreDown):
-            await store.admit(make(key_id, 1))
+            await store.limits.admit(make(key_id, 1))
         await thawed(own, store)
 
         async def whole() -> bool:
-            return (await store.admit(make(key_id, 1))).denied is None
+            return (await store.limits.admit(make(key_id, 1))).denied is None
 
         await until(whole, 4)

@@ -18,7 +18,7 @@ from gateway.store.redis import counters
 async def test_many_gateways_together_grant_exactly_the_limit(redis: RedisServer) -> None:
     async with opened(redis.url, 5) as a, opened(redis.url, 5) as b, opened(redis.url, 5) as c:
         key_id = await keyed(a)
-        await a.admit(budget(key_id, 1, 2))  # so that the budgets are known to be complete
+        await a.limits.admit(budget(key_id, 1, 2))  # so that the budgets are known to be complete
         makes: list[tuple[Callable[[], Ask], int]] = [
             (lambda: rate(key_id, 50), 50),
             (lambda: lease(key_id, 31), 31),
@@ -26,7 +26,7 @@ async def test_many_gateways_together_grant_exactly_the_limit(redis: RedisServer
             (lambda: budget(key_id, 1000, 40), 25),
         ]
         for make, limit in makes:
-            verdicts = await asyncio.gather(*(store.admit(make()) for _ in range(40) for store in (a, b, c)))
+            verdicts = await asyncio.gather(*(store.limits.admit(make()) for _ in range(40) for store in (a, b, c)))
             assert sum(verdict.denied is None for verdict in verdicts) == limit
 
 
@@ -35,7 +35,7 @@ async def test_the_first_calls_of_a_fleet_meet_exact_budgets_too(own: RedisServe
     async with opened(own.url) as a, opened(own.url) as b, opened(own.url) as c:
         key_id = await keyed(a)
         verdicts = await asyncio.gather(
-            *(store.admit(budget(key_id, 1000, 40)) for _ in range(20) for store in (a, b, c))
+            *(store.limits.admit(budget(key_id, 1000, 40)) for _ in range(20) for store in (a, b, c))
         )
         assert sum(verdict.denied is None for verdict in verdicts) == 25
 
@@ -43,11 +43,11 @@ async def test_the_first_calls_of_a_fleet_meet_exact_budgets_too(own: RedisServe
 async def test_a_change_by_one_gateway_is_stale_to_the_next_call_of_another(redis: RedisServer) -> None:
     async with opened(redis.url, 5) as a, opened(redis.url, 5) as b:
         key_id = await keyed(a)
-        assert not (await b.admit(rate(key_id, 9))).stale
-        record = await b.get(KeyRecord, key_id)
+        assert not (await b.limits.admit(rate(key_id, 9))).stale
+        record = await b.records.get(KeyRecord, key_id)
         assert record is not None
-        await a.put(KeyRecord(id=key_id, name="n", created=1, secrets=record.secrets, version=2, revoked=1.0))
-        assert (await b.admit(rate(key_id, 9))).stale
+        await a.records.put(KeyRecord(id=key_id, name="n", created=1, secrets=record.secrets, version=2, revoked=1.0))
+        assert (await b.limits.admit(rate(key_id, 9))).stale
 
 
 async def test_a_slot_of_a_gateway_that_died_comes_back_after_the_lease_time(
@@ -57,12 +57,12 @@ async def test_a_slot_of_a_gateway_that_died_comes_back_after_the_lease_time(
     async with opened(redis.url, 5) as store:
         key_id = await keyed(store)
         born = time.monotonic()
-        assert (await store.admit(lease(key_id, 1))).denied is None
-        denied = await store.admit(lease(key_id, 1))
+        assert (await store.limits.admit(lease(key_id, 1))).denied is None
+        denied = await store.limits.admit(lease(key_id, 1))
         assert denied.denied == 0 or time.monotonic() - born > 0.5
 
         async def free() -> bool:
-            return (await store.admit(lease(key_id, 1))).denied is None
+            return (await store.limits.admit(lease(key_id, 1))).denied is None
 
         await until(free)
         assert 0.5 <= time.monotonic() - born < 1.5
@@ -76,13 +76,13 @@ async def test_what_a_living_call_holds_is_renewed(redis: RedisServer, monkeypat
         makes: list[Callable[[], Ask]] = [lambda: lease(key_id, 1), lambda: budget(key_id, 100, 60)]
         for make in makes:
             held = make()
-            verdict = await store.admit(held)
+            verdict = await store.limits.admit(held)
             assert verdict.denied is None
             await asyncio.sleep(0.9)
-            assert (await store.admit(make())).denied == 0
-            store.settle(held, verdict.at, (0,))
+            assert (await store.limits.admit(make())).denied == 0
+            store.limits.settle(held, verdict.at, (0,))
             await asyncio.sleep(0.2)  # a renewal must not bring it back
-            assert (await store.admit(make())).denied is None
+            assert (await store.limits.admit(make())).denied is None
 
 
 async def test_slots_handed_back_just_before_the_end_are_back(redis: RedisServer) -> None:
@@ -90,12 +90,12 @@ async def test_slots_handed_back_just_before_the_end_are_back(redis: RedisServer
         key_id = await keyed(other)
         async with opened(redis.url, 5) as store:
             asks = [lease(key_id, 20) for _ in range(20)] + [budget(key_id, 2000, 100) for _ in range(20)]
-            granted = await asyncio.gather(*map(store.admit, asks))
+            granted = await asyncio.gather(*map(store.limits.admit, asks))
             for ask, verdict in zip(asks, granted, strict=True):
-                store.settle(ask, verdict.at, (1,))
-        spent = await other.admit(budget(key_id, 2000, 1980))
+                store.limits.settle(ask, verdict.at, (1,))
+        spent = await other.limits.admit(budget(key_id, 2000, 1980))
         assert spent.denied is None
-        verdicts = [await other.admit(lease(key_id, 20)) for _ in range(20)]
+        verdicts = [await other.limits.admit(lease(key_id, 20)) for _ in range(20)]
         assert all(verdict.denied is None for verdict in verdicts)
 
 
@@ -104,9 +104,9 @@ async def test_scripts_are_sent_again_to_a_server_that_forgot_them(redis: RedisS
         key_id = await keyed(store)
         for n in range(1, 5):
             redis.ask("SCRIPT", "FLUSH")
-            assert (await store.admit(rate(key_id, 3))).denied == (None if n <= 3 else 0)
+            assert (await store.limits.admit(rate(key_id, 3))).denied == (None if n <= 3 else 0)
         redis.ask("SCRIPT", "FLUSH")
-        verdicts = await asyncio.gather(*(store.admit(lease(key_id, 7)) for _ in range(30)))
+        verdicts = await asyncio.gather(*(store.limits.admit(lease(key_id, 7)) for _ in range(30)))
         assert sum(verdict.denied is None for verdict in verdicts) == 7
         redis.ask("SCRIPT", "FLUSH")
         await keyed(store)
@@ -117,7 +117,7 @@ async def test_a_key_of_the_wrong_kind_is_one_failed_ask(redis: RedisServer) -> 
         key_id = await keyed(store)
         redis.ask("SET", f"{{tl}}:lease:key:{key_id}", "not a sorted set")
         spoilt, good = await asyncio.gather(
-            store.admit(lease(key_id, 1)), store.admit(rate(key_id, 1)), return_exceptions=True
+            store.limits.admit(lease(key_id, 1)), store.limits.admit(rate(key_id, 1)), return_exceptions=True
         )
         assert isinstance(spoilt, StoreDown)
         assert not isinstance(good, BaseException) and good.denied is None
@@ -128,12 +128,12 @@ async def test_two_stores_settle_the_same_call_once(redis: RedisServer) -> None:
     async with opened(redis.url, 5) as a, opened(redis.url, 5) as b:
         key_id = await keyed(a)
         ask = budget(key_id, 1000, 400)
-        verdict = await a.admit(ask)
-        a.settle(ask, verdict.at, (300,))
+        verdict = await a.limits.admit(ask)
+        a.limits.settle(ask, verdict.at, (300,))
         await a.ping()
-        b.settle(ask, verdict.at, (300,))
+        b.limits.settle(ask, verdict.at, (300,))
         await b.ping()
-        assert (await a.admit(budget(key_id, 1000, 0))).standings[0].remaining == 700
+        assert (await a.limits.admit(budget(key_id, 1000, 0))).standings[0].remaining == 700
 
 
 async def test_a_call_granted_to_nobody_is_given_back(redis: RedisServer) -> None:
@@ -146,23 +146,23 @@ async def test_a_call_granted_to_nobody_is_given_back(redis: RedisServer) -> Non
             lambda: budget(key_id, 100, 100),
         ]
         for make in makes:
-            task = asyncio.create_task(store.admit(make()))
+            task = asyncio.create_task(store.limits.admit(make()))
             await asyncio.sleep(0)  # it has been asked
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             await store.ping()
             await store.ping()
-            assert (await store.admit(make())).denied is None
+            assert (await store.limits.admit(make())).denied is None
 
 
 async def test_every_key_lives_in_one_slot_of_a_cluster(own: RedisServer) -> None:
     async with opened(own.url, 5) as store:
         key_id = await keyed(store)
         for make in (lease(key_id, 1), rate(key_id, 5), tokens(key_id, 5, 1), budget(key_id, 5, 1)):
-            verdict = await store.admit(make)
-            store.settle(make, verdict.at, (2,))
-        await store.append(
+            verdict = await store.limits.admit(make)
+            store.limits.settle(make, verdict.at, (2,))
+        await store.ledger.append(
             "b", [Entry(call_id="c", time=1.0, key_id=key_id, tenant="t", route="r", target="t", input=1)]
         )
         await store.ping()
@@ -175,11 +175,11 @@ async def test_nothing_of_a_call_stays_for_ever(own: RedisServer) -> None:
     """Every counter that calls write expires; only records, the log, the ledger and marks of the store itself stay."""
     async with opened(own.url, 5) as store:
         key_id = await keyed(store)
-        assert (await store.admit(budget(key_id, 500, 1))).denied is None
+        assert (await store.limits.admit(budget(key_id, 500, 1))).denied is None
         before = set(own.keys("*"))
         for make in (lease(key_id, 1), rate(key_id, 5), tokens(key_id, 5, 1), budget(key_id, 500, 1)):
-            verdict = await store.admit(make)
-            store.settle(make, verdict.at, (2,))
+            verdict = await store.limits.admit(make)
+            store.limits.settle(make, verdict.at, (2,))
         await store.ping()
         made = {*own.keys("*")} - before | {f"{{tl}}:budget:key:{key_id}:month:tokens"}
         assert len(made) > 4

@@ -133,7 +133,7 @@ async def test_settling_twice_at_once_counts_once(subject: Subject) -> None:
     budget = subject.budget(1000, 100, "month")
     call = await subject.granted(budget)
     for _ in range(20):
-        subject.store.settle(call[0], call[1].at, (70,))
+        subject.store.limits.settle(call[0], call[1].at, (70,))
     await subject.store.ping()
     assert await subject.left(budget) == 930
 
@@ -143,7 +143,7 @@ async def test_what_was_denied_cannot_be_settled_to_anything(clocked: Subject) -
     tokens = clocked.tokens(60, 40)
     await clocked.granted(tokens)
     denied = clocked.ask(tokens)
-    verdict = await clocked.store.admit(denied)
+    verdict = await clocked.store.limits.admit(denied)
     assert verdict.denied == 0
     assert await clocked.left(tokens) == 20
 
@@ -203,7 +203,7 @@ async def test_settlements_of_many_calls_at_once_add_up(subject: Subject) -> Non
     budget, tokens = subject.budget(100_000, 500, "month"), subject.tokens(100_000, 500, 36_000.0)
     calls = await asyncio.gather(*(subject.granted(budget, tokens, subject.lease(200)) for _ in range(100)))
     for used, (ask, verdict) in enumerate(calls):
-        subject.store.settle(ask, verdict.at, (used, used, 1))
+        subject.store.limits.settle(ask, verdict.at, (used, used, 1))
     await subject.store.ping()
     assert await subject.left(budget) == 100_000 - sum(range(100))
     assert await subject.left(tokens) == pytest.approx(100_000 - sum(range(100)), abs=10)

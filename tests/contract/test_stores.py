@@ -170,7 +170,7 @@ async def test_a_settled_slot_is_free_at_once(subject: Subject) -> None:
     lease = subject.lease(2)
     first, _ = await subject.granted(lease), await subject.granted(lease)
     assert (await subject.admit(lease)).denied == 0
-    subject.store.settle(first[0], first[1].at, (0,))  # freed for the very next ask: no round trip in between
+    subject.store.limits.settle(first[0], first[1].at, (0,))  # freed for the very next ask: no round trip in between
     assert await subject.grants(lease, times=3) == 1
 
 
@@ -190,7 +190,7 @@ async def test_settling_what_was_denied_frees_no_slot(subject: Subject) -> None:
     lease = subject.lease(1)
     assert await subject.grants(lease, times=1) == 1
     denied = subject.ask(lease)
-    verdict = await subject.store.admit(denied)
+    verdict = await subject.store.limits.admit(denied)
     assert verdict.denied == 0
     await subject.settle((denied, verdict), 1)
     assert await subject.grants(lease, times=1) == 0

@@ -12,7 +12,7 @@ async def test_another_version_of_the_key_is_stale_and_charges_nothing(subject: 
     await subject.key(version=2)
     dimensions = (subject.rate(9), subject.tokens(90, 10), subject.lease(9), subject.budget(90, 10))
     for _ in range(3):
-        verdict = await subject.store.admit(subject.ask(*dimensions, version=version))
+        verdict = await subject.store.limits.admit(subject.ask(*dimensions, version=version))
         assert verdict.stale
     _, verdict = await subject.granted_with(2, *dimensions)
     assert [each.remaining for each in verdict.standings] == [each.limit - each.amount for each in dimensions]
@@ -32,7 +32,7 @@ async def test_every_record_decided_on_is_compared(subject: Subject, key: int, t
     records = [(f"key:{subject.name}", key), (f"tenant:{subject.name}", tenant)]
     for order in (records, records[::-1]):
         rate = subject.rate(5, name=str(order[0]))
-        verdict = await subject.store.admit(subject.ask(rate, records=order))
+        verdict = await subject.store.limits.admit(subject.ask(rate, records=order))
         assert verdict.stale is ((key, tenant) != (2, 1))
         _, after = await subject.granted_with(2, rate)
         assert after.standings[0].remaining == (4 if verdict.stale else 3)
@@ -42,9 +42,9 @@ async def test_a_tenant_without_a_record_is_version_zero_until_it_has_one(subjec
     await subject.key()
     records = [(f"key:{subject.name}", 1), (f"tenant:{subject.name}", 0)]
     rate = subject.rate(9)
-    assert not (await subject.store.admit(subject.ask(rate, records=records))).stale
+    assert not (await subject.store.limits.admit(subject.ask(rate, records=records))).stale
     await subject.tenant()
-    assert (await subject.store.admit(subject.ask(rate, records=records))).stale
+    assert (await subject.store.limits.admit(subject.ask(rate, records=records))).stale
     records[1] = (f"tenant:{subject.name}", 1)
-    verdict = await subject.store.admit(subject.ask(rate, records=records))
+    verdict = await subject.store.limits.admit(subject.ask(rate, records=records))
     assert not verdict.stale and verdict.standings[0].remaining == 7

@@ -19,23 +19,23 @@ from gateway.store.redis.store import RedisStore
 async def test_a_change_by_another_is_heard_of_within_a_second(places: Places, kind: type[Any]) -> None:
     one, other, id = await places.store(), await places.store(), unique()
     heard: list[str | None] = []
-    other.watch(heard.append)
-    await soon(lambda: other.subscribed, "the store hears", 3)
+    other.records.watch(heard.append)
+    await soon(lambda: other.records.subscribed, "the store hears", 3)
     await asyncio.sleep(0.05)
     name = {KeyRecord: "key", Tenant: "tenant", TargetOrder: "target"}[kind]
     for version in (1, 2):
         heard.clear()
-        await one.put(record(kind, id, version))
+        await one.records.put(record(kind, id, version))
         await soon(lambda: f"{name}:{id}" in heard or None in heard, "the change is heard of")
 
 
 async def test_a_change_of_ones_own_is_heard_of_too(places: Places) -> None:
     store, id = await places.store(), unique()
     heard: list[str | None] = []
-    store.watch(heard.append)
-    await soon(lambda: store.subscribed, "the store hears", 3)
+    store.records.watch(heard.append)
+    await soon(lambda: store.records.subscribed, "the store hears", 3)
     heard.clear()
-    await store.put(record(KeyRecord, id))
+    await store.records.put(record(KeyRecord, id))
     await soon(lambda: f"key:{id}" in heard or None in heard, "the change is heard of")
 
 
@@ -43,10 +43,10 @@ async def test_everybody_who_watches_is_told(places: Places) -> None:
     store, id = await places.store(), unique()
     keys: list[str | None] = []
     orders: list[str | None] = []
-    store.watch(keys.append)
-    store.watch(orders.append)
-    await soon(lambda: store.subscribed, "the store hears", 3)
-    await store.put(record(TargetOrder, id))
+    store.records.watch(keys.append)
+    store.records.watch(orders.append)
+    await soon(lambda: store.records.subscribed, "the store hears", 3)
+    await store.records.put(record(TargetOrder, id))
     for heard in (keys, orders):
         await soon(lambda heard=heard: f"target:{id}" in heard or None in heard, "the change is heard of")
 
@@ -56,16 +56,16 @@ async def test_after_a_reconnect_anything_may_have_changed(redis: RedisServer) -
     heard: list[str | None] = []
     with Redis.from_url(redis.url) as client:
         store = RedisStore(redis.url, timeout=2.0)
-        store.watch(heard.append)
+        store.records.watch(heard.append)
         await store.open()
         try:
-            await soon(lambda: store.subscribed and None in heard, "the subscription", 3)
+            await soon(lambda: store.records.subscribed and None in heard, "the subscription", 3)
             heard.clear()
             client.client_kill_filter(_type="pubsub")
-            await soon(lambda: not store.subscribed, "the store knows that it is deaf")
-            await soon(lambda: store.subscribed and heard == [None], "the subscription again", 3)
+            await soon(lambda: not store.records.subscribed, "the store knows that it is deaf")
+            await soon(lambda: store.records.subscribed and heard == [None], "the subscription again", 3)
             id = unique()
-            await store.put(record(KeyRecord, id))
+            await store.records.put(record(KeyRecord, id))
             await soon(lambda: f"key:{id}" in heard, "the change is heard of")
         finally:
             await store.close()
@@ -74,16 +74,16 @@ async def test_after_a_reconnect_anything_may_have_changed(redis: RedisServer) -
 async def test_a_store_whose_redis_is_gone_does_not_hear() -> None:
     with redis_server() as own:
         store = RedisStore(own.url, timeout=0.25)
-        assert not store.subscribed
+        assert not store.records.subscribed
         await store.open()
         try:
-            await soon(lambda: store.subscribed, "the store hears", 3)
+            await soon(lambda: store.records.subscribed, "the store hears", 3)
             own.stop()
-            await soon(lambda: not store.subscribed, "the store knows that it is deaf", 4)
+            await soon(lambda: not store.records.subscribed, "the store knows that it is deaf", 4)
             heard: list[str | None] = []
-            store.watch(heard.append)
+            store.records.watch(heard.append)
             own.restart()
-            await soon(lambda: store.subscribed and None in heard, "the store hears again", 4)
+            await soon(lambda: store.records.subscribed and None in heard, "the store hears again", 4)
         finally:
             await store.close()
 
@@ -94,15 +94,19 @@ async def test_a_lost_memory_is_an_outage_and_not_an_unknown_key() -> None:
         store = RedisStore(own.url, timeout=2.0)
         await store.open()
         try:
-            assert await store.get(KeyRecord, "never") is None
-            await store.put(record(KeyRecord, "a"))
-            assert await store.get(KeyRecord, "a") is not None
-            assert await store.get(KeyRecord, "never") is None
+            assert await store.records.get(KeyRecord, "never") is None
+            await store.records.put(record(KeyRecord, "a"))
+            assert await store.records.get(KeyRecord, "a") is not None
+            assert await store.records.get(KeyRecord, "never") is None
             own.ask("FLUSHALL")
-            for look in (store.get(KeyRecord, "a"), store.get(KeyRecord, "b"), store.all(KeyRecord)):
+            for look in (
+                store.records.get(KeyRecord, "a"),
+                store.records.get(KeyRecord, "b"),
+                store.records.all(KeyRecord),
+            ):
                 with pytest.raises(StoreDown):
                     await look
-            await store.put(record(KeyRecord, "b"))
-            assert await store.get(KeyRecord, "a") is None
+            await store.records.put(record(KeyRecord, "b"))
+            assert await store.records.get(KeyRecord, "a") is None
         finally:
             await store.close()

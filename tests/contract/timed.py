@@ -69,7 +69,7 @@ class TimedStore(RedisStore):
         """What the store does every few seconds: tell Redis which calls live."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(counters, "RENEW_SECONDS", 0.0)
-            renewing = asyncio.create_task(self._counters.renew())
+            renewing = asyncio.create_task(self.limits.renew())
             await self.ping()
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
@@ -77,7 +77,7 @@ class TimedStore(RedisStore):
 
     async def successor(self) -> TimedStore:
         """End as a killed process does, with nothing settled and nothing renewed any more; another one begins."""
-        self._counters._held.clear()
+        self.limits._held.clear()
         await self.close()
         store = TimedStore(self._url, self._clock)
         await store.open()

@@ -62,7 +62,7 @@ class Fleet:
         await store.open()
         try:
             async with asyncio.timeout(20):
-                return await work(Registrar(store, {0: b""}, SystemClock(), "test"))
+                return await work(Registrar(store.records, {0: b""}, SystemClock(), "test"))
         finally:
             await store.close()
 

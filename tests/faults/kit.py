@@ -135,7 +135,7 @@ async def key_in(folder: Path) -> str:
     store = LocalStore(folder / "keys.json")
     await store.open()
     try:
-        return (await Registrar(store, {0: b""}, SystemClock(), "test").create("test"))[1]
+        return (await Registrar(store.records, {0: b""}, SystemClock(), "test").create("test"))[1]
     finally:
         await store.close()
 

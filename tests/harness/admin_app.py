@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+from harness.around import Around
 from harness.clock import FixedClock
 from litestar import Litestar
 from litestar.testing import TestClient
@@ -30,21 +31,20 @@ TARGETS = {
 }
 
 
-class Store(LocalStore):
-    """A store that can be taken down, and in which somebody else is faster a few times."""
+class Records(Around):
+    """Records that can be taken away."""
 
     down = False
-    rivals = 0
 
     async def get(self, kind: type[Any], id: str) -> Any:
         if self.down:
             raise StoreDown("down")
-        return await super().get(kind, id)
+        return await self.inner.get(kind, id)
 
     async def all(self, kind: type[Any]) -> list[Any]:
         if self.down:
             raise StoreDown("down")
-        return await super().all(kind)
+        return await self.inner.all(kind)
 
 
 class Admin(NamedTuple):
@@ -52,7 +52,8 @@ class Admin(NamedTuple):
 
     client: TestClient[Litestar]
     clock: FixedClock
-    store: Store
+    store: LocalStore
+    records: Records
     token: str
     desk: Desk
     state: Path
@@ -81,8 +82,9 @@ class Admin(NamedTuple):
 @contextmanager
 def admin_app(folder: Path, *, once: bool = False) -> Iterator[Admin]:
     """The interface for as long as the block lasts; with `once` its token is the one-time token."""
-    clock, store = FixedClock(), Store(folder / "keys.json")
-    token = asyncio.run(_token(Registrar(store, PEPPERS, clock, "test"), once))
+    clock, store = FixedClock(), LocalStore(folder / "keys.json")
+    store.records = records = Records(store.records)  # type: ignore[assignment]
+    token = asyncio.run(_token(Registrar(store.records, PEPPERS, clock, "test"), once))
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -91,9 +93,9 @@ def admin_app(folder: Path, *, once: bool = False) -> Iterator[Admin]:
         await store.close()
 
     desk = Desk(store, PEPPERS, clock, ROUTES, (), TARGETS)
-    app = build_app(desk, AdminKeys(store, PEPPERS, clock), lifespan)
+    app = build_app(desk, AdminKeys(store.records, PEPPERS, clock), lifespan)
     with TestClient(app) as client:
-        yield Admin(client, clock, store, token, desk, folder / "keys.json")
+        yield Admin(client, clock, store, records, token, desk, folder / "keys.json")
 
 
 async def _token(registrar: Registrar, once: bool) -> str:

@@ -85,7 +85,9 @@ class GatewayProcess:
             store = RedisStore(where, timeout=5) if self._store[0] == "--redis-url" else LocalStore(Path(where))
             await store.open()
             try:
-                return Issued(*await Registrar(store, {0: b""}, SystemClock(), "test").create("test", **options))
+                return Issued(
+                    *await Registrar(store.records, {0: b""}, SystemClock(), "test").create("test", **options)
+                )
             finally:
                 await store.close()
 

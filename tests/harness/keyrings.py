@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.around import Around
 from harness.clock import FixedClock
 
 from gateway.admin import Registrar
@@ -19,11 +20,11 @@ PEPPERS = {0: b"", 1: b"first", 2: b"second"}
 HERE = "192.0.2.1"
 
 
-class Store(LocalStore):
-    """The real store, but it can be down, deaf, or stopped in the middle of a look-up, and it counts look-ups."""
+class Records(Around):
+    """Real records, but they can be down, deaf, or stopped in the middle of a look-up, and look-ups are counted."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
         self.down = False
         self.asked: list[str] = []
         self.gate = asyncio.Event()
@@ -36,7 +37,7 @@ class Store(LocalStore):
         self.asked.append(f"{KINDS[kind]}:{id}")
         if self.down:
             raise StoreDown("down")
-        found = await super().get(kind, id)
+        found = await self.inner.get(kind, id)
         await self.gate.wait()
         if self.down:
             raise StoreDown("down")
@@ -44,7 +45,7 @@ class Store(LocalStore):
 
     async def shut(self) -> None:
         """Let no look-up end that begins from now on, until `gate` is set; what they will find is read already."""
-        await self.ping()
+        await self.inner.refresh()
         self.gate.clear()
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
@@ -54,7 +55,7 @@ class Store(LocalStore):
         if self.down:
             raise StoreDown("down")
         try:
-            await super().put(record, audit)
+            await self.inner.put(record, audit)
         except Conflict:
             self.conflicts += 1
             raise
@@ -64,13 +65,14 @@ class Parts:
     """One gateway, and a registrar beside it whose changes it hears of only when the test tells it."""
 
     def __init__(self, folder: Path, peppers: Mapping[int, bytes] = PEPPERS) -> None:
-        self.clock, self.store = FixedClock(), Store(folder / "keys.json")
+        self.clock, self.store = FixedClock(), LocalStore(folder / "keys.json")
+        self.records = Records(self.store.records)
         self.refused = 0
         self.throttle = Throttle(self.clock, refused=self._refused)
-        self.keyring = Keyring(self.store, peppers, self.clock, self.throttle)
-        self.admins = AdminKeys(self.store, peppers, self.clock)
+        self.keyring = Keyring(self.records, peppers, self.clock, self.throttle)
+        self.admins = AdminKeys(self.records, peppers, self.clock)
         self.elsewhere = LocalStore(folder / "keys.json")
-        self.registrar = Registrar(self.elsewhere, peppers, self.clock, "cli:test")
+        self.registrar = Registrar(self.elsewhere.records, peppers, self.clock, "cli:test")
 
     async def authenticate(self, token: str, source: str | None = HERE, **options: Any) -> Caller:
         return await self.keyring.authenticate({b"x-api-key": token.encode()}, source, **options)
@@ -91,7 +93,7 @@ class Parts:
         return 200
 
     async def close(self) -> None:
-        self.store.gate.set()
+        self.records.gate.set()
         await self.keyring.close()
         await self.admins.close()
 

@@ -185,7 +185,7 @@ def test_ledger_and_engine_agree_to_the_token(embedded: GatewayProcess) -> None:
     children = psutil.Process(embedded.process.pid).children(recursive=True)
     (command,) = [words for words in (child.cmdline() for child in children) if "backends.embedded" in words]
     url = f"http://127.0.0.1:{command[command.index('--port') + 1]}/metrics"
-    ledger = LocalStore(embedded.routing.parent / "keys.json")
+    ledger = LocalStore(embedded.routing.parent / "keys.json").ledger
 
     def engine() -> tuple[int, int]:
         with urllib.request.urlopen(url, timeout=5) as text:
@@ -221,7 +221,7 @@ async def test_drift_between_a_scripted_engine_and_the_ledger(
     counters = 'vllm:prompt_tokens_total{{engine="0"}} {}\nvllm:generation_tokens_total{{engine="0"}} {}\n'
     served = [counters.format(1000, 100), counters.format(1500, 160)]
     monkeypatch.setattr(target, "answers", lambda _: whole(served.pop(0).encode(), content_type="text/plain"))
-    ledger, adapter, forwarder = LocalStore(tmp_path / "keys.db"), VLLM(), Forwarder(AnswerLimits(1000, 1000))
+    ledger, adapter, forwarder = LocalStore(tmp_path / "keys.db").ledger, VLLM(), Forwarder(AnswerLimits(1000, 1000))
     address = Address("engine", target.url)
     drift: dict[str, tuple[int, float]] = {}
 

@@ -129,11 +129,11 @@ class Worker:
         store: Store = self._open()
         await store.open()
         while not self._stop.is_set():
-            order = await store.get(TargetOrder, "fleet-a")
+            order = await store.records.get(TargetOrder, "fleet-a")
             self.order = order.version if order is not None else 0
             state = "drained" if order is not None and order.state == "drained" else "up"
             told = TargetState(name="fleet-a", route="fleet", state=state, order=self.order, running=self.running)
-            await store.report(msgspec.msgpack.encode(Report(gateway=self._boot, targets=(told,))))
+            await store.board.report(msgspec.msgpack.encode(Report(gateway=self._boot, targets=(told,))))
             await asyncio.sleep(0.02)
         await store.close()
 

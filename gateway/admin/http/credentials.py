@@ -34,7 +34,7 @@ class Access(Controller):
 
     @get(summary="List admin keys, the oldest first")
     async def list_keys(self, desk: Desk) -> AdminKeyList:
-        return AdminKeyList([shown_admin(record) for record in await desk.store.all(AdminKey)])
+        return AdminKeyList([shown_admin(record) for record in await desk.store.records.all(AdminKey)])
 
     @post(opt={"once": True}, summary="Make an admin key; its secret is in this answer and nowhere else")
     async def create(self, request: Request[Any, Any, Any], desk: Desk, data: NewAdminKey) -> IssuedAdminKey:
@@ -57,7 +57,7 @@ async def offer_token(registrar: Registrar, store: Store, url: str, say: Callabl
             made = await registrar.first_admin()
             if made is not None:
                 say(invitation(url, made[1]))
-            elif all(record.once or record.revoked is not None for record in await store.all(AdminKey)):
+            elif all(record.once or record.revoked is not None for record in await store.records.all(AdminKey)):
                 say(REMINDER)
             return
         except StoreDown as error:

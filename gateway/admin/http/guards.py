@@ -56,7 +56,7 @@ class Desk:
         """The registrar whose audit entries name the caller."""
         admin = caller(request)
         actor = admin.id if admin is BOOTSTRAP else f"admin:{admin.id}"
-        return Registrar(self.store, self._peppers, self.clock, actor)
+        return Registrar(self.store.records, self._peppers, self.clock, actor)
 
 
 def guard(

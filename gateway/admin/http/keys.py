@@ -49,7 +49,7 @@ class Keys(Controller):
     @get("/{key_id:str}", summary="Show a key")
     async def show(self, desk: Desk, key_id: str) -> Key:
         with told("key"):
-            record = await desk.store.get(KeyRecord, key_id)
+            record = await desk.store.records.get(KeyRecord, key_id)
             if record is None:
                 raise KeyError(key_id)
             return shown(record)

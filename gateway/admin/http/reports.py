@@ -29,7 +29,7 @@ class Reports(Controller):
         desk: Desk,
         count: Annotated[int, Parameter(ge=1, le=MAX_ENTRIES, description="Entries")] = 100,
     ) -> AuditList:
-        return AuditList(await desk.store.audit(count))
+        return AuditList(await desk.store.records.audit(count))
 
     @get("/usage", summary="Calls, tokens and cost, summed")
     async def usage(
@@ -49,7 +49,7 @@ class Reports(Controller):
             raise BadRequest(f"from: {start} comes after {end}.", param="from")
         names = [name.strip() for name in by.split(",") if name.strip()]
         with told("day"):
-            rows: list[dict[str, Any]] = grouped(await desk.store.sums(str(start), str(end)), names)
+            rows: list[dict[str, Any]] = grouped(await desk.store.ledger.sums(str(start), str(end)), names)
         return Usage(str(start), str(end), names, rows)
 
 

@@ -30,6 +30,8 @@ class _Changes(NamedTuple):
 class LocalRecords:
     """Every change is a generation of the file; what was read last is known by its number."""
 
+    subscribed = True
+
     def __init__(self, database: Database) -> None:
         self._database = database
         self.known: dict[str, dict[str, Any]] = {name: {} for name in _TYPES}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from gateway.core.types import Ask, Audit, Entry, Sum, Verdict
-from gateway.store import AnyRecord, Limits, R, StoreDown
+from gateway.store import StoreDown
 from gateway.store.redis.board import RedisBoard
 from gateway.store.redis.connection import Pipe
 from gateway.store.redis.counters import RedisCounters
@@ -33,19 +32,18 @@ class RedisStore:
         self._pipes = [self._pipe, Pipe(records_url or url, timeout)] if separate else [self._pipe]
         records = self._pipes[-1]
         self._changes = Changes(records_url or url, CHANGED, timeout)
-        self._records = RedisRecords(records, self._changes, self._pipe if separate else None)
-        self._ledger = RedisLedger(records)
-        self._counters = RedisCounters(self._pipe, self._ledger, self._records.version)
-        self.limits: Limits = self._counters
+        self.records = RedisRecords(records, self._changes, self._pipe if separate else None)
+        self.ledger = RedisLedger(records)
+        self.limits = RedisCounters(self._pipe, self.ledger, self.records.version)
         self._workers = Workers(self._pipe, boot)
-        self._board = RedisBoard(self._pipe, boot)
+        self.board = RedisBoard(self._pipe, boot)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         for pipe in self._pipes:
             pipe.open()
         self._changes.open()
-        self._start(self._counters.renew())
+        self._start(self.limits.renew())
         self._start(self._workers.run())
         self._start(self._examine())
 
@@ -54,11 +52,11 @@ class RedisStore:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        await self._counters.close()
+        await self.limits.close()
         await self._changes.close()
         with suppress(StoreDown):
             await self._workers.leave()
-            await self._board.leave()
+            await self.board.leave()
         for pipe in self._pipes:
             await pipe.close()
 
@@ -68,70 +66,14 @@ class RedisStore:
 
     async def verify(self) -> None:
         await self.ping()
-        await self._records.look_for_loss()
+        await self.records.look_for_loss()
 
     @property
     def gateways(self) -> int:
         return self._workers.living
 
-    @property
-    def unsettled(self) -> int:
-        return self._counters.unsettled
-
-    @property
-    def subscribed(self) -> bool:
-        return self._changes.subscribed
-
-    def register_lease(self, ask: Ask) -> None:
-        self._counters.register_lease(ask)
-
-    def open_leases(self) -> list[Ask]:
-        return self._counters.open_leases()
-
-    async def admit(self, ask: Ask) -> Verdict:
-        return await self._counters.admit(ask)
-
-    def settle(self, ask: Ask, at: int, used: Sequence[int]) -> asyncio.Future[Any] | None:
-        return self._counters.settle(ask, at, used)
-
-    def charge_later(self, ask: Ask, at: int, used: Sequence[int]) -> None:
-        self._counters.charge_later(ask, at, used)
-
-    async def get(self, kind: type[R], id: str) -> R | None:
-        return await self._records.get(kind, id)
-
-    async def all(self, kind: type[R]) -> list[R]:
-        return await self._records.all(kind)
-
-    async def put(self, record: AnyRecord, audit: Audit | None = None) -> None:
-        await self._records.put(record, audit)
-
-    async def audit(self, count: int = 100) -> list[Audit]:
-        return await self._records.audit(count)
-
-    def watch(self, changed: Callable[[str | None], None]) -> None:
-        self._changes.watch(changed)
-
-    async def append(self, batch: str, entries: Sequence[Entry]) -> None:
-        await self._ledger.append(batch, entries)
-
-    async def sums(self, first: str, last: str) -> list[Sum]:
-        return await self._ledger.sums(first, last)
-
-    async def by_target(self) -> dict[str, tuple[int, int]]:
-        return await self._ledger.by_target()
-
-    async def exchange(self, mine: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
-        return await self._board.exchange(mine)
-
-    async def report(self, word: bytes) -> None:
-        await self._board.report(word)
-
-    async def reports(self) -> dict[str, tuple[bytes, float]]:
-        return await self._board.reports()
-
     def _connected(self) -> None:
-        self._counters.connected()
+        self.limits.connected()
 
     async def _examine(self) -> None:
         """Warn of a Redis that may throw keys away when its memory is full."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.around import Around
 from harness.keyrings import Parts
 
 from gateway.admin import Registrar
@@ -24,10 +25,10 @@ async def test_an_order_is_written_with_who_and_what(parts: Parts) -> None:
     assert ejected == TargetOrder(id="a", created=now, version=2, state="ejected", until=now + 65)
     opened = await parts.registrar.order("a", "open")
     assert opened == TargetOrder(id="a", created=now, version=3)
-    assert await parts.elsewhere.get(TargetOrder, "a") == opened
-    log = [(entry.action, entry.subject) for entry in await parts.store.audit()]
+    assert await parts.elsewhere.records.get(TargetOrder, "a") == opened
+    log = [(entry.action, entry.subject) for entry in await parts.store.records.audit()]
     assert log == [("target.undrain", "target:a"), ("target.eject", "target:a"), ("target.drain", "target:a")]
-    newest, _, oldest = await parts.store.audit()
+    newest, _, oldest = await parts.store.records.audit()
     assert oldest.before is None and oldest.after is not None and oldest.after["reason"] == "disk — full"
     assert newest.before is not None and (newest.before["state"], newest.before["until"]) == ("ejected", now + 65)
 
@@ -36,8 +37,8 @@ async def test_what_is_so_already_is_not_written_again(parts: Parts) -> None:
     first = await parts.registrar.order("a", "drained", reason="r")
     assert await parts.registrar.order("a", "drained", reason="r") == first
     assert (await parts.registrar.order("b", "open")).version == 0
-    assert await parts.store.get(TargetOrder, "b") is None
-    assert len(await parts.store.audit()) == 1
+    assert await parts.store.records.get(TargetOrder, "b") is None
+    assert len(await parts.store.records.audit()) == 1
     assert (await parts.registrar.order("a", "drained", reason="other")).version == 2
 
 
@@ -50,21 +51,21 @@ async def test_an_ejection_can_be_made_longer_and_ends_by_itself(parts: Parts) -
     assert drained.at(now + 1e9) == "drained"
 
 
-class Slow(LocalStore):
+class Slow(Around):
     """Somebody else has time to be faster."""
 
     async def get(self, kind: Any, id: str) -> Any:
-        found = await super().get(kind, id)
+        found = await self.inner.get(kind, id)
         await asyncio.sleep(0)
         return found
 
 
 async def test_of_many_orders_at_once_each_has_its_version(tmp_path: Path) -> None:
-    store = Slow(tmp_path / "keys.json")
-    registrar = Registrar(store, {0: b""}, SystemClock(), "cli:test")
+    store = LocalStore(tmp_path / "keys.json")
+    registrar = Registrar(Slow(store.records), {0: b""}, SystemClock(), "cli:test")
     orders = await asyncio.gather(*(registrar.order("a", "drained", reason=f"{n}") for n in range(8)))
     assert sorted(order.version for order in orders) == list(range(1, 9))
-    assert len(await store.audit()) == 8
+    assert len(await store.records.audit()) == 8
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ async def test_an_order_that_cannot_be(
     when = None if until is None else parts.clock.now() + until
     with pytest.raises(ValueError, match=said):
         await parts.registrar.order(name, state, until=when, reason=reason)  # type: ignore[arg-type]
-    assert await parts.store.audit() == []
+    assert await parts.store.records.audit() == []
 
 
 async def test_an_order_about_a_target_forgets_no_key(parts: Parts) -> None:
@@ -96,10 +97,10 @@ async def test_an_order_about_a_target_forgets_no_key(parts: Parts) -> None:
     record, token = await parts.registrar.create("n")
     headers = {b"authorization": b"Bearer " + token.encode()}
     await parts.keyring.authenticate(headers, None)
-    asked = list(parts.store.asked)
-    parts.store.tell(f"target:{record.id}")
+    asked = list(parts.records.asked)
+    parts.records.tell(f"target:{record.id}")
     await parts.keyring.authenticate(headers, None)
-    assert parts.store.asked == asked
-    parts.store.tell(f"key:{record.id}")
+    assert parts.records.asked == asked
+    parts.records.tell(f"key:{record.id}")
     await parts.keyring.authenticate(headers, None)
-    assert len(parts.store.asked) > len(asked)
+    assert len(parts.records.asked) > len(asked)

@@ -29,7 +29,7 @@ class Bench:
         threadless()
         self.clock, self.servers, self.metrics = LoopClock(), Servers(*hosts), Metrics()
         self.store = LocalStore(folder / "keys.json", now=self.clock.now, boot="g")
-        self.of = World(text, store=self.store, adapters=registry.load)
+        self.of = World(text, limits=self.store.limits, adapters=registry.load)
         forwarder = Forwarder(AnswerLimits(2**20, 2**20), self.servers)
         self.fleet = Fleet(self.of.routes, self.store, forwarder, self.metrics, self.clock, "g")
 
@@ -38,7 +38,7 @@ class Bench:
         self.fleet.adopt(self.of.routes)
 
     async def order(self, name: str, state: str, version: int, until: float | None = None) -> None:
-        await self.store.put(TargetOrder(id=name, created=0.0, version=version, state=state, until=until))  # type: ignore[arg-type]
+        await self.store.records.put(TargetOrder(id=name, created=0.0, version=version, state=state, until=until))  # type: ignore[arg-type]
 
     def value(self, metric: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"trunkline_{metric}", labels)
@@ -48,7 +48,7 @@ class Bench:
 
     async def reported(self) -> Report:
         """What an operator's command reads."""
-        ((word, _),) = (await self.store.reports()).values()
+        ((word, _),) = (await self.store.board.reports()).values()
         return msgspec.msgpack.decode(word, type=Report)
 
 
@@ -187,7 +187,7 @@ async def test_orders_outlive_the_store(tmp_path: Path) -> None:
         async def away(kind: object) -> list[object]:
             raise StoreDown("away")
 
-        of.store.all = away  # type: ignore[method-assign,assignment]
+        of.store.records.all = away  # type: ignore[method-assign,assignment]
         await asyncio.sleep(30)
         of.reload(one("a", "b", "c"))
         assert of.of["a"].order == "drained"

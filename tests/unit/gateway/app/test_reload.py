@@ -52,13 +52,13 @@ class Bench:
         threadless()
         clock, self.metrics = LoopClock(), Metrics()
         store = LocalStore(folder / "keys.json", now=clock.now)
-        self.of = World(text, store=store, adapters=registry.load)
+        self.of = World(text, limits=store.limits, adapters=registry.load)
         self.forwarder = Forwarder(AnswerLimits(2**20, 2**20), Servers("a", "b", "c", "d"))
         self.admission = Admission(store, clock=clock.monotonic, now=clock.now)
         self.shadow = Shadow({}, self.forwarder.send, lambda *_: None, lambda *_: None, clock.monotonic)
         first = loaded(text, "old")
         parts = Parts(
-            keyring=Keyring(store, {0: b""}, clock, Throttle(clock)),
+            keyring=Keyring(store.records, {0: b""}, clock, Throttle(clock)),
             routes=self.of.builder.build(first.table, "old"),
             admission=self.admission,
             forwarder=self.forwarder,

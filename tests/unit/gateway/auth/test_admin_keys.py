@@ -47,7 +47,7 @@ async def test_a_revocation_holds_for_the_next_call_without_any_notice(parts: Pa
 async def test_nobody_administers_while_the_store_is_down(parts: Parts) -> None:
     _, held = await parts.registrar.create_admin("a")
     assert await admits(parts.admins, held)
-    parts.store.down = True
+    parts.records.down = True
     with pytest.raises(StoreUnavailable):
         await admits(parts.admins, held)
 
@@ -71,20 +71,20 @@ async def test_the_configured_hash_lets_its_token_in_even_when_the_store_is_down
     _, held = mint(ADMIN)
     hashed = hashlib.sha256(held.encode()).hexdigest()
     for text in (hashed, hashed.upper()):
-        admins = AdminKeys(parts.store, PEPPERS, parts.clock, bootstrap=text)
+        admins = AdminKeys(parts.records, PEPPERS, parts.clock, bootstrap=text)
         assert await admits(admins, held) == BOOTSTRAP.id == "bootstrap"
         assert await admits(admins, mint(ADMIN)[1]) is None
         record, other = await parts.registrar.create_admin("a")
         assert await admits(admins, other) == record.id
-        parts.store.down = True
+        parts.records.down = True
         assert await admits(admins, held) == BOOTSTRAP.id
-        parts.store.down = False
+        parts.records.down = False
         await admins.close()
     assert await admits(parts.admins, held) is None, "where it is not configured it is nothing"
 
 
 async def test_a_weak_word_is_no_token_though_its_hash_was_configured(parts: Parts) -> None:
-    admins = AdminKeys(parts.store, PEPPERS, parts.clock, bootstrap=hashlib.sha256(b"admin").hexdigest())
+    admins = AdminKeys(parts.records, PEPPERS, parts.clock, bootstrap=hashlib.sha256(b"admin").hexdigest())
     assert await admits(admins, "admin") is None
     await admins.close()
 
@@ -92,7 +92,7 @@ async def test_a_weak_word_is_no_token_though_its_hash_was_configured(parts: Par
 @pytest.mark.parametrize("text", ["hunter2", "tladm_x", "a" * 63, "g" * 64, "a" * 64 + "\n"])
 def test_what_is_no_hash_is_refused_without_showing_it(parts: Parts, text: str) -> None:
     with pytest.raises(ValueError, match="64 hexadecimal digits") as caught:
-        AdminKeys(parts.store, PEPPERS, parts.clock, bootstrap=text)
+        AdminKeys(parts.records, PEPPERS, parts.clock, bootstrap=text)
     assert text not in str(caught.value)
 
 
@@ -102,7 +102,7 @@ async def once(parts: Parts) -> tuple[Registrar, str]:
     assert made is not None
     record, held = made
     assert record.once and await admits(parts.admins, held) == record.id
-    return Registrar(parts.store, PEPPERS, parts.clock, f"admin:{record.id}"), held
+    return Registrar(parts.records, PEPPERS, parts.clock, f"admin:{record.id}"), held
 
 
 async def test_the_one_time_token_makes_one_admin_key(parts: Parts) -> None:
@@ -113,7 +113,7 @@ async def test_the_one_time_token_makes_one_admin_key(parts: Parts) -> None:
     assert await admits(parts.admins, held) is None
     with pytest.raises(Unauthenticated):  # a call that came in before it was used
         await registrar.create_admin("second")
-    active = [key for key in await parts.elsewhere.all(AdminKey) if key.revoked is None]
+    active = [key for key in await parts.elsewhere.records.all(AdminKey) if key.revoked is None]
     assert active == [record]
 
 
@@ -127,24 +127,24 @@ async def test_of_calls_with_the_one_time_token_at_the_same_moment_one_wins(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registrar, _ = await once(parts)
-    put = parts.store.put
+    put = parts.records.put
 
     async def slow(*given: Any) -> None:
         await asyncio.sleep(0)
         await put(*given)
 
-    monkeypatch.setattr(parts.store, "put", slow)
+    monkeypatch.setattr(parts.records, "put", slow)
     results = await asyncio.gather(*(registrar.create_admin(f"n{i}") for i in range(5)), return_exceptions=True)
     made = [result for result in results if isinstance(result, tuple)]
     assert len(made) == 1 and all(isinstance(lost, Unauthenticated) for lost in results if lost not in made)
-    active = [key for key in await parts.elsewhere.all(AdminKey) if key.revoked is None]
+    active = [key for key in await parts.elsewhere.records.all(AdminKey) if key.revoked is None]
     assert active == [made[0][0]], "the keys of those who lost are void"
 
 
 async def test_gateways_that_start_together_make_one_one_time_token(parts: Parts) -> None:
     made = await asyncio.gather(*(parts.registrar.first_admin() for _ in range(3)))
     assert len([found for found in made if found is not None]) == 1
-    assert len(await parts.elsewhere.all(AdminKey)) == 1
+    assert len(await parts.elsewhere.records.all(AdminKey)) == 1
 
 
 async def test_there_is_no_one_time_token_once_there_was_an_admin_key(parts: Parts) -> None:

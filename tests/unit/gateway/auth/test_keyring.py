@@ -33,7 +33,7 @@ async def test_a_pepper_nobody_has_is_not_an_empty_one(parts: Parts) -> None:
     held = mint()[1]
     key_id, secret = parse(held)
     forged = Secret(digest=digest(secret, b""), pepper=9)
-    await parts.elsewhere.put(KeyRecord(id=key_id, name="n", created=1, secrets=(forged,)))
+    await parts.elsewhere.records.put(KeyRecord(id=key_id, name="n", created=1, secrets=(forged,)))
     assert not await parts.enters(held)
 
 
@@ -86,16 +86,16 @@ async def test_an_unknown_key_takes_the_same_work_as_a_wrong_secret(
     work = set()
     for key_id in (one.id, one.id, rotated.id, rotated.id, mint()[0]):  # from the store, and from memory
         hashed.clear()
-        parts.store.asked.clear()
+        parts.records.asked.clear()
         assert not await parts.enters(token(key_id, "w" * 43))
-        work.add((len(hashed), len(parts.store.asked)))
+        work.add((len(hashed), len(parts.records.asked)))
     assert len(work) == 1
 
 
 async def test_a_malformed_key_costs_no_look_up(parts: Parts) -> None:
     for sent in ("tl_0123456789AB_" + "x" * 49, "sk-x", mint(ADMIN)[1]):
         assert not await parts.enters(sent)
-    assert not parts.store.asked
+    assert not parts.records.asked
 
 
 async def test_a_key_is_valid_until_it_expires(parts: Parts) -> None:
@@ -104,7 +104,7 @@ async def test_a_key_is_valid_until_it_expires(parts: Parts) -> None:
     assert await parts.enters(held)
     parts.clock.advance(0.2)
     assert not await parts.enters(held)
-    assert len(parts.store.asked) == 2, "it was in memory: this is looked at on every call"
+    assert len(parts.records.asked) == 2, "it was in memory: this is looked at on every call"
 
 
 async def test_a_rotated_secret_in_memory_ends_on_time(parts: Parts) -> None:
@@ -113,7 +113,7 @@ async def test_a_rotated_secret_in_memory_ends_on_time(parts: Parts) -> None:
     assert await parts.enters(old) and await parts.enters(new)
     parts.clock.advance(31)
     assert not await parts.enters(old) and await parts.enters(new)
-    assert parts.store.asked.count(f"key:{record.id}") == 1
+    assert parts.records.asked.count(f"key:{record.id}") == 1
 
 
 async def test_a_rotation_without_overlap_ends_the_old_secret_for_the_next_call(parts: Parts) -> None:
@@ -138,7 +138,7 @@ async def test_an_unknown_key_is_asked_for_every_time(parts: Parts) -> None:
     held = mint()[1]
     key_id, secret = parse(held)
     assert not await parts.enters(held)
-    await parts.elsewhere.put(
+    await parts.elsewhere.records.put(
         KeyRecord(id=key_id, name="n", created=1, secrets=(Secret(digest=digest(secret, PEPPERS[0])),))
     )
     assert await parts.enters(held)
@@ -148,7 +148,7 @@ async def test_known_keys_go_on_while_the_store_is_down_and_unknown_ones_get_503
     _, held = await parts.registrar.create("n")
     _, other = await parts.registrar.create("m")
     assert await parts.enters(held)
-    parts.store.down = True
+    parts.records.down = True
     parts.clock.advance(FRESH_SECONDS + 1)
     assert await parts.enters(held)
     assert await parts.enters(held, fresh=True)
@@ -161,7 +161,7 @@ async def test_known_keys_go_on_while_the_store_is_down_and_unknown_ones_get_503
     parts.clock.advance(STALE_SECONDS)
     with pytest.raises(StoreUnavailable):
         await parts.authenticate(held)
-    parts.store.down = False
+    parts.records.down = False
     assert await parts.enters(held)
 
 
@@ -169,10 +169,10 @@ async def test_after_a_flush_known_keys_still_go_on_while_the_store_is_down(part
     record, held = await parts.registrar.create("n", tenant="t")
     await parts.registrar.set_tenant("t", limit=Limit(rpm=5))
     before = await parts.authenticate(held)
-    parts.store.tell(None)
-    parts.store.down = True
+    parts.records.tell(None)
+    parts.records.down = True
     assert await parts.authenticate(held) == before
-    parts.store.tell(f"key:{record.id}")
+    parts.records.tell(f"key:{record.id}")
     with pytest.raises(StoreUnavailable):  # it may have been revoked
         await parts.authenticate(held)
 
@@ -181,10 +181,10 @@ async def test_a_revocation_that_was_heard_of_holds_for_the_next_call(parts: Par
     (record, held), (_, other) = await parts.registrar.create("n"), await parts.registrar.create("m")
     assert await parts.enters(held) and await parts.enters(other)
     await parts.registrar.revoke(record.id)
-    parts.store.asked.clear()
-    parts.store.tell(f"key:{record.id}")
+    parts.records.asked.clear()
+    parts.records.tell(f"key:{record.id}")
     assert not await parts.enters(held) and await parts.enters(other)
-    assert parts.store.asked == [f"key:{record.id}"], "the other one was not dropped with it"
+    assert parts.records.asked == [f"key:{record.id}"], "the other one was not dropped with it"
 
 
 async def test_a_fresh_look_sees_a_revocation(parts: Parts) -> None:
@@ -199,23 +199,23 @@ async def test_a_caller_has_a_tenant_if_there_is_a_record_of_it(parts: Parts) ->
     _, held = await parts.registrar.create("n", tenant="t")
     for _ in range(3):
         assert (await parts.authenticate(held)).tenant is None
-    assert parts.store.asked.count("tenant:t") == 1, "that there is none is remembered"
+    assert parts.records.asked.count("tenant:t") == 1, "that there is none is remembered"
     tenant = await parts.registrar.set_tenant("t", limit=Limit(rpm=7))
     assert (await parts.authenticate(held)).tenant is None
     assert (await parts.authenticate(held, fresh=True)).tenant == tenant
     changed = await parts.registrar.set_tenant("t", limit=Limit(rpm=8))
-    parts.store.tell("tenant:t")
+    parts.records.tell("tenant:t")
     assert (await parts.authenticate(held)).tenant == changed
-    asked = len(parts.store.asked)
+    asked = len(parts.records.asked)
     assert (await parts.authenticate(held)).tenant == changed
-    assert len(parts.store.asked) == asked
+    assert len(parts.records.asked) == asked
 
 
 async def test_a_tenant_not_in_memory_is_a_503_while_the_store_is_down(parts: Parts) -> None:
     _, held = await parts.registrar.create("n", tenant="t")
     assert await parts.enters(held)
-    parts.store.tell("tenant:t")
-    parts.store.down = True
+    parts.records.tell("tenant:t")
+    parts.records.down = True
     with pytest.raises(StoreUnavailable):
         await parts.authenticate(held)
 
@@ -268,12 +268,12 @@ async def test_a_remembered_token_is_looked_up_no_more_until_memory_is_old(parts
     _, held = await parts.registrar.create("n")
     for _ in range(3):
         await parts.authenticate(held)
-    asked = len(parts.store.asked)
+    asked = len(parts.records.asked)
     assert (await parts.authenticate(held)) is (await parts.authenticate(held))
-    assert len(parts.store.asked) == asked
+    assert len(parts.records.asked) == asked
     parts.clock.advance(FRESH_SECONDS)
     await parts.authenticate(held)
-    assert len(parts.store.asked) > asked
+    assert len(parts.records.asked) > asked
 
 
 async def test_a_remembered_token_ends_with_its_key(parts: Parts) -> None:
@@ -281,7 +281,7 @@ async def test_a_remembered_token_ends_with_its_key(parts: Parts) -> None:
     other, rotated = await parts.registrar.create("m")
     assert await parts.enters(held) and await parts.enters(rotated)
     await parts.registrar.rotate(other.id, 5)
-    parts.store.tell(f"key:{other.id}")
+    parts.records.tell(f"key:{other.id}")
     assert await parts.enters(rotated), "for five seconds more"
     parts.clock.advance(6)
     assert await parts.enters(held) and not await parts.enters(rotated)

@@ -20,7 +20,7 @@ OLD, NEW = {0: b"", 1: b"one"}, {0: b"", 1: b"one", 2: b"two"}
 
 def moved(parts: Parts, id: str, kind: Any = KeyRecord) -> Callable[[], Awaitable[bool]]:
     async def check() -> bool:
-        record = await parts.elsewhere.get(kind, id)
+        record = await parts.elsewhere.records.get(kind, id)
         return all(secret.pepper == 2 for secret in record.secrets)
 
     return check
@@ -32,14 +32,14 @@ async def test_a_key_is_hashed_under_the_newest_pepper_when_it_is_used(gateway: 
     await parts.keyring.open()
     assert await parts.enters(held)
     await until(moved(parts, record.id))
-    stored = await parts.elsewhere.get(KeyRecord, record.id)
+    stored = await parts.elsewhere.records.get(KeyRecord, record.id)
     assert stored is not None and stored.version == 2 and stored.tenant == "t"
     assert [secret.digest for secret in stored.secrets] == [digest(parse(held)[1], b"two")]
     for _ in range(3):
         assert await parts.enters(held)
     await turns()
-    assert await parts.elsewhere.get(KeyRecord, record.id) == stored, "once"
-    newest = (await parts.elsewhere.audit())[0]
+    assert await parts.elsewhere.records.get(KeyRecord, record.id) == stored, "once"
+    newest = (await parts.elsewhere.records.audit())[0]
     assert (newest.actor, newest.action, newest.subject) == ("gateway", "key.rehash", f"key:{record.id}")
 
 
@@ -52,7 +52,7 @@ async def test_only_the_secret_that_was_used_moves_and_it_ends_when_it_was_to_en
     assert await parts.enters(held)
 
     async def one_moved() -> bool:
-        stored = await parts.elsewhere.get(KeyRecord, record.id)
+        stored = await parts.elsewhere.records.get(KeyRecord, record.id)
         assert stored is not None
         return [(secret.pepper, secret.not_after) for secret in stored.secrets] == [
             (2, parts.clock.now() + 100),
@@ -66,14 +66,14 @@ async def test_the_client_does_not_wait_for_it_and_cannot_stop_it(gateway: Gatew
     record, held = await gateway(OLD).registrar.create("n")
     parts = gateway(NEW)
     await parts.keyring.open()
-    put, writing, go_on = parts.store.put, asyncio.Event(), asyncio.Event()
+    put, writing, go_on = parts.records.put, asyncio.Event(), asyncio.Event()
 
     async def slow(*given: Any) -> None:
         writing.set()
         await go_on.wait()
         await put(*given)
 
-    parts.store.put = slow  # type: ignore[method-assign]
+    parts.records.put = slow  # type: ignore[method-assign]
     client = asyncio.ensure_future(parts.enters(held))
     assert await client, "it was not waited for"
     await writing.wait()
@@ -82,7 +82,7 @@ async def test_the_client_does_not_wait_for_it_and_cannot_stop_it(gateway: Gatew
     go_on.set()
     await until(moved(parts, record.id))
     await turns()
-    stored = await parts.elsewhere.get(KeyRecord, record.id)
+    stored = await parts.elsewhere.records.get(KeyRecord, record.id)
     assert stored is not None and stored.version == 2
 
 
@@ -94,14 +94,14 @@ async def test_a_change_by_somebody_else_is_not_lost(gateway: Gateways) -> None:
     await parts.keyring.open()
 
     async def refused() -> bool:
-        return parts.store.conflicts == 1
+        return parts.records.conflicts == 1
 
     await until(refused)
-    stored = await parts.elsewhere.get(KeyRecord, record.id)
+    stored = await parts.elsewhere.records.get(KeyRecord, record.id)
     assert stored is not None and stored.version == 2 and stored.secrets[0].pepper == 1
     assert await parts.enters(held)  # loaded anew, and tried again
     await until(moved(parts, record.id))
-    stored = await parts.elsewhere.get(KeyRecord, record.id)
+    stored = await parts.elsewhere.records.get(KeyRecord, record.id)
     assert stored is not None and stored.version == 3 and stored.labels == {"a": "b"}
 
 
@@ -109,13 +109,13 @@ async def test_while_the_store_is_down_nothing_happens_and_later_it_does(gateway
     record, held = await gateway(OLD).registrar.create("n")
     parts = gateway(NEW)
     assert await parts.enters(held)
-    parts.store.down = True
+    parts.records.down = True
     await parts.keyring.open()
     for _ in range(3):
         assert await parts.enters(held)
         await turns()
     assert not await moved(parts, record.id)()
-    parts.store.down = False
+    parts.records.down = False
     assert await parts.enters(held)
     await until(moved(parts, record.id))
 
@@ -127,7 +127,7 @@ async def test_what_cannot_be_written_is_said_once(gateway: Gateways, caplog: py
     async def full(*_: Any) -> None:
         raise OSError("no space left")
 
-    parts.store.put = full  # type: ignore[method-assign]
+    parts.records.put = full  # type: ignore[method-assign]
     await parts.keyring.open()
     with caplog.at_level(logging.ERROR, "trunkline.keys"):
         for _ in range(3):

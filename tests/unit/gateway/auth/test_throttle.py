@@ -26,7 +26,7 @@ async def test_so_many_wrong_keys_and_no_more(parts: Parts, kind: str) -> None:
     _, held = await parts.registrar.create("n")
     made = {"garbage": lambda: GARBAGE, "unknown": lambda: mint()[1], "wrong secret": lambda: wrong_secret(held)}[kind]
     assert [await parts.says(made()) for _ in range(FAILURES + 3)] == [401] * FAILURES + [429] * 3
-    assert len(parts.store.asked) == (0 if kind == "garbage" else FAILURES), "the rest was not looked up"
+    assert len(parts.records.asked) == (0 if kind == "garbage" else FAILURES), "the rest was not looked up"
     assert parts.refused == 3
     with pytest.raises(Throttled) as caught:
         await parts.authenticate(made())
@@ -52,12 +52,12 @@ async def test_a_good_key_in_memory_passes_and_one_that_is_not_waits(parts: Part
     parts.clock.advance(61)  # no longer fresh: it is looked up all the same
     for _ in range(FAILURES):
         await parts.says(GARBAGE)
-    asked = len(parts.store.asked)
+    asked = len(parts.records.asked)
     assert await parts.says(held) == 200
-    assert len(parts.store.asked) > asked
+    assert len(parts.records.asked) > asked
     assert await parts.says(other, "192.0.2.2") == 200, "it is the source that waits, not the key"
     assert await parts.says(other) == 200, "and now it is in memory"
-    parts.store.tell(f"key:{record.id}")
+    parts.records.tell(f"key:{record.id}")
     assert await parts.says(held) == 429, "dropped from memory, it is like any other"
 
 
@@ -111,14 +111,14 @@ async def test_what_one_source_is(parts: Parts, one: str, other: str, same: bool
 
 
 async def test_guessing_at_once_finds_out_no_more(parts: Parts) -> None:
-    await parts.store.shut()
+    await parts.records.shut()
     guesses = [asyncio.ensure_future(parts.says(mint()[1])) for _ in range(500)]
     await turns(50)
-    assert len(parts.store.asked) == FAILURES
-    parts.store.gate.set()
+    assert len(parts.records.asked) == FAILURES
+    parts.records.gate.set()
     answers = await asyncio.gather(*guesses)
     assert (answers.count(401), answers.count(429)) == (FAILURES, 500 - FAILURES)
-    assert len(parts.store.asked) == FAILURES
+    assert len(parts.records.asked) == FAILURES
 
 
 async def test_many_good_keys_at_once_behind_one_address_all_get_in(parts: Parts) -> None:
@@ -130,16 +130,16 @@ async def test_many_good_keys_at_once_behind_one_address_all_get_in(parts: Parts
 
 
 async def test_look_ups_that_fail_for_want_of_the_store_are_no_failures(parts: Parts) -> None:
-    parts.store.down = True
+    parts.records.down = True
     for _ in range(FAILURES * 2):
         with pytest.raises(StoreUnavailable):
             await parts.authenticate(mint()[1])
-    parts.store.down = False
+    parts.records.down = False
     assert await parts.says(mint()[1]) == 401
 
 
 async def test_clients_that_leave_while_they_wait_hold_nobody_up(parts: Parts) -> None:
-    await parts.store.shut()
+    await parts.records.shut()
     held = (await parts.registrar.create("n"))[1]
     guesses = [asyncio.ensure_future(parts.says(mint()[1])) for _ in range(FAILURES + 5)]
     last = asyncio.ensure_future(parts.says(held))
@@ -147,7 +147,7 @@ async def test_clients_that_leave_while_they_wait_hold_nobody_up(parts: Parts) -
     for guess in guesses:  # those who are looked up, and those who wait
         guess.cancel()
     await turns(50)
-    parts.store.gate.set()
+    parts.records.gate.set()
     async with asyncio.timeout(5):
         assert await last == 200
     assert await parts.says(GARBAGE) == 401

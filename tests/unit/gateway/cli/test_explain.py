@@ -51,7 +51,7 @@ def report(folder: Path, *states: TargetState) -> None:
     async def say() -> None:
         store = LocalStore(folder / "keys.json", boot="g")
         word = msgspec.msgpack.encode(Report(gateway="g", config_hash="h", targets=states))
-        await store.report(word)
+        await store.board.report(word)
 
     asyncio.run(say())
 

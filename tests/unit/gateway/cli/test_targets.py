@@ -68,12 +68,12 @@ class Worker:
 
     async def _run(self) -> None:
         while not self._stop.is_set():
-            order = await self._store.get(TargetOrder, "a")
+            order = await self._store.records.get(TargetOrder, "a")
             version = order.version if order is not None and self.heeds else 0
             running = self.running.pop(0) if len(self.running) > 1 and version else self.running[0]
             state = TargetState(name="a", route="big", state="up", order=version, running=running, max_inflight=8)
             self.told.append(state)
-            await self._store.report(msgspec.msgpack.encode(Report(gateway="worker", targets=(state,))))
+            await self._store.board.report(msgspec.msgpack.encode(Report(gateway="worker", targets=(state,))))
             await asyncio.sleep(0.02)
         await self._store.close()
 
@@ -174,7 +174,7 @@ def test_who_is_overruled_does_not_wait(worker: Worker, refused: Refused, tmp_pa
     def overrule() -> None:
         while not any(state.order for state in worker.told):
             time.sleep(0.005)
-        asyncio.run(Registrar(LocalStore(path), {0: b""}, SystemClock(), "test").order("a", "open"))
+        asyncio.run(Registrar(LocalStore(path).records, {0: b""}, SystemClock(), "test").order("a", "open"))
 
     with ThreadPoolExecutor() as pool:
         other = pool.submit(overrule)

@@ -43,14 +43,14 @@ def state(tmp_path: Path) -> Path:
     async def write() -> None:
         store = LocalStore(path)
         await store.open()
-        await store.put(KeyRecord(id="k1", name="search [bold]", secrets=(Secret(digest="0"),), created=1.0))
+        await store.records.put(KeyRecord(id="k1", name="search [bold]", secrets=(Secret(digest="0"),), created=1.0))
         entries = [
             entry(1, "k1", "team-a", "llama"),
             entry(2, "k1", "team-a", "qwen"),
             entry(3, "k2", "team-b", "llama"),
             entry(4, "k2", "team-b", "llama", LONG_AGO),
         ]
-        await store.append("b", entries)
+        await store.ledger.append("b", entries)
         await store.close()
 
     asyncio.run(write())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from harness.around import Around
 from harness.clock import FixedClock
 from msgspec import Struct, structs
 
@@ -32,15 +33,15 @@ class Person(Struct, frozen=True):
     tenant: Tenant | None = None
 
 
-class Flaky(LocalStore):
-    """A store in memory that a test can take away, and whose settlements a test can delay."""
+class Flaky(Around):
+    """Limits in memory that a test can take away, and whose settlements a test can delay."""
 
     down = False
     told: asyncio.Future[Any] | None = None
     """What `settle` gives back."""
 
-    def __init__(self, state: Path, now: Callable[[], float]) -> None:
-        super().__init__(state, now)
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
         self.asked: list[Ask] = []
         self.settled: list[tuple[Ask, int, Sequence[int]]] = []
         self.owed: list[tuple[Ask, int, Sequence[int]]] = []
@@ -50,15 +51,15 @@ class Flaky(LocalStore):
         if self.down:
             raise StoreDown("gone")
         self.asked.append(ask)
-        verdict = await super().admit(ask)
+        verdict = await self.inner.admit(ask)
         if verdict.denied is None and not verdict.stale:
             self.under_way[ask.call_id] = ask
         return verdict
 
-    def settle(self, ask: Ask, at: int, used: Sequence[int]) -> asyncio.Future[Any] | None:  # type: ignore[override]
+    def settle(self, ask: Ask, at: int, used: Sequence[int]) -> asyncio.Future[Any] | None:
         self.settled.append((ask, at, used))
         self.under_way.pop(ask.call_id, None)
-        super().settle(ask, at, used)
+        self.inner.settle(ask, at, used)
         return self.told
 
     def charge_later(self, ask: Ask, at: int, used: Sequence[int]) -> None:
@@ -125,7 +126,8 @@ class Bench:
     ) -> None:
         self.clock, self.denied, self.seconds = FixedClock(), list[tuple[str, str]](), list[float]()
         self.told = list[bool]()
-        self.store = Flaky(folder / "keys.json", self.clock.now)
+        self.store = LocalStore(folder / "keys.json", self.clock.now)
+        self.store.limits = self.limits = Flaky(self.store.limits)
         self.refreshed = self.calls = 0
         self.admission = Admission(
             self.store,
@@ -144,17 +146,17 @@ class Bench:
         record = KeyRecord(
             id=id, name="n", created=1, secrets=(Secret(digest="0"),), limit=limit or Limit(), tenant="t", **fields
         )
-        await self.store.put(record)
+        await self.store.records.put(record)
         if tenant is None:
             return Person(record)
         above = Tenant(id="t", created=1, limit=tenant)
-        await self.store.put(above)
+        await self.store.records.put(above)
         return Person(record, above)
 
     async def changed(self, person: Person, limit: Limit) -> Person:
         """The key with another limit, as somebody else has just stored it."""
         record = structs.replace(person.key, version=person.key.version + 1, limit=limit)
-        await self.store.put(record)
+        await self.store.records.put(record)
         return Person(record, person.tenant)
 
     async def admit(self, person: Person, asked: Call | None = None, *, route: str = "r", spent: Spent = USED) -> Held:
@@ -192,10 +194,10 @@ class Bench:
     def _refresh(self, person: Person) -> Callable[[], Any]:
         async def refresh() -> Person:
             self.refreshed += 1
-            stored = await self.store.get(KeyRecord, person.key.id)
+            stored = await self.store.records.get(KeyRecord, person.key.id)
             if stored is None or stored.revoked:
                 raise Unauthenticated
-            return Person(stored, await self.store.get(Tenant, stored.tenant))
+            return Person(stored, await self.store.records.get(Tenant, stored.tenant))
 
         return refresh
 

@@ -44,7 +44,7 @@ async def test_a_caller_without_limits_is_let_in_without_asking_the_store(bench:
     for _ in range(50):
         lease = await bench.done(person)
         assert lease.headers == []
-    assert bench.store.asked == [] and bench.store.settled == []
+    assert bench.limits.asked == [] and bench.limits.settled == []
     assert lease.at == bench.clock.now()
     assert lease.lease.input == len(call().body.raw) // 4
 
@@ -103,7 +103,7 @@ async def test_a_slot_comes_back_however_the_call_ends(bench: Bench) -> None:
     async with lease:
         await lease.end()
         await lease.end()
-    assert len(bench.store.settled) == 4, "each once"
+    assert len(bench.limits.settled) == 4, "each once"
     assert await bench.granted(person, 3) == 1
 
 
@@ -113,7 +113,7 @@ async def test_what_was_used_first_counts(bench: Bench) -> None:
     await lease.end(Spent(input=30, output=12))
     assert lease.settle(Spent(input=1, output=1)) is None
     await lease.end(Spent(input=2, output=2))
-    ((_, at, used),) = bench.store.settled
+    ((_, at, used),) = bench.limits.settled
     assert list(used) == [42] and at == lease.at * 1e6
 
 
@@ -123,7 +123,7 @@ async def test_every_dimension_is_settled_in_its_own_unit(tmp_path: Path) -> Non
     bench = Bench(tmp_path, Rules(models={"r": limit}), prices={"r": PRICE})
     person = await bench.person(limit)
     await bench.done(person, spent=Spent(input=30, cached=10, output=12, cost=141))
-    ((ask, _, used),) = bench.store.settled
+    ((ask, _, used),) = bench.limits.settled
     told = {(d.scope, d.name, d.unit): n for d, n in zip(ask.plan.dimensions, used, strict=True)}
     for scope in ("key", "model"):
         assert told[scope, "rpm", "requests"] == told[scope, "concurrency", "calls"] == 1
@@ -203,7 +203,7 @@ async def test_a_call_that_can_never_fit_is_refused_for_good(
         with pytest.raises(NeverFits) as caught:
             await bench.admit(person, call(**asked))
         assert caught.value.should_retry is False and caught.value.status == 400
-    assert bench.store.asked == [], "nothing is charged for it"
+    assert bench.limits.asked == [], "nothing is charged for it"
     small = await bench.admit(person, call(max_tokens=10))
     assert header(small, "x-ratelimit-remaining-requests") == "99"
 
@@ -221,7 +221,7 @@ async def test_money_is_reserved_and_settled_by_the_prices(tmp_path: Path, cache
     asked = call(max_tokens=900)
     prompt = len(asked.body.raw) // 4
     lease = await bench.admit(person, asked, spent=Spent(input=100, output=20, cost=300))
-    (ask,) = bench.store.asked
+    (ask,) = bench.limits.asked
     assert ask.amounts[0] == prompt + 9000
     assert isinstance(await bench.refused(person, asked), OutOfBudget)
     async with lease:
@@ -271,8 +271,8 @@ async def test_the_rest_of_a_budget_can_be_spent_by_calls_that_do_not_bound_thei
     person = await bench.person(structs.replace(day(tokens=300), rpm=100))
     for number in range(9):
         await bench.done(person, spent=Spent(input=20, output=10))
-        assert len(bench.store.settled) == number + 1
-    amounts = [ask.amounts[1] for ask, _, _ in bench.store.settled]
+        assert len(bench.limits.settled) == number + 1
+    amounts = [ask.amounts[1] for ask, _, _ in bench.limits.settled]
     assert amounts[-1] == 300 - 8 * 30
     assert await bench.granted(person, 2, call(max_tokens=100)) == 0, "this one said that it may need more than is left"
     error = await bench.refused(person, call(user="x" * 8 * 31))
@@ -365,7 +365,7 @@ async def test_a_tenant_that_was_given_a_limit_meanwhile_is_loaded_again(bench: 
 
 async def test_a_key_revoked_meanwhile_is_refused(bench: Bench) -> None:
     old = await bench.person(Limit(rpm=1))
-    await bench.store.put(structs.replace(old.key, version=2, revoked=5.0))
+    await bench.store.records.put(structs.replace(old.key, version=2, revoked=5.0))
     with pytest.raises(Unauthenticated):
         await bench.admit(old)
 
@@ -386,7 +386,7 @@ async def test_a_key_that_never_stands_still_is_told_to_come_again(bench: Bench)
 async def test_the_time_of_the_decision_is_measured(bench: Bench) -> None:
     person = await bench.person(Limit(rpm=10))
     await bench.admit(person)
-    bench.store.down = True
+    bench.limits.down = True
     await bench.admit(person)
     assert len(bench.seconds) == 2 and all(value >= 0 for value in bench.seconds)
 
@@ -397,7 +397,7 @@ async def ending(bench: Bench, limit: Limit, *, held: int = 0) -> float:
     lease = await bench.admit(person)
     for _ in range(held):
         await bench.admit(person)
-    bench.store.told = asyncio.get_running_loop().create_future()
+    bench.limits.told = asyncio.get_running_loop().create_future()
     started = time.monotonic()
     async with lease:
         await lease.end()
@@ -408,11 +408,11 @@ async def test_the_end_of_a_call_waits_until_the_store_knows_that_its_slot_is_fr
     """The client may be back at once, at another gateway."""
     person = await bench.person(Limit(concurrency=1))
     lease = await bench.admit(person)
-    bench.store.told = asyncio.get_running_loop().create_future()
+    bench.limits.told = asyncio.get_running_loop().create_future()
     ended = asyncio.create_task(lease.end())
     await asyncio.sleep(TOLD_SECONDS / 4)
     assert not ended.done()
-    bench.store.told.set_result(1)
+    bench.limits.told.set_result(1)
     await asyncio.sleep(0.005)
     assert ended.done()
 
@@ -433,18 +433,18 @@ async def test_nobody_waits_where_there_are_no_slots(bench: Bench) -> None:
 async def test_a_client_that_left_is_not_waited_for(bench: Bench) -> None:
     person = await bench.person(Limit(concurrency=1))
     lease = await bench.admit(person)
-    bench.store.told = asyncio.get_running_loop().create_future()
+    bench.limits.told = asyncio.get_running_loop().create_future()
     started = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
         async with lease:
             raise asyncio.CancelledError
     assert time.monotonic() - started < TOLD_SECONDS / 2
-    assert len(bench.store.settled) == 1
+    assert len(bench.limits.settled) == 1
 
 
 async def test_a_settlement_that_fails_is_not_the_calls_failure(bench: Bench) -> None:
     person = await bench.person(Limit(concurrency=1))
     async with await bench.admit(person):
-        bench.store.told = asyncio.get_running_loop().create_future()
-        bench.store.told.set_exception(RuntimeError("gone"))
-    assert bench.store.told.exception() is not None
+        bench.limits.told = asyncio.get_running_loop().create_future()
+        bench.limits.told.set_exception(RuntimeError("gone"))
+    assert bench.limits.told.exception() is not None

@@ -49,14 +49,14 @@ async def test_a_share_is_the_limit_divided_by_the_living_gateways(
     bench = Bench(tmp_path)
     bench.store.gateways = gateways
     person = await bench.person(limit(name, "share"))
-    bench.store.down = True
+    bench.limits.down = True
     assert await bench.granted(person, 20, sixth()) == share
 
 
 async def test_a_gateway_that_heard_of_nobody_counts_its_own_workers(tmp_path: Path) -> None:
     bench = Bench(tmp_path, gateways=3)
     person = await bench.person(limit("rpm"))
-    bench.store.down = True
+    bench.limits.down = True
     assert await bench.granted(person, 20) == 2
 
 
@@ -64,33 +64,33 @@ async def test_a_share_is_never_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.store.gateways = 50
     person = await bench.person(Limit(rpm=6, tpm=600, concurrency=2))
-    bench.store.down = True
+    bench.limits.down = True
     assert await bench.granted(person, 20, call(max_tokens=200)) == 1
 
 
 @pytest.mark.parametrize("name", sorted(LIMITS))
 async def test_a_closed_limit_lets_nothing_in(bench: Bench, name: str) -> None:
     person = await bench.person(limit(name, "closed"))
-    bench.store.down = True
+    bench.limits.down = True
     for _ in range(3):
         with pytest.raises(LimitsUnavailable) as caught:
             await bench.admit(person, sixth())
         assert caught.value.status == 503 and caught.value.retry_after
         assert name in caught.value.message and "key" in caught.value.message
-    bench.store.down = False
+    bench.limits.down = False
     await bench.admit(person, sixth())
 
 
 @pytest.mark.parametrize("name", sorted(LIMITS))
 async def test_an_open_limit_lets_everything_in(bench: Bench, name: str) -> None:
     person = await bench.person(limit(name, "open"))
-    bench.store.down = True
+    bench.limits.down = True
     assert await bench.granted(person, 100, sixth()) == 100
 
 
 async def test_budgets_are_closed_unless_they_say_otherwise(bench: Bench) -> None:
     person = await bench.person(limit("budget"))
-    bench.store.down = True
+    bench.limits.down = True
     with pytest.raises(LimitsUnavailable):
         await bench.admit(person, sixth())
 
@@ -99,7 +99,7 @@ async def test_budgets_are_closed_unless_they_say_otherwise(bench: Bench) -> Non
 async def test_all_else_is_shared_unless_it_says_otherwise(tmp_path: Path, name: str) -> None:
     bench = Bench(tmp_path, gateways=2)
     person = await bench.person(limit(name))
-    bench.store.down = True
+    bench.limits.down = True
     assert await bench.granted(person, 20, sixth()) == 3
 
 
@@ -109,7 +109,7 @@ async def test_each_limit_follows_its_own_policy(tmp_path: Path) -> None:
     closed = Limit(tpm=100_000, outage={"tpm": "closed"})
     bench = Bench(tmp_path, Rules(models={"shut": closed}))
     person = await bench.person(both)
-    bench.store.down = True
+    bench.limits.down = True
     assert await bench.granted(person, 9) == 2
     with pytest.raises(LimitsUnavailable, match="model tpm"):
         await bench.admit(person, route="shut")
@@ -119,11 +119,11 @@ async def test_an_outage_is_told_once_and_so_is_its_end(bench: Bench, caplog: py
     person = await bench.person(Limit(rpm=100))
     with caplog.at_level(logging.INFO, "trunkline.limits"):
         for _ in range(3):
-            bench.store.down = True
+            bench.limits.down = True
             for _ in range(4):
                 await bench.admit(person)
             assert bench.admission.degraded
-            bench.store.down = False
+            bench.limits.down = False
             for _ in range(4):
                 await bench.admit(person)
             assert not bench.admission.degraded
@@ -133,19 +133,19 @@ async def test_an_outage_is_told_once_and_so_is_its_end(bench: Bench, caplog: py
 
 async def test_answers_of_an_outage_say_so(bench: Bench) -> None:
     person = await bench.person(Limit(rpm=1))
-    bench.store.down = True
+    bench.limits.down = True
     assert header(await bench.admit(person), "x-trunkline-degraded") == "limits-local"
     error = await bench.refused(person)
     assert error.headers["x-trunkline-degraded"] == "limits-local"
     assert error.headers["x-ratelimit-limit-requests"] == "1"
     assert bench.denied == [("key", "rpm")]
-    bench.store.down = False
+    bench.limits.down = False
     assert header(await bench.admit(person), "x-trunkline-degraded") is None
 
 
 async def test_a_caller_without_limits_does_not_notice(bench: Bench) -> None:
     person = await bench.person()
-    bench.store.down = True
+    bench.limits.down = True
     assert (await bench.admit(person)).headers == []
     assert not bench.admission.degraded
 
@@ -153,7 +153,7 @@ async def test_a_caller_without_limits_does_not_notice(bench: Bench) -> None:
 async def test_slots_of_before_count_and_go_back_to_where_they_came_from(bench: Bench) -> None:
     person = await bench.person(Limit(concurrency=2))
     shared = await bench.admit(person)
-    bench.store.down = True
+    bench.limits.down = True
     own = await bench.admit(person)
     await refused(bench, person)
     async with own:
@@ -164,7 +164,7 @@ async def test_slots_of_before_count_and_go_back_to_where_they_came_from(bench: 
             pass
         async with await bench.admit(person):
             await refused(bench, person)
-    bench.store.down = False
+    bench.limits.down = False
     assert await bench.granted(person, 5) == 2, "the store knows that all have ended"
 
 
@@ -174,24 +174,24 @@ async def refused(bench: Bench, person: Any) -> None:
 
 async def test_a_call_let_in_without_the_store_takes_no_slot_there(bench: Bench) -> None:
     person = await bench.person(Limit(concurrency=1))
-    bench.store.down = True
+    bench.limits.down = True
     own = await bench.admit(person)
-    bench.store.down = False
+    bench.limits.down = False
     async with own, await bench.admit(person):
         await refused(bench, person)
     async with await bench.admit(person):
         pass
-    assert [len(ask.plan.dimensions) for ask, _, _ in bench.store.owed] == []
+    assert [len(ask.plan.dimensions) for ask, _, _ in bench.limits.owed] == []
 
 
 async def test_a_call_that_outlives_its_outage_does_not_spoil_the_next_one(bench: Bench) -> None:
     person = await bench.person(Limit(concurrency=1))
-    bench.store.down = True
+    bench.limits.down = True
     old = await bench.admit(person)
-    bench.store.down = False
+    bench.limits.down = False
     async with await bench.admit(person):
         pass
-    bench.store.down = True
+    bench.limits.down = True
     new = await bench.admit(person)
     async with old:
         pass
@@ -209,11 +209,11 @@ async def test_what_was_spent_of_budgets_is_owed_to_the_store(tmp_path: Path, po
     price = Price(input=1_000_000, output=1_000_000)
     bench = Bench(tmp_path, Rules(models={"r": mixed}), prices={"r": price})
     person = await bench.person(mixed)
-    bench.store.down = True
+    bench.limits.down = True
     lease = await bench.admit(person, spent=Spent(input=30, output=12, cost=77))
     async with lease:
         await lease.end()
-    ((ask, at, used),) = bench.store.owed
+    ((ask, at, used),) = bench.limits.owed
     assert [(d.scope, d.name, d.unit, d.period) for d in ask.plan.dimensions] == [
         ("key", "budget", "tokens", "day"),
         ("key", "budget", "cost", "month"),
@@ -223,22 +223,22 @@ async def test_what_was_spent_of_budgets_is_owed_to_the_store(tmp_path: Path, po
     assert list(used) == [42, 77, 42, 77]
     assert [*ask.amounts] == [0] * 4, "nothing was reserved there"
     assert at == lease.at * 1e6
-    assert bench.store.settled == []
+    assert bench.limits.settled == []
 
 
 @pytest.mark.parametrize("spent", [Spent(), Spent(input=30, output=12)])
 async def test_what_was_not_spent_is_not_owed(bench: Bench, spent: Spent) -> None:
     budget = Budget(day=Allowance(cost_micros=90_000)) if spent.input else Budget(day=Allowance(tokens=900))
     person = await bench.person(Limit(rpm=5, budget=budget, outage={"budget": "share"}))
-    bench.store.down = True
+    bench.limits.down = True
     await bench.done(person, spent=spent)
-    assert bench.store.owed == []
+    assert bench.limits.owed == []
 
 
 async def test_a_share_of_a_budget_is_spent_by_what_calls_really_took(tmp_path: Path) -> None:
     bench = Bench(tmp_path, gateways=2)
     person = await bench.person(Limit(budget=Budget(day=Allowance(tokens=400)), outage={"budget": "share"}))
-    bench.store.down = True
+    bench.limits.down = True
     for _ in range(4):
         await bench.done(person, call(max_tokens=30), spent=Spent(input=20, output=20))
     error = await bench.refused(person, call(max_tokens=30))
@@ -248,7 +248,7 @@ async def test_a_share_of_a_budget_is_spent_by_what_calls_really_took(tmp_path: 
 async def test_rates_of_an_outage_refill_as_always(tmp_path: Path) -> None:
     bench = Bench(tmp_path, gateways=2)
     person = await bench.person(Limit(rpm=12))
-    bench.store.down = True
+    bench.limits.down = True
     assert await bench.granted(person, 20) == 6
     bench.clock.advance(30)
     assert await bench.granted(person, 20) == 3
@@ -258,6 +258,6 @@ async def test_what_is_too_large_for_a_share_is_let_in_all_the_same(tmp_path: Pa
     """It fits the limit: that many gateways live is no reason to refuse it until the store is back."""
     bench = Bench(tmp_path, gateways=10)
     person = await bench.person(Limit(tpm=1000))
-    bench.store.down = True
+    bench.limits.down = True
     await bench.admit(person, call(max_tokens=900))
     await refused(bench, person)

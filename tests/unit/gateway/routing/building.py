@@ -100,7 +100,7 @@ class World:
         self,
         text: str,
         *,
-        store: Limits | None = None,
+        limits: Limits | None = None,
         gateways: int = 1,
         policy: Policy | None = None,
         adapters: Callable[[str], Any] = lambda name: name,
@@ -110,13 +110,13 @@ class World:
             self.clock: Any = asyncio.get_running_loop().time
         except RuntimeError:
             self.clock = FixedClock()
-        self.store = store or LocalStore(Path("/nowhere/state.json"), now=self.clock)
+        self.limits = limits or LocalStore(Path("/nowhere/state.json"), now=self.clock).limits
         self.queued: list[tuple[str, int, int]] = []
         self.builder = Builder(
             {},
             lambda name: Capabilities.of(adapters(name)),
             lambda name: Breaker(name, self.clock),
-            Slots(self.store, lambda: gateways),
+            Slots(self.limits, lambda: gateways),
             self.clock,
             policies=(lambda _: lambda *_: policy) if policy else registry.load,
             events=Noted(self.queued),

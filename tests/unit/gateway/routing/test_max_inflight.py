@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.around import Around
 from unit.gateway.routing.building import World, call, one, targets, virtual
 
 from gateway.core.types import Ask, Verdict
 from gateway.routing import Slots
 from gateway.store import StoreDown
 from gateway.store.local import LocalStore
+from gateway.store.local.limits import LocalLimits
 from gateway.targets import Target
 
 
@@ -20,19 +22,19 @@ def target(most: int = 3) -> Target:
     return World(one(targets=targets("a", max_inflight=most)))["a"]
 
 
-def store(clock: Callable[[], float] = lambda: 1000.0) -> LocalStore:
-    return LocalStore(Path("/nowhere/state.json"), now=clock)
+def limits(clock: Callable[[], float] = lambda: 1000.0) -> LocalLimits:
+    return LocalStore(Path("/nowhere/state.json"), now=clock).limits
 
 
-class Down(LocalStore):
-    """A store that does not answer."""
+class Down(Around):
+    """Limits that do not answer."""
 
     async def admit(self, ask: Ask) -> Verdict:
         raise StoreDown("away")
 
 
 async def test_all_gateways_together_never_have_more() -> None:
-    shared, gave = store(), []
+    shared, gave = limits(), []
     gateways = [(Slots(shared), target(3)) for _ in range(2)]
     for number in range(4):
         slots, each = gateways[number % 2]
@@ -41,7 +43,7 @@ async def test_all_gateways_together_never_have_more() -> None:
 
 
 async def test_a_slot_given_back_is_there_for_anybody() -> None:
-    shared = store()
+    shared = limits()
     one_gateway, other = Slots(shared), Slots(shared)
     first = await one_gateway.take(target(1), "c0")
     assert first is not None and await other.take(target(1), "c1") is None
@@ -53,14 +55,14 @@ async def test_a_slot_given_back_is_there_for_anybody() -> None:
 
 async def test_targets_have_slots_of_their_own() -> None:
     of = World(one(targets=targets("a", "b", max_inflight=1)))
-    slots = Slots(store())
+    slots = Slots(limits())
     assert await slots.take(of["a"], "c0") is not None
     assert await slots.take(of["b"], "c0") is not None
     assert await slots.take(of["a"], "c1") is None
 
 
 async def test_a_bound_that_a_reload_lowered_holds_at_once() -> None:
-    shared = store()
+    shared = limits()
     for number in range(3):
         await Slots(shared).take(target(5), f"c{number}")
     assert await Slots(shared).take(target(2), "c4") is None
@@ -69,7 +71,7 @@ async def test_a_bound_that_a_reload_lowered_holds_at_once() -> None:
 
 @pytest.mark.parametrize(("most", "gateways", "share"), [(8, 4, 2), (8, 3, 2), (2, 4, 1), (8, 0, 8), (8, 1, 8)])
 async def test_without_the_store_each_gateway_keeps_to_its_share(most: int, gateways: int, share: int) -> None:
-    slots, each, granted = Slots(Down(Path("/nowhere/s")), lambda: gateways), target(most), 0
+    slots, each, granted = Slots(Down(limits()), lambda: gateways), target(most), 0
     for number in range(most + 1):
         each.inflight.own += 1  # as a placement has it before it asks for its slot
         if await slots.take(each, f"c{number}") is None:
@@ -82,7 +84,7 @@ async def test_without_the_store_each_gateway_keeps_to_its_share(most: int, gate
 async def test_what_was_taken_without_the_store_is_given_back(tmp_path: Path) -> None:
     """A gateway without Redis, while its state file cannot be read."""
     state, of = tmp_path / "keys.json", target(2)
-    slots = Slots(LocalStore(state))
+    slots = Slots(LocalStore(state).limits)
     state.write_text("{ half of it is")
     for number in range(5):
         of.inflight.own += 1
@@ -97,8 +99,8 @@ async def test_what_was_taken_without_the_store_is_given_back(tmp_path: Path) ->
 
 @virtual
 async def test_a_route_never_runs_more_than_the_slots_of_all_gateways() -> None:
-    shared = store(asyncio.get_running_loop().time)
-    worlds = [World(one(targets=targets("a", max_inflight=3)), store=shared) for _ in range(2)]
+    shared = limits(asyncio.get_running_loop().time)
+    worlds = [World(one(targets=targets("a", max_inflight=3)), limits=shared) for _ in range(2)]
     running, most = 0, 0
 
     async def ask(number: int) -> None:

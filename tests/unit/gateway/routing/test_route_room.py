@@ -275,7 +275,7 @@ async def test_the_last_slot_of_a_gateway_goes_to_those_who_wait_in_others() -> 
 async def test_a_slot_that_another_gateway_has_sends_the_call_elsewhere() -> None:
     text = one(targets=[*targets("a", max_inflight=1)], fallback=targets("b"))
     of = World(text)
-    other = World(text, store=of.store)
+    other = World(text, limits=of.limits)
     held, _ = await other.first(call(id="theirs"))
     began = of.clock()
     calls, placement = await of.first(call(id="ours"))
@@ -291,7 +291,7 @@ async def test_a_slot_that_another_gateway_has_sends_the_call_elsewhere() -> Non
 async def test_a_retry_does_not_wait_for_a_slot_either() -> None:
     text = one(targets=[*targets("a"), *targets("b", max_inflight=1)])
     of = World(text)
-    other = World(text, store=of.store)
+    other = World(text, limits=of.limits)
     other["a"].ordered("drained", 1)
     held, _ = await other.first(call(id="theirs"))
     of["b"].rest(0.1)

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing, suppress
 from pathlib import Path
 
+from harness.around import Around
 from harness.virtual_time import settle
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,13 +40,13 @@ STEPS = (
 )
 
 
-class Slow(LocalStore):
-    """A store that takes its time, and hands back what nobody waits for any more, as that in Redis does."""
+class Slow(Around):
+    """Limits that take their time, and hands back what nobody waits for any more, as that in Redis does."""
 
     away = False
 
     async def admit(self, ask: Ask) -> Verdict:
-        verdict = await super().admit(ask)
+        verdict = await self.inner.admit(ask)
         try:
             await asyncio.sleep(0.01)
         except asyncio.CancelledError:
@@ -57,11 +58,15 @@ class Slow(LocalStore):
         return verdict
 
 
+def slow() -> Slow:
+    return Slow(LocalStore(Path("/nowhere/state.json"), now=asyncio.get_running_loop().time).limits)
+
+
 class Storm:
     """Calls as tasks that do what they are told when they have a placement."""
 
     def __init__(self) -> None:
-        self.store = Slow(Path("/nowhere/state.json"), now=asyncio.get_running_loop().time)
+        self.limits = slow()
         text = table(
             r={
                 "targets": targets("a", "b", max_inflight=2),
@@ -72,7 +77,7 @@ class Storm:
             },
             other={"targets": targets("d"), "queue": {"calls": 2, "wait": "500ms"}},
         )
-        self.of = World(text, store=self.store)
+        self.of = World(text, limits=self.limits)
         self.calls: list[tuple[asyncio.Task[None], asyncio.Queue[str]]] = []
         self.most: dict[str, int] = {}
 
@@ -100,7 +105,7 @@ class Storm:
             task = asyncio.create_task(self._serve(len(self.calls), model, priority, orders))
             self.calls.append((task, orders))
         elif what == "away":
-            self.store.away = not self.store.away
+            self.limits.away = not self.limits.away
         elif what == "drain":
             target = self.of["abcd"[which % 4]]
             target.ordered("open" if target.order == "drained" else "drained", target.order_version + 1)
@@ -137,8 +142,8 @@ async def test_all_counts_return_to_zero(steps: list[tuple[str, int, int]]) -> N
     await settle()
     storm.of.idle()
     assert storm.of.queued == [] or storm.of.queued[-1][1:] == (0, 0)
-    storm.store.away = False
-    slots = Slots(storm.store)
+    storm.limits.away = False
+    slots = Slots(storm.limits)
     for name, most in (("a", 2), ("b", 2), ("c", 1)):
         taken = [await slots.take(storm.of[name], f"after {n}") for n in range(most + 1)]
         assert [slot is not None for slot in taken] == [True] * most + [False], f"slots of {name}"
@@ -146,8 +151,8 @@ async def test_all_counts_return_to_zero(steps: list[tuple[str, int, int]]) -> N
 
 @virtual
 async def test_a_client_that_leaves_while_its_slot_is_taken_keeps_nothing() -> None:
-    store = Slow(Path("/nowhere/state.json"), now=asyncio.get_running_loop().time)
-    of = World(one(targets=targets("a", max_inflight=1)), store=store)
+    limits = slow()
+    of = World(one(targets=targets("a", max_inflight=1)), limits=limits)
     leaves = asyncio.create_task(of.tried(call(id="c0")))
     await asyncio.sleep(0.005)
     assert of["a"].load.running == 1
@@ -162,11 +167,11 @@ async def test_a_client_that_leaves_while_its_slot_is_taken_keeps_nothing() -> N
 
 @virtual
 async def test_a_store_that_fails_in_an_unknown_way_leaks_nothing() -> None:
-    class Broken(LocalStore):
+    class Broken(Around):
         async def admit(self, ask: Ask) -> Verdict:
             raise ZeroDivisionError
 
-    of = World(one(targets=targets("a", max_inflight=1)), store=Broken(Path("/nowhere/state.json")))
+    of = World(one(targets=targets("a", max_inflight=1)), limits=Broken(None))
     for _ in range(2):
         with suppress(ZeroDivisionError):
             await of.tried()

@@ -37,7 +37,7 @@ def capabilities(name: str) -> Capabilities:
 @pytest.fixture
 def routes(tmp_path_factory: pytest.TempPathFactory) -> Routes:
     clock = FixedClock()
-    slots = Slots(LocalStore(tmp_path_factory.getbasetemp() / "absent.json"))
+    slots = Slots(LocalStore(tmp_path_factory.getbasetemp() / "absent.json").limits)
     builder = Builder({"b": "http://127.0.0.1:5/"}, capabilities, lambda name: Breaker(name, clock), slots, clock)  # type: ignore[return-value]
     return builder.build(parse_table(TABLE, "t", {"K": "key"})[0], "hash")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.admin_app import Admin, Store, admin_app
+from harness.admin_app import Admin, Records, admin_app
 from harness.clock import FixedClock
 
 from gateway.admin import Registrar
@@ -17,6 +17,7 @@ from gateway.admin.http.credentials import REMINDER, offer_token
 from gateway.auth import token
 from gateway.auth.token import ADMIN
 from gateway.core.types import Entry
+from gateway.store.local import LocalStore
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ def test_usage_is_summed_as_asked(admin: Admin) -> None:
         Entry(call_id=str(index), time=at, key_id=key, tenant="t", route=route, input=10, output=index, cost_micros=7)
         for index, (key, route) in enumerate([("a", "big"), ("a", "small"), ("b", "big")])
     ]
-    asyncio.run(admin.store.append("batch", entries))
+    asyncio.run(admin.store.ledger.append("batch", entries))
     usage = admin.said("GET", "/usage")
     assert (usage["from"], usage["to"], usage["by"]) == ("2027-01-01", "2027-01-15", ["key"])
     assert {(row["key"], row["calls"], row["input"], row["cost_micros"]) for row in usage["data"]} == {
@@ -205,7 +206,7 @@ def test_usage_that_cannot_be_told(asked: Admin, query: str, said: str) -> None:
 
 
 def test_while_the_store_is_down_it_says_so(admin: Admin) -> None:
-    admin.store.down = True
+    admin.records.down = True
     answer = admin.ask("GET", "/keys")
     assert answer.status_code == 503 and answer.headers["retry-after"]
     assert admin.client.get("/health").status_code == 200
@@ -242,35 +243,36 @@ def test_the_description_is_whole_and_offline(admin: Admin) -> None:
 
 
 @pytest.fixture
-def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, Registrar]:
+def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[LocalStore, Records, Registrar]:
     """A store without admin keys, and who makes the first."""
     monkeypatch.setattr("gateway.admin.http.credentials.RETRY_SECONDS", 0.01)
-    store = Store(tmp_path / "keys.json")
-    return store, Registrar(store, {0: b""}, FixedClock(), "bootstrap")
+    store = LocalStore(tmp_path / "keys.json")
+    store.records = records = Records(store.records)  # type: ignore[assignment]
+    return store, records, Registrar(store.records, {0: b""}, FixedClock(), "bootstrap")
 
 
-async def test_the_token_is_offered_as_soon_as_the_store_answers(first: tuple[Store, Registrar]) -> None:
-    store, registrar = first
+async def test_the_token_is_offered_as_soon_as_the_store_answers(first: tuple[LocalStore, Records, Registrar]) -> None:
+    store, records, registrar = first
     said: list[str] = []
-    store.down = True
+    records.down = True
     offer = asyncio.create_task(offer_token(registrar, store, "http://here:1", said.append))
     await asyncio.sleep(0.05)
     assert said == [] and not offer.done()
-    store.down = False
+    records.down = False
     await asyncio.wait_for(offer, 2)
     assert "curl http://here:1/admin/v1/admin-keys" in said[0] and "Bearer tladm_" in said[0]
 
 
-async def test_the_token_is_shown_at_one_start_only(first: tuple[Store, Registrar]) -> None:
-    store, registrar = first
+async def test_the_token_is_shown_at_one_start_only(first: tuple[LocalStore, Records, Registrar]) -> None:
+    store, _, registrar = first
     said: list[str] = []
     for _ in range(3):
         await offer_token(registrar, store, "http://here:1", said.append)
     assert said[1:] == [REMINDER, REMINDER] and "Bearer" not in REMINDER
 
 
-async def test_no_token_is_offered_where_there_is_an_admin_key(first: tuple[Store, Registrar]) -> None:
-    store, registrar = first
+async def test_no_token_is_offered_where_there_is_an_admin_key(first: tuple[LocalStore, Records, Registrar]) -> None:
+    store, _, registrar = first
     await registrar.create_admin("me")
     said: list[str] = []
     await offer_token(registrar, store, "http://here:1", said.append)

@@ -135,38 +135,38 @@ def test_a_change_without_a_version_is_decided_anew_on_what_others_wrote(
     admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = admin.said("POST", "/keys", FULL)
-    rivals = [Registrar(admin.store, {0: b""}, admin.clock, "rival") for _ in range(3)]
-    read = admin.store.get
+    rivals = [Registrar(admin.store.records, {0: b""}, admin.clock, "rival") for _ in range(3)]
+    read = admin.store.records.get
 
     async def contested(kind: type[Any], id: str) -> Any:
         record = await read(kind, id)
         if kind is KeyRecord and rivals:
             rival = rivals.pop()
-            monkeypatch.setattr(admin.store, "get", read)
+            monkeypatch.setattr(admin.store.records, "get", read)
             await rival.update(id, labels={**record.labels, f"rival-{len(rivals)}": "x"})
-            monkeypatch.setattr(admin.store, "get", contested)
+            monkeypatch.setattr(admin.store.records, "get", contested)
         return record
 
-    monkeypatch.setattr(admin.store, "get", contested)
+    monkeypatch.setattr(admin.store.records, "get", contested)
     changed = admin.said("PATCH", f"/keys/{made['id']}", {"labels": {"mine": "y"}})
     assert changed["labels"] == {**FULL["labels"], "rival-0": "x", "rival-1": "x", "rival-2": "x", "mine": "y"}
 
 
 def test_a_key_that_never_stops_changing_is_a_conflict(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
     made = admin.said("POST", "/keys", FULL)
-    rival = Registrar(admin.store, {0: b""}, admin.clock, "rival")
-    read, turn = admin.store.get, [0]
+    rival = Registrar(admin.store.records, {0: b""}, admin.clock, "rival")
+    read, turn = admin.store.records.get, [0]
 
     async def contested(kind: type[Any], id: str) -> Any:
         record = await read(kind, id)
         if kind is KeyRecord and turn[0] < 1000:
             turn[0] += 1
-            monkeypatch.setattr(admin.store, "get", read)
+            monkeypatch.setattr(admin.store.records, "get", read)
             await rival.update(id, name=f"n{turn[0]}")
-            monkeypatch.setattr(admin.store, "get", contested)
+            monkeypatch.setattr(admin.store.records, "get", contested)
         return record
 
-    monkeypatch.setattr(admin.store, "get", contested)
+    monkeypatch.setattr(admin.store.records, "get", contested)
     admin.wrong("PATCH", f"/keys/{made['id']}", {"labels": {"mine": "y"}}, status=409)
 
 
@@ -183,7 +183,7 @@ def test_revoking_and_rotating(admin: Admin) -> None:
 
 def make(admin: Admin, count: int, **fields: Any) -> list[str]:
     async def some() -> list[str]:
-        registrar = Registrar(admin.store, {0: b""}, admin.clock, "test")
+        registrar = Registrar(admin.store.records, {0: b""}, admin.clock, "test")
         made = []
         for index in range(count):
             admin.clock.advance(1)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from harness.admin_app import TARGETS, Admin, admin_app
+from harness.around import Around
 
 from gateway.admin import targets
 from gateway.admin.targets import Listed
@@ -19,8 +20,8 @@ from gateway.core.types import Report, TargetState
 from gateway.store.local import LocalStore
 
 
-class Reported(LocalStore):
-    """A store with what several workers would have reported to Redis."""
+class Reported(Around):
+    """A board with what several workers would have reported to Redis."""
 
     words: dict[str, tuple[bytes, float]] = {}
 
@@ -35,8 +36,16 @@ def admin(tmp_path: Path) -> Iterator[Admin]:
 
 
 @pytest.fixture
-def reported(tmp_path: Path) -> Reported:
-    return Reported(tmp_path / "other.json")
+def elsewhere(tmp_path: Path) -> LocalStore:
+    """The store behind which `reported` stands."""
+    return LocalStore(tmp_path / "other.json")
+
+
+@pytest.fixture
+def reported(elsewhere: LocalStore) -> Reported:
+    board = Reported(elsewhere.board)
+    elsewhere.board = board  # type: ignore[assignment]
+    return board
 
 
 def says(boot: str, *states: TargetState, age: float = 0.5) -> dict[str, tuple[bytes, float]]:
@@ -63,7 +72,7 @@ def test_what_the_gateway_reports_is_shown(admin: Admin) -> None:
     full = state(
         running=3, waiting=1, prefill=500, max_inflight=8, context=4096, kv_tokens=9000, version="0.9", attempts=7
     )
-    asyncio.run(worker.report(says("w1", full)["w1"][0]))
+    asyncio.run(worker.board.report(says("w1", full)["w1"][0]))
     shown = admin.said("GET", "/targets/a")
     fields = ("running", "waiting", "prefill", "max_inflight", "context", "kv_tokens", "version", "attempts")
     assert [shown[field] for field in fields] == [3, 1, 500, 8, 4096, 9000, "0.9", 7]
@@ -82,11 +91,11 @@ def test_what_the_gateway_reports_is_shown(admin: Admin) -> None:
     ]
 
 
-async def test_reports_of_many_workers_become_one(reported: Reported) -> None:
+async def test_reports_of_many_workers_become_one(elsewhere: LocalStore, reported: Reported) -> None:
     one = state(state="up", running=2, waiting=1, prefill=10, version="old", weight=1.0, attempts=5)
     two = state(state="full", why="8 calls", running=3, waiting=0, prefill=20, version="new", weight=0.4, attempts=6)
     reported.words = {**says("w1", one, age=1.5), **says("w2", two, age=0.2), "w3": (b"{nonsense", 0.1)}
-    shown = await targets.target(reported, TARGETS, "a", 0.0)
+    shown = await targets.target(elsewhere, TARGETS, "a", 0.0)
     assert (shown.state, shown.why) == ("full", "8 calls")
     assert (shown.running, shown.waiting, shown.prefill, shown.attempts) == (5, 1, 30, 11)
     assert (shown.version, shown.weight, shown.url) == ("new", 0.4, "http://a:8000")
@@ -103,17 +112,21 @@ async def test_reports_of_many_workers_become_one(reported: Reported) -> None:
         (("up", "up"), "up"),
     ],
 )
-async def test_the_worst_of_the_states_is_told(reported: Reported, states: tuple[Any, ...], worst: str) -> None:
+async def test_the_worst_of_the_states_is_told(
+    elsewhere: LocalStore, reported: Reported, states: tuple[Any, ...], worst: str
+) -> None:
     for index, each in enumerate(states):
         reported.words = {**reported.words, **says(f"w{index}", state(state=each, why=f"is {each}"))}
-    shown = await targets.target(reported, TARGETS, "a", 0.0)
+    shown = await targets.target(elsewhere, TARGETS, "a", 0.0)
     assert (shown.state, shown.why) == (worst, f"is {worst}")
 
 
-async def test_a_target_that_left_the_table_is_shown_while_gateways_have_it(reported: Reported) -> None:
+async def test_a_target_that_left_the_table_is_shown_while_gateways_have_it(
+    elsewhere: LocalStore, reported: Reported
+) -> None:
     gone = state("gone", state="drained", running=1, url="http://gone", backend="vllm", tier=2)
     reported.words = says("w1", gone, state("a"))
-    shown = await targets.targets(reported, TARGETS, 0.0)
+    shown = await targets.targets(elsewhere, TARGETS, 0.0)
     assert [(each.name, each.listed) for each in shown] == [
         ("a", True),
         ("b/2", True),
@@ -211,5 +224,5 @@ routes:
 def test_a_store_that_is_down_is_told(admin: Admin) -> None:
     token = admin.token
     admin.said("GET", "/targets")
-    admin.store.down = True
+    admin.records.down = True
     assert admin.ask("GET", "/targets", token=token).status_code == 503

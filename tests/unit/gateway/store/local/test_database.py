@@ -70,7 +70,12 @@ async def refused(state: Path, sentence: str, *, untouched: bool = True) -> None
     """Every use of the file is refused with this sentence, and what is there stays as it was."""
     before = state.read_bytes() if untouched else b""
     store = LocalStore(state)
-    for attempt in (store.open, lambda: store.put(record()), lambda: store.append("b", calls(1)), store.audit):
+    for attempt in (
+        store.open,
+        lambda: store.records.put(record()),
+        lambda: store.ledger.append("b", calls(1)),
+        store.records.audit,
+    ):
         with pytest.raises(StoreDown, match=rf"keys\.db.*{sentence}"):
             await attempt()
     with pytest.raises(StoreDown, match=sentence):
@@ -118,7 +123,9 @@ async def test_a_commit_waits_for_the_disk(store: LocalStore) -> None:
 
 async def test_a_damaged_file(tmp_path: Path, store: LocalStore) -> None:
     for number in range(50):
-        await store.put(record(f"k{number}", "n" * 100), Audit(time=1.0, actor="a", action="b", subject="c" * 500))
+        await store.records.put(
+            record(f"k{number}", "n" * 100), Audit(time=1.0, actor="a", action="b", subject="c" * 500)
+        )
     await store.close()
     content = bytearray((tmp_path / "keys.db").read_bytes())
     content[4096:] = os.urandom(len(content) - 4096)
@@ -130,9 +137,9 @@ async def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "folder").write_text("a file where the folder should be")
     store = LocalStore(tmp_path / "folder" / "keys.db")
     with pytest.raises(StoreDown, match=r"folder/keys\.db"):
-        await store.put(record())
+        await store.records.put(record())
     (tmp_path / "folder").unlink()
-    await store.put(record())
+    await store.records.put(record())
     await store.close()
 
 
@@ -147,8 +154,8 @@ async def test_a_folder_that_may_only_be_read() -> None:
         folder.chmod(0o555)
         store = LocalStore(state)
         with nobody():
-            assert await store.all(KeyRecord) == []
-            for attempt in (lambda: store.put(record()), lambda: store.append("b", calls(1))):
+            assert await store.records.all(KeyRecord) == []
+            for attempt in (lambda: store.records.put(record()), lambda: store.ledger.append("b", calls(1))):
                 with pytest.raises(StoreDown, match=r"keys\.db cannot be used: .*Permission denied"):
                     await attempt()
         folder.chmod(0o755)
@@ -162,7 +169,7 @@ async def test_a_folder_that_may_only_be_read() -> None:
 
 
 async def test_a_full_disk_takes_a_batch_whole_or_not_at_all(store: LocalStore) -> None:
-    await store.append("b-1", calls(1))
+    await store.ledger.append("b-1", calls(1))
 
     def bound(connection: Connection) -> None:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
@@ -174,59 +181,59 @@ async def test_a_full_disk_takes_a_batch_whole_or_not_at_all(store: LocalStore) 
     await store._database.write(bound)
     for _ in range(2):
         with pytest.raises(StoreDown, match=r"no room on the disk for .*keys\.db"):
-            await store.append("b-2", calls(500))
+            await store.ledger.append("b-2", calls(500))
     with pytest.raises(StoreDown, match="no room on the disk"):
-        await store.put(record(name="n" * 100_000), Audit(time=1.0, actor="a", action="b", subject="c"))
-    assert await store.audit() == [] == await store.all(KeyRecord)
-    assert (await store.sums("", "~"))[0].calls == 1
+        await store.records.put(record(name="n" * 100_000), Audit(time=1.0, actor="a", action="b", subject="c"))
+    assert await store.records.audit() == [] == await store.records.all(KeyRecord)
+    assert (await store.ledger.sums("", "~"))[0].calls == 1
     await store._database.write(unbound)
     for _ in range(2):
-        await store.append("b-2", calls(500))
-    assert (await store.sums("", "~"))[0].calls == 501 and await store.by_target() == {"a": (0, 0)}
+        await store.ledger.append("b-2", calls(500))
+    assert (await store.ledger.sums("", "~"))[0].calls == 501 and await store.ledger.by_target() == {"a": (0, 0)}
 
 
 async def test_a_disk_that_ends_in_the_middle_of_a_write(tmp_path: Path, store: LocalStore) -> None:
-    await store.append("b-1", calls(1))
+    await store.ledger.append("b-1", calls(1))
     size = (tmp_path / "keys.db-wal").stat().st_size
     with disk_of(size + 10_000), pytest.raises(StoreDown, match=r"keys\.db"):
-        await store.append("b-2", calls(500))
-    await store.append("b-2", calls(500))
-    assert (await store.sums("", "~"))[0].calls == 501
+        await store.ledger.append("b-2", calls(500))
+    await store.ledger.append("b-2", calls(500))
+    assert (await store.ledger.sums("", "~"))[0].calls == 501
 
 
 async def test_a_file_that_another_keeps_to_itself(
     tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writing waits and then is an outage; reading does not even wait."""
-    await store.put(record())
+    await store.records.put(record())
     monkeypatch.setattr("gateway.store.local.database.BUSY_SECONDS", 0.05)
     other = LocalStore(tmp_path / "keys.db")
     await other.open()
     with closing(sqlite3.connect(tmp_path / "keys.db", isolation_level=None)) as theirs:
         theirs.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreDown, match=r"keys\.db is being written by another process"):
-            await other.append("b", calls(1))
-        waiting = asyncio.create_task(store.put(record("l")))
-        assert not (await other.admit(ASK)).stale and await other.get(KeyRecord, "l") is None
+            await other.ledger.append("b", calls(1))
+        waiting = asyncio.create_task(store.records.put(record("l")))
+        assert not (await other.limits.admit(ASK)).stale and await other.records.get(KeyRecord, "l") is None
         theirs.execute("ROLLBACK")
     await waiting
-    await other.append("b", calls(1))
-    assert await other.get(KeyRecord, "l") == record("l")
+    await other.ledger.append("b", calls(1))
+    assert await other.records.get(KeyRecord, "l") == record("l")
     await other.close()
 
 
 async def test_a_write_that_nobody_waits_for_any_more_is_whole(tmp_path: Path) -> None:
     database = Database(tmp_path / "keys.db")
     store = LocalStore(tmp_path / "keys.db")
-    await store.put(record())
+    await store.records.put(record())
     for number in range(20):
-        task = asyncio.create_task(store.append(f"b-{number}", calls(3)))
+        task = asyncio.create_task(store.ledger.append(f"b-{number}", calls(3)))
         for _ in range(number % 4):
             await asyncio.sleep(0)
         task.cancel()
     await store.close()
     found = await database.read(lambda connection: connection.execute("SELECT count(*) FROM calls").fetchone())
-    assert found[0] % 3 == 0 and found[0] == sum(each.calls for each in await store.sums("", "~"))
+    assert found[0] % 3 == 0 and found[0] == sum(each.calls for each in await store.ledger.sums("", "~"))
     await database.close()
     await store.close()
 
@@ -234,11 +241,11 @@ async def test_a_write_that_nobody_waits_for_any_more_is_whole(tmp_path: Path) -
 async def test_a_generation_file_that_cannot_be_written_is_no_failed_change(
     tmp_path: Path, store: LocalStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await store.put(record())
-    assert await store.get(KeyRecord, "k") is not None
+    await store.records.put(record())
+    assert await store.records.get(KeyRecord, "k") is not None
     (tmp_path / "keys.db.generation").unlink()
     (tmp_path / "keys.db.generation").mkdir()
-    await store.put(record("l"))
+    await store.records.put(record("l"))
     assert "changes are seen later" in caplog.text
-    await store._records.refresh(anyway=True)
-    assert await store.get(KeyRecord, "l") is not None
+    await store.records.refresh(anyway=True)
+    assert await store.records.get(KeyRecord, "l") is not None

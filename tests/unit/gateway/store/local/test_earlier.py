@@ -48,10 +48,10 @@ async def check(state: Path) -> None:
     try:
         for kind in KINDS:
             expected = msgspec.convert(EXPECTED["records"][kind.__name__], list[kind])  # type: ignore[valid-type]
-            assert await store.all(kind) == expected
-        assert await store.audit(1000) == msgspec.convert(EXPECTED["audit"], list[Audit])
-        assert await store.sums("0000-01-01", "9999-12-31") == msgspec.convert(EXPECTED["sums"], list[Sum])
-        assert await store.by_target() == {name: tuple(tokens) for name, tokens in EXPECTED["by_target"].items()}
+            assert await store.records.all(kind) == expected
+        assert await store.records.audit(1000) == msgspec.convert(EXPECTED["audit"], list[Audit])
+        assert await store.ledger.sums("0000-01-01", "9999-12-31") == msgspec.convert(EXPECTED["sums"], list[Sum])
+        assert await store.ledger.by_target() == {name: tuple(tokens) for name, tokens in EXPECTED["by_target"].items()}
     finally:
         await store.close()
 
@@ -72,7 +72,7 @@ async def test_a_key_of_the_earlier_version_is_still_good(state: Path) -> None:
     store = LocalStore(state)
     await store.open()
     key_id, _ = parse(EXPECTED["secret"])
-    assert (await store.get(KeyRecord, key_id)) is not None
+    assert (await store.records.get(KeyRecord, key_id)) is not None
     await store.close()
 
 
@@ -89,7 +89,7 @@ async def test_budgets_go_on_where_they_were(state: Path) -> None:
     await store.open()
     spent = sum(each["input"] + each["output"] for each in EXPECTED["sums"])
     budget = Wanted("budget", "budget", "budget:tenant:team-a:month:tokens", 10**6, 60.0, "tenant", "tokens", "month")
-    verdict = await store.admit(asking("c", (), budget))
+    verdict = await store.limits.admit(asking("c", (), budget))
     assert verdict.standings[0].remaining == 10**6 - spent - 1
     await store.close()
 
@@ -137,7 +137,11 @@ async def test_a_named_file_that_is_none_is_refused_and_left_alone(tmp_path: Pat
     path.write_text(text, errors="surrogateescape")
     before = path.read_bytes()
     store = LocalStore(path)
-    for attempt in (store.open, lambda: store.put(Tenant(id="t", created=1.0)), lambda: store.sums("", "~")):
+    for attempt in (
+        store.open,
+        lambda: store.records.put(Tenant(id="t", created=1.0)),
+        lambda: store.ledger.sums("", "~"),
+    ):
         with pytest.raises(StoreDown, match=r"keys\.json cannot be read"):
             await attempt()
     await store.close()
@@ -148,7 +152,7 @@ async def test_a_file_of_others_beside_the_database_is_none_of_ours(tmp_path: Pa
     (tmp_path / "keys.json").write_text('{"theirs": 1}')
     store = LocalStore(tmp_path / "keys.db")
     await store.open()
-    await store.put(Tenant(id="t", created=1.0))
+    await store.records.put(Tenant(id="t", created=1.0))
     await store.close()
     (tmp_path / "keys.json").write_text('{"theirs": 2}')
     prepare(tmp_path / "keys.db")

@@ -48,56 +48,56 @@ async def test_records_survive_the_process(opened: Opened) -> None:
     first = await opened("state/keys.db")
     tenant, admin = Tenant(id="t", created=1.0), AdminKey(id="a", name="n", secrets=(), created=1.0)
     for each in (record(), tenant, admin):
-        await first.put(each)
+        await first.records.put(each)
     second = await opened("state/keys.db")
-    assert await second.get(KeyRecord, "k") == record()
-    assert await second.get(Tenant, "t") == tenant
-    assert await second.get(AdminKey, "a") == admin
+    assert await second.records.get(KeyRecord, "k") == record()
+    assert await second.records.get(Tenant, "t") == tenant
+    assert await second.records.get(AdminKey, "a") == admin
 
 
 async def test_all_files_are_for_their_owner_only(tmp_path: Path, opened: Opened) -> None:
     store = await opened(boot="one")
-    await store.put(record())
-    await store.report(b"word")
+    await store.records.put(record())
+    await store.board.report(b"word")
     files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
     assert files == dict.fromkeys(("keys.db", "keys.db-wal", "keys.db-shm", "keys.db.generation"), 0o600)
 
 
 async def test_reading_makes_no_file(tmp_path: Path, opened: Opened) -> None:
     store = await opened("absent/keys.db")
-    assert await store.all(KeyRecord) == await store.audit() == await store.sums("", "~") == []
-    assert await store.by_target() == await store.reports() == {}
+    assert await store.records.all(KeyRecord) == await store.records.audit() == await store.ledger.sums("", "~") == []
+    assert await store.ledger.by_target() == await store.board.reports() == {}
     await store.ping()
     assert list(tmp_path.iterdir()) == []
-    await (await opened("absent/keys.db")).put(record())
-    assert await store.get(KeyRecord, "k") == record()
+    await (await opened("absent/keys.db")).records.put(record())
+    assert await store.records.get(KeyRecord, "k") == record()
 
 
 async def test_what_another_process_writes_holds_for_the_next_call(opened: Opened) -> None:
     serving, command = await opened(), await opened()
-    await command.put(record())
-    assert not (await serving.admit(ask())).stale
-    await command.put(record(version=2))
-    assert (await serving.admit(ask())).stale
-    assert not (await serving.admit(ask(version=2))).stale
-    await command.put(Tenant(id="t", created=1.0))
-    assert (await serving.admit(ask(version=2))).stale
-    assert not (await serving.admit(ask(version=2, tenant=1))).stale
+    await command.records.put(record())
+    assert not (await serving.limits.admit(ask())).stale
+    await command.records.put(record(version=2))
+    assert (await serving.limits.admit(ask())).stale
+    assert not (await serving.limits.admit(ask(version=2))).stale
+    await command.records.put(Tenant(id="t", created=1.0))
+    assert (await serving.limits.admit(ask(version=2))).stale
+    assert not (await serving.limits.admit(ask(version=2, tenant=1))).stale
 
 
 async def test_changes_in_quick_succession_are_each_seen_by_the_next_call(opened: Opened) -> None:
     """Faster than a file system's clock ticks."""
     serving, command = await opened(), await opened()
-    await command.put(record())
+    await command.records.put(record())
     for version in range(1, 60):
-        assert not (await serving.admit(ask(version))).stale
-        await command.put(record(version=version + 1))
-        assert (await serving.admit(ask(version))).stale
+        assert not (await serving.limits.admit(ask(version))).stale
+        await command.records.put(record(version=version + 1))
+        assert (await serving.limits.admit(ask(version))).stale
 
 
 async def test_calls_ask_the_database_only_after_a_change(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     serving, command = await opened(), await opened()
-    await command.put(record())
+    await command.records.put(record())
     await serving.ping()
     reads = []
     read = serving._database.read
@@ -108,13 +108,13 @@ async def test_calls_ask_the_database_only_after_a_change(opened: Opened, monkey
 
     monkeypatch.setattr(serving._database, "read", counted)
     monkeypatch.setattr("gateway.store.local.store.LOOK_SECONDS", 1000.0)
-    await command.append("b", [Entry(call_id="c", time=1e9, key_id="k", tenant="t", route="r")])
+    await command.ledger.append("b", [Entry(call_id="c", time=1e9, key_id="k", tenant="t", route="r")])
     for _ in range(50):
-        assert not (await serving.admit(ask())).stale
-        assert await serving.get(KeyRecord, "k") is not None
+        assert not (await serving.limits.admit(ask())).stale
+        assert await serving.records.get(KeyRecord, "k") is not None
     assert not reads
-    await command.put(record(version=2))
-    verdicts = await asyncio.gather(*(serving.admit(ask()) for _ in range(50)))
+    await command.records.put(record(version=2))
+    verdicts = await asyncio.gather(*(serving.limits.admit(ask()) for _ in range(50)))
     assert all(verdict.stale for verdict in verdicts) and len(reads) == 1
 
 
@@ -125,17 +125,17 @@ async def test_a_change_whose_writer_died_before_it_told_of_it_is_seen(
     serving, command = await opened(), await opened()
     monkeypatch.setattr(command._database, "_announce", lambda generation: None)
     heard: asyncio.Queue[str | None] = asyncio.Queue()
-    serving.watch(heard.put_nowait)
-    await command.put(record())
+    serving.records.watch(heard.put_nowait)
+    await command.records.put(record())
     async with asyncio.timeout(20):
-        while (await serving.admit(ask())).stale:
+        while (await serving.limits.admit(ask())).stale:
             await heard.get()
 
 
 async def test_a_call_that_leaves_while_changes_are_read_takes_nothing_from_others(opened: Opened) -> None:
     serving, command = await opened(), await opened()
-    await command.put(record())
-    calls = [asyncio.create_task(serving.admit(ask())) for _ in range(10)]
+    await command.records.put(record())
+    calls = [asyncio.create_task(serving.limits.admit(ask())) for _ in range(10)]
     await asyncio.sleep(0)
     calls[0].cancel()
     verdicts = await asyncio.gather(*calls, return_exceptions=True)
@@ -145,36 +145,36 @@ async def test_a_call_that_leaves_while_changes_are_read_takes_nothing_from_othe
 
 async def test_a_file_that_is_removed_means_no_keys(tmp_path: Path, opened: Opened) -> None:
     store = await opened()
-    await store.put(record())
-    assert await store.get(KeyRecord, "k") is not None
+    await store.records.put(record())
+    assert await store.records.get(KeyRecord, "k") is not None
     for file in tmp_path.iterdir():
         file.unlink()
-    assert await store.get(KeyRecord, "k") is None
-    await store.put(record())
-    assert await store.get(KeyRecord, "k") == record()
+    assert await store.records.get(KeyRecord, "k") is None
+    await store.records.put(record())
+    assert await store.records.get(KeyRecord, "k") == record()
     (tmp_path / "keys.db").unlink()  # and what is beside it stays
-    await store._records.refresh(anyway=True)  # as is done once a second
-    assert await store.get(KeyRecord, "k") is None
-    await store.put(record("other"))
-    assert [found.id for found in await store.all(KeyRecord)] == ["other"]
+    await store.records.refresh(anyway=True)  # as is done once a second
+    assert await store.records.get(KeyRecord, "k") is None
+    await store.records.put(record("other"))
+    assert [found.id for found in await store.records.all(KeyRecord)] == ["other"]
 
 
 async def test_a_copy_that_is_put_back_is_taken_as_it_is(tmp_path: Path, opened: Opened) -> None:
     store = await opened()
-    await store.put(record())
+    await store.records.put(record())
     await store.close()
     copy = (tmp_path / "keys.db").read_bytes()
     await store.open()
     heard: list[str | None] = []
-    store.watch(heard.append)
-    await store.put(record(version=2))
-    assert not (await store.admit(ask(version=2))).stale
+    store.records.watch(heard.append)
+    await store.records.put(record(version=2))
+    assert not (await store.limits.admit(ask(version=2))).stale
     (tmp_path / "copy").write_bytes(copy)
     for ending in ("-wal", "-shm"):
         (tmp_path / f"keys.db{ending}").unlink()
     (tmp_path / "copy").rename(tmp_path / "keys.db")
-    await store._records.refresh(anyway=True)  # as is done once a second
-    assert not (await store.admit(ask())).stale
+    await store.records.refresh(anyway=True)  # as is done once a second
+    assert not (await store.limits.admit(ask())).stale
     assert heard[-1] is None
 
 
@@ -190,7 +190,7 @@ async def main():
     store = LocalStore(Path(sys.argv[1]))
     await store.open()
     for step in range(5):
-        await store.put(KeyRecord(id=f"{sys.argv[2]}-{step}", name="n", secrets=(), created=1.0))
+        await store.records.put(KeyRecord(id=f"{sys.argv[2]}-{step}", name="n", secrets=(), created=1.0))
     await store.close()
 
 asyncio.run(main())
@@ -219,25 +219,25 @@ async def test_processes_that_write_at_once_lose_nothing(tmp_path: Path, opened:
         for writer in writers:
             writer.wait()
     assert [writer.returncode for writer in writers] == [0] * 4
-    assert len(await (await opened()).all(KeyRecord)) == 20
+    assert len(await (await opened()).records.all(KeyRecord)) == 20
 
 
 async def test_a_conflict_changes_nothing(tmp_path: Path, opened: Opened) -> None:
     store = await opened()
-    await store.put(record())
+    await store.records.put(record())
     before = store._database.stamp()
     with pytest.raises(Conflict):
-        await store.put(record())
+        await store.records.put(record())
     assert store._database.stamp() == before
 
 
 async def test_closing_finishes_what_was_begun(opened: Opened) -> None:
     store = await opened()
-    writes = [asyncio.create_task(store.put(record(f"k{number}"))) for number in range(50)]
+    writes = [asyncio.create_task(store.records.put(record(f"k{number}"))) for number in range(50)]
     await asyncio.sleep(0)
     await store.close()
     await asyncio.gather(*writes)
-    assert len(await (await opened()).all(KeyRecord)) == 50
+    assert len(await (await opened()).records.all(KeyRecord)) == 50
 
 
 async def test_budgets_go_on_where_the_former_process_ended(opened: Opened) -> None:
@@ -245,10 +245,10 @@ async def test_budgets_go_on_where_the_former_process_ended(opened: Opened) -> N
     clock = FixedClock()
     budget = Wanted("budget", "budget", "budget:tenant:t:month:tokens", 100, 60.0, "tenant", "tokens", "month")
     first = await opened(now=clock.now)
-    await first.append(
+    await first.ledger.append(
         "batch", [Entry(call_id="c", time=clock.now(), key_id="k", tenant="t", route="r", input=50, output=20)]
     )
-    verdict = await (await opened(now=clock.now)).admit(asking("c2", (), budget))
+    verdict = await (await opened(now=clock.now)).limits.admit(asking("c2", (), budget))
     assert verdict.standings[0].remaining == 29
 
 
@@ -262,9 +262,9 @@ def test_the_settings_choose_the_store(tmp_path: Path) -> None:
 
 async def test_a_record_that_cannot_be_read_is_a_store_that_is_down(opened: Opened) -> None:
     store = await opened()
-    await store.put(record())
+    await store.records.put(record())
     await store._database.write(
         lambda connection: connection.execute("UPDATE records SET body = '{}', changed = changed + 1")
     )
     with pytest.raises(StoreDown, match="record of kind 'key'"):
-        await store._records.refresh(anyway=True)
+        await store.records.refresh(anyway=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -13,7 +13,7 @@ REWRITE_SECONDS: Final = 5.0
 """A report that says nothing new is written again after so long, so that its age tells whether its gateway lives."""
 
 
-class LocalReports:
+class LocalBoard:
     """By boot id, with the time of writing. `now` gives seconds since the epoch.
 
     Raises `StoreDown` when the file cannot be written or read. Whoever has no `boot` id only reads.
@@ -24,22 +24,26 @@ class LocalReports:
         self._last: tuple[bytes, float] | None = None
         self._ended = False
 
-    async def write(self, report: bytes) -> None:
+    async def exchange(self, mine: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, float]]]:
+        """There are no other gateways."""
+        return {board: {} for board in mine}
+
+    async def report(self, word: bytes) -> None:
         """Replace the report, if it is another one or the last has grown old."""
         now = self._now()
-        if self._last is not None and self._last[0] == report and now - self._last[1] < REWRITE_SECONDS:
+        if self._last is not None and self._last[0] == word and now - self._last[1] < REWRITE_SECONDS:
             return
         if not self._boot or self._ended:
             return
 
         def replace(connection: Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO reports VALUES (?, ?, ?)", (self._boot, now, report))
+            connection.execute("INSERT OR REPLACE INTO reports VALUES (?, ?, ?)", (self._boot, now, word))
             connection.execute("DELETE FROM reports WHERE written < ?", (now - DEAD_SECONDS,))
 
         await self._database.write(replace)
-        self._last = (report, now)
+        self._last = (word, now)
 
-    async def read(self) -> dict[str, tuple[bytes, float]]:
+    async def reports(self) -> dict[str, tuple[bytes, float]]:
         """The report of the gateway that lives here, if one does, and its age in seconds."""
         query = "SELECT gateway, report, written FROM reports"
         rows = await self._database.read(lambda connection: connection.execute(query).fetchall())
