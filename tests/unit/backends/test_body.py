@@ -219,10 +219,10 @@ def test_what_is_no_json_object_is_malformed(raw: bytes) -> None:
 @pytest.mark.parametrize("colon", [b":", b" :", b"\n: "])
 def test_half_a_million_keys_do_not_hold_the_event_loop(colon: bytes) -> None:
     raw = b"{" + b",".join(b'"k%d"%s1' % (i, colon) for i in range(500_000)) + b"}"
-    started = time.perf_counter()
+    started = time.thread_time()  # what others on the machine do is not counted
     with pytest.raises(Malformed):
         Body(raw)
-    assert time.perf_counter() - started < 1.0
+    assert time.thread_time() - started < 1.0
 
 
 def test_a_large_field_with_many_keys_of_its_own_is_no_flood() -> None:
