@@ -170,9 +170,12 @@ def test_an_announced_body_over_the_limit_is_refused_before_it_comes(
 @pytest.mark.usefixtures("bystander")
 def test_a_chunked_body_over_the_limit_is_refused(gateway: GatewayProcess, key: str, solo: Target) -> None:
     start = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ntransfer-encoding: chunked\r\n\r\n"
-    with wire(gateway, start.encode()) as connection:
-        connection.send_all_that_is_taken(b"%x\r\n%b\r\n" % (MIB, b" " * MIB) * 22)
-        refused = connection.answer()
+    for _ in range(3):
+        with wire(gateway, start.encode()) as connection:
+            connection.send_all_that_is_taken(b"%x\r\n%b\r\n" % (MIB, b" " * MIB) * 22)
+            refused = connection.answer()
+        if refused.status != 408:  # a busy machine may need more than the time that this gateway gives a body
+            break
     assert refused.status == 413
     assert refused.error["code"] == "body_too_large"
     assert solo.calls == []
