@@ -7,7 +7,7 @@ client that leaves. What the call holds is given back in `CallState.end`, in one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from msgspec import Struct
@@ -72,14 +72,13 @@ class Parts(Struct, frozen=True):
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "call", "client", "lease", "limit_headers", "record", "transcript")
+    __slots__ = ("attempts", "call", "client", "lease", "record", "transcript")
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
         self.call: Call
         self.lease: Lease | None = None
         self.attempts: Attempts | None = None
-        self.limit_headers: Sequence[tuple[bytes, bytes]] = ()
         self.transcript: Transcript | None = None
         """What the client has of a stream that may go on at another target."""
 
@@ -129,8 +128,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         except Forbidden:
             caller = await refresh()  # the key may have been given more since it was loaded
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
-        state.limit_headers = lease.headers
-        record.admitted(lease.micros / 1e6, lease.input)
+        record.admitted(lease.at, lease.input)
         if route.resumes and call.stream:
             state.transcript = Transcript(call)
         state.attempts = parts.routes.attempts(
@@ -174,6 +172,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
     call, capabilities = state.call, target.capabilities
+    limits = () if state.lease is None else state.lease.headers
     exchange: Exchange | None = None
     record.attempt_started(target.name, attempt.choice)
     try:
@@ -183,7 +182,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
             call, attempt.address, capabilities, target.timeouts, client.trace, client.headers
         )
         record.got_headers()
-        client.prepare([exchange.content_type, *attempt.headers, *state.limit_headers])
+        client.prepare([exchange.content_type, *attempt.headers, *limits])
         await _relay(state, attempt, exchange)
         attempt.answered(record.usage)
     except UpstreamError as error:

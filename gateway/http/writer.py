@@ -119,4 +119,4 @@ class Writer:
 
 
 async def nowhere(_: Any) -> None:
-    """Where a closed outlet sends to."""
+    """Where a closed writer sends to."""
