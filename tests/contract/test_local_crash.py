@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import signal
 import sqlite3
 import subprocess
@@ -99,3 +101,40 @@ async def test_a_gateway_goes_on_beside_commands_that_are_killed_while_they_writ
     await again.open()
     assert {found.id for found in await again.records.all(KeyRecord)} == known
     await again.close()
+
+
+async def test_who_asked_to_write_first_writes_first(tmp_path: Path) -> None:
+    """SQLite gives the file to whoever asks in the right moment: who writes without a pause could keep all others out."""
+    state = tmp_path / "keys.db"
+    first, second = LocalStore(state, boot="a"), LocalStore(state, boot="b")
+    await first.open()
+    await second.open()
+    written: list[str] = []
+
+    async def write(store: LocalStore, name: str) -> None:
+        await store.records.put(KeyRecord(id=uuid.uuid4().hex, name=name, secrets=(), created=1.0))
+        written.append(name)
+
+    await write(first, "made")
+    for _ in range(5):
+        with closing(sqlite3.connect(state, isolation_level=None)) as long:
+            long.execute("BEGIN IMMEDIATE")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(write(first, "first"))
+                while _free(state.with_name("keys.db.generation")):
+                    await asyncio.sleep(0.001)
+                group.create_task(write(second, "second"))
+                await asyncio.sleep(0.05)  # with a turn of its own it would ask by now
+                long.execute("COMMIT")
+    assert written == ["made", *["first", "second"] * 5]
+    await first.close()
+    await second.close()
+
+
+def _free(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

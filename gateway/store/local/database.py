@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
@@ -23,6 +25,8 @@ log = logging.getLogger("trunkline.store")
 
 BUSY_SECONDS: Final = 5.0
 """How long another process may keep the file to itself before that is an outage."""
+TURN_SECONDS: Final = 1.0
+"""How long a writer lets those before it go first. It is a courtesy: what guards the file is SQLite's own lock."""
 LENGTHS: Final = 65536
 """The generation file's length is the generation modulo this."""
 
@@ -58,11 +62,11 @@ class Database:
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Have `work` done in a transaction, all or nothing; when this returns, it is on the disk."""
-        return await self._writing.run(partial(_transaction, work))
+        return await self._writing.run(partial(self._transaction, work))
 
     async def change(self, work: Callable[[Connection], int]) -> None:
         """The same for a change of records. `work` returns the generation that it makes; all stamps change after it."""
-        await self._writing.run(lambda connection: self._announce(_transaction(work, connection)))
+        await self._writing.run(lambda connection: self._announce(self._transaction(work, connection)))
 
     async def close(self) -> None:
         """Finish what was begun, and close the file. It is opened again when it is used again."""
@@ -81,6 +85,37 @@ class Database:
     def make(self) -> None:
         """Make the file, or find out why it cannot be used; in the thread that calls."""
         self._for_writing(None).close()
+
+    def _transaction(self, work: Callable[[Connection], T], connection: Connection) -> T:
+        with self._turn():
+            connection.execute("BEGIN IMMEDIATE")
+        try:
+            done = work(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            _rollback(connection)
+            raise
+        return done
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Until the file is ours to write, keep others from asking for it.
+
+        SQLite gives a lock to whoever asks in the right moment, and who waits asks ten times a second: beside a process
+        that writes without a pause that can take for ever. With this, that process waits for us after each transaction.
+        """
+        try:
+            descriptor = os.open(self.generation, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:  # no turns then; `_announce` tells of it
+            yield
+            return
+        try:
+            until = time.monotonic() + TURN_SECONDS
+            while not _locked(descriptor) and time.monotonic() < until:
+                time.sleep(0.001)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _announce(self, generation: int) -> None:
         try:
@@ -240,15 +275,15 @@ class _Worker:
             connection.close()
 
 
-def _transaction(work: Callable[[Connection], T], connection: Connection) -> T:
-    connection.execute("BEGIN IMMEDIATE")
+def _locked(descriptor: int) -> bool:
+    """Whether waiting for the lock is over: we have it, or this file system has no such locks."""
     try:
-        done = work(connection)
-        connection.execute("COMMIT")
-    except BaseException:
-        _rollback(connection)
-        raise
-    return done
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _rollback(connection: Connection) -> None:
