@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from backends import registry
 from gateway.config import checks, units
+from gateway.config.addresses import check_addresses
 from gateway.config.connections import TLSSpec
 from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price
 from gateway.config.located import Document, Mistake, Mistakes
@@ -244,17 +245,22 @@ class Table(Part, frozen=True, kw_only=True):
         return NameIndex(_pairs(self))
 
 
-def load_table(path: Path, environment: Mapping[str, str] | None = None) -> tuple[Table, list[Mistake]]:
-    """Read and check a table; returns it with its warnings. Raises `Mistakes` with every error there is."""
+def load_table(
+    path: Path, environment: Mapping[str, str] | None = None, *, look_up: bool = False
+) -> tuple[Table, list[Mistake]]:
+    """Read and check a table; returns it with its warnings. Raises `Mistakes` with every error there is.
+
+    `look_up`: ask DNS, for two seconds at most, which targets' names have several addresses.
+    """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise Mistakes([Mistake(str(path), 1, 1, f"cannot be read: {error}")]) from None
-    return parse_table(text, str(path), environment)
+    return parse_table(text, str(path), environment, look_up=look_up)
 
 
 def parse_table(
-    text: str, file: str = "routing.yaml", environment: Mapping[str, str] | None = None
+    text: str, file: str = "routing.yaml", environment: Mapping[str, str] | None = None, *, look_up: bool = False
 ) -> tuple[Table, list[Mistake]]:
     """As `load_table`, for a table in memory."""
     document = Document(text, file, environment)
@@ -262,6 +268,8 @@ def parse_table(
     if isinstance(table, Table):
         checks.check(document, table)
     document.raise_mistakes()
+    if look_up:
+        check_addresses(document, table.targets())
     return table, document.mistakes
 
 
