@@ -97,7 +97,8 @@ class Shadow:
     def ended(self, call: Call, headers: Mapping[bytes, bytes], route: str, primary: Seen) -> None:
         """The call is over, as far as its client is concerned: mirror it, if it is one of those. Never raises.
 
-        `headers` are those that it came with, names in lower case; the forwarder sends on what the table names. One whose client left is not mirrored: there is no answer to compare with.
+        `headers` are those that it came with, names in lower case; the forwarder sends on what the table names. A call
+        whose client left is not mirrored: there is no answer to compare with.
         """
         mirror = self.mirrors.get(route)
         if mirror is None or self._closed or primary.status == ClientGone.status or not chosen(call.id, mirror.share):
