@@ -25,6 +25,9 @@ Place = tuple[str | int, ...]
 MOST_WAIT = 10.0
 """Seconds in a queue, where the table says nothing."""
 
+LARGEST_AT_ONCE = 8
+"""Answers of the largest size that a worker may collect, where the table says nothing."""
+
 
 class Launch(Part, frozen=True, kw_only=True):
     """A child process that `trunkline serve` starts, waits for, restarts with back-off and stops."""
@@ -177,10 +180,18 @@ class Bodies(Part, frozen=True, kw_only=True):
     """The largest answer that is not a stream."""
     event: Size = 64 * 1024**2
     """The largest event of a stream."""
+    answers: Size | None = None
+    """All answers and events of more than 64KiB that are being collected, in each gateway worker; more is answered with
+    503. Default: eight of the largest."""
     timeout: Seconds = 60.0
     """How long a client may take to send its body."""
     reader: Seconds = 60.0
     """How long a client may leave unread what was sent to it before its call is ended."""
+
+    @property
+    def together(self) -> int:
+        """Bytes of all large answers and events that may be collected at once."""
+        return LARGEST_AT_ONCE * max(self.answer, self.event) if self.answers is None else self.answers
 
 
 class Ask(Part, frozen=True, kw_only=True):
