@@ -276,8 +276,10 @@ def test_a_launched_server_is_waited_for_at_the_start_and_when_it_is_killed(tmp_
                 os.kill(_pid(gateway), signal.SIGKILL)
             with ThreadPoolExecutor(10) as clients:
                 asked = [clients.submit(ask, gateway, chat("m"), key) for _ in range(10)]
-                held(gateway, "m", 10)
-                loaded.touch()
+                try:
+                    held(gateway, "m", 10)
+                finally:
+                    loaded.touch()
                 assert [each.result().status for each in asked] == [200] * 10
         idle(gateway)
 
