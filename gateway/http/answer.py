@@ -50,7 +50,7 @@ class Answer:
         Raises `ValueError` for headers that would break the head apart.
         """
         request = self._request
-        self.started, closes = True, self.closes or not request.keeps_alive or not request.is_whole
+        closes = self.closes or not request.keeps_alive or not request.is_whole
         lines = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._connection.listener.date]
         for name, value in headers:
             if name == b"content-length":
@@ -75,7 +75,7 @@ class Answer:
         head = b"".join(lines)
         if head.count(b"\n") != len(lines):
             raise ValueError(f"a header of the answer holds a line end: {head!r}")
-        self._head = head + b"\r\n"
+        self.started, self._head = True, head + b"\r\n"
 
     def write(self, data: bytes | memoryview) -> None:
         """A piece of the body."""
@@ -88,7 +88,8 @@ class Answer:
         elif self._head:
             data = self._head + data
         self._head = b""
-        self._send(data)
+        if not self._connection.lost:
+            self._connection.transport.write(data)
 
     def end(self, data: bytes | memoryview = b"") -> None:
         """The rest of the body. It has not ended if that is not as much as the head had announced."""
@@ -103,10 +104,5 @@ class Answer:
                 self._left -= len(data)
         self._head = b""
         self.ended = not self._has_body or not self._left
-        if rest:
-            self._send(rest)
-
-    def _send(self, data: bytes | memoryview) -> None:
-        connection = self._connection
-        if not connection.lost:
-            connection.transport.write(data)
+        if rest and not self._connection.lost:
+            self._connection.transport.write(rest)

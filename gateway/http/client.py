@@ -151,8 +151,8 @@ class Client:
         """
         answer, rest = self._answer, data if len(data) <= AT_ONCE_BYTES else memoryview(data)
         if not answer.started:
-            self._announced = True
             answer.start(200, [*self._prepared, (b"content-length", b"%d" % len(data))])
+            self._announced = True
         if len(data) > AT_ONCE_BYTES:
             rest = await self._send_most(memoryview(data))
         await ending()

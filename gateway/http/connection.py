@@ -1,8 +1,7 @@
 """One client's connection: HTTP/1.1 in, one request at a time, and word when the client leaves.
 
-The parser is llhttp (httptools). What it gives is kept as a `Request`; whoever serves one reads the rest of its body
-with `more` and writes an `Answer`. What comes behind a request that is being served waits, up to a bound, so that a
-client's leaving is seen meanwhile.
+Whoever serves a request reads the rest of its body with `more` and writes an `Answer`. What comes behind it meanwhile
+waits, up to a bound, so that a client's leaving is seen.
 """
 
 from __future__ import annotations
@@ -13,17 +12,15 @@ import math
 import os
 import socket
 import struct
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
-import httptools
-
-from gateway.core.errors import BadFraming, GatewayError, HeadersTooLarge, ReaderTooSlow
+from gateway.core.errors import GatewayError, ReaderTooSlow
 from gateway.http.answer import Answer
 from gateway.http.errors import render
 from gateway.http.identity import new_id
+from gateway.http.parser import RequestParser
 from gateway.http.request import Request
 
 if TYPE_CHECKING:
@@ -31,9 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trunkline.http")
 
-HEAD_BYTES: Final = 40 * 1024
-"""Of a request's first line and headers."""
-HEAD_LINES: Final = 256
 IDLE_SECONDS: Final = 75.0
 """A connection without a request is closed after so long; clients and load balancers mostly let go after 60."""
 LINGER_SECONDS: Final = 2.0
@@ -55,14 +49,12 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_ahead",
         "_body",
-        "_broken",
-        "_coming",
-        "_deaf",
         "_drained",
-        "_head_bytes",
+        "_lingers",
         "_parser",
+        "_patience",
         "_paused",
-        "_queue",
+        "_unsent",
         "due",
         "is_full",
         "listener",
@@ -77,7 +69,6 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, listener: Listener) -> None:
         self.listener, self.loop = listener, listener.loop
-        self._parser: Any = httptools.HttpRequestParser(self)
         self.transport: asyncio.Transport
         self.peer: tuple[str, int] | None = None
         """The client's address and port; None behind a Unix socket."""
@@ -93,18 +84,14 @@ class Connection(asyncio.Protocol):
         """More was written than the client takes."""
         self.due = math.inf
         """When what is waited for is late, by the loop's clock."""
-        self._coming: Request | None = None
-        """The request that the parser is in."""
-        self._head_bytes = 0
-        self._queue: deque[Request | GatewayError] = deque()
-        """What came behind the request that is being served; an error is a request that could not be read."""
+        self._parser = RequestParser()
         self._ahead = bytearray()
-        """What came after that, not parsed."""
+        """What came behind the request that is being served, and was not parsed."""
         self._body: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._broken: GatewayError | None = None
-        """Why the rest of the body that is coming cannot be read."""
-        self._paused = self._deaf = False
+        self._unsent, self._patience = 0, 0.0
+        """What the client had left to take when that was last looked at, and how many seconds it is given."""
+        self._paused = self._lingers = False
 
     # The loop calls these.
 
@@ -118,7 +105,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._lingers:
             return
         request = self.request
         if request is not None and request.is_whole:
@@ -136,8 +123,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.lost, self.due = True, math.inf
         self.listener.forget(self)
-        self._parser = self._coming = None
-        self._queue.clear()
+        self._parser.close()
         self._ahead.clear()
         on_lost, self.on_lost = self.on_lost, None
         if on_lost is not None:
@@ -150,38 +136,6 @@ class Connection(asyncio.Protocol):
         self.is_full = False
         _wake(self._drained)
 
-    # The parser calls these.
-
-    def on_message_begin(self) -> None:
-        self._coming, self._head_bytes = Request(), 0
-
-    def on_url(self, target: bytes) -> None:
-        if (coming := self._coming) is not None:
-            coming.target += target
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if (coming := self._coming) is not None:
-            coming.headers.append((name.lower(), value.rstrip(b" \t")))
-
-    def on_headers_complete(self) -> None:
-        if (coming := self._coming) is not None:
-            parser = self._parser
-            coming.begin(parser.get_method(), parser.get_http_version(), parser.should_keep_alive())
-            self._queue.append(coming)
-
-    def on_body(self, data: bytes) -> None:
-        if (coming := self._coming) is not None:
-            coming.pieces.append(data)
-            coming.unread += len(data)
-            if coming.unread > UNREAD_BYTES:
-                self._pause()
-            _wake(self._body)
-
-    def on_message_complete(self) -> None:
-        if (coming := self._coming) is not None:
-            coming.is_whole, self._coming = True, None
-            _wake(self._body)
-
     # Who serves a request calls these.
 
     async def more(self, seconds: float) -> bytes:
@@ -192,8 +146,8 @@ class Connection(asyncio.Protocol):
         request = self.request
         assert request is not None
         while not request.pieces and not request.is_whole:
-            if self._broken is not None:
-                raise self._broken
+            if self._parser.broken is not None:
+                raise self._parser.broken
             if request.expects:
                 request.expects = False
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -209,11 +163,12 @@ class Connection(asyncio.Protocol):
     async def drained(self, seconds: float) -> None:
         """Wait until the client has taken what was too much to hold.
 
-        Raises `ReaderTooSlow` if it does not within so many seconds; it has been cut off then.
+        Raises `ReaderTooSlow` if it takes nothing for so many seconds; it has been cut off then.
         """
         if not self.is_full:
             return
         self._drained, self.due = self.loop.create_future(), self.loop.time() + seconds
+        self._unsent, self._patience = self.transport.get_write_buffer_size(), seconds
         try:
             await self._drained
         finally:
@@ -224,7 +179,7 @@ class Connection(asyncio.Protocol):
     @property
     def is_idle(self) -> bool:
         """No request is being served, and none is coming."""
-        return self.task is None and self._coming is None and not self._queue
+        return self.task is None and self._parser.coming is None and not self._parser.requests
 
     def late(self) -> None:
         """`due` has passed."""
@@ -233,6 +188,10 @@ class Connection(asyncio.Protocol):
             if not body.done():
                 body.set_exception(TimeoutError())
         elif (drained := self._drained) is not None:
+            unsent = self.transport.get_write_buffer_size()
+            if unsent < self._unsent:
+                self._unsent, self.due = unsent, self.loop.time() + self._patience
+                return
             if not drained.done():
                 drained.set_exception(ReaderTooSlow())
             self.reset()
@@ -258,47 +217,24 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
 
     def _feed(self, data: bytes | bytearray) -> None:
-        """Parse; what comes of it is in the queue, and in the body of the request that is being served."""
-        was_in_head = self._coming is not None and not self._coming.method
-        if was_in_head:
-            self._head_bytes += len(data)
-        while True:
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:  # nobody upgrades here: what follows is HTTP/1.1 as before
-                data = data[upgrade.args[0] :]
-                if data and self._parser is not None:
-                    continue
-            except httptools.HttpParserError as error:
-                self._fail(BadFraming(f"This is not HTTP/1.1: {str(error).lower()}."))
-                return
-            break
-        coming = self._coming
-        if coming is None or coming.method:
-            return
-        if self._head_bytes > HEAD_BYTES or len(coming.headers) > HEAD_LINES:
-            self._fail(HeadersTooLarge(f"The head has more than {HEAD_BYTES} bytes or {HEAD_LINES} lines."))
-
-    def _fail(self, error: GatewayError) -> None:
-        """What comes from here on cannot be understood."""
-        coming, self._coming, self._deaf = self._coming, None, True
-        if coming is None or not coming.method:
-            self._queue.append(error)
-            return
-        self._broken = error  # its head was good, and is being served or waits for it
-        if (body := self._body) is not None and not body.done():
-            body.set_exception(error)
+        """Read on, and wake who waits for more of the body that is being read."""
+        parser, body = self._parser, self._body
+        parser.feed(data)
+        if parser.coming is not None and parser.coming.unread > UNREAD_BYTES:
+            self._pause()
+        if body is not None and not body.done():
+            body.set_result(None)
 
     def _go_on(self) -> None:
         """Serve what is next, if it has come."""
-        if self._ahead and not self._queue:
+        if self._ahead and not self._parser.requests:
             data, self._ahead = self._ahead, bytearray()
             self._feed(data)
-        if not self._queue:
-            if self._coming is not None:
+        if not self._parser.requests:
+            if self._parser.coming is not None:
                 self._await_head()
             return
-        request = self._queue.popleft()
+        request = self._parser.requests.popleft()
         if isinstance(request, GatewayError):
             self._refuse(request)
             return
@@ -335,7 +271,7 @@ class Connection(asyncio.Protocol):
         else:
             self.due = self.loop.time() + IDLE_SECONDS
             self._resume()
-            if self._queue or self._ahead:
+            if self._parser.requests or self._ahead:
                 self._go_on()
 
     def _refuse(self, error: GatewayError) -> None:
@@ -348,7 +284,7 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Close for writing, and leave a client time to read what was said: with bytes unread a close is a reset."""
-        self._deaf = True
+        self._lingers = True
         self.due = self.loop.time() + LINGER_SECONDS
         self._resume()
         with suppress(OSError, RuntimeError):

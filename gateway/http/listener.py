@@ -33,7 +33,8 @@ class Listener:
         self.handle, self.head_seconds = handle, head_seconds
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
-        self.date = b""
+        self.date = _date()
+        """A header of answers, as of now."""
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
@@ -77,7 +78,11 @@ class Listener:
 
     def _look(self) -> None:
         now = self.loop.time()
-        self.date = b"date: %b\r\n" % formatdate(time.time(), usegmt=True).encode()
+        self.date = _date()
         for connection in [each for each in self.connections if each.due <= now]:
             connection.late()
         self._timer = self.loop.call_later(LOOK_SECONDS, self._look)
+
+
+def _date() -> bytes:
+    return b"date: %b\r\n" % formatdate(time.time(), usegmt=True).encode()

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
 from urllib.parse import unquote_to_bytes
+
+from gateway.core.errors import BadFraming, GatewayError, HeadersTooLarge
+
+HEAD_BYTES: Final = 40 * 1024
+"""Of a request's first line and headers."""
+HEAD_LINES: Final = 256
 
 
 class Request:
@@ -27,12 +34,25 @@ class Request:
         self.expects = False
         """It waits to be told to go on before it sends the body."""
 
-    def begin(self, method: bytes, version: str, keeps_alive: bool) -> None:
-        """The head is whole."""
+    def begin(self, method: bytes, version: str, keeps_alive: bool) -> GatewayError | None:
+        """The head is whole; what is wrong with it."""
         self.method, self.version, self.keeps_alive = method.decode("ascii"), version, keeps_alive
-        self.expects = version == "1.1" and any(
-            name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers
-        )
+        headers, size, coded = self.headers, len(self.target), False
+        for name, value in headers:
+            size += len(name) + len(value)
+            if name == b"expect":
+                self.expects = version == "1.1" and value.lower() == b"100-continue"
+            elif name == b"transfer-encoding":
+                coded = True
+        if size > HEAD_BYTES or len(headers) > HEAD_LINES:
+            return too_large()
+        if version not in ("1.0", "1.1"):
+            return BadFraming(f"This is HTTP/1.1, not HTTP/{version}.")
+        if coded and version == "1.0":
+            return BadFraming("HTTP/1.0 has no transfer codings.")
+        if method == b"CONNECT":
+            return BadFraming("This is no proxy: CONNECT is not possible.")
+        return None
 
     def take(self) -> bytes:
         """What has come of the body since the last time."""
@@ -44,8 +64,8 @@ class Request:
 
     @property
     def path(self) -> str:
-        """Without query, and with what was quoted in it as it means."""
-        path = self.target.partition(b"?")[0]
+        """Without the query, its quoted bytes as what they stand for."""
+        path = self.target.partition(b"#")[0].partition(b"?")[0]
         if not path.startswith(b"/") and b"://" in path:
             path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
         return unquote_to_bytes(path).decode("utf-8", "replace")
@@ -53,4 +73,9 @@ class Request:
     @property
     def query(self) -> bytes:
         """What stands behind the question mark, as it was sent."""
-        return self.target.partition(b"?")[2]
+        return self.target.partition(b"#")[0].partition(b"?")[2]
+
+
+def too_large() -> HeadersTooLarge:
+    """The head is larger than is taken."""
+    return HeadersTooLarge(f"The head has more than {HEAD_BYTES} bytes or {HEAD_LINES} lines.")
