@@ -299,6 +299,7 @@ class Pulse:
                 await self._admission.look()
                 self._metrics.settle_pending.set(self._store.limits.unsettled)
                 self._metrics.gateways.set(self._store.gateways)
+                self._metrics.answer_memory.set(self._forwarder.memory.held)
                 self._connections.show(self._forwarder.origins)
             except Exception:  # a bug of ours; the pulse goes on
                 log.exception("the state of the store and of connections could not be shown")

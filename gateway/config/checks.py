@@ -14,7 +14,7 @@ from gateway.config.names import Globs
 
 if TYPE_CHECKING:
     from gateway.config.limits import LimitSpec
-    from gateway.config.table import Launch, Place, RouteSpec, Table, TargetSpec
+    from gateway.config.table import Bodies, Launch, Place, RouteSpec, Table, TargetSpec
 
 POLICIES = "trunkline.policies"
 _NAME = re.compile("[!-~](?:[ -~]{0,98}[!-~])?")
@@ -34,10 +34,18 @@ def check(document: Document, table: Table) -> None:
     _check_names(document, table)
     _check_routing(document, table)
     _check_money(document, table)
-    if table.bodies.elements < LEAST_ELEMENTS:
-        document.report(("bodies", "elements"), f"expected at least {LEAST_ELEMENTS}: long conversations have as many")
+    _check_bodies(document, table.bodies)
     if not any(not mistake.warning for mistake in document.mistakes):
         _run_tests(document, table)
+
+
+def _check_bodies(document: Document, bodies: Bodies) -> None:
+    if bodies.elements < LEAST_ELEMENTS:
+        document.report(("bodies", "elements"), f"expected at least {LEAST_ELEMENTS}: long conversations have as many")
+    for name in ("answer", "event"):
+        if bodies.together < getattr(bodies, name):
+            told = f"'answers' is what all may hold together, and less than one may: {name!r}, {getattr(bodies, name)}"
+            document.report(("bodies", "answers"), told)
 
 
 def _check_targets(document: Document, table: Table) -> None:

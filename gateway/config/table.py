@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from backends import registry
 from gateway.config import checks, units
+from gateway.config.addresses import check_addresses
 from gateway.config.connections import TLSSpec
 from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price
 from gateway.config.located import Document, Mistake, Mistakes
@@ -23,6 +24,9 @@ __all__ = ["Mistake", "Mistakes", "Table", "load_table", "parse_table", "table_s
 Place = tuple[str | int, ...]
 MOST_WAIT = 10.0
 """Seconds in a queue, where the table says nothing."""
+
+LARGEST_AT_ONCE = 8
+"""Answers of the largest size that a worker may collect, where the table says nothing."""
 
 
 class Launch(Part, frozen=True, kw_only=True):
@@ -176,10 +180,18 @@ class Bodies(Part, frozen=True, kw_only=True):
     """The largest answer that is not a stream."""
     event: Size = 64 * 1024**2
     """The largest event of a stream."""
+    answers: Size | None = None
+    """All answers and events of more than 64KiB that are being collected, in each gateway worker; more is answered with
+    503. Default: eight of the largest."""
     timeout: Seconds = 60.0
     """How long a client may take to send its body."""
     reader: Seconds = 60.0
     """How long a client may leave unread what was sent to it before its call is ended."""
+
+    @property
+    def together(self) -> int:
+        """Bytes of all large answers and events that may be collected at once."""
+        return LARGEST_AT_ONCE * max(self.answer, self.event) if self.answers is None else self.answers
 
 
 class Ask(Part, frozen=True, kw_only=True):
@@ -244,17 +256,22 @@ class Table(Part, frozen=True, kw_only=True):
         return NameIndex(_pairs(self))
 
 
-def load_table(path: Path, environment: Mapping[str, str] | None = None) -> tuple[Table, list[Mistake]]:
-    """Read and check a table; returns it with its warnings. Raises `Mistakes` with every error there is."""
+def load_table(
+    path: Path, environment: Mapping[str, str] | None = None, *, look_up: bool = False
+) -> tuple[Table, list[Mistake]]:
+    """Read and check a table; returns it with its warnings. Raises `Mistakes` with every error there is.
+
+    `look_up`: ask DNS, for two seconds at most, which targets' names have several addresses.
+    """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise Mistakes([Mistake(str(path), 1, 1, f"cannot be read: {error}")]) from None
-    return parse_table(text, str(path), environment)
+    return parse_table(text, str(path), environment, look_up=look_up)
 
 
 def parse_table(
-    text: str, file: str = "routing.yaml", environment: Mapping[str, str] | None = None
+    text: str, file: str = "routing.yaml", environment: Mapping[str, str] | None = None, *, look_up: bool = False
 ) -> tuple[Table, list[Mistake]]:
     """As `load_table`, for a table in memory."""
     document = Document(text, file, environment)
@@ -262,6 +279,8 @@ def parse_table(
     if isinstance(table, Table):
         checks.check(document, table)
     document.raise_mistakes()
+    if look_up:
+        check_addresses(document, table.targets())
     return table, document.mistakes
 
 
