@@ -104,6 +104,7 @@ class Gateway:
         """All that is opened or closed, each part after those that it uses."""
         return [
             (None, self.lines.close),
+            (None, self.metrics.pending.flush),
             (self.store.open, self.store.close),
             (self.ledger.open, self.ledger.close),
             (self.keyring.open, self.keyring.close),
@@ -236,10 +237,7 @@ class Admissions(AdmissionEvents):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-
-    def answered(self, seconds: float) -> None:
-        """The store has decided about a call."""
-        self._metrics.redis.observe(seconds)
+        self.answered = metrics.pending.values(metrics.redis).append  # type: ignore[assignment,method-assign] # no frame
 
     def denied(self, scope: str, dimension: str) -> None:
         """A call was refused by this limit."""
@@ -299,6 +297,7 @@ class Pulse:
                 self._metrics.settle_pending.set(self._store.limits.unsettled)
                 self._metrics.gateways.set(self._store.gateways)
                 self._connections.show(self._forwarder.origins)
+                self._metrics.pending.flush()
             except Exception:  # a bug of ours; the pulse goes on
                 log.exception("the state of the store and of connections could not be shown")
             await asyncio.sleep(PULSE_SECONDS)
