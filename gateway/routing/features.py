@@ -96,19 +96,20 @@ def _shared(call: Call, base: tuple[bytes, ...]) -> tuple[int | None, int | None
 
 
 def _hashes(parts: tuple[Part, ...], more: tuple[Part, ...] = ()) -> tuple[int, int]:
-    """The hash of `parts`, and that of them and `more`: 64 bits, never 0.
-
-    Of a long part only its ends count, and how long it is: whatever differs between them shares the beginning.
-    """
-    digest = blake2b(digest_size=8)
-    first = 0
-    for index, part in enumerate((*parts, *more)):
-        size = len(part)
-        if index == len(parts):
-            first = int.from_bytes(digest.digest(), "little")
-        digest.update(size.to_bytes(8, "little"))
-        if size > 2 * END_BYTES:
-            digest.update(part[:END_BYTES])
-            part = part[-END_BYTES:]
-        digest.update(part)
+    """The hash of `parts`, and that of them and `more`: 64 bits, never 0."""
+    digest, first = blake2b(b"".join(map(_told, parts)), digest_size=8), 0
+    if more:
+        first = int.from_bytes(digest.digest(), "little")
+        digest.update(b"".join(map(_told, more)))
     return first or 1, int.from_bytes(digest.digest(), "little") or 1
+
+
+def _told(part: Part) -> bytes:
+    """What counts of a part: its length, and of a long one only the ends.
+
+    Whatever differs between them shares the beginning.
+    """
+    size = len(part)
+    if size > 2 * END_BYTES:
+        return b"".join((size.to_bytes(8, "little"), part[:END_BYTES], part[-END_BYTES:]))
+    return b"".join((size.to_bytes(8, "little"), part))
