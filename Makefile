@@ -11,6 +11,10 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_PYTHON_DOWNLOADS := never
 
+# A hundred gateways that compile every module anew take more time than the tests.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-slow check test-vllm test-tgi test-faults test-engines soak fuzz bench docs wheel lock clean
 
 help: ## list the targets

@@ -136,7 +136,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         )
         await _answer(parts, state, state.attempts)
         if parts.shadow.mirrors:
-            parts.shadow.ended(call, route.name, Seen(*record.seen()))
+            parts.shadow.ended(call, client.headers, route.name, Seen(*record.seen()))
     except BaseException as error:
         await state.end(error)
         raise

@@ -296,6 +296,7 @@ class Pulse:
                 await self._admission.look()
                 self._metrics.settle_pending.set(self._store.limits.unsettled)
                 self._metrics.gateways.set(self._store.gateways)
+                self._metrics.answer_memory.set(self._forwarder.memory.held)
                 self._connections.show(self._forwarder.origins)
                 self._metrics.pending.flush()
             except Exception:  # a bug of ours; the pulse goes on

@@ -84,7 +84,7 @@ class Reloader:
         # Nothing below waits or fails: no call sees half of it.
         routes.open(before)
         parts.admission.revise(rules(table), {name: spec.price for name, spec in table.routes.items()}.get)
-        parts.forwarder.limits = answer_limits(table)
+        parts.forwarder.bound(answer_limits(table))
         parts.shadow.mirrors = mirrors
         self._fleet.adopt(routes)
         self._plane.swap(structs.replace(parts, routes=routes), table.bodies)
@@ -114,7 +114,8 @@ def rules(table: Table) -> Rules:
 
 def answer_limits(table: Table) -> AnswerLimits:
     """How much of an answer is taken into memory."""
-    return AnswerLimits(table.bodies.answer, table.bodies.event)
+    bodies = table.bodies
+    return AnswerLimits(bodies.answer, bodies.event, bodies.together)
 
 
 def mirrors(

@@ -21,7 +21,7 @@ def check(file: str, as_json: bool) -> None:
     """Say all that is wrong with the routing table FILE (default: routing.yaml), then run its tests."""
     table, errors = None, []
     try:
-        table, warnings = load_table(Path(file))
+        table, warnings = load_table(Path(file), look_up=True)
     except Mistakes as found:
         errors, warnings = found.found, []
     if as_json:

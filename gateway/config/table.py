@@ -12,11 +12,12 @@ from msgspec import Meta, Struct
 
 from backends import registry
 from gateway.config import checks, units
+from gateway.config.addresses import check_addresses
 from gateway.config.connections import TLSSpec
 from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price
-from gateway.config.located import Document, Mistake, Mistakes
+from gateway.config.located import Document, Mistake, Mistakes, unread
 from gateway.config.names import NameIndex
-from gateway.config.units import Count, Seconds, SecretRef, Size
+from gateway.config.units import Count, Seconds, SecretRef, Size, Text
 
 __all__ = ["Mistake", "Mistakes", "Table", "load_table", "parse_table", "table_schema"]
 
@@ -24,11 +25,14 @@ Place = tuple[str | int, ...]
 MOST_WAIT = 10.0
 """Seconds in a queue, where the table says nothing."""
 
+LARGEST_AT_ONCE = 8
+"""Answers of the largest size that a worker may collect, where the table says nothing."""
+
 
 class Launch(Part, frozen=True, kw_only=True):
     """A child process that `trunkline serve` starts, waits for, restarts with back-off and stops."""
 
-    model: str | None = None
+    model: Text | None = None
     """A model the backend can serve by itself; llamacpp: `embedded`."""
     argv: tuple[str, ...] | None = None
     """Any command, without a shell; `{port}` becomes a free loopback port."""
@@ -47,7 +51,7 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """The server's base, without `/v1`: `http://`, `https://` or `unix:///path/of/socket`."""
     launch: Launch | None = None
     """Start the server as a child process instead."""
-    model: str | None = None
+    model: Text | None = None
     """The model's name at the server; default: the name the client asked for."""
     api_key: SecretRef | None = None
     """The credential sent to the server."""
@@ -176,10 +180,18 @@ class Bodies(Part, frozen=True, kw_only=True):
     """The largest answer that is not a stream."""
     event: Size = 64 * 1024**2
     """The largest event of a stream."""
+    answers: Size | None = None
+    """All answers and events of more than 64KiB that are being collected, in each gateway worker; more is answered with
+    503. Default: eight of the largest."""
     timeout: Seconds = 60.0
     """How long a client may take to send its body."""
     reader: Seconds = 60.0
     """How long a client may leave unread what was sent to it before its call is ended."""
+
+    @property
+    def together(self) -> int:
+        """Bytes of all large answers and events that may be collected at once."""
+        return LARGEST_AT_ONCE * max(self.answer, self.event) if self.answers is None else self.answers
 
 
 class Ask(Part, frozen=True, kw_only=True):
@@ -244,17 +256,22 @@ class Table(Part, frozen=True, kw_only=True):
         return NameIndex(_pairs(self))
 
 
-def load_table(path: Path, environment: Mapping[str, str] | None = None) -> tuple[Table, list[Mistake]]:
-    """Read and check a table; returns it with its warnings. Raises `Mistakes` with every error there is."""
+def load_table(
+    path: Path, environment: Mapping[str, str] | None = None, *, look_up: bool = False
+) -> tuple[Table, list[Mistake]]:
+    """Read and check a table; returns it with its warnings. Raises `Mistakes` with every error there is.
+
+    `look_up`: ask DNS, for two seconds at most, which targets' names have several addresses.
+    """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise Mistakes([Mistake(str(path), 1, 1, f"cannot be read: {error}")]) from None
-    return parse_table(text, str(path), environment)
+        raise Mistakes([Mistake(str(path), 1, 1, f"cannot be read: {unread(error)}")]) from None
+    return parse_table(text, str(path), environment, look_up=look_up)
 
 
 def parse_table(
-    text: str, file: str = "routing.yaml", environment: Mapping[str, str] | None = None
+    text: str, file: str = "routing.yaml", environment: Mapping[str, str] | None = None, *, look_up: bool = False
 ) -> tuple[Table, list[Mistake]]:
     """As `load_table`, for a table in memory."""
     document = Document(text, file, environment)
@@ -262,6 +279,8 @@ def parse_table(
     if isinstance(table, Table):
         checks.check(document, table)
     document.raise_mistakes()
+    if look_up:
+        check_addresses(document, table.targets())
     return table, document.mistakes
 
 

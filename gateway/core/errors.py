@@ -31,6 +31,7 @@ GatewayError
     NoTarget                 every target of the route failed or is ejected
     StoreUnavailable         Redis cannot be asked about a key we do not know
     LimitsUnavailable        Redis cannot be asked, and a limit of the call is closed then
+    AnswerMemoryFull         large answers take up all of the memory that there is for them
     ShuttingDown             the gateway stops, and the call has not ended in the time for that
   AnswerTooLarge             502 the answer, or one event of it, is larger than we take into memory
   UpstreamError              a target failed; the text stays in our log
@@ -286,6 +287,20 @@ class LimitsUnavailable(Unavailable):
 
     code = "limits_unavailable"
     error_type = "gateway_limits_unavailable"
+
+
+class AnswerMemoryFull(Unavailable):
+    """As `AnswerTooLarge`, but for all answers that a worker collects: nothing is wrong with this one or its target."""
+
+    code = "answer_memory_full"
+    error_type = "gateway_answer_memory_full"
+    should_retry = True
+
+    def __init__(self, bound: int) -> None:
+        super().__init__(
+            f"Large answers take up all of the memory that the gateway has for them, {bound} bytes (bodies.answers).",
+            retry_after=1,
+        )
 
 
 class ShuttingDown(Unavailable):

@@ -288,6 +288,9 @@ class Metrics:
             SHORT,
             "target",
         )
+        self.answer_memory = self._gauge(
+            "answer_memory_bytes", "Large answers and events that are being collected (`bodies.answers`).", "livesum"
+        )
 
     def _make_engines(self) -> None:
         """What engines tell of themselves, and which table and version this is."""

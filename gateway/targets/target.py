@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from backends.api import Facts
@@ -124,9 +124,11 @@ class Target:
         """`resting`: it asked for a pause; `full`: other gateways have taken its last place."""
         self.unsure: set[Target] = {self}
         """Of its tier's targets those that a filter may refuse, whatever the call is; see `Tier.usable`."""
+        self._heir: Target | None = None
 
     def inherit(self, before: Target) -> None:
-        """Take over what is known of the same server from the table before."""
+        """Take over what is known of the same server from the table before, also what its calls find out later."""
+        before._heir = self
         self.since, self.attempts, self.inflight = before.since, before.attempts, before.inflight
         self.up, self.why = before.up, before.why
         self.order, self.order_version = before.order, before.order_version
@@ -147,9 +149,10 @@ class Target:
     def rest(self, seconds: float | None, why: str = "resting") -> None:
         """Send nothing for so long, at most 30 s."""
         until = self._clock() + (REST_SECONDS if seconds is None else min(seconds, MOST_REST_SECONDS))
-        if until > self.resting_until:
-            self.resting, self.resting_until = why, until
-            self.changed()
+        for target in self._line():
+            if until > target.resting_until:
+                target.resting, target.resting_until = why, until
+                target.changed()
 
     def ordered(self, state: OrderState, version: int) -> None:
         """What an operator wants holds from now on."""
@@ -167,8 +170,9 @@ class Target:
 
     def miss(self) -> None:
         """A call could not reach it."""
-        self.missed = True
-        self.changed()
+        for target in self._line():
+            target.missed = True
+            target.changed()
 
     def learned(self, facts: Facts) -> None:
         """What the engine says that it is; the table goes first."""
@@ -192,6 +196,13 @@ class Target:
         self.breaker.failed(trial)
         self.changed()
         self.load.notify()  # its successor in a newer table has the same breaker
+
+    def _line(self) -> Iterator[Target]:
+        """It, and its successors in newer tables."""
+        target: Target | None = self
+        while target is not None:
+            yield target
+            target = target._heir
 
     def changed(self) -> None:
         """Something has happened to it, its load or its server: a filter may refuse it now."""

@@ -61,4 +61,6 @@ class Exchange:
 
     def close(self) -> None:
         """Let go of the connection: it serves again if all of the answer has come, or its end follows at once."""
+        if self._reader.counted:
+            self._reader.count(0)
         self._response.release(TAIL_SECONDS if self._reader.done else 0.0)

@@ -19,7 +19,7 @@ from gateway.upstream.exchange import LATE, Exchange
 from gateway.upstream.failures import conceal, fit, status_refusal, worded_refusal
 from gateway.upstream.origins import Origins
 from gateway.upstream.pool import Pool
-from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, reader_for
+from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, AnswerMemory, reader_for
 from gateway.upstream.transport import Transport
 
 IDENTITY: Final = b"accept-encoding", b"identity"
@@ -42,10 +42,15 @@ class Forwarder:
         self, limits: AnswerLimits, transport: httpx.AsyncBaseTransport | None = None, pool: Pool | None = None
     ) -> None:
         """`transport` is for the questions beside the calls, instead of the calls' connections in `pool`."""
-        self.limits = limits
+        self.memory = AnswerMemory(limits.answers)
+        self.bound(limits)
         self._pool = pool or Pool()
         self._transport = transport or Transport(self._pool)
         self.origins = Origins()
+
+    def bound(self, limits: AnswerLimits) -> None:
+        """Take so much of answers into memory, from the next answer on."""
+        self.limits, self.memory.bound = limits, limits.answers
 
     async def close(self) -> None:
         await self._pool.close()
@@ -84,7 +89,7 @@ class Forwarder:
             if response.status != 200:
                 raise await self._refusal(call, address, capabilities, response)
             content_type = fit(response.headers)
-            reader = reader_for(call, capabilities, content_type, self.limits, lenient=address.lenient)
+            reader = reader_for(call, capabilities, content_type, self.limits, self.memory, lenient=address.lenient)
             return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
         except BaseException:
             response.release()

@@ -5,17 +5,19 @@ A reader does no I/O: whoever has the connection feeds it what comes and tells i
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from msgspec import Struct
 
 from backends import sse
 from backends.api import DONE, Call, Chunk, UpstreamFault
 from backends.capabilities import Capabilities
-from gateway.core.errors import AnswerTooLarge, BadReply, Disconnected, GatewayError, UpstreamError
+from gateway.core.errors import AnswerMemoryFull, AnswerTooLarge, BadReply, Disconnected, GatewayError, UpstreamError
 from gateway.upstream.failures import blame
 
 ERROR_BODY_LIMIT = 1024 * 1024
+UNCOUNTED_BYTES: Final = 64 * 1024
+"""What an answer may hold without being counted: the pieces of nearly all streams are far smaller."""
 
 
 Failure = TypeVar("Failure", bound=GatewayError)
@@ -28,6 +30,17 @@ class AnswerLimits(Struct, frozen=True):
     """Of an answer that is no stream."""
     event: int
     """Of one event of a stream."""
+    answers: int = 512 * 1024**2
+    """Of all answers and events together that are larger than 64 KiB."""
+
+
+class AnswerMemory:
+    """The bytes of large answers and events that are being collected, those of all calls together."""
+
+    __slots__ = ("bound", "held")
+
+    def __init__(self, bound: int) -> None:
+        self.bound, self.held = bound, 0
 
 
 class AnswerReader:
@@ -37,6 +50,16 @@ class AnswerReader:
     """Why the answer is no good one, or not whole; the chunk that was given last holds what came before."""
     done = False
     """The answer is whole; what was given last was the end of it."""
+    counted = 0
+    """Bytes that are counted in the memory for it."""
+    _memory: AnswerMemory
+
+    def count(self, size: int) -> bool:
+        """Count `size` bytes as what it holds now; False if it holds more than before, and all together too much."""
+        memory, more = self._memory, size - self.counted
+        memory.held += more
+        self.counted = size
+        return more <= 0 or memory.held <= memory.bound
 
     def feed(self, data: bytes) -> Chunk | None:
         """What came in one read, as one chunk; None: there is nothing to pass on yet."""
@@ -48,38 +71,51 @@ class AnswerReader:
 
 
 def reader_for(
-    call: Call, capabilities: Capabilities, content_type: str, limits: AnswerLimits, *, lenient: bool = False
+    call: Call,
+    capabilities: Capabilities,
+    content_type: str,
+    limits: AnswerLimits,
+    memory: AnswerMemory,
+    *,
+    lenient: bool = False,
 ) -> AnswerReader:
     """A reader for an answer of status 200. `lenient`: the target's streams may end without telling why."""
     if not call.stream:
-        return WholeReader(call, capabilities, limits.answer)
+        return WholeReader(call, capabilities, limits.answer, memory)
     if content_type[:17].lower() == "text/event-stream":
-        return EventReader(call, capabilities, limits.event, lenient=lenient)
-    return WholeReader(call, capabilities, ERROR_BODY_LIMIT)  # an error in a 200, or nonsense
+        return EventReader(call, capabilities, limits.event, memory, lenient=lenient)
+    return WholeReader(call, capabilities, ERROR_BODY_LIMIT, memory)  # an error in a 200, or nonsense
 
 
 class WholeReader(AnswerReader):
     """Collects an answer that is no stream, and gives it as one chunk at its end."""
 
-    def __init__(self, call: Call, capabilities: Capabilities, limit: int) -> None:
-        self._call, self._capabilities, self._limit = call, capabilities, limit
+    def __init__(self, call: Call, capabilities: Capabilities, limit: int, memory: AnswerMemory) -> None:
+        self._call, self._capabilities, self._limit, self._memory = call, capabilities, limit, memory
         self._pieces: list[bytes] = []
         self._size = 0
 
     def feed(self, data: bytes) -> None:
+        if self.failure is not None:
+            return
         self._size += len(data)
-        if self._size <= self._limit:
-            self._pieces.append(data)
-        elif self.failure is None:
-            self._pieces.clear()
+        if self._size > self._limit:
             self.failure = self._no_stream() if self._call.stream else too_large("answer", self._limit)
+        elif self._size > UNCOUNTED_BYTES and not self.count(self._size):
+            self.failure = AnswerMemoryFull(self._memory.bound)
+        if self.failure is None:
+            self._pieces.append(data)
+        else:
+            self._pieces.clear()
 
     def end(self, broken: UpstreamError | None) -> Chunk | None:
         self.failure = self.failure or broken
         if self.failure is not None:
             return None
+        body = b"".join(self._pieces)
+        self._pieces.clear()
         try:
-            reply = self._capabilities.adapter.reply(self._call, b"".join(self._pieces))
+            reply = self._capabilities.adapter.reply(self._call, body)
         except UpstreamFault as fault:
             self.failure = caused(blame(fault), fault)
         except (ValueError, RecursionError) as error:
@@ -99,9 +135,12 @@ class WholeReader(AnswerReader):
 class EventReader(AnswerReader):
     """Reads a stream; knows how many choices have begun, and how many have told why they ended."""
 
-    def __init__(self, call: Call, capabilities: Capabilities, limit: int, *, lenient: bool = False) -> None:
+    def __init__(
+        self, call: Call, capabilities: Capabilities, limit: int, memory: AnswerMemory, *, lenient: bool = False
+    ) -> None:
         reader = capabilities.adapter if capabilities.stateful is None else capabilities.stateful.open(call)
-        self._call, self._limit, self._lenient = call, limit, lenient
+        self._call, self._limit, self._memory, self._lenient = call, limit, memory, lenient
+        self._uncounted = min(limit, UNCOUNTED_BYTES)
         self._chunk = reader.chunk
         self._skim = getattr(reader, "skim", _skims_nothing)
         self._close = getattr(reader, "close", tuple)
@@ -120,8 +159,9 @@ class EventReader(AnswerReader):
             chunks.append(Chunk(events[:start], count))  # nearly always all of them
         if start < len(events):
             self._take(events, start, chunks)
-        if len(self._splitter.rest) > self._limit and not self._over:
-            self.failure = too_large("event", self._limit)
+        held = len(events) + len(self._splitter.rest)
+        if held > self._uncounted or self.counted:
+            self._weigh(held)
         return chunks[0] if len(chunks) == 1 else merged(chunks)
 
     def end(self, broken: UpstreamError | None) -> Chunk | None:
@@ -150,6 +190,16 @@ class EventReader(AnswerReader):
     @property
     def _over(self) -> bool:
         return self.done or self.failure is not None
+
+    def _weigh(self, held: int) -> None:
+        """Count what is held: the events given last, which wait for the client, and what has come of the next one."""
+        rest, fits = len(self._splitter.rest), self.count(held if held > UNCOUNTED_BYTES else 0)
+        if self._over or rest <= self._uncounted:
+            return  # events that have come are passed on
+        if rest > self._limit:
+            self.failure = too_large("event", self._limit)
+        elif not fits:
+            self.failure = AnswerMemoryFull(self._memory.bound)
 
     def _take(self, events: bytes, start: int, chunks: list[Chunk]) -> None:
         """Read whole events, from `start` on; sets `failure` for one that tells of it, and `done` at the terminator."""

@@ -1,8 +1,8 @@
 """Shadow traffic: a share of a route's calls, asked again of a shadow target when they have ended, and compared.
 
 Nothing here reaches the client: the shadow call begins after the answer has ended, is never tried again, its answer is
-read and thrown away, and whatever goes wrong stays here. It carries the call's body and the shadow target's own
-credential; the client's headers are not even known.
+read and thrown away, and whatever goes wrong stays here. It carries the call's body, the shadow target's own credential
+and, of the client's headers, those that the route's `forward_headers` names.
 """
 
 from __future__ import annotations
@@ -59,7 +59,13 @@ class Send(Protocol):
     """`Forwarder.send`."""
 
     def __call__(
-        self, call: Call, address: Address, capabilities: Capabilities, timeouts: Timeouts, trace: Mapping[str, str]
+        self,
+        call: Call,
+        address: Address,
+        capabilities: Capabilities,
+        timeouts: Timeouts,
+        trace: Mapping[str, str],
+        callers: Mapping[bytes, bytes],
     ) -> Awaitable[Answer]:
         """One attempt at one target."""
 
@@ -88,10 +94,11 @@ class Shadow:
         self.bytes = 0
         """Bodies kept."""
 
-    def ended(self, call: Call, route: str, primary: Seen) -> None:
+    def ended(self, call: Call, headers: Mapping[bytes, bytes], route: str, primary: Seen) -> None:
         """The call is over, as far as its client is concerned: mirror it, if it is one of those. Never raises.
 
-        One whose client left is not mirrored: there is no answer to compare with.
+        `headers` are those that it came with, names in lower case; the forwarder sends on what the table names. A call
+        whose client left is not mirrored: there is no answer to compare with.
         """
         mirror = self.mirrors.get(route)
         if mirror is None or self._closed or primary.status == ClientGone.status or not chosen(call.id, mirror.share):
@@ -102,7 +109,9 @@ class Shadow:
             return
         self.bytes += size
         self._running[route] += 1
-        task = asyncio.get_running_loop().create_task(self._mirror(call, route, mirror, primary), name="shadow")
+        task = asyncio.get_running_loop().create_task(
+            self._mirror(call, headers, route, mirror, primary), name="shadow"
+        )
         self._tasks.add(task)
 
         def over(task: asyncio.Task[None]) -> None:  # also of a task that was cancelled before it began
@@ -120,21 +129,23 @@ class Shadow:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _mirror(self, call: Call, route: str, mirror: Mirror, primary: Seen) -> None:
+    async def _mirror(
+        self, call: Call, headers: Mapping[bytes, bytes], route: str, mirror: Mirror, primary: Seen
+    ) -> None:
         try:
-            shadow = await self._asked(call, mirror)
+            shadow = await self._asked(call, headers, mirror)
             self._compared(route, mirror.address.name, Comparison(primary, shadow))
         except Exception as error:  # whoever counts is not to break anything either
             log.error("call %s: its shadow was not compared: %s", call.id, type(error).__name__)
 
-    async def _asked(self, call: Call, mirror: Mirror) -> Seen:
+    async def _asked(self, call: Call, headers: Mapping[bytes, bytes], mirror: Mirror) -> Seen:
         """What the shadow target makes of the call."""
         began = self._clock()
         status, tokens, counted, first = 200, None, 0, None
         trace = {"x-request-id": f"{call.id}-shadow"}
         try:
             async with asyncio.timeout(MAX_SECONDS):
-                answer = await self._send(call, mirror.address, mirror.capabilities, mirror.timeouts, trace)
+                answer = await self._send(call, mirror.address, mirror.capabilities, mirror.timeouts, trace, headers)
                 try:
                     done = False
                     while not done:

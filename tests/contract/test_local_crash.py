@@ -104,7 +104,7 @@ async def test_a_gateway_goes_on_beside_commands_that_are_killed_while_they_writ
 
 
 async def test_who_asked_to_write_first_writes_first(tmp_path: Path) -> None:
-    """SQLite gives the file to whoever asks in the right moment: who writes without a pause could keep all others out."""
+    """SQLite gives the file to whoever asks at the right moment: who writes without a pause could keep others out."""
     state = tmp_path / "keys.db"
     first, second = LocalStore(state, boot="a"), LocalStore(state, boot="b")
     await first.open()

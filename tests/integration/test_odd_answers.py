@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
-from harness.upstream import DONE, Act, Script, Target, Upstream, answer, event, head, stream, usage_event, whole
-from integration.client import ask, chat, get, record
+from harness.upstream import DONE, Act, Gate, Script, Target, Upstream, answer, event, head, stream, usage_event, whole
+from integration.client import ask, chat, eventually, get, record, samples, total
 
 FINISH = event(finish="stop")
 TRIES = 12
@@ -37,7 +38,9 @@ def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
         "lenient": {"targets": [target("lenient", finish="lenient")]},
         "shy": {"targets": [target("shy", usage_event=False)]},
     }
-    with gateway_process(json.dumps({"routes": routes, "bodies": {"answer": "1MiB"}})) as started:
+    with gateway_process(
+        json.dumps({"routes": routes, "bodies": {"answer": "1MiB", "event": "8MiB", "answers": "8MiB"}})
+    ) as started:
         yield started
 
 
@@ -195,3 +198,26 @@ def test_what_llamacpp_adds_to_the_usage_event_reaches_the_client(
     *_, last, done = ask(gateway, chat("llamacpp", stream=True), key).data
     assert done == b"[DONE]" and json.loads(last)["timings"] == timings
     assert json.loads(last)["choices"][0]["finish_reason"] == "stop" and "usage" not in json.loads(last)
+
+
+def test_an_answer_for_which_there_is_no_memory_is_to_be_asked_for_again(
+    gateway: GatewayProcess, key: str, upstream: Upstream, pair: list[Target]
+) -> None:
+    gate, body = Gate(), json.dumps(answer()).encode()
+    large = event("a").replace(b"data: ", b"data: " + b" " * 8_000_000)
+    upstream.target("odd-shy").script = stream(large[:-20], gate, large[-20:], FINISH, DONE)
+    upstream.target("odd-llamacpp").restore()
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(ask, gateway, chat("shy", stream=True), key)
+        eventually(lambda: total(samples(gateway), "answer_memory_bytes") > 7_900_000 or None, "it is held", 15)
+        for each in pair:
+            each.script = whole(body + b" " * 600_000)
+        for number in range(TRIES):
+            reply = ask(gateway, chat("pair"), key)
+            assert (reply.status, reply.error["code"]) == (503, "answer_memory_full")
+            assert (reply.header("retry-after"), reply.header("x-should-retry")) == ("1", "true")
+            assert sum(len(each.calls) for each in pair) == number + 1
+        assert ask(gateway, chat("llamacpp"), key).status == 200, "a small answer needs no room"
+        gate.open()
+        assert held.result().body == large + FINISH + DONE
+    assert ask(gateway, chat("pair"), key).status == 200

@@ -186,7 +186,9 @@ def test_importing_does_no_work() -> None:
     """No file, socket, thread or process; a script that lies beside its module is part of the code."""
     modules = [dotted(file) for file in MODULES if file.name != "__main__.py"]
     program = WATCH.format(inside=str(ROOT / "gateway"), others=foreign(), modules=modules)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program], capture_output=True, text=True, cwd=ROOT
+    )  # -B: no bytecode either
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 

@@ -21,7 +21,10 @@ from gateway.store import LEASE_SECONDS
 
 SETTLE_SECONDS = LEASE_SECONDS + 20.0
 """Leases of killed workers expire after the first part of this."""
-GAUGES = ("in_flight", "queue_calls", "held_calls", "target_running", "target_waiting", "settle_pending")
+GAUGES = (
+    *("in_flight", "queue_calls", "held_calls", "target_running", "target_waiting", "settle_pending"),
+    "answer_memory_bytes",
+)
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 STAMP = 8
 """Bytes before a report on the board: when it was written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from hashlib import sha256
 from pathlib import Path
 
@@ -34,3 +35,12 @@ def test_a_bad_table_has_none(tmp_path: Path, options: list[str]) -> None:
     result = check(tmp_path, "routes: {one: {targets: []}}", *options)
     assert result.exit_code == 1
     assert "has no targets" in result.output and "hash" not in result.output
+
+
+def test_a_name_of_several_servers_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [(socket.AF_INET, 1, 6, "", (f"10.0.0.{number}", 0)) for number in (1, 2)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
+    result = check(tmp_path, GOOD)
+    assert result.exit_code == 0 and "2 addresses (10.0.0.1, 10.0.0.2)" in result.stderr
+    (said,) = json.loads(check(tmp_path, GOOD, "--json").stdout)["mistakes"]
+    assert said["warning"] and said["line"] == 2

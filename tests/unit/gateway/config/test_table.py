@@ -212,3 +212,12 @@ def test_a_body_may_have_as_many_elements_as_a_long_conversation() -> None:
     assert parse_table(table % "50k")[0].bodies.elements == 50_000
     with pytest.raises(Mistakes, match="expected at least 1000"):
         parse_table(table % "999")
+
+
+def test_large_answers_together_may_hold_eight_of_the_largest_or_what_the_table_says() -> None:
+    table = "routes: {m: {targets: [{name: a, backend: openai, url: 'http://a'}]}}\nbodies: %s\n"
+    assert parse_table(table % "{}")[0].bodies.together == 8 * 64 * 1024**2
+    assert parse_table(table % "{answer: 1MiB, event: 2MiB}")[0].bodies.together == 16 * 1024**2
+    assert parse_table(table % "{answer: 1MiB, event: 1MiB, answers: 1MiB}")[0].bodies.together == 1024**2
+    with pytest.raises(Mistakes, match="less than one may: 'event', 67108864"):
+        parse_table(table % "{answer: 1MiB, answers: 2MiB}")

@@ -161,6 +161,21 @@ def test_its_successor_knows_all_that_it_knew() -> None:
     assert (new.context, new.kv_tokens) == (4096, 50_000) and new.unsure == {new}
 
 
+def test_its_successors_learn_what_calls_that_it_still_has_find_out() -> None:
+    clock = FixedClock(100.0)
+    old, new, newest = target(clock), target(clock), target(clock)
+    new.inherit(old)
+    newest.inherit(new)
+    newest.unsure.clear()
+    old.miss()
+    assert newest.missed and newest.unsure == {newest}
+    newest.unsure.clear()
+    old.rest(10.0)
+    assert (newest.resting, newest.resting_until) == ("resting", 110.0) and newest.unsure == {newest}
+    newest.probed("")
+    assert not newest.missed
+
+
 def test_what_the_new_table_says_goes_before_what_was_told() -> None:
     old = target()
     old.learned(Facts(context=4096, kv_tokens=50_000))

@@ -19,7 +19,7 @@ from backends.tgi import TGI
 from backends.vllm import VLLM
 from gateway.core.errors import BadReply
 from gateway.upstream.continuation import Transcript
-from gateway.upstream.reading import EventReader
+from gateway.upstream.reading import AnswerMemory, EventReader
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "Tell"}], "stream": True}
 PROMPT = 7
@@ -57,7 +57,7 @@ def usage(part: int, prompt: int, completion: int) -> bytes:
 def passed(transcript: Transcript, asked: Call, *events: bytes) -> list[Chunk]:
     """What of these events goes to the client, each arriving alone."""
     each_alone = structs.replace(Capabilities.of(VLLM()), stateful=None)
-    reader = EventReader(asked, each_alone, 2**20)
+    reader = EventReader(asked, each_alone, 2**20, AnswerMemory(10**9))
     return [transcript.take(chunk) for each in events if (chunk := reader.feed(each)) is not None]
 
 

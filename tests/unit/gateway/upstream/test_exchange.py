@@ -196,3 +196,18 @@ async def test_no_refusal_quotes_our_credential(forwarder: Forwarder, listener: 
         exchange = await asking.answered(await listener.peer(), head(status, content_length=len(said)) + said)
         await rest(exchange)
     assert "very-secret" not in raised.value.message + (raised.value.body or b"").decode()
+
+
+async def test_what_was_counted_is_free_when_the_exchange_ends(forwarder: Forwarder, listener: Listener) -> None:
+    forwarder.bound(AnswerLimits(10**6, 10**6, 10**6))
+    asking = Asking(forwarder, listener)
+    peer = await listener.peer()
+    exchange = await asking.answered(peer, STREAM + chunk(FEW[0]) + chunk(b"data: " + b"x" * 200_000))
+    assert (await exchange.next()).data == FEW[0]
+    waiting = asyncio.ensure_future(exchange.next())
+    while forwarder.memory.held < 200_000:
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    exchange.close()
+    assert forwarder.memory.held == 0

@@ -20,7 +20,7 @@ from gateway.core.errors import (
 from gateway.upstream import retry_after
 from gateway.upstream.failures import fit
 from gateway.upstream.http1 import Headers
-from gateway.upstream.reading import EventReader
+from gateway.upstream.reading import AnswerMemory, EventReader
 
 CALL = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=True, include_usage=True)
 
@@ -66,7 +66,7 @@ def test_a_fault_in_a_good_answer_is_blamed_by_its_status(status: int, ours: typ
         def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
             raise UpstreamFault(status, "said", param="p")
 
-    reader = EventReader(CALL, Capabilities.of(Faulty()), 1000)
+    reader = EventReader(CALL, Capabilities.of(Faulty()), 1000, AnswerMemory(10**9))
     assert reader.feed(b"data: x\n\n") is None
     assert type(reader.failure) is ours
     if isinstance(reader.failure, Rejected):

@@ -16,8 +16,16 @@ from backends.llamacpp import LlamaCpp
 from backends.openai import OpenAI
 from backends.tgi import TGI
 from backends.vllm import VLLM
-from gateway.core.errors import AnswerTooLarge, BadReply, Disconnected, Rejected, UpstreamFailed, UpstreamTimeout
-from gateway.upstream.reading import AnswerLimits, AnswerReader, EventReader, WholeReader, reader_for
+from gateway.core.errors import (
+    AnswerMemoryFull,
+    AnswerTooLarge,
+    BadReply,
+    Disconnected,
+    Rejected,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
+from gateway.upstream.reading import AnswerLimits, AnswerMemory, AnswerReader, EventReader, WholeReader, reader_for
 
 ASKED = b'{"model":"m","messages":[],"stream":true}'
 CALL = Call("c", "chat/completions", "m", Body(ASKED), stream=True, include_usage=True)
@@ -42,7 +50,7 @@ END = chunk("", '"stop"')
 
 
 def events(call: Call = CALL, capabilities: Capabilities = OPENAI, **options: Any) -> AnswerReader:
-    return reader_for(call, capabilities, EVENTS, LIMITS, **options)
+    return reader_for(call, capabilities, EVENTS, LIMITS, AnswerMemory(10**9), **options)
 
 
 def told(reader: AnswerReader) -> str:
@@ -162,7 +170,7 @@ def test_a_lenient_stream_may_end_without_telling_why(came: list[bytes], expecte
 
 
 def test_an_event_beyond_the_bound_is_nobodys_failure() -> None:
-    reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, 1000))
+    reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, 1000), AnswerMemory(10**9))
     first = reader.feed(chunk("a") + b"data: {" + b"x" * 500)
     assert first == Chunk(chunk("a"), tokens=1) and told(reader) == "open"
     assert reader.feed(b"x" * 500) is None
@@ -172,7 +180,7 @@ def test_an_event_beyond_the_bound_is_nobodys_failure() -> None:
 
 def test_each_event_is_held_against_the_bound() -> None:
     first, large = [chunk("a"), chunk("b"), chunk("c")], chunk("x" * 2000)
-    reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, len(large) - 1))
+    reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, len(large) - 1), AnswerMemory(10**9))
     passed = [reader.feed(first[0]), reader.feed(b"".join([*first[1:], large, *first]))]
     assert passed == [Chunk(first[0], 1), Chunk(first[1] + first[2], 2)]
     assert isinstance(reader.failure, AnswerTooLarge)
@@ -180,15 +188,63 @@ def test_each_event_is_held_against_the_bound() -> None:
 
 def test_an_event_of_the_bound_passes() -> None:
     large = chunk("x" * 5000)
-    reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, len(large)))
+    reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, len(large)), AnswerMemory(10**9))
     assert reader.feed(large[:4000]) is None
     assert reader.feed(large[4000:-1]) is None and told(reader) == "open"
     assert reader.feed(large[-1:]) == Chunk(large, tokens=1)
 
 
+LARGE = 100_000
+MANY = AnswerLimits(10 * LARGE, 10 * LARGE)
+
+
+def test_large_answers_share_one_bound_until_they_are_let_go_of() -> None:
+    memory = AnswerMemory(2 * LARGE)
+    first, second, third = (reader_for(WHOLE, OPENAI, "application/json", MANY, memory) for _ in range(3))
+    first.feed(b" " * LARGE)
+    second.feed(b" " * LARGE)
+    third.feed(b" " * 1000)
+    assert memory.held == 2 * LARGE and told(third) == "open", "a small one is not counted"
+    second.feed(b"{")
+    full = second.failure
+    assert isinstance(full, AnswerMemoryFull) and "bodies.answers" in full.message and "200000 bytes" in full.message
+    assert (full.status, full.retry_after, full.should_retry) == (503, 1, True)
+    second.count(0)
+    assert memory.held == LARGE
+    third.feed(b" " * LARGE)
+    assert told(third) == "AnswerMemoryFull" and told(first) == "open"
+
+
+def test_a_large_event_counts_until_its_client_has_it() -> None:
+    memory = AnswerMemory(3 * LARGE)
+    reader, large = reader_for(CALL, OPENAI, EVENTS, MANY, memory), chunk("x" * LARGE)
+    for _ in range(3):
+        assert reader.feed(large[:-1]) is None and memory.held == len(large) - 1
+        assert reader.feed(large[-1:]) == Chunk(large, tokens=1) and memory.held == len(large)
+    reader.feed(chunk("a"))
+    assert memory.held == 0 == reader.counted
+
+
+def test_an_event_for_which_there_is_no_room_ends_its_stream_and_no_other() -> None:
+    memory = AnswerMemory(2 * LARGE)
+    readers = [reader_for(CALL, OPENAI, EVENTS, MANY, memory) for _ in range(3)]
+    for reader in readers:
+        reader.feed(b"data: " + b"x" * LARGE)
+    assert [told(reader) for reader in readers] == ["open", "AnswerMemoryFull", "AnswerMemoryFull"]
+    small = reader_for(CALL, OPENAI, EVENTS, MANY, memory)
+    assert small.feed(chunk("a")) == Chunk(chunk("a"), tokens=1) and small.counted == 0
+
+
+def test_events_that_have_come_are_passed_on_however_much_is_held() -> None:
+    memory = AnswerMemory(10)
+    reader = reader_for(CALL, OPENAI, EVENTS, MANY, memory)
+    assert reader.feed(chunk("x" * LARGE)) == Chunk(chunk("x" * LARGE), tokens=1)
+    assert told(reader) == "open" and memory.held > LARGE
+
+
 def test_a_whole_answer_is_one_chunk_at_its_end() -> None:
     body = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
-    reader = reader_for(WHOLE, OPENAI, "application/json", LIMITS)
+    reader = reader_for(WHOLE, OPENAI, "application/json", LIMITS, AnswerMemory(10**9))
     assert isinstance(reader, WholeReader)
     assert reader.feed(body[:9]) is None and reader.feed(body[9:]) is None
     assert reader.end(None) == Chunk(body, usage=Usage(3, 2), finished=1, done=True) and reader.done
@@ -207,7 +263,9 @@ def test_a_whole_answer_is_one_chunk_at_its_end() -> None:
     ],
 )
 def test_how_a_whole_answer_fails(body: bytes, broken: Any, expected: str) -> None:
-    reader = reader_for(WHOLE, OPENAI, "application/json", AnswerLimits(1000 if b"x" in body else 10**6, 10))
+    reader = reader_for(
+        WHOLE, OPENAI, "application/json", AnswerLimits(1000 if b"x" in body else 10**6, 10), AnswerMemory(10**9)
+    )
     reader.feed(body)
     assert reader.end(broken) is None and told(reader) == expected
 
@@ -223,7 +281,7 @@ def test_how_a_whole_answer_fails(body: bytes, broken: Any, expected: str) -> No
     ],
 )
 def test_what_is_no_stream_is_an_error_where_one_was_asked_for(body: bytes, expected: str) -> None:
-    reader = reader_for(CALL, OPENAI, "application/json", LIMITS)
+    reader = reader_for(CALL, OPENAI, "application/json", LIMITS, AnswerMemory(10**9))
     reader.feed(body)
     assert reader.end(None) is None and told(reader) == expected
     if isinstance(reader.failure, Rejected):
@@ -232,7 +290,7 @@ def test_what_is_no_stream_is_an_error_where_one_was_asked_for(body: bytes, expe
 
 @pytest.mark.parametrize("content_type", ["text/event-stream", "Text/Event-Stream;charset=UTF-8"])
 def test_event_streams_are_known_by_their_type(content_type: str) -> None:
-    assert isinstance(reader_for(CALL, OPENAI, content_type, LIMITS), EventReader)
+    assert isinstance(reader_for(CALL, OPENAI, content_type, LIMITS, AnswerMemory(10**9)), EventReader)
 
 
 # Most events are not looked into. What is learned must be what looking into each of them would teach.

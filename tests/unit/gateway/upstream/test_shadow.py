@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import time
 import weakref
@@ -18,12 +19,13 @@ from backends.api import Target as Address
 from backends.body import Body
 from backends.capabilities import Capabilities
 from backends.openai import OpenAI
-from gateway.config import Timeouts
+from gateway.config import Timeouts, parse_table
 from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream.shadow import Comparison, Mirror, Seen, Shadow, chosen
 
 PRIMARY = Seen(status=200, tokens=2, ttft=0.1, seconds=0.2)
 STREAM = b'{"model":"m","messages":[],"stream":true}'
+HEADERS = {b"authorization": b"Bearer tl_secret", b"x-team": b"search", b"x-rank": b"3"}
 WHOLE = b'{"model":"m","messages":[]}'
 
 
@@ -57,7 +59,7 @@ class World:
         self.dropped.append((route, target))
 
     def ended(self, body: bytes = WHOLE, primary: Seen = PRIMARY, call_id: str = "tl-1", route: str = "m") -> None:
-        self.shadow.ended(call(body, call_id), route, primary)
+        self.shadow.ended(call(body, call_id), HEADERS, route, primary)
 
     async def result(self) -> Comparison:
         await self.arrived.wait()
@@ -104,6 +106,23 @@ async def test_only_the_targets_own_credential_goes_along(world: World) -> None:
     assert headers.pop("authorization") == "Bearer shadow-key"
     assert headers.pop("x-request-id") == "tl-1-shadow"
     assert set(headers) <= {"host", "content-type", "content-length", "accept-encoding"}
+
+
+async def test_headers_that_the_route_forwards_go_along(upstream: Upstream) -> None:
+    target = upstream.target("forwarding")
+    shadow = {"share": 1, "target": {"name": "shadow-1", "backend": "openai", "url": target.url}}
+    served = [{"name": "t", "backend": "openai", "url": "http://127.0.0.1:9"}]
+    route = {"targets": served, "shadow": shadow, "forward_headers": ["x-rank", "x-absent"]}
+    forwarder = Forwarder(AnswerLimits(10_000, 10_000))
+    forwarder.origins.bind(parse_table(json.dumps({"routes": {"m": route}}))[0])
+    world = World(target, forwarder.send)
+    world.ended()
+    await world.result()
+    (received,) = target.calls
+    assert received.header("x-rank") == "3" and received.header("authorization") == "Bearer shadow-key"
+    assert received.header("x-team") is None
+    await world.shadow.close()
+    await forwarder.close()
 
 
 async def test_tokens_are_counted_where_usage_is_missing(world: World) -> None:

@@ -117,6 +117,29 @@ async def test_a_call_that_reached_nobody_is_held_and_sent_again() -> None:
     of.idle()
 
 
+@pytest.mark.parametrize("reloads", [1, 2])
+@virtual
+async def test_a_call_that_reached_nobody_is_held_whatever_table_is_in_force_by_then(reloads: int) -> None:
+    of, tried = holding("a"), []
+
+    async def ask() -> None:
+        async with aclosing(of.placements()) as placements:
+            async for placement in placements:
+                tried.append(of.clock())
+                if len(tried) > 1:
+                    return
+                for number in range(reloads):
+                    of.reload(one("a", hold="30s", retry={"attempts": number + 1}))
+                placement.failed(Unreachable("refused"))
+
+    waiting = asyncio.ensure_future(ask())
+    await held(of, 1)
+    up(of, "a")
+    await waiting
+    assert len(tried) == 2
+    of.idle()
+
+
 async def failing(of: World, *errors: UpstreamError) -> list[str]:
     """Where a call goes that fails so, one after the other; all targets seem up again 1 s after each failure."""
     found, left = [], list(errors)
