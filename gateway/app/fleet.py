@@ -111,11 +111,6 @@ class Fleet:
                 for field in FACTS:
                     self._metrics.forget(self._metrics.route_drift, route.name, field)
 
-    def recovered(self, name: str) -> None:
-        """The target works again after its breaker had ejected it."""
-        if (target := self.routes.targets.get(name)) is not None:
-            target.returned()
-
     async def report(self) -> Report:
         """How each target stands with this gateway."""
         states = []

@@ -39,7 +39,6 @@ from gateway.process.shutdown import Ending
 from gateway.routing import Builder, Routes, Slots
 from gateway.routing.queue.events import QueueEvents
 from gateway.store import Store, open_store
-from gateway.targets.health import Breaker
 from gateway.upstream import Forwarder, Pool
 from gateway.upstream.shadow import Mirror, Shadow
 
@@ -146,7 +145,6 @@ class Gateway:
         return Builder(
             self.launched,
             self.capabilities,
-            self._breaker,
             Slots(self.store.limits, self._gateways),
             self.clock.monotonic,
             seed=secrets.randbits(32),
@@ -223,12 +221,6 @@ class Gateway:
     async def _may_explain(self, token: bytes, source: str | None) -> bool:
         """Whether an admin key asks; one that is good for one thing only is not good for this."""
         return not (await self.admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)).once
-
-    def _breaker(self, name: str) -> Breaker:
-        return Breaker(name, self.clock.monotonic, partial(self._recovered, name))
-
-    def _recovered(self, name: str) -> None:
-        self.fleet.recovered(name)
 
 
 class Admissions(AdmissionEvents):

@@ -18,8 +18,9 @@ from gateway.routing.queue.queue import Queue
 from gateway.routing.route import Route
 from gateway.routing.routes import Routes
 from gateway.routing.tier import Tier
+from gateway.targets.health import Breaker
 from gateway.targets.load import Load
-from gateway.targets.target import Breaker, Target
+from gateway.targets.target import Target
 
 ROUTES_A_TURN = 10
 """Made in one turn of the event loop."""
@@ -32,7 +33,6 @@ class Builder:
         self,
         urls: Mapping[str, str],
         capabilities: Callable[[str], Capabilities],
-        breaker: Callable[[str], Breaker],
         slots: Slots,
         clock: Callable[[], float],
         *,
@@ -42,7 +42,7 @@ class Builder:
     ) -> None:
         """`urls` has those of launched targets; `policies` finds what makes a policy by its name; `events` is told of
         calls that wait."""
-        self._urls, self._capabilities, self._breaker, self._slots = urls, capabilities, breaker, slots
+        self._urls, self._capabilities, self._slots = urls, capabilities, slots
         self._clock, self._seed, self._policies, self._events = clock, seed, policies, events or QueueEvents()
 
     def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
@@ -98,6 +98,5 @@ class Builder:
         old = None if before is None else before.targets.get(spec.name)
         if old is not None and old.address.url == url and old.spec.backend == spec.backend:
             return Target(spec, url, old.capabilities, route.timeouts, old.breaker, self._clock, load)
-        return Target(
-            spec, url, self._capabilities(spec.backend), route.timeouts, self._breaker(spec.name), self._clock, load
-        )
+        breaker = Breaker(spec.name, self._clock)
+        return Target(spec, url, self._capabilities(spec.backend), route.timeouts, breaker, self._clock, load)

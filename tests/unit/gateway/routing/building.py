@@ -27,7 +27,6 @@ from gateway.routing.queue.events import QueueEvents
 from gateway.store import Limits
 from gateway.store.local import LocalStore
 from gateway.targets import Target
-from gateway.targets.health import Breaker
 
 Headers = Mapping[bytes, bytes]
 
@@ -115,7 +114,6 @@ class World:
         self.builder = Builder(
             {},
             lambda name: Capabilities.of(adapters(name)),
-            lambda name: Breaker(name, self.clock),
             Slots(self.limits, lambda: gateways),
             self.clock,
             policies=(lambda _: lambda *_: policy) if policy else registry.load,
