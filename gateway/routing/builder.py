@@ -1,4 +1,4 @@
-"""Makes the routes of a table: anew, or so that they can take over from those of the table before."""
+"""Makes a table's routes, anew or so that they can take over from those of the table before; and its shadow targets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from gateway.routing.routes import Routes
 from gateway.routing.tier import Tier
 from gateway.targets.health import Breaker
 from gateway.targets.load import Load
-from gateway.targets.target import Target
+from gateway.targets.target import Target, address_of
+from gateway.upstream.shadow import Mirror
 
 ROUTES_A_TURN = 10
 """Made in one turn of the event loop."""
@@ -58,6 +59,19 @@ class Builder:
                 await asyncio.sleep(0)
         return Routes(table, routes, config_hash, before)
 
+    def mirrors(self, table: Table) -> dict[str, Mirror]:
+        """The shadow targets of `table`, by route."""
+        found = {}
+        for name, route in table.routes.items():
+            if (shadow := route.shadow) is not None:
+                spec = shadow.target
+                address, capabilities = address_of(spec, self._url(spec)), self._capabilities(spec.backend)
+                found[name] = Mirror(address, capabilities, route.timeouts, shadow.share, shadow.concurrency)
+        return found
+
+    def _url(self, spec: TargetSpec) -> str:
+        return spec.url if spec.url is not None else self._urls[spec.name]
+
     def _made(self, table: Table, before: Routes | None) -> Iterator[tuple[str, Route]]:
         loads = {} if before is None else {target.address.url: target.load for target in before.targets.values()}
         for name, spec in table.routes.items():
@@ -90,10 +104,10 @@ class Builder:
             clock=self._clock,
             changed=lambda calls, size: self._events.held(name, calls),
         )
-        return Hold(name, queue, self._clock, self._events.hold_ended)
+        return Hold(name, queue, self._clock, self._events)
 
     def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
-        url = (spec.url if spec.url is not None else self._urls[spec.name]).rstrip("/")
+        url = self._url(spec).rstrip("/")
         load = loads.setdefault(url, Load())
         old = None if before is None else before.targets.get(spec.name)
         if old is not None and old.address.url == url and old.spec.backend == spec.backend:
