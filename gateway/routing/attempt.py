@@ -158,11 +158,13 @@ class Attempt:
         self._share.first_token()
         if self._trial:
             self._trial = False
-            self.target.breaker.succeeded()
+            if self.target.breaker.succeeded():
+                self.target.returned()
 
     def answered(self, usage: Usage | None) -> None:
         """The target answered well."""
-        self.target.breaker.succeeded()
+        if self.target.breaker.succeeded():
+            self.target.returned()
         if usage is not None and usage.cached_tokens is not None:
             read = usage.prompt_tokens - max(0, usage.cached_tokens)
             self._share.read(min(read, self.target.kv_tokens))  # more than turns all over is an error of the engine's
@@ -186,7 +188,8 @@ class Attempt:
     def refused(self, error: GatewayError) -> None:
         """It answered that the call was wrong: it is well."""
         self._mark(error)
-        self.target.breaker.succeeded()
+        if self.target.breaker.succeeded():
+            self.target.returned()
 
     def _mark(self, error: GatewayError) -> None:
         """An error, too, says which way the call has gone."""

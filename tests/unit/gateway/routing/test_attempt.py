@@ -154,6 +154,24 @@ def test_an_answer_and_a_refusal_of_the_call_both_tell_that_the_target_is_well(
     assert of["a"].breaker.closed
 
 
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_a_target_that_works_again_comes_back_slowly_in_every_table(of: World, reloaded: bool) -> None:
+    assert isinstance(of.clock, FixedClock)
+    eject(of["a"])
+    of.clock.advance(100)
+    placement = place(of)
+    if reloaded:
+        of.reload(one("a", "c"))
+    placement.answered(None)
+    assert of["a"].breaker.closed and of["a"].since == of.clock()
+    of.clock.advance(100)
+    place(of).answered(None)
+    assert of["a"].since == of.clock() - 100, "it is back already"
+    if reloaded:
+        of.reload(one("c"))
+        placement.answered(None)  # nobody's fault
+
+
 def test_a_client_that_leaves_says_nothing_of_the_target(of: World) -> None:
     for number in range(5):
         placement = place(of)
