@@ -62,7 +62,7 @@ class Fleet:
             clock=clock.monotonic,
         )
         self.gossip = Gossip(store.board.exchange, routes, clock.monotonic)
-        self.waker = Waker(lambda: self.routes, self.prober, self.engines, forwarder, clock.monotonic)
+        self.waker = Waker(routes, self.prober, self.engines, forwarder, clock.monotonic)
         self._task: asyncio.Task[None] | None = None
         store.records.watch(self._changed)
 
@@ -90,7 +90,7 @@ class Fleet:
     def adopt(self, routes: Routes) -> None:
         """Another table is in force: look after its targets from now on."""
         before, self.routes, self._route_of = self.routes, routes, _route_of(routes)
-        self.gossip.routes = routes
+        self.gossip.routes = self.waker.routes = routes
         anew = [
             name
             for name, target in routes.targets.items()
@@ -110,11 +110,6 @@ class Fleet:
             if routes.get(route.name) is None:
                 for field in FACTS:
                     self._metrics.forget(self._metrics.route_drift, route.name, field)
-
-    def recovered(self, name: str) -> None:
-        """The target works again after its breaker had ejected it."""
-        if (target := self.routes.targets.get(name)) is not None:
-            target.returned()
 
     async def report(self) -> Report:
         """How each target stands with this gateway."""

@@ -53,7 +53,7 @@ def _check_targets(document: Document, table: Table) -> None:
     names: dict[str, Place] = {}
     places: dict[tuple[str, str | None, str | None], str] = {}
     for name, route in table.routes.items():
-        if not route.targets:
+        if not route.targets and not document.broken("routes", name, "targets"):
             document.report(("routes", name, "targets"), f"route {name!r} has no targets")
     for path, _, target in table.targets():
         if target.backend not in backends:
@@ -77,7 +77,7 @@ def _check_targets(document: Document, table: Table) -> None:
 
 
 def _check_place(document: Document, path: Place, target: TargetSpec) -> None:
-    if (target.url is None) == (target.launch is None):
+    if (target.url is None) == (target.launch is None) and not document.broken(*path):
         document.report(path, f"target {target.name!r} needs either 'url' or 'launch'")
     if target.url is not None and "${" in target.url:
         pass  # a variable that is not set here, which has been told
@@ -94,10 +94,13 @@ def _check_place(document: Document, path: Place, target: TargetSpec) -> None:
 
 
 def _check_launch(document: Document, path: Place, target: TargetSpec, launch: Launch) -> None:
-    if (launch.model is None) == (launch.argv is None):
+    if (launch.model is None) == (launch.argv is None) and not document.broken(*path, "launch"):
         document.report((*path, "launch"), "'launch' needs either 'model' or 'argv'")
-    if launch.argv is not None and not any("{port}" in word for word in launch.argv):
-        document.report((*path, "launch", "argv"), "'argv' must hold '{port}': the gateway chooses the port")
+    place = (*path, "launch", "argv")
+    if launch.argv is not None and not any("{port}" in word for word in launch.argv) and not document.broken(*place):
+        document.report(place, "'argv' must hold '{port}': the gateway chooses the port")
+    if launch.argv and not launch.argv[0]:
+        document.report(place, "'argv' must begin with a command")
     if launch.model is not None and target.backend in registry.installed():
         launchable = registry.capabilities(target.backend).launchable
         known = () if launchable is None else launchable.launch_models
@@ -163,7 +166,7 @@ def _check_hold(document: Document, name: str, route: RouteSpec) -> None:
 def _check_fallback_route(document: Document, table: Table, name: str) -> None:
     place, seen = ("routes", name, "fallback_route"), [name]
     following = table.routes[name].fallback_route
-    if following is not None and following not in table.routes:
+    if following is not None and following not in table.routes and not document.broken("routes", following):
         document.report(place, f"no route {following!r}; routes: {', '.join(table.routes)}")
     while following is not None and following in table.routes:
         if following in seen:
@@ -182,7 +185,7 @@ def _check_money(document: Document, table: Table) -> None:
     charged = {name for name, route in table.routes.items() if route.price is not None and not route.price.free}
     for path, limits in _limits(table):
         free = path[1] not in charged if path[0] == "routes" else not charged
-        for place in limits.money() if free else ():
+        for place in limits.money() if free and not document.broken("routes") else ():
             whose = f"route {path[1]!r} has no" if path[0] == "routes" else "no route has a"
             document.report((*path, *place), f"no call is ever charged to this budget: {whose} price above 0")
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from gateway.config.limits import Part
 from gateway.config.located import Document
+from gateway.config.units import Text
 
 if TYPE_CHECKING:
     from gateway.config.table import Place, RouteSpec, TargetSpec
@@ -30,13 +31,13 @@ CALLERS: Final = frozenset({"authorization", "cookie", "host", "x-api-key"})
 class TLSSpec(Part, frozen=True, kw_only=True):
     """TLS towards an `https://` target. Files are read again when they have changed."""
 
-    ca: str | None = None
+    ca: Text | None = None
     """File with the certificates that are trusted, in PEM; default: those of `SSL_CERT_FILE`, else the system's."""
-    cert: str | None = None
+    cert: Text | None = None
     """File with the gateway's own certificate and those that lead to its root, in PEM, for targets that want one."""
-    key: str | None = None
+    key: Text | None = None
     """File with its private key, not encrypted; default: it is in `cert`."""
-    server_name: str | None = None
+    server_name: Text | None = None
     """The name that the target's certificate must be for; default: the host of `url`."""
     verify: bool = True
     """Whether the target's certificate is checked; without that anybody between may read and change calls."""
@@ -104,7 +105,7 @@ def _check_tls(document: Document, path: Place, target: TargetSpec) -> None:
         document.report(place, f"target {target.name!r} has 'tls', but its URL does not begin with 'https://'")
     elif target.launch is not None:
         document.report(place, f"target {target.name!r} is launched, and reached without TLS")
-    if tls.key is not None and tls.cert is None:
+    if tls.key is not None and tls.cert is None and not document.broken(*place):
         document.report((*place, "key"), "'key' needs 'cert', the certificate that it belongs to")
         return
     if not tls.verify:
@@ -132,7 +133,7 @@ def _check_proxy(document: Document, path: Place, proxy: str | None) -> None:
     if not well:
         shown = proxy.rpartition("@")[2]  # what is before may be a password
         document.report(path, f"{shown!r} is no proxy; write a URL such as 'http://proxy:3128', or 'env'")
-    elif parts.password and path not in document.references:
+    elif parts.password and not document.refers(path):
         document.report(path, "a secret must not stand in the table; write ${NAME} or ${file:/path} for the URL")
 
 

@@ -59,6 +59,9 @@ class Document:
         """What the text says where it refers to a variable or a file, whose content may be secret."""
         self._environment = os.environ if environment is None else environment
         self._marks: dict[tuple[str | int, ...], yaml.Mark] = {}
+        self._broken: set[tuple[str | int, ...]] = set()
+        self._kept: dict[tuple[str | int, ...], list[int]] = {}
+        """Of lists with parts that could not be decoded: where the others stand."""
         self._root: yaml.Node | None = None
         self._values = 0
         try:
@@ -86,9 +89,28 @@ class Document:
 
     def report(self, path: tuple[str | int, ...], message: str, *, warning: bool = False, needed: bool = False) -> None:
         """Add a mistake found by a later check, at the nearest place that the text has for `path`."""
+        path = self._written(path)
         while path and path not in self._marks:
             path = path[:-1]
         self._add(self._marks.get(path), message, warning=warning, needed=needed)
+
+    def broken(self, *path: str | int) -> bool:
+        """Something there, or within it, could not be decoded: what seems to be missing there may have been meant."""
+        return self._written(path) in self._broken
+
+    def refers(self, path: tuple[str | int, ...]) -> bool:
+        """The text refers there to a variable or a file."""
+        return self._written(path) in self.references
+
+    def _written(self, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        """A path in what was decoded, as the text has it."""
+        if not self._kept:
+            return path
+        written: tuple[str | int, ...] = ()
+        for part in path:
+            kept = self._kept.get(written)
+            written += (part if kept is None or not isinstance(part, int) else kept[part],)
+        return written
 
     def raise_mistakes(self) -> None:
         if found := [mistake for mistake in self.mistakes if not mistake.warning]:
@@ -98,11 +120,16 @@ class Document:
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         self.mistakes.append(Mistake(self.file, line, column, message, warning or needed, needed))
 
+    def _wrong(self, path: tuple[str | int, ...], node: yaml.Node, message: str) -> None:
+        """Something at a place cannot be decoded."""
+        self._broken.update(path[:end] for end in range(len(path) + 1))
+        self._add(node.start_mark, message)
+
     def _value(self, node: yaml.Node, shape: Shape, path: tuple[str | int, ...]) -> Any:
         self._values += 1
         if self._values > MAX_VALUES:  # aliases of aliases make a small text a huge table
             if self._values == MAX_VALUES + 1:
-                self._add(node.start_mark, f"the table has more than {MAX_VALUES} values")
+                self._wrong(path, node, f"the table has more than {MAX_VALUES} values")
             return _MISSING
         self._marks.setdefault(path, node.start_mark)
         if shape.optional and node.tag == "tag:yaml.org,2002:null":
@@ -116,14 +143,14 @@ class Document:
 
     def _pairs(self, node: yaml.Node, path: tuple[str | int, ...]) -> list[tuple[str, yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
-            self._add(node.start_mark, f"{_name(path)}: expected a mapping, got {_shown(node)}")
+            self._wrong(path, node, f"{_name(path)}: expected a mapping, got {_shown(node)}")
             return []
         seen: dict[str, int] = {}
         pairs = []
         for key, value in node.value:
             name = str(key.value)
             if name in seen:
-                self._add(key.start_mark, f"{name!r} is given twice (first in line {seen[name]})")
+                self._wrong(path, key, f"{name!r} is given twice (first in line {seen[name]})")
                 continue
             seen[name] = key.start_mark.line + 1
             pairs.append((name, key, value))
@@ -134,7 +161,7 @@ class Document:
         before, values = len(self.mistakes), {}
         for name, key, value in self._pairs(node, path):
             if (field := fields.get(name)) is None:
-                self._add(key.start_mark, f"unknown key {name!r} in {_name(path)}; {_known(name, fields)}")
+                self._wrong(path, key, f"unknown key {name!r} in {_name(path)}; {_known(name, fields)}")
                 continue
             place = (*path, name)
             self._marks[place] = key.start_mark
@@ -144,7 +171,7 @@ class Document:
         missing = [name for name, field in fields.items() if field.required and field.name not in values]
         if missing and len(self.mistakes) == before:
             for name in missing:
-                self._add(node.start_mark, f"{_name(path)}: the key {name!r} is missing")
+                self._wrong(path, node, f"{_name(path)}: the key {name!r} is missing")
         return _MISSING if missing else kind(**values)
 
     def _mapping(self, node: yaml.Node, shape: Shape, path: tuple[str | int, ...]) -> Any:
@@ -158,16 +185,20 @@ class Document:
 
     def _sequence(self, node: yaml.Node, shape: Shape, path: tuple[str | int, ...]) -> Any:
         if not isinstance(node, yaml.SequenceNode):
-            self._add(node.start_mark, f"{_name(path)}: expected a list, got {_shown(node)}")
+            self._wrong(path, node, f"{_name(path)}: expected a list, got {_shown(node)}")
             return _MISSING
         values = [self._value(item, shape, (*path, index)) for index, item in enumerate(node.value)]
-        return tuple(value for value in values if value is not _MISSING)
+        kept = [index for index, value in enumerate(values) if value is not _MISSING]
+        if len(kept) < len(values):
+            self._kept[path] = kept
+        return tuple(values[index] for index in kept)
 
     def _leaf(self, node: yaml.Node, shape: Shape, path: tuple[str | int, ...]) -> Any:
-        if not isinstance(node, yaml.ScalarNode):
-            self._add(node.start_mark, f"{_name(path)}: expected {expected(shape.kind)}, got {_shown(node)}")
-            return _MISSING
         unit, secret = shape.unit, shape.secret
+        if not isinstance(node, yaml.ScalarNode):
+            what = expected(shape.kind) if unit is None else unit.allowed
+            self._wrong(path, node, f"{_name(path)}: expected {what}, got {_shown(node)}")
+            return _MISSING
         try:
             if secret and ((reference := _REFERENCE.fullmatch(node.value)) is None or reference[3]):
                 raise ValueError("a secret must not stand in the table; write ${NAME} or ${file:/path}")
@@ -183,10 +214,10 @@ class Document:
                 return value or None  # an optional credential whose variable is empty is none
             return msgspec.convert(value, shape.kind, strict=True)
         except msgspec.ValidationError:
-            self._add(node.start_mark, f"{_name(path)}: {_shown(node)} is not allowed; expected {expected(shape.kind)}")
+            self._wrong(path, node, f"{_name(path)}: {_shown(node)} is not allowed; expected {expected(shape.kind)}")
         except ValueError as error:
             shown = "" if secret else f" {_shown(node)}:"
-            self._add(node.start_mark, f"{_name(path)}:{shown} {error}")
+            self._wrong(path, node, f"{_name(path)}:{shown} {error}")
         return _MISSING
 
     def _substituted(self, text: str, node: yaml.Node) -> Any:
@@ -209,6 +240,13 @@ class Document:
 def files(text: str) -> tuple[str, ...]:
     """The files that a text's `${file:...}` name, each once, in their order."""
     return tuple(dict.fromkeys(match[2] for match in _REFERENCE.finditer(text) if match[1]))
+
+
+def unread(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file's text cannot be had, without its name."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is no text in UTF-8 (byte {error.start})"
+    return error.strerror or str(error)
 
 
 def _constructed(node: yaml.ScalarNode) -> Any:
@@ -247,5 +285,7 @@ def expected(kind: Any) -> str:
     if get_origin(kind) is typing.Annotated:
         base, *metas = get_args(kind)
         bounds = [(word, number) for meta in metas for word, number in _bounds(meta) if number is not None]
-        return " ".join(filter(None, (expected(base), " and ".join(f"{word} {number}" for word, number in bounds))))
+        filled = "that is not empty" if any(meta.min_length for meta in metas) else ""
+        said = (expected(base), " and ".join(f"{word} {number}" for word, number in bounds), filled)
+        return " ".join(filter(None, said))
     return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))

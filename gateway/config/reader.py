@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from gateway.config.located import Mistake, Mistakes, files
+from gateway.config.located import Mistake, Mistakes, files, unread
 from gateway.config.table import Table, parse_table
 
 FRAME_ROUTES = 20
@@ -68,7 +68,7 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Reading:
         text = path.read_bytes()
         decoded = text.decode()
     except (OSError, UnicodeDecodeError) as error:
-        return Reading(seen, found=(Mistake(str(path), 1, 1, f"cannot be read: {error}"),))
+        return Reading(seen, found=(Mistake(str(path), 1, 1, f"cannot be read: {unread(error)}"),))
     seen |= stamp(files(decoded))
     try:
         table, found = parse_table(decoded, str(path), environment)

@@ -15,9 +15,9 @@ from gateway.config import checks, units
 from gateway.config.addresses import check_addresses
 from gateway.config.connections import TLSSpec
 from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price
-from gateway.config.located import Document, Mistake, Mistakes
+from gateway.config.located import Document, Mistake, Mistakes, unread
 from gateway.config.names import NameIndex
-from gateway.config.units import Count, Seconds, SecretRef, Size
+from gateway.config.units import Count, Seconds, SecretRef, Size, Text
 
 __all__ = ["Mistake", "Mistakes", "Table", "load_table", "parse_table", "table_schema"]
 
@@ -32,7 +32,7 @@ LARGEST_AT_ONCE = 8
 class Launch(Part, frozen=True, kw_only=True):
     """A child process that `trunkline serve` starts, waits for, restarts with back-off and stops."""
 
-    model: str | None = None
+    model: Text | None = None
     """A model the backend can serve by itself; llamacpp: `embedded`."""
     argv: tuple[str, ...] | None = None
     """Any command, without a shell; `{port}` becomes a free loopback port."""
@@ -51,7 +51,7 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """The server's base, without `/v1`: `http://`, `https://` or `unix:///path/of/socket`."""
     launch: Launch | None = None
     """Start the server as a child process instead."""
-    model: str | None = None
+    model: Text | None = None
     """The model's name at the server; default: the name the client asked for."""
     api_key: SecretRef | None = None
     """The credential sent to the server."""
@@ -266,7 +266,7 @@ def load_table(
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise Mistakes([Mistake(str(path), 1, 1, f"cannot be read: {error}")]) from None
+        raise Mistakes([Mistake(str(path), 1, 1, f"cannot be read: {unread(error)}")]) from None
     return parse_table(text, str(path), environment, look_up=look_up)
 
 

@@ -34,9 +34,14 @@ class Unit(Struct, frozen=True):
         names = "|".join(filter(None, self.factors))
         return rf"^\d+(\.\d+)?\s*({names}){'?' if self.bare else ''}$"
 
+    @property
+    def allowed(self) -> str:
+        """What is expected, in words."""
+        return f"{self.what} such as {self.example}"
+
     def parse(self, value: Any) -> float:
         """Read a quantity; `ValueError` says what is allowed."""
-        allowed = f"{self.what} such as {self.example}"
+        allowed = self.allowed
         match = None if isinstance(value, bool) else _NUMBER.fullmatch(str(value))
         if match is None or (match[2] not in self.factors if match[2] else not self.bare):
             raise ValueError(f"expected {allowed} (units: {', '.join(self.factors)})")
@@ -66,9 +71,9 @@ class MoneyUnit(Unit, frozen=True):
         """Read an amount; `ValueError` says what is allowed."""
         text = f"{Decimal(str(value)):f}" if isinstance(value, float) else str(value)
         if isinstance(value, bool) or _AMOUNT.fullmatch(text) is None:
-            raise ValueError(f"expected {self.what} such as {self.example}, with at most six decimals")
+            raise ValueError(f"expected {self.allowed}, with at most six decimals")
         if (amount := Decimal(text)) > MAX_MONEY:
-            raise ValueError(f"expected {self.what} such as {self.example}, at most {MAX_MONEY}")
+            raise ValueError(f"expected {self.allowed}, at most {MAX_MONEY}")
         return int(amount * 1_000_000)
 
     def shown(self, value: float) -> str:
@@ -92,6 +97,7 @@ Money = Annotated[int, Meta(extra={"unit": MONEY}, extra_json_schema={"type": ["
 """Micro-units of the table's currency."""
 PerMillion = Annotated[int, Meta(extra={"unit": PRICE}, extra_json_schema={"type": ["number", "string"]})]
 """Micro-units of the table's currency for a million tokens."""
+Text = Annotated[str, Meta(min_length=1)]
 SecretRef = Annotated[
     str,
     Meta(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -17,7 +17,7 @@ from gateway.core.types import Ask, Caller, Plan, Verdict
 from gateway.limits.estimate import Estimator
 from gateway.limits.headers import RateHeaders, denial
 from gateway.limits.lease import TOLD_SECONDS, Lease, Waits
-from gateway.limits.plan import Planner, Rules, Terms
+from gateway.limits.plan import NO_PRICES, Planner, Rules, Terms
 from gateway.store import Store, StoreDown
 from gateway.store.local.counters import Counters
 
@@ -50,7 +50,7 @@ class Admission:
         store: Store,
         rules: Rules | None = None,
         *,
-        prices: Callable[[str], Price | None] = lambda _: None,
+        prices: Mapping[str, Price | None] = NO_PRICES,
         gateways: int = 1,
         events: AdmissionEvents | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -66,7 +66,7 @@ class Admission:
         self.waits = Waits(TOLD_SECONDS)
         self.degraded, self._changes = False, 0
 
-    def revise(self, rules: Rules, prices: Callable[[str], Price | None]) -> None:
+    def revise(self, rules: Rules, prices: Mapping[str, Price | None]) -> None:
         """Other limits and prices hold for calls that come from now on."""
         self._planner = Planner(rules, prices)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from operator import gt
 from typing import Final, get_args
 
@@ -107,10 +107,14 @@ class Terms:
         return never_fits(next(dimension for dimension, unit in found if least[unit] > dimension.limit))
 
 
+NO_PRICES: Final[Mapping[str, Price | None]] = {}
+
+
 class Planner:
     """Makes and remembers terms, which only change with the records of a key and its tenant and with the table."""
 
-    def __init__(self, rules: Rules, prices: Callable[[str], Price | None] = lambda _: None) -> None:
+    def __init__(self, rules: Rules, prices: Mapping[str, Price | None] = NO_PRICES) -> None:
+        """`prices` are those of routes; None, or absent: calls are free of charge."""
         self._rules, self._prices = rules, prices
         self._terms: OrderedDict[tuple[str, int, int, str], Terms] = OrderedDict()
 
@@ -125,7 +129,7 @@ class Planner:
         return terms
 
     def _bind(self, key: KeyRecord, tenant: Tenant | None, route: str) -> Terms:
-        price = self._prices(route)
+        price = self._prices.get(route)
         if price is not None and price.free:
             price = None
         found = self._dimensions(key, tenant, route)

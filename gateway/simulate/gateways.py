@@ -17,7 +17,6 @@ from gateway.routing.policies.api import Prompt
 from gateway.routing.policies.registry import Factory
 from gateway.routing.route_attempts import RouteAttempts
 from gateway.store import FRESH_SECONDS, Limits
-from gateway.targets.health import Breaker
 
 ROUTE: Final = "simulated"
 CALL: Final = Call("", "chat/completions", ROUTE, Body(b"{}"), stream=True)
@@ -62,7 +61,6 @@ class SimulatedGateway:
         builder = Builder(
             {},
             lambda backend: cast("Any", None),
-            lambda target: Breaker(target, clock),
             Slots(cast("Limits", None)),  # asked for nothing: no target has `max_inflight`
             clock,
             seed=seed,

@@ -252,16 +252,6 @@ async def test_another_server_behind_a_name_is_asked_anew(tmp_path: Path) -> Non
 
 
 @virtual
-async def test_what_is_told_of_a_target_that_is_gone_is_nobodys_fault(tmp_path: Path) -> None:
-    """A question was under way, or a call of the table before heals its breaker."""
-    async with bench(one("a", "b"), tmp_path, "a", "b") as of:
-        of.reload(one("b"))
-        of.fleet.recovered("a")
-        of.fleet.recovered("b")
-        assert of.of["b"].since == of.clock.monotonic()
-
-
-@virtual
 async def test_a_target_that_is_back_is_asked_what_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It may be another by now: what has changed is in the log, by the names of the fields."""
     caplog.set_level(logging.INFO)

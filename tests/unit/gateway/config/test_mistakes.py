@@ -178,6 +178,51 @@ def test_what_is_no_yaml_is_one_mistake_with_its_place(text: str, line: int | No
     assert column is None or found.column == column
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("routes: {r: {targets: [{name: a, backend: vllm, urll: 'http://a'}]}}", "'urll'"),
+        ("routes: {r: {targets: [{name: a, backend: vllm, url: 3}]}}", "'3'"),
+        ("routes: {r: {targets: [{namee: a, backend: vllm, url: 'http://a'}]}}", "'namee'"),
+        ("routes: {r: {targets: 3}}\nlimits: {default: {budget: {day: {money: 3}}}}", "'3'"),
+        ("routes: {r: {targets: [{name: a, backend: llamacpp, launch: {modell: embedded}}]}}", "'modell'"),
+        ("routes: {r: {targets: [{name: a, backend: vllm, launch: {argv: [x, [y]]}}]}}", "got a list"),
+        (
+            GOOD.replace("timeouts:", "fallback_route: two\n    timeouts:").replace(
+                "limits:", "  two: {a: b}\nlimits:"
+            ),
+            "'a'",
+        ),
+        (GOOD.replace("timeouts:", "price: {input: x}\n    limits: {budget: {day: {money: 3}}}\n    timeouts:"), "'x'"),
+    ],
+)
+def test_what_a_mistake_makes_seem_missing_is_no_other_mistake(text: str, what: str) -> None:
+    assert what in only(text).message
+
+
+def test_mistakes_behind_one_in_a_list_are_where_they_are() -> None:
+    first, _, third = found = mistakes(
+        "routes:\n  r:\n    targets:\n"
+        "      - {namee: a, backend: vllm, url: 'http://a'}\n"
+        "      - {name: b, backend: vllm, urll: 'http://a'}\n"
+        "      - {name: c, backend: nope, url: 'http://c'}\n"
+    )
+    assert [each.line for each in found] == [4, 5, 6]
+    assert "'namee'" in first.message and "'nope'" in third.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "allowed"),
+    [
+        ("rpm: 10", "rpm: [10]", "expected a number such as 200k, got a list"),
+        ("connect: 1s", "connect: {a: b}", "expected a duration such as 2s, got a mapping"),
+        ("weight: 2", "model: ''", "expected a text that is not empty"),
+    ],
+)
+def test_what_is_expected_is_said_in_the_words_of_its_kind(old: str, new: str, allowed: str) -> None:
+    assert allowed in only(changed(old, new)).message
+
+
 @pytest.mark.parametrize("text", ["", "\n", "# nothing\n"])
 def test_an_empty_file_says_so(text: str) -> None:
     assert "empty" in only(text).message
@@ -263,8 +308,8 @@ def test_anchors_cannot_blow_up(text: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.yaml", tmp_path):
-        with pytest.raises(Mistakes, match=re.escape(str(path))):
+    for path, why in ((tmp_path / "absent.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(Mistakes, match=re.escape(f"{path}:1:1: cannot be read: {why}") + "$"):
             load_table(path)
     (tmp_path / "latin.yaml").write_bytes("routes: é".encode("latin-1"))
     with pytest.raises(Mistakes, match="cannot be read"):

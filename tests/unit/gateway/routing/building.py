@@ -27,7 +27,6 @@ from gateway.routing.queue.events import QueueEvents
 from gateway.store import Limits
 from gateway.store.local import LocalStore
 from gateway.targets import Target
-from gateway.targets.health import Breaker
 
 Headers = Mapping[bytes, bytes]
 
@@ -84,13 +83,16 @@ async def tried_in_turn(attempts: Attempts, spent: Callable[[], Spent]) -> Async
 
 
 class Noted(QueueEvents):
-    """Writes down how many calls wait."""
+    """Writes down how many calls wait, and how those were held that are held no longer."""
 
-    def __init__(self, queued: list[tuple[str, int, int]]) -> None:
-        self._queued = queued
+    def __init__(self, queued: list[tuple[str, int, int]], ended: list[tuple[str, str, int]]) -> None:
+        self._queued, self._ended = queued, ended
 
     def queued(self, route: str, calls: int, size: int) -> None:
         self._queued.append((route, calls, size))
+
+    def hold_ended(self, route: str, outcome: str, seconds: float) -> None:
+        self._ended.append((route, outcome, round(seconds)))
 
 
 class World:
@@ -112,14 +114,14 @@ class World:
             self.clock = FixedClock()
         self.limits = limits or LocalStore(Path("/nowhere/state.json"), now=self.clock).limits
         self.queued: list[tuple[str, int, int]] = []
+        self.holds: list[tuple[str, str, int]] = []
         self.builder = Builder(
             {},
             lambda name: Capabilities.of(adapters(name)),
-            lambda name: Breaker(name, self.clock),
             Slots(self.limits, lambda: gateways),
             self.clock,
             policies=(lambda _: lambda *_: policy) if policy else registry.load,
-            events=Noted(self.queued),
+            events=Noted(self.queued, self.holds),
         )
         self.routes = self.build(text)
         self.routes.open()

@@ -154,6 +154,24 @@ def test_an_answer_and_a_refusal_of_the_call_both_tell_that_the_target_is_well(
     assert of["a"].breaker.closed
 
 
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_a_target_that_works_again_comes_back_slowly_in_every_table(of: World, reloaded: bool) -> None:
+    assert isinstance(of.clock, FixedClock)
+    eject(of["a"])
+    of.clock.advance(100)
+    placement = place(of)
+    if reloaded:
+        of.reload(one("a", "c"))
+    placement.answered(None)
+    assert of["a"].breaker.closed and of["a"].since == of.clock()
+    of.clock.advance(100)
+    place(of).answered(None)
+    assert of["a"].since == of.clock() - 100, "it is back already"
+    if reloaded:
+        of.reload(one("c"))
+        placement.answered(None)  # nobody's fault
+
+
 def test_a_client_that_leaves_says_nothing_of_the_target(of: World) -> None:
     for number in range(5):
         placement = place(of)
@@ -220,7 +238,7 @@ async def test_an_answer_that_comes_whole_has_its_prompt_read_in_the_usual_time(
     """Nobody sees its first token; the prompts of others wait for it no longer than a target needs to read."""
     of = World(one("a", "b"))
     placements = [place(of, Prompt(8000, whole=True)), place(of, Prompt(4000, whole=True)), place(of, Prompt(80_000))]
-    await asyncio.sleep(1.01)
+    await asyncio.sleep(1.04)  # it is looked now and then
     assert counts(of) == (84_000, 2, 3)
     await asyncio.sleep(0.5)
     assert counts(of) == (80_000, 1, 3)

@@ -15,7 +15,6 @@ from gateway.core.errors import NoRoute
 from gateway.core.types import TargetOrder
 from gateway.routing import Builder, Routes, Slots
 from gateway.store.local import LocalStore
-from gateway.targets.health import Breaker
 from gateway.targets.load import Share
 
 TABLE = """
@@ -38,7 +37,7 @@ def capabilities(name: str) -> Capabilities:
 def routes(tmp_path_factory: pytest.TempPathFactory) -> Routes:
     clock = FixedClock()
     slots = Slots(LocalStore(tmp_path_factory.getbasetemp() / "absent.json").limits)
-    builder = Builder({"b": "http://127.0.0.1:5/"}, capabilities, lambda name: Breaker(name, clock), slots, clock)  # type: ignore[return-value]
+    builder = Builder({"b": "http://127.0.0.1:5/"}, capabilities, slots, clock)
     return builder.build(parse_table(TABLE, "t", {"K": "key"})[0], "hash")
 
 

@@ -10,7 +10,7 @@ from harness.peer import Listener, Peer
 from harness.upstream import chunk, head
 
 from gateway.core.errors import BadReply, Disconnected
-from gateway.upstream.connection import HELD_BYTES, Response
+from gateway.upstream.connection import HELD_BYTES, Connection, Response
 from gateway.upstream.origin import Origin
 from gateway.upstream.pool import Pool
 
@@ -268,15 +268,15 @@ async def test_a_deadline_is_moved_with_every_piece_and_its_timer_is_not(
 ) -> None:
     response, peer = await begun(pool, origin, listener)
     loop, timers = asyncio.get_running_loop(), 0
-    watch = Response._watch
+    watch = Connection.watch
 
-    def counting(self: Response, moment: float) -> None:
+    def counting(self: Connection, moment: float) -> None:
         nonlocal timers
         before = self._timer
         watch(self, moment)
         timers += self._timer is not before
 
-    monkeypatch.setattr(Response, "_watch", counting)
+    monkeypatch.setattr(Connection, "watch", counting)
     for _ in range(50):
         response.deadline(loop.time() + 20)
         reading = asyncio.create_task(response.read())

@@ -13,6 +13,7 @@ from backends.api import Facts
 from gateway.core.errors import Disconnected, NoTarget, Unreachable, UpstreamBusy, UpstreamError, UpstreamFailed
 from gateway.routing import Attempt
 from gateway.routing.queue.cold import Hold
+from gateway.routing.queue.events import QueueEvents
 from gateway.routing.queue.queue import Queue, Waiter
 
 SHUT = UpstreamBusy("status 503")
@@ -309,8 +310,7 @@ async def test_a_client_that_leaves_is_held_no_longer() -> None:
 
 @virtual
 async def test_how_calls_were_held_is_told() -> None:
-    of, told = holding("a", queue={"calls": 1}), list[tuple[str, str, int]]()
-    of.route.held._ended = lambda route, outcome, seconds: told.append((route, outcome, round(seconds)))
+    of = holding("a", queue={"calls": 1})
     down(of, "a")
     waiting = asyncio.ensure_future(answered(of))
     await held(of, 1)
@@ -322,7 +322,7 @@ async def test_how_calls_were_held_is_told() -> None:
         await answered(of)
     asyncio.get_running_loop().call_later(3.0, up, of, "a")
     assert await answered(of) == "a"
-    assert told == [("r", "refused", 0), ("r", "gone", 0), ("r", "expired", 30), ("r", "up", 3)]
+    assert of.holds == [("r", "refused", 0), ("r", "gone", 0), ("r", "expired", 30), ("r", "up", 3)]
 
 
 @virtual
@@ -440,7 +440,7 @@ async def test_a_call_that_was_held_has_all_its_resumes(attempts: int) -> None:
 async def test_held_calls_do_not_wait_for_each_other() -> None:
     """Many that what is up cannot take stand before one that it can."""
     clock = asyncio.get_running_loop().time
-    hold = Hold("r", Queue(calls=100, size=1 << 20, clock=clock), clock)
+    hold = Hold("r", Queue(calls=100, size=1 << 20, clock=clock), clock, QueueEvents())
     ready: list[str] = []
 
     async def wait(name: str, tenant: str, seconds: float) -> None:
