@@ -10,6 +10,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+from harness.for_each import for_each
 
 import gateway
 
@@ -101,8 +102,7 @@ PACKAGES = sorted(
 NO_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "service", "base"}
 
 
-def by_module(modules: list[Path] = MODULES) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("file", modules, ids=lambda file: str(file.relative_to(ROOT)))
+by_module = for_each("file", MODULES)
 
 
 def dotted(file: Path) -> str:
@@ -134,18 +134,18 @@ def test_a_package_does_nothing_but_export(name: str) -> None:
         assert exports or isinstance(statement, ast.ImportFrom), ast.unparse(statement)
 
 
-@by_module()
+@by_module
 def test_modules_are_named_after_what_they_are(file: Path) -> None:
     assert not NO_NAMES & set(file.relative_to(ROOT).with_suffix("").parts)
 
 
-@by_module()
+@by_module
 def test_every_module_says_what_it_is_for(file: Path) -> None:
     text = ast.get_docstring(ast.parse(file.read_text()))
     assert text and text.splitlines()[0].endswith((".", ":")), "a module begins with a sentence about its purpose"
 
 
-@by_module()
+@by_module
 def test_packages_are_typed(file: Path) -> None:
     assert (ROOT / file.relative_to(ROOT).parts[0] / "py.typed").exists()
 
