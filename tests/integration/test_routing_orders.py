@@ -151,9 +151,12 @@ def test_an_ejection_by_order_ends_by_itself(
     def back() -> bool | None:
         return served(gateway, talk("m", str(time.monotonic())), key) == "order-b" or None
 
+    def order() -> Any:
+        return said(gateway, "GET", "/targets/order-b", key=admin)["order"]
+
+    assert order()["state"] == "ejected"
+    eventually(lambda: order() is None or None, "the order has ended", 30)
     eventually(back, "it is used again", 30)
-    shown = said(gateway, "GET", "/targets/order-b", key=admin)
-    assert shown["order"] is None
 
 
 def test_what_is_drained_everywhere_is_refused_clearly(
