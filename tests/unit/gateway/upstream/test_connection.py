@@ -39,7 +39,7 @@ async def read(response: Response) -> tuple[bytes, Exception | None]:
     """What is handed on, and how it ends."""
     got = b""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while piece := await response.read():
                 got += piece
     except Disconnected as failure:
@@ -343,7 +343,7 @@ async def test_whoever_gives_up_leaves_nothing_behind(
         with pytest.raises(Disconnected, match="given up"):
             await response.read()
     if when != "connecting":
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await peer.ended.wait()
     await nobody_reads()
     assert (origin.open, origin.idle) == (0, [])
@@ -408,7 +408,7 @@ async def test_the_end_of_a_message_that_nobody_reads_any_more(
     if reset is not None:
         peer.reset() if reset else peer.close()
     kept = sent == END and reset is None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while response.connection is not None or (not kept and origin.open):
             await asyncio.sleep(0.001)
     await nobody_reads()
