@@ -78,7 +78,6 @@ class CallRecord:
         "_prompt",
         "_sent_at",
         "_size",
-        "_spent",
         "_waits_for",
         "abort",
         "admitted_at",
@@ -96,6 +95,7 @@ class CallRecord:
         "resuming",
         "route",
         "seconds",
+        "spent",
         "started",
         "stream",
         "target",
@@ -136,7 +136,8 @@ class CallRecord:
         self.resuming, self.obstacle = False, ""
         self.resumed = 0
         """How often its stream went on at another target."""
-        self._spent: Spent | None = None
+        self.spent: Spent | None = None
+        """What it took, once that was asked for: see `final_usage`."""
         self.error: GatewayError | None = None
         self.outcome = "answered"
 
@@ -231,11 +232,11 @@ class CallRecord:
 
     def final_usage(self) -> Spent:
         """What the call took. Fixed when it is first asked for: what is charged is what is written."""
-        if self._spent is None:
+        if self.spent is None:
             input, cached, output, self.usage_source = self._counts()
             cost = 0 if self._price is None else self._price.cost(input, cached, output)
-            self._spent = Spent(input, cached, output, cost)
-        return self._spent
+            self.spent = Spent(input, cached, output, cost)
+        return self.spent
 
     def seen(self) -> tuple[int, int | None, float | None, float]:
         """What the target made of an answered call: status, completion tokens, seconds to the first and to the end."""

@@ -110,7 +110,8 @@ class RouteAttempts:
 
     def close(self, spent: Spent) -> None:
         """No attempt follows; the call took `spent` here, which its tenant is charged for in the queue's order."""
-        self._end_retry()
+        if self._again:
+            self._end_retry()
         self.route.retries.in_flight -= 1
         self.route.queue.spent(self._waiter, spent.input, spent.output)
 
