@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from itertools import chain, islice
 from typing import Final, Generic, TypeVar, get_args
 
 from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.types import Priority
-from gateway.routing.queue.drain_rate import Drain
 from gateway.routing.queue.fairness import Turns
 from gateway.routing.queue.waiter import Place, Waiter
 
@@ -27,6 +27,11 @@ RETRY_AFTER: Final = (1.0, 120.0)
 """The least and the most that a refused client is told to wait, in seconds."""
 UNKNOWN_SECONDS: Final = 10.0
 """What it is told while nothing has been placed yet."""
+
+MEMORY_SECONDS: Final = 20.0
+"""After so long a placement counts 1/e."""
+AT_ONCE_SECONDS: Final = 0.02
+"""What is placed so soon after others counts as placed with them: at most a thousandth more."""
 
 _FULL = "All targets of this model are busy, and its queue is full."
 _LATE = "All targets of this model are busy, and stayed so for as long as a call may wait."
@@ -256,3 +261,32 @@ class Queue(Generic[T]):
 
 def _told(seconds: float) -> float:
     return min(max(RETRY_AFTER[0], seconds), RETRY_AFTER[1])
+
+
+class Drain:
+    """How fast a queue moves: placements a second, of which the older count less.
+
+    An average that does not take a young measurement for a slow queue.
+    """
+
+    def __init__(self) -> None:
+        self._began = self._at = -math.inf
+        self._sum = 0.0
+
+    def count(self, now: float) -> None:
+        """One placement more, at `now` seconds."""
+        if now - self._at < AT_ONCE_SECONDS:
+            self._sum += 1.0
+            return
+        self._sum = 1.0 + self._left(now)
+        if self._sum < 1.1:  # the first, or the first after a long time: it tells of no rate yet
+            self._began = now
+        self._at = now
+
+    def rate(self, now: float) -> float:
+        """Placements a second; 0 while there were none."""
+        seen = -math.expm1(-max(1.0, now - self._began) / MEMORY_SECONDS)
+        return self._left(now) / (MEMORY_SECONDS * seen)
+
+    def _left(self, now: float) -> float:
+        return self._sum * math.exp((self._at - now) / MEMORY_SECONDS)
