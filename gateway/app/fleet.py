@@ -26,7 +26,7 @@ from gateway.targets.health import Prober
 from gateway.targets.target import UNBOUNDED
 from gateway.upstream import Forwarder
 
-log = logging.getLogger("trunkline.fleet")
+log = logging.getLogger("trunkline.app")
 
 PULSE_SECONDS = 1.0
 ORDERS_TRIES, ORDERS_PAUSE = 20, 0.05

@@ -25,7 +25,7 @@ def presented(headers: Mapping[bytes, bytes]) -> bytes:
     return sent.strip()
 
 
-class Door(Generic[K]):
+class Authenticator(Generic[K]):
     """Tells whose a token is, for one kind of key. `stale` is how long keys are known while the store is down, in
     seconds."""
 

@@ -14,7 +14,7 @@ from gateway.core.clock import Clock
 from gateway.core.types import AdminKey, Audit, KeyRecord, Secret
 from gateway.store import KINDS, Conflict, Records, StoreDown
 
-log = logging.getLogger("trunkline.keys")
+log = logging.getLogger("trunkline.auth")
 
 K = TypeVar("K", KeyRecord, AdminKey)
 MAX_WAITING: Final = 1000

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from gateway.process.child import die_with_parent
 
-log = logging.getLogger("trunkline.app")
+log = logging.getLogger("trunkline.process")
 
 LOOK_SECONDS: Final = 0.02
 START_SECONDS: Final = 0.05

@@ -24,7 +24,7 @@ from granian.server import Server
 
 from gateway.process.listener import listening
 
-log = logging.getLogger("trunkline.serve")
+log = logging.getLogger("trunkline.process")
 
 BACKLOG = 4096
 BACKPRESSURE = 16384

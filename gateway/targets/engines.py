@@ -16,7 +16,7 @@ from backends.api import Facts, Gauges
 
 T = TypeVar("T")
 
-log = logging.getLogger("trunkline.engines")
+log = logging.getLogger("trunkline.targets")
 
 EVERY_SECONDS: Final = (1.0, 2.0)
 """Between two looks at a target: chance keeps gateways and targets from falling into step."""

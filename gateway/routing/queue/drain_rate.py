@@ -1,4 +1,4 @@
-"""How fast a queue moves: placements a second, of which the older count less."""
+"""How fast a queue moves: calls placed a second, of which the older count less."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 MEMORY_SECONDS: Final = 20.0
-"""After so long a placement counts 1/e."""
+"""After so long a call counts 1/e."""
 
 
 class Drain:
@@ -17,14 +17,14 @@ class Drain:
         self._sum = 0.0
 
     def count(self, now: float) -> None:
-        """One placement more, at `now` seconds."""
+        """One call more was placed, at `now` seconds."""
         self._sum = 1.0 + self._left(now)
         if self._sum < 1.1:  # the first, or the first after a long time: it tells of no rate yet
             self._began = now
         self._at = now
 
     def rate(self, now: float) -> float:
-        """Placements a second; 0 while there were none."""
+        """Calls placed a second; 0 while there were none."""
         seen = -math.expm1(-max(1.0, now - self._began) / MEMORY_SECONDS)
         return self._left(now) / (MEMORY_SECONDS * seen)
 

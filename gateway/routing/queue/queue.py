@@ -34,7 +34,7 @@ _LATE = "All targets of this model are busy, and stayed so for as long as a call
 
 class Queue(Generic[T]):
     """Bounded by calls and bytes. Higher priorities go first; tenants of one priority share by tokens (`Turns`); a
-    tenant's calls go in the order in which they came. `T` is a placement: what a call gets when it is its turn.
+    tenant's calls go in the order in which they came. `T` is what a call gets when it is its turn.
 
     A full queue takes a call that goes before others by pushing one of these out: of the lowest priority the newest
     call of the tenant with the longest line, if it is of a lower priority than the one that comes, or its tenant would
@@ -69,12 +69,12 @@ class Queue(Generic[T]):
 
     def place_at_once(self, waiter: Waiter, attempt: Callable[[], T | None]) -> T | None:
         """What `attempt` returns, for a call that comes first while nobody waits: the short way of `place`."""
-        placement = attempt()
-        if placement is not None:  # as `_placed`
+        got = attempt()
+        if got is not None:  # as `_placed`
             self._classes[waiter.priority].charge(waiter.tenant, waiter.tokens)
             waiter.charged += waiter.tokens
             self._drain.count(self._clock())
-        return placement
+        return got
 
     async def place(
         self,
@@ -89,7 +89,7 @@ class Queue(Generic[T]):
         """What `attempt` returns as soon as it is the waiter's turn and it returns something, within `seconds`.
 
         `attempt` takes what it returns; `release` gives it back when the caller was cancelled before it could learn of
-        it. `again` is for a placement that turned out impossible: it was not one, and the waiter is first in its
+        it. `again` is for what was got and turned out to be of no use: it was nothing, and the waiter is first in its
         tenant's line, with its first deadline. `soonest` tells in how many seconds any target can have room, if known.
 
         Raises `QueueFull`, `QueueTimeout`, and whatever `attempt` raises.
@@ -100,10 +100,10 @@ class Queue(Generic[T]):
         if not again or waiter.deadline is None:
             waiter.deadline = now + seconds
         if goes := not self._before(waiter):
-            placement = self._tried_first(attempt)
-            if placement is not None:
+            got = self._tried_first(attempt)
+            if got is not None:
                 self._placed(waiter)
-                return placement
+                return got
         wait, left = soonest(), waiter.deadline - now
         if left <= 0 or (wait is not None and wait > left):
             raise QueueTimeout(_LATE, retry_after=self._retry_after(waiter) if wait is None else _told(wait))
@@ -146,27 +146,27 @@ class Queue(Generic[T]):
             self._leave(place)
             return True
         try:
-            placement = self._tried(place.attempt)
+            got = self._tried(place.attempt)
         except Exception as error:
             self._leave(place)
             # A future does not take this one; a generator in the attempt has run out.
             place.future.set_exception(RuntimeError(error) if isinstance(error, StopIteration) else error)
             return True
-        if placement is None:
+        if got is None:
             return False
         self._placed(place.waiter)
         self._leave(place)
-        place.future.set_result(placement)
+        place.future.set_result(got)
         return True
 
     def _tried(self, attempt: Callable[[], T | None]) -> T | None:
         """What `attempt` says. One that itself gave something back is asked once more: that may be what it needs."""
         self._trying, self._stirred = True, False
         try:
-            placement = attempt()
-            if placement is None and self._stirred:
-                placement = attempt()
-            return placement
+            got = attempt()
+            if got is None and self._stirred:
+                got = attempt()
+            return got
         finally:
             self._trying = False
 
@@ -246,7 +246,7 @@ class Queue(Generic[T]):
         self._drain.count(self._clock())
 
     def _not_placed(self, waiter: Waiter) -> None:
-        """The last placement was none."""
+        """What the waiter got last was of no use."""
         undone = min(waiter.tokens, waiter.charged)
         self._classes[waiter.priority].correct(waiter.tenant, -undone)
         waiter.charged -= undone

@@ -23,7 +23,7 @@ from gateway.http.operations import Readiness
 from gateway.http.server import DataPlane
 from gateway.limits import Admission
 from gateway.metering import Meter, Metrics
-from gateway.routing import Builder, Slots
+from gateway.routing import Builder, TargetSlots
 from gateway.store.local import LocalStore
 from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream.shadow import Shadow
@@ -225,7 +225,7 @@ def test_shadow_targets_are_found_by_route(tmp_path: Path) -> None:
             "shadow": {"target": {"name": "e", "backend": "llamacpp", "launch": {"model": "embedded"}}, "share": 0.2},
         },
     )
-    slots = Slots(LocalStore(tmp_path / "keys.db").limits)
+    slots = TargetSlots(LocalStore(tmp_path / "keys.db").limits)
     builder = Builder({"e": "http://127.0.0.1:5/"}, registry.capabilities, slots, time.monotonic)
     found = builder.mirrors(loaded(text).table)
     assert {name: (mirror.address.url, mirror.share) for name, mirror in found.items()} == {

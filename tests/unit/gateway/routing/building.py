@@ -18,7 +18,7 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
-from gateway.routing import Attempt, Builder, Route, Routes, Slots
+from gateway.routing import Attempt, Builder, Route, Routes, TargetSlots
 from gateway.routing.attempt import NO_OUTCOME
 from gateway.routing.attempts import Attempts
 from gateway.routing.policies import registry
@@ -118,7 +118,7 @@ class World:
         self.builder = Builder(
             {},
             lambda name: Capabilities.of(adapters(name)),
-            Slots(self.limits, lambda: gateways),
+            TargetSlots(self.limits, lambda: gateways),
             self.clock,
             policies=(lambda _: lambda *_: policy) if policy else registry.load,
             events=Noted(self.queued, self.holds),

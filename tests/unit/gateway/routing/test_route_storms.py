@@ -14,7 +14,7 @@ from unit.gateway.routing.building import World, call, key, one, table, targets,
 
 from gateway.core.errors import GatewayError, Unreachable, UpstreamBusy, UpstreamError, UpstreamFailed
 from gateway.core.types import Ask, Priority, Verdict
-from gateway.routing import Slots
+from gateway.routing import TargetSlots
 from gateway.store import StoreDown
 from gateway.store.local import LocalStore
 
@@ -143,7 +143,7 @@ async def test_all_counts_return_to_zero(steps: list[tuple[str, int, int]]) -> N
     storm.of.idle()
     assert storm.of.queued == [] or storm.of.queued[-1][1:] == (0, 0)
     storm.limits.away = False
-    slots = Slots(storm.limits)
+    slots = TargetSlots(storm.limits)
     for name, most in (("a", 2), ("b", 2), ("c", 1)):
         taken = [await slots.take(storm.of[name], f"after {n}") for n in range(most + 1)]
         assert [slot is not None for slot in taken] == [True] * most + [False], f"slots of {name}"

@@ -13,7 +13,7 @@ from backends.capabilities import Capabilities
 from gateway.config import parse_table
 from gateway.core.errors import NoRoute
 from gateway.core.types import TargetOrder
-from gateway.routing import Builder, Routes, Slots
+from gateway.routing import Builder, Routes, TargetSlots
 from gateway.store.local import LocalStore
 from gateway.targets.load import Share
 
@@ -36,7 +36,7 @@ def capabilities(name: str) -> Capabilities:
 @pytest.fixture
 def routes(tmp_path_factory: pytest.TempPathFactory) -> Routes:
     clock = FixedClock()
-    slots = Slots(LocalStore(tmp_path_factory.getbasetemp() / "absent.json").limits)
+    slots = TargetSlots(LocalStore(tmp_path_factory.getbasetemp() / "absent.json").limits)
     builder = Builder({"b": "http://127.0.0.1:5/"}, capabilities, slots, clock)
     return builder.build(parse_table(TABLE, "t", {"K": "key"})[0], "hash")
 

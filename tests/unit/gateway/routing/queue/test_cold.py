@@ -12,7 +12,7 @@ from unit.gateway.routing.building import World, call, eject, key, one, table, t
 from backends.api import Facts
 from gateway.core.errors import Disconnected, NoTarget, Unreachable, UpstreamBusy, UpstreamError, UpstreamFailed
 from gateway.routing import Attempt
-from gateway.routing.queue.cold import Hold
+from gateway.routing.queue.cold import HeldCalls
 from gateway.routing.queue.events import QueueEvents
 from gateway.routing.queue.queue import Queue, Waiter
 
@@ -440,7 +440,7 @@ async def test_a_call_that_was_held_has_all_its_resumes(attempts: int) -> None:
 async def test_held_calls_do_not_wait_for_each_other() -> None:
     """Many that what is up cannot take stand before one that it can."""
     clock = asyncio.get_running_loop().time
-    hold = Hold("r", Queue(calls=100, size=1 << 20, clock=clock), clock, QueueEvents())
+    hold = HeldCalls("r", Queue(calls=100, size=1 << 20, clock=clock), clock, QueueEvents())
     ready: list[str] = []
 
     async def wait(name: str, tenant: str, seconds: float) -> None:
