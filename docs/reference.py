@@ -37,8 +37,8 @@ def page() -> str:
         "## Metrics\n\nOn `/metrics`. Label values come from the routing table and from closed vocabularies; what a "
         'client typed is never one of them (`route="other"` for an unknown model).\n\n'
         + _table(("metric", "type", "labels", "meaning"), _metrics()),
-        "## Log\n\nThe gateway's own messages go to standard error, from `TRUNKLINE_LOG_LEVEL` up, each with the name of "
-        "its logger, which is that of a package of the gateway.\n\n"
+        "## Log\n\nThe gateway's own messages go to standard error, from `TRUNKLINE_LOG_LEVEL` up, each with the name "
+        "of its logger, which is that of a package of the gateway.\n\n"
         + _table(("logger", "what it is about"), _loggers()),
         '## Errors\n\nEvery error has OpenAI\'s envelope, `{"error": {"message", "type", "param", "code"}}`, and an '
         "`x-request-id`. The first word of `error_type`, in metrics and logs, says who is to blame; `gateway_other` "
