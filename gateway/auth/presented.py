@@ -42,7 +42,7 @@ class Authenticator(Generic[K]):
     ) -> None:
         self._peppers, self._clock, self._throttle, self._prefix = Peppers(peppers), clock, throttle, prefix
         self.cache: Cache[K] = Cache(store, kind, clock, stale=stale)
-        self.rehash: Rehash[K] = Rehash(store, self._peppers, clock, self.cache.outdate)
+        self.rehash: Rehash[K] = Rehash(store, self._peppers, clock, self.cache)
 
     async def identify(self, headers: Mapping[bytes, bytes], source: str | None, *, fresh: bool = False) -> K:
         """The key a call came with, valid now; raises as `verify`."""
