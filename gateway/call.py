@@ -39,8 +39,10 @@ class Client(Protocol):
     """Headers by which the target's logs can be matched with ours."""
     explains: bool
     """The answer's headers are to tell how its target was picked."""
-    started: bool
-    """Something of the answer has left: from here on nothing can be retried or become an error status."""
+
+    @property
+    def started(self) -> bool:
+        """Something of the answer has left: from here on nothing can be retried or become an error status."""
 
     def check(self) -> None:
         """Raise `BadFraming` for a head that a proxy before us may have read in another way."""

@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-
-from litestar import Litestar
 
 from gateway.admin import Registrar
 from gateway.admin.http.app import build_app
@@ -21,7 +17,10 @@ from gateway.auth import AdminKeys, networks
 from gateway.config import Settings
 from gateway.config.watch import Loaded, Source, Watcher
 from gateway.core.clock import SystemClock
-from gateway.process.shutdown import Ending, NoCalls
+from gateway.http import asgi
+from gateway.http.answer import Answer
+from gateway.http.connection import Connection
+from gateway.http.request import Request
 from gateway.store import open_store
 
 log = logging.getLogger("trunkline.app")
@@ -30,18 +29,22 @@ ADMIN_TIMEOUT = 2.0
 """Seconds that the admin interface waits for Redis; nobody streams through it."""
 
 
-def from_environment() -> Litestar:
-    """The admin interface that `TRUNKLINE_...` describes; what the admin listener's server is pointed at."""
+def from_environment() -> AdminListener:
+    """The admin interface that `TRUNKLINE_...` describes; what its worker runs."""
     settings = Settings.read()
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     kept = Path(settings.kept) if settings.kept else None
-    return AdminListener(settings, Source(Path(settings.routing), kept=kept)).app
+    return AdminListener(settings, Source(Path(settings.routing), kept=kept))
 
 
 class AdminListener:
-    """The parts of the process that serves the admin interface. `app` opens and closes them."""
+    """The parts of the process that serves the admin interface."""
+
+    accept = grace = 0.0
+    running = 0
+    """Its requests are short: none is waited for."""
 
     def __init__(self, settings: Settings, source: Source) -> None:
         """Put the parts together.
@@ -61,8 +64,7 @@ class AdminListener:
         self.watcher = Watcher(source, self._apply, _keep_on)
         self._offer: asyncio.Task[None] | None = None
         self.lifetime = Lifetime(self._order())
-        self.shutdown = Ending(NoCalls(), 0.0, 0.0, self.lifetime.close)
-        self.app = build_app(self.context, self.admin_keys, self._lifespan)
+        self.app = build_app(self.context, self.admin_keys)
 
     def _order(self) -> list[Part]:
         """All that is opened or closed, each part after those that it uses."""
@@ -73,15 +75,23 @@ class AdminListener:
             (self._offer_token, self._withdraw),
         ]
 
-    @asynccontextmanager
-    async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
-        self.shutdown.open()
+    async def open(self) -> None:
+        """Open all parts. Raises what the first one raises that cannot be opened."""
         await self.lifetime.open()
-        self.shutdown.started()
-        try:
-            yield
-        finally:
-            await self.shutdown.close()
+
+    async def close(self) -> None:
+        """Close all parts."""
+        await self.lifetime.close()
+
+    async def serve(self, connection: Connection, request: Request, answer: Answer) -> None:
+        """Answer one request."""
+        await asgi.serve(self.app, connection, request, answer)
+
+    def drain(self) -> None:
+        """Nobody asks."""
+
+    def end_calls(self) -> None:
+        """There are none."""
 
     async def _apply(self, loaded: Loaded) -> None:
         self.context.replace(loaded.table.routes, listed(loaded.table))

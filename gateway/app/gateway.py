@@ -9,8 +9,7 @@ import logging
 import secrets
 import sys
 import warnings
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from gateway.config import Settings, Table
 from gateway.config.watch import Loaded, Source, Watcher
 from gateway.core.clock import SystemClock
 from gateway.http import openapi, operations
-from gateway.http.client import BOOT
+from gateway.http.identity import BOOT
 from gateway.http.server import DataPlane
 from gateway.limits import Admission, AdmissionEvents
 from gateway.metering import Lines, Meter, Metrics
@@ -35,7 +34,6 @@ from gateway.metering.connections import ConnectionMetrics
 from gateway.metering.ledger import LedgerWriter
 from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
-from gateway.process.shutdown import Ending
 from gateway.routing import Builder, Routes, TargetSlots
 from gateway.routing.queue.events import QueueEvents
 from gateway.store import Store, open_store
@@ -47,8 +45,8 @@ log = logging.getLogger("trunkline.app")
 PULSE_SECONDS = 1.0
 
 
-def from_environment() -> DataPlane:
-    """The app that `TRUNKLINE_...` describes; what every ASGI server is pointed at."""
+def from_environment() -> Gateway:
+    """The gateway that `TRUNKLINE_...` describes; what a worker runs."""
     settings = Settings.read()
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
@@ -58,13 +56,13 @@ def from_environment() -> DataPlane:
         launched=_launched(settings),
         kept=Path(settings.kept) if settings.kept else None,
     )
-    return Gateway(settings, source.load(), source).plane
+    return Gateway(settings, source.load(), source)
 
 
 class Gateway:
     """One worker: its parts, which know each other only as far as they were handed to each other here.
 
-    `plane` is the ASGI app; its lifespan opens and closes all the rest.
+    A worker opens it, has it serve, and closes it.
     """
 
     def __init__(self, settings: Settings, loaded: Loaded, source: Source) -> None:
@@ -97,12 +95,14 @@ class Gateway:
         self.reloader = Reloader(self.plane, self.builder, self.fleet, self.launched, table, status)
         self.watcher = Watcher(source, self.reloader.apply, self.reloader.refused)
         self.lifetime = Lifetime(self._order())
-        self.shutdown = Ending(self.plane, settings.drain_accept, settings.grace, self.lifetime.close)
+        self.accept, self.grace = settings.drain_accept, settings.grace
+        self.serve, self.drain, self.end_calls = self.plane.serve, self.plane.drain, self.plane.end_calls
 
     def _order(self) -> list[Part]:
         """All that is opened or closed, each part after those that it uses."""
         return [
             (None, self.lines.close),
+            (None, self.metrics.pending.flush),
             (self.store.open, self.store.close),
             (self.ledger.open, self.ledger.close),
             (self.keyring.open, self.keyring.close),
@@ -115,19 +115,22 @@ class Gateway:
             (self.pulse.open, self.pulse.close),
         ]
 
-    @asynccontextmanager
-    async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
-        self.shutdown.open()
+    async def open(self) -> None:
+        """Open all parts. Raises what the first one raises that cannot be opened."""
         await self.lifetime.open()
         # What start-up made stays for good: looking through it again and again costs a tenth of each call's CPU.
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
-        self.shutdown.started()
-        try:
-            yield
-        finally:
-            await self.shutdown.close()
+
+    async def close(self) -> None:
+        """Close all parts."""
+        await self.lifetime.close()
+
+    @property
+    def running(self) -> int:
+        """Calls under way."""
+        return self.plane.running
 
     def _keys(self) -> tuple[Keyring, AdminKeys]:
         peppers, refused = self.settings.pepper_versions(), self.metrics.throttled.inc
@@ -188,7 +191,6 @@ class Gateway:
                     operations.router(self._parts_in_force, self.readiness, self.proxies),
                     openapi.assets(),
                 ],
-                lifespan=[self._lifespan],
                 after_request=operations.name_request,
                 exception_handlers={Exception: operations.render_exception},
                 openapi_config=openapi.config(),
@@ -222,10 +224,7 @@ class Admissions(AdmissionEvents):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-
-    def answered(self, seconds: float) -> None:
-        """The store has decided about a call."""
-        self._metrics.redis.observe(seconds)
+        self.answered = metrics.pending.values(metrics.redis).append  # type: ignore[assignment,method-assign] # no frame
 
     def denied(self, scope: str, dimension: str) -> None:
         """A call was refused by this limit."""
@@ -286,6 +285,7 @@ class Pulse:
                 self._metrics.gateways.set(self._store.gateways)
                 self._metrics.answer_memory.set(self._forwarder.memory.held)
                 self._connections.show(self._forwarder.origins)
+                self._metrics.pending.flush()
             except Exception:  # a bug of ours; the pulse goes on
                 log.exception("the state of the store and of connections could not be shown")
             await asyncio.sleep(PULSE_SECONDS)

@@ -1,14 +1,17 @@
-"""`trunkline serve`: launch what the table launches, and serve with Granian until a signal."""
+"""`trunkline serve`: launch what the table launches, and serve until a signal."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +23,8 @@ from gateway.config import Mistakes, Settings, Table
 from gateway.config.watch import Source
 from gateway.process.child import Child
 from gateway.process.launch import Launcher
-from gateway.process.supervisor import ignore_hangup, supervisor
+from gateway.process.sockets import CannotListen, bind
+from gateway.process.supervisor import Supervisor, ignore_hangup
 from gateway.store import StoreDown, examine, prepare_state, shown
 
 ADMIN_COMMAND: Final = (sys.executable, "-P", "-m", "gateway", "admin", "serve")
@@ -55,6 +59,8 @@ def serve(**options: Any) -> None:
         )
     where = _store(settings)
     with ExitStack() as stack:
+        sockets = _bind(settings.host, settings.port, settings.workers)
+        stack.callback(_close, sockets)
         if settings.workers > 1:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trunkline-metrics-"))
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -64,24 +70,39 @@ def serve(**options: Any) -> None:
         stack.callback(launcher.stop)
         os.environ.update(settings.environment())
         os.environ["TRUNKLINE_LAUNCHED"] = json.dumps(launcher.urls)
-        patience = settings.drain_accept + settings.grace
-        server = supervisor(
-            "gateway.app:from_environment",
-            settings.host,
-            settings.port,
-            settings.workers,
-            patience,
-            settings.head_timeout,
-        )
+        work = _worker("gateway.app", settings.head_timeout)
+        supervisor = Supervisor(work, sockets, settings.drain_accept + settings.grace)
         launcher.start()
         _greet(settings, where)
         listener = admin_listener(settings) if settings.admin_port else None
         if listener is not None:
             stack.callback(listener.stop)
             listener.start()
-        server.insist = partial(_insist, launcher, listener)
-        server.serve()
-    sys.exit(server.exit_code)
+        supervisor.insist = partial(_insist, launcher, listener)
+        code = supervisor.serve()
+    sys.exit(code)
+
+
+def _bind(host: str, port: int, number: int) -> list[socket.socket]:
+    try:
+        return bind(host, port, number)
+    except CannotListen as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _close(sockets: list[socket.socket]) -> None:
+    for each in sockets:
+        each.close()
+
+
+def _worker(module: str, head_seconds: float) -> Callable[[socket.socket], None]:
+    """What a worker process does; only there is the app imported, which takes most of the memory."""
+
+    def work(bound: socket.socket) -> None:
+        run = import_module("gateway.app.worker").run
+        run(import_module(module).from_environment, bound, head_seconds)
+
+    return work
 
 
 def admin_listener(settings: Settings) -> Child:
@@ -107,6 +128,7 @@ def serve_admin(**options: Any) -> None:
     settings, *_ = _read(options)
     if not settings.admin_port:
         raise click.UsageError("say where: --port PORT or TRUNKLINE_ADMIN_PORT")
+    sockets = _bind(settings.admin_host, settings.admin_port, 1)
     _store(settings)
     os.environ.update(settings.environment())
     click.echo(f"trunkline {__version__}: admin interface on {settings.admin_address}, described at /docs", err=True)
@@ -114,9 +136,7 @@ def serve_admin(**options: Any) -> None:
         click.echo(
             "The admin interface can be reached from elsewhere and speaks plain HTTP: put TLS before it.", err=True
         )
-    server = supervisor("gateway.app.admin:from_environment", settings.admin_host, settings.admin_port, 1, 0.0)
-    server.serve()
-    sys.exit(server.exit_code)
+    sys.exit(Supervisor(_worker("gateway.app.admin", settings.head_timeout), sockets, 0.0).serve())
 
 
 def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:

@@ -18,8 +18,8 @@ from gateway.auth import Network, may_use
 from gateway.call import Parts
 from gateway.core.errors import BadRequest, GatewayError, Internal, MethodNotAllowed, NotFound
 from gateway.core.types import KeyRecord
-from gateway.http.client import source_of
 from gateway.http.errors import render
+from gateway.http.source import source_of
 from gateway.metering import exposition
 from gateway.metering.metrics import CONTENT_TYPE
 from gateway.store import Store, StoreDown
@@ -162,6 +162,7 @@ def name_request(response: Response[Any]) -> Response[Any]:
 
 async def _key(parts: Parts, request: Request[Any, Any, Any], proxies: tuple[Network, ...]) -> KeyRecord:
     """Whose list it is; asked of the store, as no admission would notice a change of the key."""
-    headers = dict(request.scope["headers"])
-    caller = await parts.keyring.authenticate(headers, source_of(request.scope, proxies), fresh=True)
+    scope = request.scope
+    source = source_of(scope["client"], scope["headers"], proxies)
+    caller = await parts.keyring.authenticate(dict(scope["headers"]), source, fresh=True)
     return caller.key

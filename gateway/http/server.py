@@ -1,4 +1,4 @@
-"""The data plane's routes, raw ASGI: a call must be able to end in every way in which a client can leave."""
+"""The data plane's paths: a call must be able to end in every way in which a client can leave."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from gateway.auth import Network
 from gateway.call import Parts, serve
 from gateway.config.table import Bodies
 from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated
-from gateway.http.client import CLOSE, Client
+from gateway.http import asgi
+from gateway.http.answer import Answer
+from gateway.http.client import Client
+from gateway.http.connection import Connection
+from gateway.http.request import Request
 
 PATHS: Final[dict[str, Endpoint]] = {f"/v1/{endpoint}": endpoint for endpoint in get_args(Endpoint)}
-
+_TARGETS: Final = {path.encode(): endpoint for path, endpoint in PATHS.items()}
+"""Nearly all requests name one of these as it is."""
 
 EXPLAIN: Final = b"x-trunkline-explain"
 """A header with an admin key: the answer will tell, in the same header, how its target was picked."""
 
 
 class DataPlane:
-    """The ASGI app: calls of models are served here, all else goes on to `others`.
-
-    It stands before Litestar because Litestar's router and its wrapper around each `send` would be a tenth of what a
-    call costs.
-    """
+    """Serves calls of models; all else goes on to `others`, an ASGI app."""
 
     def __init__(
         self,
@@ -55,12 +56,37 @@ class DataPlane:
         """From now on every answer that begins also ends its connection, so that the client takes another gateway."""
         self.draining = True
         for client in self._calls:
-            client.closes = True
+            client.drain()
 
     def end_calls(self) -> None:
         """End every call with `ShuttingDown`."""
         for client in self._calls:
             client.end()
+
+    async def serve(self, connection: Connection, request: Request, answer: Answer) -> None:
+        """Answer one request."""
+        answer.closes = self.draining
+        endpoint = _TARGETS.get(request.target) or PATHS.get(request.path)
+        if endpoint is None:
+            await asgi.serve(self._others, connection, request, answer)
+            return
+        client = Client(connection, request, answer, endpoint, self._bodies, self._proxies)
+        self._calls.add(client)
+        try:
+            if request.method != "POST":
+                raise MethodNotAllowed(f"{request.method} is not possible here; use POST.")
+            if EXPLAIN in client.headers:
+                await self._allow_explanation(client, endpoint)
+            await serve(self.parts, endpoint, client)
+        except GatewayError as error:
+            client.fail(error)
+        except asyncio.CancelledError:
+            if not client.cancelled():
+                raise
+        except Exception:  # a bug of ours; the record has told the log
+            client.fail(Internal())
+        finally:
+            self._calls.discard(client)
 
     async def _allow_explanation(self, client: Client, endpoint: Endpoint) -> None:
         """See whether an admin asks. Raises what is wrong with the key, after it was recorded."""
@@ -72,42 +98,3 @@ class DataPlane:
             error = Unauthenticated(f"an admin key as '{EXPLAIN.decode()}: tladm_...', or leave it out")
             self.parts.meter.refused(client.call_id, endpoint, error)
             raise error from None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        endpoint = PATHS.get(scope["path"]) if scope["type"] == "http" else None
-        if endpoint is None:
-            await self._others(scope, receive, _closing(send) if self.draining else send)
-            return
-        client = Client(scope, receive, send, endpoint, self._bodies, self._proxies)
-        client.closes = self.draining
-        self._calls.add(client)
-        method = scope["method"]
-        # An error keeps this frame until garbage is collected, and who knows these keeps the connection open.
-        del scope, receive, send
-        try:
-            if method != "POST":
-                raise MethodNotAllowed(f"{method} is not possible here; use POST.")
-            if EXPLAIN in client.headers:
-                await self._allow_explanation(client, endpoint)
-            await serve(self.parts, endpoint, client)
-        except GatewayError as error:
-            await client.fail(error)
-        except asyncio.CancelledError:
-            if not await client.cancelled():
-                raise
-        except Exception:  # a bug of ours; the record has told the log
-            await client.fail(Internal())
-        finally:
-            self._calls.discard(client)
-            client.close()
-
-
-def _closing(send: Any) -> Any:
-    """`send` for an answer after which the connection is to be closed."""
-
-    async def closing(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], CLOSE]}
-        await send(message)
-
-    return closing

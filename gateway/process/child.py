@@ -46,7 +46,7 @@ class Child:
     def start(self) -> None:
         """Start it, and from now on whenever it has died.
 
-        The first time in the caller's thread: should the caller fork meanwhile, as Granian does for its workers, the
+        The first time in the caller's thread: should the caller fork meanwhile, as it does for its workers, the
         fork would inherit the pipe on which Popen waits for the child's exec, and keep it waiting for as long as it
         lives.
         """

@@ -1,165 +1,207 @@
-"""Granian as `trunkline serve` runs it: when told to end it ends in order, and SIGHUP reloads the routing table.
+"""The main process of `trunkline serve`: it starts workers, starts them again when they die, and ends them in order.
 
-By itself Granian's main process closes the listener at once when it is told to end, and answers SIGHUP by starting all
-workers anew, which cuts off what is being streamed when the time for it is over. A worker's own handlers are set by
-the watcher of its table and by `gateway.process.shutdown`, which knows the time for each step of its end.
+SIGTERM, SIGINT  end: workers get SIGTERM; after SIGINT, which a person sends, SIGUSR1: accept no more calls meanwhile
+a second one     kill the workers; the exit code is 128 and the signal's number
+SIGHUP           is for the workers, which read their table again
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
+import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final
 
-from granian.constants import HTTPModes, Interfaces, Loops
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.server import Server
-
-from gateway.process.listener import listening
+from gateway.process.child import die_with_parent
 
 log = logging.getLogger("trunkline.process")
 
-BACKLOG = 4096
-BACKPRESSURE = 16384
-"""Connections a worker holds; Granian counts idle keep-alive ones too, so its default stops accepting early."""
-BUFFER_BYTES = 40 * 1024
-"""Of a connection, each way: a request's head, and what its client has not read of an answer."""
-LAST_SECONDS = 8
-"""After the grace, for a worker to end its calls and give back what it holds; it is killed if that takes longer."""
-YOUNG_SECONDS = 6.0
+LAST_SECONDS: Final = 8.0
+"""After its patience, for a worker to end its calls and give back what it holds; it is killed if that takes longer."""
+YOUNG_SECONDS: Final = 6.0
 """A worker that dies within this time of its start may do so again at once."""
-PAUSE_SECONDS = 1.0
-MOST_YOUNG_DEATHS = 5
+PAUSE_SECONDS: Final = 1.0
+MOST_YOUNG_DEATHS: Final = 5
 """In a row; a worker that cannot live ends the gateway, whose own supervisor may know better."""
-_TO_WORKERS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")
+LOOK_SECONDS: Final = 0.1
+TO_WORKERS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Blocked in a worker until it has handlers for them: none is lost, and none ends it while it starts."""
 
 
-class Supervisor(Server):  # type: ignore[misc,valid-type] # Granian's classes are not typed
-    """Starts workers, starts them again when they die, and tells them to reload and to end.
+class Supervisor:
+    """Runs `work` in a process for each socket.
 
-    The first SIGTERM or SIGINT ends them in order; after SIGINT, which a person sends, no new calls are accepted
-    meanwhile. A second signal kills them, and calls `insist`: what else takes its time is to be cut short.
+    The sockets stay open here as well: whoever connects while a worker is being replaced waits for the next one.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(
+        self, work: Callable[[socket.socket], None], sockets: Sequence[socket.socket], patience: float
+    ) -> None:
+        """`patience`: for how many seconds workers that were told to end may go on with their calls."""
         self.insist: Callable[[], None] = lambda: None
-        self.exit_code = 0
-        """128 and the signal's number once a second one came."""
-        self._first = signal.SIGTERM
-        self._born: dict[int, float] = {}
-        self._young_deaths: Counter[int] = Counter()
-        self._begun: dict[int, Any] = {}
-        """Workers by their number, from before they begin: Granian's own list has them only afterwards."""
+        """Called at the second signal: what else takes its time is to be cut short."""
+        self._work, self._patience = work, max(0.0, patience)
+        self._workers = [_Worker(bound) for bound in sockets]
+        self._came: list[int] = []
+        self._is_ending = False
+        self._kill_at = float("inf")
+        self._exit_code = 0
 
-    def signal_handler_interrupt(self, number: int = signal.SIGTERM, *_: Any) -> None:
-        """What Granian sets as its main process's handler of SIGTERM and SIGINT."""
-        if self.interrupt_signal:
-            self.exit_code = 128 + number
+    def serve(self) -> int:
+        """Until a signal; the exit code."""
+        with self._signals() as wait:
+            while self._look():
+                wait()
+        return self._exit_code
+
+    def _look(self) -> bool:
+        """Do what is to be done now; whether anything is left to be waited for."""
+        while self._came:
+            self._obey(self._came.pop(0))
+        for worker in self._workers:
+            if worker.has_ended() and not self._is_ending:
+                worker.plan_the_next()
+        if not self._is_ending:
+            if any(worker.young_deaths >= MOST_YOUNG_DEATHS for worker in self._workers):
+                log.error("a worker has died %d times as soon as it was started: ending", MOST_YOUNG_DEATHS)
+                self._exit_code = 1
+                self._end(signal.SIGTERM)
+            for worker in self._workers:
+                if not worker.pid and time.monotonic() >= worker.start_at and not self._is_ending:
+                    self._start(worker)
+        elif time.monotonic() > self._kill_at:
+            log.warning("killing workers that do not end")
+            self._tell(signal.SIGKILL)
+        return not self._is_ending or any(worker.pid for worker in self._workers)
+
+    def _obey(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            self._tell(signal.SIGHUP)
+        elif self._is_ending:
+            self._exit_code = 128 + number
             self._tell(signal.SIGKILL)
             self.insist()
         else:
-            self._first = signal.Signals(number)
-        super().signal_handler_interrupt()
+            self._end(number)
 
-    def signal_handler_reload(self, *_: Any) -> None:
-        """What Granian sets as its main process's handler of SIGHUP."""
-        self._tell(signal.SIGHUP)
-
-    def _stop_workers(self) -> None:
-        """Tell them once: the signal waits for a worker that is only starting, and one that was told knows the time."""
-        self._tell(signal.SIGUSR1 if self._first == signal.SIGINT else signal.SIGTERM)
-        deadline = time.monotonic() + self.workers_kill_timeout
-        while left := [worker for worker in self.wrks if worker.is_alive()]:
-            if time.monotonic() > deadline:
-                log.warning("killing %d workers that do not end", len(left))
-                self._tell(signal.SIGKILL)
-                deadline = float("inf")
-            left[0].join(0.05)
-        self.wrks.clear()
+    def _end(self, number: int) -> None:
+        self._is_ending = True
+        self._kill_at = time.monotonic() + self._patience + LAST_SECONDS
+        for worker in self._workers:
+            worker.bound.close()  # it is the workers' to say when nobody can connect any more
+        self._tell(signal.SIGUSR1 if number == signal.SIGINT else signal.SIGTERM)
 
     def _tell(self, number: signal.Signals) -> None:
-        for worker in list(self._begun.values()):
-            with suppress(ProcessLookupError):  # it has ended just now
-                if worker.is_alive():
-                    worker.interrupt_by_parent |= number != signal.SIGHUP
-                    os.kill(worker._id(), number)
+        for worker in self._workers:
+            if worker.pid:
+                with suppress(ProcessLookupError):
+                    os.kill(worker.pid, number)
 
-    def _respawn_workers(self, workers: Any, *arguments: Any, **options: Any) -> None:
-        """One that dies young is started again a second later: Granian would end the gateway, and all others' calls."""
-        now = time.monotonic()
-        for idx in workers:
-            young = now - self._born.get(idx, 0.0) < YOUNG_SECONDS
-            self._young_deaths[idx] = self._young_deaths[idx] + 1 if young else 0
-        if any(self._young_deaths[idx] for idx in workers):
-            time.sleep(PAUSE_SECONDS)
-        if self.interrupt_signal:  # it came meanwhile, and Granian has already looked
-            self.main_loop_interrupt.set()
-            return
-        super()._respawn_workers(workers, *arguments, **options)
-        if all(self._young_deaths[idx] < MOST_YOUNG_DEATHS for idx in workers):
-            self.respawned_wrks.clear()  # what Granian recognises a crash loop by
-
-    def _spawn_worker(self, *arguments: Any, **options: Any) -> Any:
-        """A worker begins with its signals blocked, until it has handlers: none is lost, and none ends it."""
-        options["target"] = listening(options["target"])
-        worker = super()._spawn_worker(*arguments, **options)
-        self._born[worker.idx] = time.monotonic()
-        worker.start = _undisturbed(worker.start)
-        self._begun[worker.idx] = worker
-        return worker
-
-
-def _undisturbed(start: Callable[[], None]) -> Callable[[], None]:
-    """`start` with the signals for workers blocked, here and in what it starts."""
-    if not hasattr(signal, "pthread_sigmask"):
-        return start
-    numbers = [getattr(signal, name) for name in _TO_WORKERS]
-
-    def begin() -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    def _start(self, worker: _Worker) -> None:
+        parent, before = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, TO_WORKERS)
         try:
-            start()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            pid = os.fork()
+            if not pid:
+                self._be(worker, parent)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        worker.pid, worker.born = pid, time.monotonic()
 
-    return begin
+    def _be(self, worker: _Worker, parent: int) -> None:
+        """Be the worker, in its process; does not return."""
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, *TO_WORKERS):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the main process hands it on
+            die_with_parent()
+            if os.getppid() != parent:  # it died just before it was to be told of
+                os.kill(os.getpid(), signal.SIGTERM)
+            for other in self._workers:
+                if other is not worker:
+                    other.bound.close()
+            self._work(worker.bound)
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    @contextmanager
+    def _signals(self) -> Iterator[Callable[[], None]]:
+        """Signals are kept for `_look`; what is given waits for one, or a while."""
+        read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        os.set_blocking(write, False)
+        before: dict[int, Any] = {}
+        for kept in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            before[kept] = signal.signal(kept, lambda number, _: self._came.append(number))
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        former = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+        def wait() -> None:
+            if select.select([read], [], [], LOOK_SECONDS if self._is_hasty() else None)[0]:
+                os.read(read, 1024)
+
+        try:
+            yield wait
+        finally:
+            signal.set_wakeup_fd(former)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(read)
+            os.close(write)
+
+    def _is_hasty(self) -> bool:
+        """Something is to be done by the clock."""
+        return self._is_ending or not all(worker.pid for worker in self._workers)
+
+
+class _Worker:
+    """One socket, and the process that serves it at the moment."""
+
+    def __init__(self, bound: socket.socket) -> None:
+        self.bound = bound
+        self.pid = 0
+        """0: there is none."""
+        self.born = self.start_at = 0.0
+        self.young_deaths = 0
+        self._status = 0
+
+    def has_ended(self) -> bool:
+        """Whether its process has ended since the last time this was asked."""
+        if not self.pid:
+            return False
+        pid, self._status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid:
+            return False
+        self.pid = 0
+        return True
+
+    def plan_the_next(self) -> None:
+        """One that dies young is started again a second later."""
+        young = time.monotonic() - self.born < YOUNG_SECONDS
+        self.young_deaths = self.young_deaths + 1 if young else 0
+        self.start_at = time.monotonic() + PAUSE_SECONDS if young else 0.0
+        code = os.waitstatus_to_exitcode(self._status)
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        log.error("a worker %s; starting another%s", how, f" in {PAUSE_SECONDS:.0f} s" if young else "")
 
 
 def ignore_hangup() -> None:
     """Nothing can be reloaded yet. Not SIG_IGN: child processes would inherit that."""
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda *_: None)
-
-
-def supervisor(app: str, host: str, port: int, workers: int, patience: float, head_timeout: float = 10.0) -> Supervisor:
-    """A server for the app that the factory `app` (`module:function`) makes in each worker.
-
-    `patience` is for how many seconds a worker that was told to end may serve on, `head_timeout` in how many a
-    request's head must arrive.
-    """
-    return Supervisor(
-        app,
-        factory=True,
-        address=host,
-        port=port,
-        interface=Interfaces.ASGI,
-        workers=workers,
-        loop=Loops.uvloop if sys.platform != "win32" else Loops.asyncio,
-        http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=round(head_timeout * 1000), max_buffer_size=BUFFER_BYTES),
-        websockets=False,
-        backlog=BACKLOG,
-        backpressure=BACKPRESSURE,
-        log_level=LogLevels.warning,
-        respawn_failed_workers=True,
-        respawn_interval=1.0,
-        workers_kill_timeout=round(max(0.0, patience)) + LAST_SECONDS,
-    )
+    signal.signal(signal.SIGHUP, lambda *_: None)

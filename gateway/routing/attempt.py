@@ -22,7 +22,7 @@ from gateway.core.errors import (
 )
 from gateway.routing.policies.api import Prompt, Reason, Score
 from gateway.routing.tier import Tier
-from gateway.targets.load import RATE, Share
+from gateway.targets.load import Share
 from gateway.targets.target import Target
 
 STANDING_IN: Final[dict[type[Exception], str]] = {
@@ -82,7 +82,6 @@ class Attempt:
         "_share",
         "_slot",
         "_tier",
-        "_timer",
         "_trial",
         "address",
         "fallback",
@@ -111,7 +110,6 @@ class Attempt:
         self.more_headers: Sequence[tuple[bytes, bytes]] = ()
         """What else the client is told of the way its call has taken."""
         self._begun = self._ended = self._trial = False
-        self._timer: asyncio.TimerHandle | None = None
         self.target.inflight.own += 1
 
     def begin(self) -> None:
@@ -121,8 +119,7 @@ class Attempt:
         self.target.attempts += 1
         self._trial = bool(self.target.breaker.ejections) and self.target.breaker.attempt()
         if self._prompt.whole:  # nobody will see its first token, and its prompt is not being read until its end
-            seconds = self.target.load.prefill / RATE
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._share.first_token)
+            self.target.load.reads(self._share)
 
     @property
     def prompt_tokens(self) -> int:
@@ -206,8 +203,6 @@ class Attempt:
         if self._leave_slot is not None:
             self._leave_slot(self.target)
         self.target.inflight.own -= 1
-        if self._timer is not None:
-            self._timer.cancel()
         if self._begun:
             if self._trial:
                 self._trial = False

@@ -17,7 +17,7 @@ from figures import Figures, Target, headings, rows
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, DATA, CHART = DOCS / "performance.md", DOCS / "performance.json", DOCS / "img" / "performance.svg"
 BEGIN, END = "<!-- figures: `make bench ARGS=--docs` -->", "<!-- end of figures -->"
-PACKAGES = ("trunkline", "granian", "uvloop", "httptools", "msgspec", "litestar", "redis")
+PACKAGES = ("trunkline", "uvloop", "httptools", "msgspec", "litestar", "redis")
 
 
 def conditions(tools: Mapping[str, str]) -> dict[str, str]:

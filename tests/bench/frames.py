@@ -1,9 +1,9 @@
 """How many of our modules, functions and frames one call enters: `python tests/bench/frames.py [-v]`.
 
 The real app in this process, on the local store, with a key that has limits in four dimensions and a route of two
-targets, called as an ASGI server calls it; the targets are a stub on a real socket. After a warm-up the same call is
-made again and again. What is reported is the call that entered the fewest frames, so that what the gateway does in the
-background meanwhile (probes, gossip, the ledger's batches) is not counted.
+targets, called over a connection without a socket; the targets are a stub on a real one. After a warm-up the same call
+is made again and again. What is reported is the call that entered the fewest frames, so that what the gateway does in
+the background meanwhile (probes, gossip, the ledger's batches) is not counted.
 
 A stream has 16 events. They come at once; or, paced, one by one: the stub writes the next when the gateway has passed
 on the one before.
@@ -19,13 +19,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import uvloop
 from frame_count import ROOT, FrameCount
+
+from gateway.http.connection import Connection
+from gateway.http.listener import Listener
 
 APP = "gateway.app:from_environment"
 EVENTS = 16
@@ -99,42 +100,46 @@ def _chunk(**fields: Any) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-@asynccontextmanager
-async def started(app: Any) -> AsyncIterator[None]:
-    """The app between start-up and shutdown, as an ASGI server sees to it."""
-    inbox: asyncio.Queue[dict[str, str]] = asyncio.Queue()
-    outbox: asyncio.Queue[dict[str, str]] = asyncio.Queue()
-    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
-    running = asyncio.create_task(app(scope, inbox.get, outbox.put))
-    for word in ("startup", "shutdown"):
-        await inbox.put({"type": f"lifespan.{word}"})
-        message = await outbox.get()
-        if message["type"] != f"lifespan.{word}.complete":
-            raise RuntimeError(f"the app answered {message}")
-        if word == "startup":
-            yield
-    await running
+class Written(asyncio.Transport):
+    """The client's side of a connection: keeps what is written, and tells the stub that something was passed on."""
+
+    def __init__(self, stub: Stub) -> None:
+        super().__init__({"peername": ("127.0.0.1", 40000), "sockname": ("127.0.0.1", 8080)})
+        self._stub = stub
+        self.answer = bytearray()
+
+    def write(self, data: Any) -> None:
+        self.answer += data
+        self._stub.passed_on.set()
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def is_closing(self) -> bool:
+        return False
 
 
 class Calls:
-    """Calls of one kind, made of the app as an ASGI server makes them."""
+    """Calls of one kind, on one connection."""
 
     def __init__(self, app: Any, stub: Stub, secret: str, kind: Kind) -> None:
         self._app, self._stub, self._kind = app, stub, kind
+        self._written = Written(stub)
+        self._connection = Connection(Listener(app.serve, READY_SECONDS))
+        self._connection.connection_made(self._written)
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 64}
         self._body = json.dumps(body | ({} if kind == "whole" else {"stream": True}), separators=(",", ":")).encode()
-        self._headers = [
-            (b"host", b"localhost"),
-            (b"authorization", b"Bearer " + secret.encode()),
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(self._body)),
-        ]
+        self._request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer %b\r\n" % (
+            secret.encode()
+        ) + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(self._body), self._body)
 
     async def one(self) -> FrameCount:
         """What one call enters, to the end of what it leaves to be done. Raises `RuntimeError` if it was refused."""
         count = FrameCount()
         with count.counting():
-            await asyncio.create_task(self._ask())
+            await self._ask()
             for _ in range(TURNS_AFTER):
                 await asyncio.sleep(0)
         return count
@@ -151,41 +156,13 @@ class Calls:
         return min(counts, key=lambda count: count.frames)
 
     async def _ask(self) -> None:
-        messages = iter([{"type": "http.request", "body": self._body, "more_body": False}])
-        statuses: list[int] = []
-        answer = bytearray()
-
-        async def receive() -> Any:
-            return next(messages, None) or await asyncio.get_running_loop().create_future()
-
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                statuses.append(message["status"])
-            elif data := message.get("body"):
-                answer.extend(data)
-                self._stub.passed_on.set()
-
-        await self._app(self._scope(), receive, send)
-        if statuses != [200] or (b'"usage"' not in answer and b"[DONE]" not in answer):
-            raise RuntimeError(f"the gateway answered {statuses} {bytes(answer)!r}")
-
-    def _scope(self) -> dict[str, Any]:
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": "/v1/chat/completions",
-            "raw_path": b"/v1/chat/completions",
-            "root_path": "",
-            "query_string": b"",
-            "headers": self._headers,
-            "client": ("127.0.0.1", 40000),
-            "server": ("127.0.0.1", 8080),
-            "state": {},
-            "extensions": {},
-        }
+        answer = self._written.answer
+        answer.clear()
+        self._connection.data_received(self._request)
+        while self._connection.task is not None:
+            await asyncio.wait([self._connection.task])
+        if not answer.startswith(b"HTTP/1.1 200") or (b'"usage"' not in answer and b"[DONE]" not in answer):
+            raise RuntimeError(f"the gateway answered {bytes(answer)!r}")
 
 
 async def count(folder: Path) -> dict[Kind, FrameCount]:
@@ -201,8 +178,11 @@ async def count(folder: Path) -> dict[Kind, FrameCount]:
     secret = await asyncio.to_thread(_key)
     module, name = APP.split(":")
     app = getattr(importlib.import_module(module), name)()
-    async with started(app):
+    await app.open()
+    try:
         return {kind: await Calls(app, stub, secret, kind).counted() for kind in get_args(Kind)}
+    finally:
+        await app.close()
 
 
 def _key() -> str:

@@ -96,12 +96,12 @@ class Bed:
         return self._gateway("nginx", command, port, "/health", environment=self.tools.environment)
 
     def relay(self) -> Gateway:
-        """The bare relay, on the server that the gateway runs on."""
-        port, granian = free_port(), Path(sys.executable).with_name("granian")
-        options = ["--host", "127.0.0.1", "--port", port, "--workers", 1, "--loop", "uvloop", "--no-ws"]
-        command = [granian, "--interface", "asgi", *options, "relay:app"]
-        environment = {**self._environment, "STUB_PORT": str(self.stub_port), "PYTHONPATH": str(HERE)}
-        return self._gateway("relay", command, port, "/health", environment=environment)
+        """The bare relay."""
+        port = free_port()
+        environment = {**self._environment, "STUB_PORT": str(self.stub_port)}
+        return self._gateway(
+            "relay", [sys.executable, HERE / "relay.py", port], port, "/health", environment=environment
+        )
 
     def vllm_router(self) -> Gateway:
         """Raises `NotReady` where it is not installed."""

@@ -50,7 +50,6 @@ def test_idle_connections_and_streams_cost_little_and_keep_nobody_out(
         assert read_until(streams, b"Hi", 60) == STREAMS
         with_streams = resident(gateway)
         with joined(gateway.port, IDLE, HEALTH) as idle:
-            # Granian closes a connection that stays idle for 10 s: the last ones come before the first ones go.
             answered = read_until(idle, b'"ok"', 30)
             assert answered == IDLE
             with_all, held = resident(gateway), worker(gateway).num_fds() - 2 * STREAMS

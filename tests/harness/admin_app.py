@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,14 +86,10 @@ def admin_app(folder: Path, *, once: bool = False) -> Iterator[Admin]:
     store.records = records = Records(store.records)  # type: ignore[assignment]
     token = asyncio.run(_token(Registrar(store.records, PEPPERS, clock, "test"), once))
 
-    @asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        await store.open()
-        yield
-        await store.close()
-
     context = AdminContext(store, PEPPERS, clock, ROUTES, (), TARGETS)
-    app = build_app(context, AdminKeys(store.records, PEPPERS, clock), lifespan)
+    app = build_app(context, AdminKeys(store.records, PEPPERS, clock))
+    app.on_startup.append(store.open)
+    app.on_shutdown.append(store.close)
     with TestClient(app) as client:
         yield Admin(client, clock, store, records, token, context, folder / "keys.json")
 

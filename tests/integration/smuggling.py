@@ -60,16 +60,16 @@ def _line(line: bytes) -> bytes:
 _SIZE = b"%x" % len(BODY)
 CASES = (
     # Two lengths.
-    Case("CL.TE, the length ends early", HEAD + b"content-length: 4\r\n" + CHUNKED + b"\r\n" + PIECES, Fate.CLOSED),
-    Case("TE.CL, the length ends early", HEAD + CHUNKED + b"content-length: 4\r\n\r\n" + PIECES, Fate.CLOSED),
-    Case("CL.TE, the length goes on", HEAD + b"content-length: 400\r\n" + CHUNKED + b"\r\n" + PIECES, Fate.CLOSED),
+    Case("CL.TE, the length ends early", HEAD + b"content-length: 4\r\n" + CHUNKED + b"\r\n" + PIECES),
+    Case("TE.CL, the length ends early", HEAD + CHUNKED + b"content-length: 4\r\n\r\n" + PIECES),
+    Case("CL.TE, the length goes on", HEAD + b"content-length: 400\r\n" + CHUNKED + b"\r\n" + PIECES),
     Case("CL.TE, no chunk", HEAD + b"content-length: 4\r\n" + CHUNKED + b"\r\n0\r\n\r\n"),
     Case("TE.CL, no chunk", HEAD + CHUNKED + b"content-length: 4\r\n\r\n0\r\n\r\n"),
     Case("two lengths", _length(LENGTH + b"content-length: 0\r\n")),
     Case("two lengths, the other way", _length(b"content-length: 0\r\n" + LENGTH)),
     Case("two lengths in one", _length(b"content-length: %d, 0\r\n" % len(BODY))),
     Case("the same length twice in one", _length(b"content-length: %d, %d\r\n" % (len(BODY), len(BODY)))),
-    Case("the same length twice", _length(LENGTH * 2), Fate.TAKEN),
+    Case("the same length twice", _length(LENGTH * 2)),
     Case("length with a plus", _length(b"content-length: +%d\r\n" % len(BODY))),
     Case("length with a minus", _length(b"content-length: -%d\r\n" % len(BODY))),
     Case("length in hexadecimal", _length(b"content-length: 0x%x\r\n" % len(BODY))),
@@ -108,7 +108,7 @@ CASES = (
     Case("coding, space before the name", HEAD + b" transfer-encoding: chunked\r\n\r\n" + PIECES),
     Case("coding of an old version", (HEAD + CHUNKED).replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n" + PIECES),
     Case("coding in capitals", _coding(b" CHUNKED"), Fate.TAKEN),
-    Case("coding with a tab", _coding(b"\tchunked\t"), Fate.TAKEN),
+    Case("coding with a tab", _coding(b"\tchunked\t")),
     Case("coding named as a hop", HEAD + CHUNKED + b"connection: transfer-encoding\r\n\r\n" + PIECES, Fate.TAKEN),
     # Chunks.
     Case("chunk size 0x", _pieces(b"0x" + _SIZE + b"\r\n" + BODY + b"\r\n0\r\n\r\n")),
@@ -126,11 +126,11 @@ CASES = (
     Case("chunk extension of 100 kB", _pieces(_SIZE + b";" + b"a" * 100_000 + b"\r\n" + BODY + b"\r\n0\r\n\r\n")),
     Case("chunk extension", _pieces(_SIZE + b';a="b\\"";c\r\n' + BODY + b"\r\n0\r\n\r\n"), Fate.TAKEN),
     Case("chunk size with leading zeros", _pieces(b"0000" + _SIZE + b"\r\n" + BODY + b"\r\n0\r\n\r\n"), Fate.TAKEN),
-    Case("trailers that change the length", _pieces(PIECES[:-2] + b"content-length: 9\r\n\r\n"), Fate.TAKEN),
+    Case("trailers that change the length", _pieces(PIECES[:-2] + b"content-length: 9\r\n\r\n")),
     Case("trailers with a key", _pieces(PIECES[:-2] + b"authorization: Bearer x\r\n\r\n"), Fate.TAKEN),
     # Lines of the head.
-    Case("bare LF as line end", _length(LENGTH).replace(b"\r\n", b"\n"), Fate.TAKEN),
-    Case("bare LF before the length", _length(b"x-a: b\n" + LENGTH), Fate.TAKEN),
+    Case("bare LF as line end", _length(LENGTH).replace(b"\r\n", b"\n")),
+    Case("bare LF before the length", _length(b"x-a: b\n" + LENGTH)),
     Case("bare CR as line end", _length(b"x-a: b\r" + LENGTH)),
     Case("bare CR in a value", _length(b"x-a: b\rc\r\n" + LENGTH)),
     Case("NUL in a value", _length(b"x-a: b\x00c\r\n" + LENGTH)),
@@ -147,7 +147,7 @@ CASES = (
     Case("two content types", _length(b"content-type: text/plain\r\n" + LENGTH)),
     Case("empty lines before", b"\r\n\r\n" + _length(LENGTH), Fate.TAKEN),
     # Request lines.
-    Case("two spaces", _line(b"POST  " + PATH + b" HTTP/1.1")),
+    Case("two spaces", _line(b"POST  " + PATH + b" HTTP/1.1"), Fate.TAKEN),
     Case("tabs", _line(b"POST\t" + PATH + b"\tHTTP/1.1")),
     Case("space in the path", _line(b"POST " + PATH + b" /x HTTP/1.1")),
     Case("NUL in the path", _line(b"POST " + PATH + b"\x00 HTTP/1.1")),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 
 from litestar import Litestar, Router
 from litestar.di import Provide
@@ -34,9 +32,7 @@ _PROBLEMS = {
 }
 
 
-def build_app(
-    context: AdminContext, admin_keys: AdminKeys, lifespan: Callable[[Litestar], AbstractAsyncContextManager[None]]
-) -> Litestar:
+def build_app(context: AdminContext, admin_keys: AdminKeys) -> Litestar:
     """The app of the admin listener."""
     guarded = Router(
         "/",
@@ -50,7 +46,6 @@ def build_app(
         warnings.simplefilter("ignore")
         app = Litestar(
             route_handlers=[guarded, health, openapi.assets()],
-            lifespan=[lifespan],
             after_request=finish,
             exception_handlers={Exception: refuse},
             openapi_config=_description(),

@@ -20,8 +20,8 @@ from gateway.auth.admin_keys import BOOTSTRAP
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequest, Conflicting, NotFound, StoreUnavailable, Unauthenticated
 from gateway.core.types import AdminKey
-from gateway.http.client import source_of
 from gateway.http.operations import name_request, render_exception
+from gateway.http.source import source_of
 from gateway.store import Conflict, Store, StoreDown
 
 _WANTED = "an admin key as 'Authorization: Bearer tladm_...'; a one-time token makes the first admin key, no more"
@@ -66,7 +66,7 @@ def guard(
 
     async def enter(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         scope = connection.scope
-        admin = await keys.authenticate(dict(scope["headers"]), source_of(scope, proxies))
+        admin = await keys.authenticate(dict(scope["headers"]), source_of(scope["client"], scope["headers"], proxies))
         if admin.once and not handler.opt.get("once"):
             raise Unauthenticated
         connection.state.admin = admin

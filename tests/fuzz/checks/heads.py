@@ -10,7 +10,7 @@ from fuzz.feeding import Harness, allow
 from gateway.auth import networks
 from gateway.auth.networks import address, within
 from gateway.auth.token import ADMIN, BASE62, KEY, parse, token
-from gateway.http.client import source_of
+from gateway.http.source import source_of
 from gateway.upstream.failures import MAX_RETRY_AFTER, retry_after
 
 PROXIES = networks(["10.0.0.0/8", "fd00::/8"])
@@ -51,8 +51,8 @@ def check_source(data: bytes) -> None:
     """The first line is the peer's address, the others are headers. Nobody but a trusted proxy is believed."""
     peer, *lines = data.split(b"\n")
     client = (peer.decode("latin-1"), 1) if peer else None
-    scope = {"client": client, "headers": [(b"x-forwarded-for", line) for line in lines] + [(b"host", b"x")]}
-    source = source_of(scope, PROXIES)
+    headers = [(b"x-forwarded-for", line) for line in lines] + [(b"host", b"x")]
+    source = source_of(client, headers, PROXIES)
     if client is None:
         assert source is None
         return
@@ -65,7 +65,7 @@ def check_source(data: bytes) -> None:
         untrusted = [hop for hop in hops if not _trusted(hop)]
         assert _trusted(source) or untrusted, "a stranger's address comes from a header only"
         assert address(source) is not None
-    assert source_of(scope) == client[0]
+    assert source_of(client, headers) == client[0]
     within(source, ("10.0.0.0/8", "::/0"))
 
 

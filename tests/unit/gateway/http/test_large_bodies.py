@@ -5,42 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
-from typing import Any
 
 import pytest
+from harness.client_connection import exchange
 
 from backends import large
 from backends.api import Call
 from gateway.config.table import Bodies
 from gateway.core.errors import BadRequest
 from gateway.http.client import Client
+from gateway.http.request import Request
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 70_000
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": TEXT}], "max_tokens": "7"}).encode()
 JUNK = b'{"model":"m","messages":[],"junk":[' + b",".join([b'{"":0}'] * 150_000) + b"]}"
 
 
-def client(raw: bytes, bodies: Bodies | None = None) -> Client:
-    pieces = [raw[start : start + 65_536] for start in range(0, len(raw), 65_536)]
-    left = asyncio.Event()
-
-    async def receive() -> Any:
-        if pieces:
-            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
-        await left.wait()
-
-    async def send(message: Any) -> None: ...
-
-    scope = {"headers": [(b"content-type", b"application/json")], "client": None, "extensions": {}}
-    return Client(scope, receive, send, "chat/completions", bodies or Bodies())
-
-
 async def read(raw: bytes, bodies: Bodies | None = None) -> Call:
-    asking = client(raw, bodies)
-    try:
-        return await asking.call()
-    finally:
-        asking.close()
+    request = Request()
+    request.headers = [(b"content-type", b"application/json")]
+    request.pieces = [raw[start : start + 65_536] for start in range(0, len(raw), 65_536)]
+    request.is_whole = True
+    connection, answer = exchange(request)
+    return await Client(connection, request, answer, "chat/completions", bodies or Bodies()).call()
 
 
 async def turns(seen: list[int]) -> None:

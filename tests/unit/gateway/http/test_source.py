@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from harness.client_connection import exchange
 
 from gateway.auth import networks
 from gateway.config.table import Bodies
-from gateway.http.client import Client, source_of
+from gateway.http.client import Client
+from gateway.http.request import Request
+from gateway.http.source import source_of
 
 PROXIES = networks(["10.0.0.0/8", "fd00::/8"])
 
 
-def scope(peer: str | None, *forwarded: str) -> dict[str, Any]:
-    headers = [(b"host", b"x")] + [(b"x-forwarded-for", line.encode("latin-1")) for line in forwarded]
-    return {"client": None if peer is None else (peer, 1234), "headers": headers}
+def headers(*forwarded: str) -> list[tuple[bytes, bytes]]:
+    return [(b"host", b"x")] + [(b"x-forwarded-for", line.encode("latin-1")) for line in forwarded]
 
 
 @pytest.mark.parametrize(
@@ -46,21 +46,18 @@ def scope(peer: str | None, *forwarded: str) -> dict[str, Any]:
     ],
 )
 def test_where_a_call_came_from(peer: str | None, forwarded: list[str], source: str | None) -> None:
-    assert source_of(scope(peer, *forwarded), PROXIES) == source
+    assert source_of(None if peer is None else (peer, 1234), headers(*forwarded), PROXIES) == source
 
 
 def test_without_proxies_it_is_the_peer() -> None:
-    assert source_of(scope("10.0.0.1", "198.51.100.1")) == "10.0.0.1"
-    assert source_of({"headers": []}) is None
+    assert source_of(("10.0.0.1", 1234), headers("198.51.100.1")) == "10.0.0.1"
+    assert source_of(None, []) is None
 
 
 async def test_a_client_knows_its_source() -> None:
-    async def never() -> None:
-        raise AssertionError
-
-    async def nothing(_: Any) -> None:
-        raise AssertionError
-
+    request = Request()
+    request.headers = headers("198.51.100.1")
     for proxies, source in (((), "10.0.0.1"), (PROXIES, "198.51.100.1")):
-        client = Client(scope("10.0.0.1", "198.51.100.1"), never, nothing, "embeddings", Bodies(), proxies)
+        connection, answer = exchange(request, ("10.0.0.1", 1234))
+        client = Client(connection, request, answer, "embeddings", Bodies(), proxies)
         assert client.source == source

@@ -235,7 +235,7 @@ async def test_what_a_target_says_after_it_was_removed_is_not_heard(fleet: Fleet
         await answer.wait()
         return BUSY
 
-    engines._scrape = scrape
+    fleet.read_gauges = scrape  # type: ignore[method-assign]
     look = asyncio.create_task(engines.look("a"))
     await asked.wait()
     engines.replace(["a"], anew=["a"])

@@ -1,0 +1,108 @@
+"""An answer on its way out: its head, its length or chunks, and whether the connection may be used again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from gateway.http.connection import Connection
+    from gateway.http.request import Request
+
+_LINES: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+_NO_BODY: Final = frozenset({204, 304})
+
+
+class Answer:
+    """One answer. What is written leaves at once, or when the client takes it; the head leaves with the first piece."""
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_has_body",
+        "_head",
+        "_left",
+        "_request",
+        "closes",
+        "ended",
+        "keeps_alive",
+        "started",
+    )
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self._connection, self._request = connection, request
+        self.closes = False
+        """The head is to tell the client to use another connection next time."""
+        self.started = False
+        self.ended = False
+        """All of it was written."""
+        self.keeps_alive = False
+        """The connection can be used again once the answer has ended."""
+        self._head = b""
+        self._chunked = False
+        self._has_body = True
+        self._left: int | None = None
+
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Set the head. Without a content-length, the body goes out in chunks; of HTTP/1.0, until the connection ends.
+
+        Raises `ValueError` for headers that would break the head apart.
+        """
+        request = self._request
+        closes = self.closes or not request.keeps_alive or not request.is_whole
+        lines = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._connection.listener.date]
+        for name, value in headers:
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"connection":
+                closes |= value.lower() == b"close"
+                continue
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if request.method == "HEAD" or status in _NO_BODY:
+            self._has_body = False
+        elif self._left is None:
+            if request.version == "1.0":
+                closes = True
+            else:
+                self._chunked = True
+                lines.append(b"transfer-encoding: chunked\r\n")
+        if closes:
+            lines.append(b"connection: close\r\n")
+        elif request.version == "1.0":
+            lines.append(b"connection: keep-alive\r\n")
+        self.keeps_alive = not closes
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines):
+            raise ValueError(f"a header of the answer holds a line end: {head!r}")
+        self.started, self._head = True, head + b"\r\n"
+
+    def write(self, data: bytes | memoryview) -> None:
+        """A piece of the body."""
+        if not self._has_body or not data:
+            return
+        if self._left is not None:
+            self._left -= len(data)
+        if self._chunked:
+            data = b"".join((self._head, b"%x\r\n" % len(data), data, b"\r\n"))
+        elif self._head:
+            data = self._head + data
+        self._head = b""
+        if not self._connection.lost:
+            self._connection.transport.write(data)
+
+    def end(self, data: bytes | memoryview = b"") -> None:
+        """The rest of the body. It has not ended if that is not as much as the head had announced."""
+        if not self._has_body:
+            rest: bytes | memoryview = self._head
+        elif self._chunked:
+            piece = (b"%x\r\n" % len(data), data, b"\r\n") if data else ()
+            rest = b"".join((self._head, *piece, b"0\r\n\r\n"))
+        else:
+            rest = self._head + data if self._head else data
+            if self._left is not None:
+                self._left -= len(data)
+        self._head = b""
+        self.ended = not self._has_body or not self._left
+        if rest and not self._connection.lost:
+            self._connection.transport.write(rest)
