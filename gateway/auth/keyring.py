@@ -20,15 +20,21 @@ from gateway.store import Records, StoreDown
 
 MOST_VERIFIED: Final = 10_000
 """Tokens that are remembered."""
+SURE_SECONDS: Final = 0.1
+"""For so long nobody asks again whether memory still vouches for a record of which no change was heard."""
 
 
-class _Verified(Struct, frozen=True):
+class _Verified(Struct):
     """A token that was found to be good, for as long as memory vouches for the records it was found with."""
 
     key: KeyRecord
     until: float
     """Seconds since the epoch; then the secret or the key has expired."""
     caller: Caller
+    changes: int = -1
+    """Of memory, when it was asked."""
+    sure_until: float = 0.0
+    """By the monotonic clock."""
 
 
 class Keyring:
@@ -65,14 +71,10 @@ class Keyring:
         presented = b"%b\n%b" % (headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
         digest = blake2b(presented, digest_size=16, key=self._digest_key).digest()
         if not fresh and (known := self._verified.get(digest)) is not None:
-            held, tenant_held = self._authenticator.cache.current(known.key.id), self._tenants.current(known.key.tenant)
-            if (
-                held is not None
-                and held.record is known.key
-                and tenant_held is not None
-                and tenant_held.record is known.caller.tenant
-                and self._clock.now() < known.until
-            ):
+            changes = self._authenticator.cache.changes + self._tenants.changes
+            if known.changes == changes and self._clock.monotonic() < known.sure_until:
+                return known.caller
+            if self._is_vouched_for(known):
                 return known.caller
             del self._verified[digest]
         caller, until = await self._identified(headers, source, fresh=fresh)
@@ -96,6 +98,18 @@ class Keyring:
         except StoreDown as error:
             raise StoreUnavailable("Keys cannot be checked at the moment; try again.", retry_after=1) from error
         return Caller(key, tenant), until
+
+    def _is_vouched_for(self, known: _Verified) -> bool:
+        """Whether memory knows the token's records as they were, and it has not expired."""
+        held, tenant_held = self._authenticator.cache.current(known.key.id), self._tenants.current(known.key.tenant)
+        left = known.until - self._clock.now()
+        if held is None or held.record is not known.key or left <= 0:
+            return False
+        if tenant_held is None or tenant_held.record is not known.caller.tenant:
+            return False
+        known.changes = self._authenticator.cache.changes + self._tenants.changes
+        known.sure_until = self._clock.monotonic() + min(SURE_SECONDS, left)
+        return True
 
     def _changed(self, name: str | None) -> None:
         self._authenticator.cache.changed(name)

@@ -148,7 +148,9 @@ class CallRecord:
     def received_body(self, call: Call) -> None:
         """The body has come."""
         self.stream, self.call = call.stream, call
-        self._wait_for(NOBODY)
+        now = self._clock.monotonic()
+        self.seconds[CLIENT] += now - self._last
+        self._last, self._waits_for = now, NOBODY
 
     def routed(self, route: str, price: Price | None = None) -> None:
         """The call is for this route, where tokens cost so much."""
@@ -158,7 +160,9 @@ class CallRecord:
         """The call may go on, and waits for a target; `at` is when, in seconds since the epoch, and its prompt is
         estimated to be of so many tokens."""
         self.admitted_at, self._prompt = at, prompt
-        self._wait_for(QUEUE)
+        now = self._clock.monotonic()
+        self.seconds[NOBODY] += now - self._last
+        self._last, self._waits_for = now, QUEUE
 
     def attempt_started(self, target: str, choice: Choice) -> None:
         """The call goes to `target`; `choice` tells why there."""

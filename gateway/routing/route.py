@@ -50,11 +50,15 @@ class Route:
         """The best first."""
         self.keyed = any(tier.keyed for tier in tiers)
         """There is a choice for which a prompt's keys matter."""
+        self.counts_slots = any(target.max_inflight is not None for target in self.targets)
+        """Calls there hold slots, which are counted for all gateways."""
         self.others_waiting = 0
         """Calls in other gateways' queues for this route, as they last told."""
         self.slots, self.clock = slots, clock
         self.retries = RetryBudget()
         self._heir: Route | None = None
+        self.is_latest = True
+        """There is none of its name in a newer table."""
         self._closed = False
         self._looking: asyncio.TimerHandle | None = None
 
@@ -85,7 +89,7 @@ class Route:
 
     def close(self, heir: Route | None = None) -> None:
         """The route is not used any more. Calls in flight go on; those that wait in the queue go the heir's way."""
-        self._heir, self._closed = heir, True
+        self._heir, self._closed, self.is_latest = heir, True, heir is None
         for target in self.targets:
             if self.freed in target.load.freed:
                 target.load.freed.remove(self.freed)

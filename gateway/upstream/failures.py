@@ -29,9 +29,9 @@ PLAIN: Final = (b"identity", b"")
 
 def fit(headers: Headers) -> str:
     """The content type of an answer, which can be passed on; raises `BadReply` for one that cannot, by its head."""
-    if headers.get(b"content-encoding", b"identity").lower() not in PLAIN:
+    if headers.first.get(b"content-encoding", b"").lower() not in PLAIN:
         raise BadReply("the answer is compressed, which was not asked for")
-    content_type = headers.get(b"content-type", b"application/json")
+    content_type = headers.first.get(b"content-type", b"application/json")
     if not content_type.isascii():
         raise BadReply("the answer's content type is not ASCII")
     return content_type.decode()

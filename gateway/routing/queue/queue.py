@@ -67,14 +67,11 @@ class Queue(Generic[T]):
         """What they hold in memory."""
         return self._bytes
 
-    def place_at_once(self, waiter: Waiter, attempt: Callable[[], T | None]) -> T | None:
-        """What `attempt` returns, for a call that comes first while nobody waits: the short way of `place`."""
-        got = attempt()
-        if got is not None:  # as `_placed`
-            self._classes[waiter.priority].charge(waiter.tenant, waiter.tokens)
-            waiter.charged += waiter.tokens
-            self._drain.count(self._clock())
-        return got
+    def placed(self, waiter: Waiter, now: float) -> None:
+        """A call that came while nobody waits is placed at once: the short way of `place`."""
+        self._classes[waiter.priority].charge(waiter.tenant, waiter.tokens)
+        waiter.charged += waiter.tokens
+        self._drain.count(now)
 
     async def place(
         self,
@@ -102,7 +99,7 @@ class Queue(Generic[T]):
         if goes := not self._before(waiter):
             got = self._tried_first(attempt)
             if got is not None:
-                self._placed(waiter)
+                self.placed(waiter, now)
                 return got
         wait, left = soonest(), waiter.deadline - now
         if left <= 0 or (wait is not None and wait > left):
@@ -154,7 +151,7 @@ class Queue(Generic[T]):
             return True
         if got is None:
             return False
-        self._placed(place.waiter)
+        self.placed(place.waiter, self._clock())
         self._leave(place)
         place.future.set_result(got)
         return True
@@ -239,11 +236,6 @@ class Queue(Generic[T]):
             self.waiting -= 1
             self._bytes -= waiter.size
             self._changed(self.waiting, self._bytes)
-
-    def _placed(self, waiter: Waiter) -> None:
-        self._classes[waiter.priority].charge(waiter.tenant, waiter.tokens)
-        waiter.charged += waiter.tokens
-        self._drain.count(self._clock())
 
     def _not_placed(self, waiter: Waiter) -> None:
         """What the waiter got last was of no use."""
