@@ -174,14 +174,14 @@ async def test_warnings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
 async def test_calls_end_on_the_table_they_began_with_and_the_next_go_by_the_new_one(tmp_path: Path) -> None:
     text = one(targets=targets("a", max_inflight=1))
     bench = Bench(text, tmp_path)
-    held, placement = await bench.of.first(call(id="c0"))
+    held, attempt = await bench.of.first(call(id="c0"))
     waits = asyncio.create_task(bench.of.tried(call(id="c1")))
     await settle()
     await bench.apply(one(targets=targets("a", max_inflight=2)))
     later, other = await bench.of.first(call(id="c2"))
-    assert other.target is not placement.target and other.target.load is placement.target.load
-    placement.first_token()
-    placement.answered(None)
+    assert other.target is not attempt.target and other.target.load is attempt.target.load
+    attempt.first_token()
+    attempt.answered(None)
     await held.aclose()
     await later.aclose()
     assert await waits == ["a"]

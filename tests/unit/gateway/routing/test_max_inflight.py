@@ -73,7 +73,7 @@ async def test_a_bound_that_a_reload_lowered_holds_at_once() -> None:
 async def test_without_the_store_each_gateway_keeps_to_its_share(most: int, gateways: int, share: int) -> None:
     slots, each, granted = TargetSlots(Down(limits()), lambda: gateways), target(most), 0
     for number in range(most + 1):
-        each.inflight.own += 1  # as a placement has it before it asks for its slot
+        each.inflight.own += 1  # as an attempt has it before it asks for its slot
         if await slots.take(each, f"c{number}") is None:
             each.inflight.own -= 1
         else:

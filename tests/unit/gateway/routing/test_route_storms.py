@@ -63,7 +63,7 @@ def slow() -> Slow:
 
 
 class Storm:
-    """Calls as tasks that do what they are told when they have a placement."""
+    """Calls as tasks that do what they are told when they have an attempt."""
 
     def __init__(self) -> None:
         self.limits = slow()
@@ -82,20 +82,20 @@ class Storm:
         self.most: dict[str, int] = {}
 
     async def _serve(self, number: int, model: str, priority: Priority, orders: asyncio.Queue[str]) -> None:
-        placements = self.of.placements(call(model, id=f"c{number}"), tokens=100, who=key(priority))
-        async with aclosing(placements):
-            async for placement in placements:
-                running = placement.target.load.running
-                assert placement.target.max_inflight is None or running <= placement.target.max_inflight
+        attempts = self.of.attempts(call(model, id=f"c{number}"), tokens=100, who=key(priority))
+        async with aclosing(attempts):
+            async for attempt in attempts:
+                running = attempt.target.load.running
+                assert attempt.target.max_inflight is None or running <= attempt.target.max_inflight
                 while (order := await orders.get()) not in ERRORS:
                     if order == "first":
-                        placement.first_token()
+                        attempt.first_token()
                     elif order == "good":
-                        placement.answered(None)
+                        attempt.answered(None)
                         return
                     elif order == "crash":
                         raise ZeroDivisionError
-                placement.failed(ERRORS[order])
+                attempt.failed(ERRORS[order])
 
     def step(self, what: str, which: int) -> None:
         if what.endswith("call"):
@@ -186,10 +186,10 @@ async def test_a_thousand_calls_at_once_all_end() -> None:
 
     async def ask(number: int) -> None:
         nonlocal served
-        calls, placement = await of.first(call(id=f"c{number}"))
+        calls, attempt = await of.first(call(id=f"c{number}"))
         async with aclosing(calls):
             await asyncio.sleep(0.05)
-            placement.first_token()
+            attempt.first_token()
             await asyncio.sleep(0.05)
             served += 1
 

@@ -123,7 +123,7 @@ def test_an_order_that_holds_already_changes_nothing() -> None:
 @virtual
 async def test_the_client_is_told_where_its_call_went_and_by_which_table() -> None:
     of = World(one("a", fallback=targets("b")))
-    told = [dict(placement.headers) async for placement in of.placements()]
+    told = [dict(attempt.headers) async for attempt in of.attempts()]
     assert told == [
         {b"x-trunkline-target": b"a", b"x-trunkline-attempts": b"1", b"x-trunkline-config": b"hash"},
         {
@@ -139,10 +139,10 @@ async def test_the_client_is_told_where_its_call_went_and_by_which_table() -> No
 async def test_an_explanation_is_told_on_request_and_as_it_was_before_the_call() -> None:
     of = World(one("a", "b"))
     Share(of["b"].load, 50)
-    placements = tried_in_turn(of.routes.attempts(of.route, call(), {}, key(), 10, explain=True), lambda: of.spent)
-    async with aclosing(placements):
-        first = dict((await anext(placements)).headers)
-        second = dict((await anext(placements)).headers)
+    attempts = tried_in_turn(of.routes.attempts(of.route, call(), {}, key(), 10, explain=True), lambda: of.spent)
+    async with aclosing(attempts):
+        first = dict((await anext(attempts)).headers)
+        second = dict((await anext(attempts)).headers)
     shown = json.loads(first[b"x-trunkline-explain"])
     assert [(each["target"], each.get("running", 0), each.get("picked", False)) for each in shown] == [
         ("a", 0, True),
