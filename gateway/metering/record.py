@@ -17,7 +17,7 @@ from gateway.metering.aborts import Abort, Client, Phase
 if TYPE_CHECKING:
     from gateway.metering.meter import Meter
 
-log = logging.getLogger("trunkline.meter")
+log = logging.getLogger("trunkline.metering")
 
 BYTES_PER_TOKEN = 4.0
 """Of an answer that nobody counted."""

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 
 from gateway.config import RouteSpec
 from gateway.routing.attempt import Attempt
-from gateway.routing.max_inflight import Slots
+from gateway.routing.max_inflight import TargetSlots
 from gateway.routing.policies.api import Prompt
-from gateway.routing.queue.cold import Hold
+from gateway.routing.queue.cold import HeldCalls
 from gateway.routing.queue.queue import Queue
 from gateway.routing.retry_budget import RetryBudget
 from gateway.routing.selection import Chooser
 from gateway.routing.tier import Tier
 from gateway.targets.load import Load
 
-log = logging.getLogger("trunkline.routes")
+log = logging.getLogger("trunkline.routing")
 
 LOOK_SECONDS = 0.05
 """How often a queue looks for room that nobody told of: in other gateways, or because a rest is over."""
@@ -32,8 +32,8 @@ class Route:
         spec: RouteSpec,
         tiers: Sequence[Tier],
         queue: Queue[Attempt],
-        held: Hold,
-        slots: Slots,
+        held: HeldCalls,
+        slots: TargetSlots,
         clock: Callable[[], float],
     ) -> None:
         """What the table says of the route is in `spec`. A call waits in `queue` while all targets are full, and in

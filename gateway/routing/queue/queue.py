@@ -29,7 +29,7 @@ UNKNOWN_SECONDS: Final = 10.0
 """What it is told while nothing has been placed yet."""
 
 MEMORY_SECONDS: Final = 20.0
-"""After so long a placement counts 1/e."""
+"""After so long a call counts 1/e."""
 AT_ONCE_SECONDS: Final = 0.02
 """What is placed so soon after others counts as placed with them: at most a thousandth more."""
 
@@ -39,7 +39,7 @@ _LATE = "All targets of this model are busy, and stayed so for as long as a call
 
 class Queue(Generic[T]):
     """Bounded by calls and bytes. Higher priorities go first; tenants of one priority share by tokens (`Turns`); a
-    tenant's calls go in the order in which they came. `T` is a placement: what a call gets when it is its turn.
+    tenant's calls go in the order in which they came. `T` is what a call gets when it is its turn.
 
     A full queue takes a call that goes before others by pushing one of these out: of the lowest priority the newest
     call of the tenant with the longest line, if it is of a lower priority than the one that comes, or its tenant would
@@ -73,7 +73,7 @@ class Queue(Generic[T]):
         return self._bytes
 
     def placed(self, waiter: Waiter, now: float) -> None:
-        """A call that came while nobody waits has its placement at once: the short way of `place`."""
+        """A call that came while nobody waits is placed at once: the short way of `place`."""
         self._classes[waiter.priority].charge(waiter.tenant, waiter.tokens)
         waiter.charged += waiter.tokens
         self._drain.count(now)
@@ -91,7 +91,7 @@ class Queue(Generic[T]):
         """What `attempt` returns as soon as it is the waiter's turn and it returns something, within `seconds`.
 
         `attempt` takes what it returns; `release` gives it back when the caller was cancelled before it could learn of
-        it. `again` is for a placement that turned out impossible: it was not one, and the waiter is first in its
+        it. `again` is for what was got and turned out to be of no use: it was nothing, and the waiter is first in its
         tenant's line, with its first deadline. `soonest` tells in how many seconds any target can have room, if known.
 
         Raises `QueueFull`, `QueueTimeout`, and whatever `attempt` raises.
@@ -102,10 +102,10 @@ class Queue(Generic[T]):
         if not again or waiter.deadline is None:
             waiter.deadline = now + seconds
         if goes := not self._before(waiter):
-            placement = self._tried_first(attempt)
-            if placement is not None:
+            got = self._tried_first(attempt)
+            if got is not None:
                 self.placed(waiter, now)
-                return placement
+                return got
         wait, left = soonest(), waiter.deadline - now
         if left <= 0 or (wait is not None and wait > left):
             raise QueueTimeout(_LATE, retry_after=self._retry_after(waiter) if wait is None else _told(wait))
@@ -148,27 +148,27 @@ class Queue(Generic[T]):
             self._leave(place)
             return True
         try:
-            placement = self._tried(place.attempt)
+            got = self._tried(place.attempt)
         except Exception as error:
             self._leave(place)
             # A future does not take this one; a generator in the attempt has run out.
             place.future.set_exception(RuntimeError(error) if isinstance(error, StopIteration) else error)
             return True
-        if placement is None:
+        if got is None:
             return False
         self.placed(place.waiter, self._clock())
         self._leave(place)
-        place.future.set_result(placement)
+        place.future.set_result(got)
         return True
 
     def _tried(self, attempt: Callable[[], T | None]) -> T | None:
         """What `attempt` says. One that itself gave something back is asked once more: that may be what it needs."""
         self._trying, self._stirred = True, False
         try:
-            placement = attempt()
-            if placement is None and self._stirred:
-                placement = attempt()
-            return placement
+            got = attempt()
+            if got is None and self._stirred:
+                got = attempt()
+            return got
         finally:
             self._trying = False
 
@@ -243,7 +243,7 @@ class Queue(Generic[T]):
             self._changed(self.waiting, self._bytes)
 
     def _not_placed(self, waiter: Waiter) -> None:
-        """The last placement was none."""
+        """What the waiter got last was of no use."""
         undone = min(waiter.tokens, waiter.charged)
         self._classes[waiter.priority].correct(waiter.tenant, -undone)
         waiter.charged -= undone
@@ -264,7 +264,7 @@ def _told(seconds: float) -> float:
 
 
 class Drain:
-    """How fast a queue moves: placements a second, of which the older count less.
+    """How fast a queue moves: calls placed a second, of which the older count less.
 
     An average that does not take a young measurement for a slow queue.
     """
@@ -274,7 +274,7 @@ class Drain:
         self._sum = 0.0
 
     def count(self, now: float) -> None:
-        """One placement more, at `now` seconds."""
+        """One call more was placed, at `now` seconds."""
         if now - self._at < AT_ONCE_SECONDS:
             self._sum += 1.0
             return
@@ -284,7 +284,7 @@ class Drain:
         self._at = now
 
     def rate(self, now: float) -> float:
-        """Placements a second; 0 while there were none."""
+        """Calls placed a second; 0 while there were none."""
         seen = -math.expm1(-max(1.0, now - self._began) / MEMORY_SECONDS)
         return self._left(now) / (MEMORY_SECONDS * seen)
 
