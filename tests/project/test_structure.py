@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
@@ -51,7 +52,7 @@ PUBLIC = {
     ],
     "gateway.limits": ["Admission", "AdmissionEvents", "Estimator", "Lease", "Rules"],
     "gateway.metering": ["CallRecord", "Lines", "Meter", "Metrics", "exposition"],
-    "gateway.routing": ["Attempt", "Attempts", "Builder", "Gossip", "Route", "Routes", "Slots"],
+    "gateway.routing": ["Attempt", "Attempts", "Builder", "Gossip", "Route", "Routes", "TargetSlots"],
     "gateway.routing.policies": [
         "Candidate",
         "Gossips",
@@ -210,6 +211,13 @@ def test_our_adapters_are_declared_as_any_other() -> None:
         module, _, name = value.partition(":")
         tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
         assert any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body)
+
+
+def test_messages_are_told_under_the_name_of_their_package() -> None:
+    """As docs/reference.md lists them."""
+    found = {file: re.findall(r"getLogger\((.*)\)", file.read_text()) for file in MODULES}
+    told = [(file.relative_to(ROOT).parts[1], name) for file, names in found.items() for name in names]
+    assert len(told) > 20 and [(package, name) for package, name in told if name != f'"trunkline.{package}"'] == []
 
 
 def test_tests_are_no_package() -> None:
