@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from backends import asked
-from backends.asked import Asked
+from backends.asked import Asked, Conversation
 from backends.body import Body
 
 Endpoint = Literal["chat/completions", "completions", "embeddings"]
@@ -41,6 +41,12 @@ class Call(Struct, frozen=True):
             msgspec.structs.force_setattr(
                 self, "asked", asked.read(self.endpoint, len(self.body.raw), self.body.fields)
             )
+
+    @property
+    def conversation(self) -> Conversation:
+        """What tells it from other calls, and what it shares with them; read each time."""
+        known = self.asked.conversation
+        return asked.conversation(self.endpoint, self.body.fields) if known is None else known
 
     @property
     def choices(self) -> int:

@@ -70,6 +70,21 @@ _parts = msgspec.json.Decoder(list[_Parts])
 _values = msgspec.json.Decoder(list[Raw])
 
 
+class Conversation(Struct, frozen=True):
+    """A conversation so far, as far as calls that share its beginning have it in common."""
+
+    shared: tuple[bytes, ...] | None = None
+    """Tools, and the contents of the system messages before the first question, as JSON: what other conversations may
+    share. None: it is no conversation that can be read."""
+    question: bytes = b""
+    """The content of the first message of the user after them, as JSON."""
+    follow_up: bool = False
+    """An assistant's message comes after them: an earlier call of the conversation was answered."""
+
+
+NO_CONVERSATION: Final = Conversation()
+
+
 class Asked(Struct, frozen=True):
     """What a call asks for. What cannot be read is the target's to refuse, and counts as if it were not there."""
 
@@ -87,13 +102,8 @@ class Asked(Struct, frozen=True):
     """Tokens of prompts that come as token ids."""
     media: int = 0
     """Images, recordings and the like, within the body or behind links."""
-    shared: tuple[bytes, ...] | None = None
-    """Tools, and the contents of the system messages before the first question, as JSON: what other conversations may
-    share. None: it is no conversation that can be read."""
-    question: bytes = b""
-    """The content of the first message of the user after them, as JSON."""
-    follow_up: bool = False
-    """An assistant's message comes after them: an earlier call of the conversation was answered."""
+    conversation: Conversation | None = None
+    """None: it was not looked at, for not every call's is needed."""
 
     @property
     def answers(self) -> int:
@@ -114,47 +124,59 @@ def read(
     one stands for.
     """
     short = fields if short is None else short
-    choices, candidates, output = _numbers(short)
-    prompts, token_ids, media, text = 1, 0, 0, length
-    for name in NO_PROMPT:
-        if name in fields:
-            text -= len(fields[name])
-    if endpoint != "chat/completions":
-        name = "prompt" if endpoint == "completions" else "input"
-        media = "prompt_embeds" in fields
-        if name in fields and bytes(memoryview(short[name])[:1]) == b"[":
-            prompts, token_ids = _listed(bytes(short[name]))
-            text -= len(fields[name]) if token_ids else 0
-    if "messages" not in fields or endpoint == "completions":
-        return Asked(prompts, choices, candidates, output, text, token_ids, media)
-    messages = bytes(short["messages"])
-    if messages.find(b"[", 1) >= 0:
-        shown, taken = _media(messages, size)
-        media, text = media + shown, text - taken
-    if endpoint != "chat/completions":
-        return Asked(prompts, choices, candidates, output, text, token_ids, media)
-    shared, question, follow_up = _conversation(messages, short)
-    return Asked(prompts, choices, candidates, output, text, token_ids, media, shared, question, follow_up)
-
-
-def _numbers(fields: Mapping[str, Raw]) -> tuple[int, int, int]:
-    """Choices, candidates, and what bounds an answer."""
     choices, output = 1, 0
     for name in CHOICES:
-        if name in fields:
-            choices = max(choices, number(fields[name]))
+        if name in short:
+            choices = max(choices, number(short[name]))
     for name in BOUNDS:
+        if name in short:
+            text = bytes(short[name])
+            output = max(output, int(text) if text.isdigit() and len(text) < 16 else _odd_number(text))
+    candidates = max(choices, number(short["best_of"])) if "best_of" in short else choices
+    prompts, token_ids, media, prompt = 1, 0, 0, length
+    for name in NO_PROMPT:
         if name in fields:
-            output = max(output, number(fields[name]))
-    return choices, max(choices, number(fields["best_of"])) if "best_of" in fields else choices, output
+            prompt -= len(fields[name])
+    if endpoint != "chat/completions":
+        prompts, token_ids, taken = _prompts("prompt" if endpoint == "completions" else "input", fields, short)
+        media, prompt = "prompt_embeds" in fields, prompt - taken
+    if endpoint != "completions" and "messages" in fields:
+        messages = bytes(short["messages"])
+        if messages.find(b"[", 1) >= 0:
+            shown, taken = _media(messages, size)
+            media, prompt = media + shown, prompt - taken
+    return Asked(prompts, choices, candidates, output, prompt, token_ids, media)
+
+
+def conversation(endpoint: str, fields: Mapping[str, Raw]) -> Conversation:
+    """The conversation that a call of this endpoint goes on with, from its body's top-level fields."""
+    if endpoint != "chat/completions" or "messages" not in fields:
+        return NO_CONVERSATION
+    try:
+        first: tuple[_Message | None, ...] = _in_turn(_first.decode(fields["messages"]))
+    except (msgspec.DecodeError, RecursionError):
+        return NO_CONVERSATION  # the target will say what is wrong with it
+    tools = fields.get("tools") or fields.get("functions")
+    shared, question, follow_up, opening = [b"" if tools is None else bytes(tools)], None, False, True
+    for message in first:
+        if message is None or (follow_up and question is not None):
+            break
+        role = message.role
+        if opening and role in _SYSTEM:
+            shared.append(bytes(message.content))
+            continue
+        opening = False
+        if role == "user" and question is None:
+            question = bytes(message.content)
+        elif role == "assistant":
+            follow_up = True
+    return Conversation(tuple(shared), question or b"", follow_up)
 
 
 def number(raw: Raw) -> int:
     """A whole number, as the largest that any engine takes it for; 0 for what all refuse or read as none."""
     text = bytes(raw)
-    if text.isdigit() and len(text) < 16:
-        return int(text)
-    return _odd_number(text)
+    return int(text) if text.isdigit() and len(text) < 16 else _odd_number(text)
 
 
 def _odd_number(written: bytes) -> int:
@@ -169,6 +191,14 @@ def _odd_number(written: bytes) -> int:
     if value >= HUGE:
         return HUGE if any(map(str.isdigit, text)) else 0  # not "infinity"
     return int(value) if value >= 1 else 0
+
+
+def _prompts(name: str, fields: Mapping[str, Raw], short: Mapping[str, Raw]) -> tuple[int, int, int]:
+    """How many prompts the field of this name holds, how many token ids they are, and the bytes that these take."""
+    if name not in fields or bytes(memoryview(short[name])[:1]) != b"[":
+        return 1, 0, 0
+    prompts, token_ids = _listed(bytes(short[name]))
+    return prompts, token_ids, len(fields[name]) if token_ids else 0
 
 
 def _listed(values: bytes) -> tuple[int, int]:
@@ -199,25 +229,3 @@ def _media(messages: bytes, size: Callable[[Raw], int]) -> tuple[int, int]:
             if type(part) is _Part and part.type != "text" and (shown := sum(map(size, filter(None, _shown(part))))):
                 media, taken = media + 1, taken + shown
     return media, taken
-
-
-def _conversation(messages: bytes, fields: Mapping[str, Raw]) -> tuple[tuple[bytes, ...] | None, bytes, bool]:
-    try:
-        first: tuple[_Message | None, ...] = _in_turn(_first.decode(messages))
-    except (msgspec.DecodeError, RecursionError):
-        return None, b"", False  # the target will say what is wrong with it
-    tools = fields.get("tools") or fields.get("functions")
-    shared, question, follow_up, opening = [b"" if tools is None else bytes(tools)], None, False, True
-    for message in first:
-        if message is None or (follow_up and question is not None):
-            break
-        role = message.role
-        if opening and role in _SYSTEM:
-            shared.append(bytes(message.content))
-            continue
-        opening = False
-        if role == "user" and question is None:
-            question = bytes(message.content)
-        elif role == "assistant":
-            follow_up = True
-    return tuple(shared), question or b"", follow_up

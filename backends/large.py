@@ -95,9 +95,11 @@ def read(endpoint: str, raw: bytes, elements: int) -> Generator[None, None, tupl
     body = Body.known(raw, spans)
     yield
     what = asked.read(endpoint, len(raw), body.fields, short.fields, _size)
-    shared = what.shared and tuple(_MARKED.sub(rb"\1", part) for part in what.shared)
-    question, ids = _MARKED.sub(rb"\1", what.question), what.token_ids
-    return body, structs.replace(what, shared=shared, question=question, token_ids=ids and ids + scan.commas)
+    read = asked.conversation(endpoint, short.fields)
+    shared = read.shared and tuple(_MARKED.sub(rb"\1", part) for part in read.shared)
+    read = structs.replace(read, shared=shared, question=_MARKED.sub(rb"\1", read.question))
+    ids = what.token_ids
+    return body, structs.replace(what, token_ids=ids and ids + scan.commas, conversation=read)
 
 
 def _check_characters(raw: bytes) -> Generator[None, None, None]:

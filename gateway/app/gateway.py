@@ -9,8 +9,8 @@ import logging
 import secrets
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from litestar import Litestar
@@ -18,12 +18,12 @@ from litestar import Litestar
 from backends import registry
 from gateway.app.fleet import Fleet
 from gateway.app.lifetime import Lifetime, Part
-from gateway.app.reload import Reloader, TableStatus, answer_limits, mirrors, rules
+from gateway.app.reload import Reloader, TableStatus, answer_limits, prices, rules
 from gateway.app.waker import Waker
 from gateway.auth import AdminKeys, Keyring, Throttle, networks
 from gateway.call import Parts
 from gateway.config import Settings, Table
-from gateway.config.watch import Loaded, Source, Watcher, unlaunched
+from gateway.config.watch import Loaded, Source, Watcher
 from gateway.core.clock import SystemClock
 from gateway.http import openapi, operations
 from gateway.http.identity import BOOT
@@ -34,12 +34,11 @@ from gateway.metering.connections import ConnectionMetrics
 from gateway.metering.ledger import LedgerWriter
 from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
-from gateway.routing import Builder, Routes, Slots
+from gateway.routing import Builder, Routes, TargetSlots
 from gateway.routing.queue.events import QueueEvents
 from gateway.store import Store, open_store
-from gateway.targets.health import Breaker
 from gateway.upstream import Forwarder, Pool
-from gateway.upstream.shadow import Mirror, Shadow
+from gateway.upstream.shadow import Shadow
 
 log = logging.getLogger("trunkline.app")
 
@@ -54,7 +53,7 @@ def from_environment() -> Gateway:
     )
     source = Source(
         Path(settings.routing),
-        objections=partial(unlaunched, launched=_launched(settings)),
+        launched=_launched(settings),
         kept=Path(settings.kept) if settings.kept else None,
     )
     return Gateway(settings, source.load(), source)
@@ -93,7 +92,7 @@ class Gateway:
         self.proxies = networks(settings.trusted_proxies.split(","))
         self.plane = DataPlane(self._parts(routes), table.bodies, self._operations(), self.proxies, self._may_explain)
         status = TableStatus(self.readiness, self.metrics, self.clock, loaded.config_hash)
-        self.reloader = Reloader(self.plane, self.builder, self.fleet, self._mirrors, self._objections, table, status)
+        self.reloader = Reloader(self.plane, self.builder, self.fleet, self.launched, table, status)
         self.watcher = Watcher(source, self.reloader.apply, self.reloader.refused)
         self.lifetime = Lifetime(self._order())
         self.accept, self.grace = settings.drain_accept, settings.grace
@@ -103,6 +102,7 @@ class Gateway:
         """All that is opened or closed, each part after those that it uses."""
         return [
             (None, self.lines.close),
+            (None, self.metrics.pending.flush),
             (self.store.open, self.store.close),
             (self.ledger.open, self.ledger.close),
             (self.keyring.open, self.keyring.close),
@@ -148,8 +148,7 @@ class Gateway:
         return Builder(
             self.launched,
             self.capabilities,
-            self._breaker,
-            Slots(self.store.limits, self._gateways),
+            TargetSlots(self.store.limits, self._gateways),
             self.clock.monotonic,
             seed=secrets.randbits(32),
             events=self.waiting,
@@ -159,7 +158,7 @@ class Gateway:
         return Admission(
             self.store,
             rules(table),
-            prices={name: spec.price for name, spec in table.routes.items()}.get,
+            prices=prices(table),
             gateways=self.settings.workers,
             events=Admissions(self.metrics),
             clock=self.clock.monotonic,
@@ -169,7 +168,7 @@ class Gateway:
     def _shadow(self, table: Table) -> Shadow:
         shadows = ShadowMetrics(self.metrics)
         return Shadow(
-            self._mirrors(table), self.forwarder.send, shadows.compared, shadows.dropped, self.clock.monotonic
+            self.builder.mirrors(table), self.forwarder, shadows.compared, shadows.dropped, self.clock.monotonic
         )
 
     def _parts(self, routes: Routes) -> Parts:
@@ -215,21 +214,9 @@ class Gateway:
     def _urls(self) -> dict[str, str]:
         return {name: target.address.url for name, target in self.fleet.routes.targets.items()}
 
-    def _mirrors(self, table: Table) -> dict[str, Mirror]:
-        return mirrors(table, self.launched, self.capabilities)
-
-    def _objections(self, table: Table, current: Table) -> Sequence[str]:
-        return unlaunched(table, self.launched, current)
-
     async def _may_explain(self, token: bytes, source: str | None) -> bool:
         """Whether an admin key asks; one that is good for one thing only is not good for this."""
         return not (await self.admin_keys.authenticate({b"authorization": b"Bearer " + token}, source)).once
-
-    def _breaker(self, name: str) -> Breaker:
-        return Breaker(name, self.clock.monotonic, partial(self._recovered, name))
-
-    def _recovered(self, name: str) -> None:
-        self.fleet.recovered(name)
 
 
 class Admissions(AdmissionEvents):
@@ -237,10 +224,7 @@ class Admissions(AdmissionEvents):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-
-    def answered(self, seconds: float) -> None:
-        """The store has decided about a call."""
-        self._metrics.redis.observe(seconds)
+        self.answered = metrics.pending.values(metrics.redis).append  # type: ignore[assignment,method-assign] # no frame
 
     def denied(self, scope: str, dimension: str) -> None:
         """A call was refused by this limit."""
@@ -301,6 +285,7 @@ class Pulse:
                 self._metrics.gateways.set(self._store.gateways)
                 self._metrics.answer_memory.set(self._forwarder.memory.held)
                 self._connections.show(self._forwarder.origins)
+                self._metrics.pending.flush()
             except Exception:  # a bug of ours; the pulse goes on
                 log.exception("the state of the store and of connections could not be shown")
             await asyncio.sleep(PULSE_SECONDS)

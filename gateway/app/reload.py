@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 from msgspec import structs
 
-from backends.capabilities import Capabilities
 from gateway.app.fleet import Fleet
 from gateway.config import Table
-from gateway.config.watch import Loaded
+from gateway.config.limits import Price
+from gateway.config.watch import Loaded, unlaunched
 from gateway.core.clock import Clock
 from gateway.http.operations import Readiness
 from gateway.http.server import DataPlane
 from gateway.limits import Rules
 from gateway.metering import Metrics
 from gateway.routing import Builder
-from gateway.targets.target import address_of
 from gateway.upstream import AnswerLimits
-from gateway.upstream.shadow import Mirror
 
-log = logging.getLogger("trunkline.config")
+log = logging.getLogger("trunkline.app")
 
 
 class TableStatus:
@@ -62,28 +60,27 @@ class Reloader:
         plane: DataPlane,
         builder: Builder,
         fleet: Fleet,
-        mirrors: Callable[[Table], Mapping[str, Mirror]],
-        objections: Callable[[Table, Table], Sequence[str]],
+        launched: Mapping[str, str],
         table: Table,
         status: TableStatus,
     ) -> None:
-        """`mirrors` has a table's shadow targets, `objections` says why a table cannot follow the one in force."""
-        self._objections, self._table = objections, table
-        self._plane, self._builder, self._fleet, self._mirrors = plane, builder, fleet, mirrors
+        """`launched` has the URLs of targets that were started; a table with others cannot be used."""
+        self._launched, self._table = launched, table
+        self._plane, self._builder, self._fleet = plane, builder, fleet
         self._status = status
 
     async def apply(self, loaded: Loaded) -> None:
         """Put a table in force. Calls under way go on with the one before. Raises `ValueError`, changing nothing."""
         parts, table = self._plane.parts, loaded.table
-        if objections := self._objections(table, self._table):
+        if objections := unlaunched(table, self._launched, self._table):
             raise ValueError("\n".join(objections))
         before = parts.routes
         routes = await self._builder.rebuild(table, loaded.config_hash, before)
-        mirrors = self._mirrors(table)
+        mirrors = self._builder.mirrors(table)
         parts.forwarder.origins.bind(table)
         # Nothing below waits or fails: no call sees half of it.
         routes.open(before)
-        parts.admission.revise(rules(table), {name: spec.price for name, spec in table.routes.items()}.get)
+        parts.admission.revise(rules(table), prices(table))
         parts.forwarder.bound(answer_limits(table))
         parts.shadow.mirrors = mirrors
         self._fleet.adopt(routes)
@@ -112,20 +109,12 @@ def rules(table: Table) -> Rules:
     )
 
 
+def prices(table: Table) -> Mapping[str, Price | None]:
+    """What tokens cost, by route."""
+    return {name: spec.price for name, spec in table.routes.items()}
+
+
 def answer_limits(table: Table) -> AnswerLimits:
     """How much of an answer is taken into memory."""
     bodies = table.bodies
     return AnswerLimits(bodies.answer, bodies.event, bodies.together)
-
-
-def mirrors(
-    table: Table, launched: Mapping[str, str], capabilities: Callable[[str], Capabilities]
-) -> dict[str, Mirror]:
-    """The shadow targets, by route."""
-    found = {}
-    for name, route in table.routes.items():
-        if (shadow := route.shadow) is not None:
-            spec = shadow.target
-            address = address_of(spec, spec.url if spec.url is not None else launched[spec.name])
-            found[name] = Mirror(address, capabilities(spec.backend), route.timeouts, shadow.share, shadow.concurrency)
-    return found

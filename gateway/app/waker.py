@@ -15,7 +15,7 @@ from gateway.targets.engines import Engines
 from gateway.targets.health import Prober
 from gateway.upstream import Forwarder
 
-log = logging.getLogger("trunkline.fleet")
+log = logging.getLogger("trunkline.app")
 
 ATTEND_SECONDS: Final = 0.5
 """Between two looks at a target that held calls wait for."""
@@ -31,14 +31,14 @@ class Waker:
 
     def __init__(
         self,
-        routes: Callable[[], Routes],
+        routes: Routes,
         prober: Prober,
         engines: Engines,
         forwarder: Forwarder,
         clock: Callable[[], float],
     ) -> None:
-        """`routes` are those of the table in force; `clock` is monotonic."""
-        self._routes, self._prober, self._engines, self._forwarder = routes, prober, engines, forwarder
+        """`routes` are those of the table in force, and may be replaced; `clock` is monotonic."""
+        self.routes, self._prober, self._engines, self._forwarder = routes, prober, engines, forwarder
         self._clock = clock
         self._called = asyncio.Event()
         self._wanted: frozenset[str] = frozenset()
@@ -70,7 +70,7 @@ class Waker:
         while True:
             await self._called.wait()
             self._called.clear()
-            while waiting := [route for route in self._routes() if route.held.calls]:
+            while waiting := [route for route in self.routes if route.held.calls]:
                 try:
                     self._attend(waiting)
                 except Exception:  # a bug of ours; without this task no held call would be looked after
@@ -91,7 +91,7 @@ class Waker:
                 self._wake_one(sleepers)
 
     def _chain(self, route: Route) -> Iterator[Target]:
-        for each in self._routes().chain(route):
+        for each in self.routes.chain(route):
             yield from (target for target in each.targets if target.order == "open")
 
     def _wake_one(self, sleepers: list[Target]) -> None:
@@ -117,7 +117,7 @@ class Waker:
             return
         self._again_at.pop(target.address.url, None)
         log.warning("target %s is awake after %.1f s", target.name, self._clock() - began)
-        for each in self._routes().targets.values():
+        for each in self.routes.targets.values():
             if each.address.url == target.address.url and each.asleep:
                 each.sleeps(False)
         self._engines.hurry(target.name)

@@ -24,7 +24,7 @@ from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, load_table
 from gateway.core.errors import NoRoute
 from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState
-from gateway.routing import Builder, Routes, Slots
+from gateway.routing import Builder, Routes, TargetSlots
 from gateway.routing.explain import Candidacy
 from gateway.store import Store, StoreDown
 from gateway.targets import Target
@@ -32,6 +32,10 @@ from gateway.targets.load import LoadReport
 
 BYTES_PER_TOKEN = 4.0
 COLUMNS = ("", "target", "route", "tier", "cost", "cached", "reason", "refused", "running", "waiting", "prefill")
+
+
+A_WHILE = 60.0
+"""Seconds, longer than it takes to explain."""
 
 
 class Answer(Struct):
@@ -46,22 +50,6 @@ class Answer(Struct):
     """How many told how their targets stand."""
     picked: str | None
     candidates: list[Candidacy]
-
-
-class _Stands:
-    """A breaker that is as gateways report it."""
-
-    def __init__(self) -> None:
-        self.ejections, self.closed = 0, True
-
-    def attempt(self) -> bool:
-        return False
-
-    def succeeded(self) -> None: ...
-
-    def failed(self, trial: bool = False) -> None: ...
-
-    def ended(self, trial: bool) -> None: ...
 
 
 @click.command()
@@ -83,9 +71,7 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
     except Mistakes as error:
         raise click.ClickException(str(error)) from None
     launched = {target.name: "http://launched" for _, _, target in table.targets() if target.launch is not None}
-    routes = Builder(
-        launched, cache(registry.capabilities), lambda _: _Stands(), Slots(store.limits), time.monotonic
-    ).build(table)
+    routes = Builder(launched, cache(registry.capabilities), TargetSlots(store.limits), time.monotonic).build(table)
     said = await _reports(store, set(routes.targets))
     _apply(routes, said)
     routes.ordered({order.id: order for order in await store.records.all(TargetOrder)}, time.time())
@@ -156,11 +142,10 @@ def _stand(target: Target, states: Sequence[TargetState]) -> None:
     if all(condition == "down" for condition in conditions):
         target.probed(states[0].why or "down")
     if all(condition == "ejected" for condition in conditions):
-        assert isinstance(target.breaker, _Stands)
-        target.breaker.ejections, target.breaker.closed = 1, False
+        target.breaker.eject(A_WHILE)
     for condition in ("resting", "full"):
         if all(each == condition for each in conditions):
-            target.rest(60.0, condition)
+            target.rest(A_WHILE, condition)
 
 
 def _show(answer: Answer, *, allowed: bool) -> None:

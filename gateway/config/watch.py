@@ -36,8 +36,9 @@ class Loaded(Struct, frozen=True):
 class Source:
     """A file with a routing table.
 
-    `objections` says in sentences why a table cannot be used here though it has no mistakes. `kept` is a file in which
-    the last good text is kept, for a worker that starts anew while the table's own file is broken.
+    `launched` has the URLs of targets that were started: a table with others to start cannot be used; None: none is
+    started before the table is read. `kept` is a file in which the last good text is kept, for a worker that starts
+    anew while the table's own file is broken.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Source:
         path: Path,
         environment: Mapping[str, str] | None = None,
         *,
-        objections: Callable[[Table], Sequence[str]] = lambda _: (),
+        launched: Mapping[str, str] | None = None,
         kept: Path | None = None,
     ) -> None:
         self.path = path
@@ -55,7 +56,7 @@ class Source:
         """What `load` answered with."""
         self.seen: Stamp = {}
         """The files when `load` read them."""
-        self._environment, self._objections, self._kept = environment, objections, kept
+        self._environment, self._launched, self._kept = environment, launched, kept
 
     def load(self) -> Loaded:
         """Read the table now, in this process. Raises `Mistakes` if neither it nor the kept text can be used."""
@@ -77,7 +78,8 @@ class Source:
         """Why a reading cannot be used; nothing: it can."""
         if reading.table is None:
             return reading.found
-        return tuple(Mistake(str(self.path), 1, 1, text) for text in self._objections(reading.table))
+        found = [] if self._launched is None else unlaunched(reading.table, self._launched)
+        return tuple(Mistake(str(self.path), 1, 1, text) for text in found)
 
     def keep_in(self, folder: str) -> str:
         """Keep the text that was loaded, and those that follow it, in a folder. Returns the file that it is in."""

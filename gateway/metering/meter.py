@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
-from prometheus_client import Histogram
+from msgspec import UNSET, Struct, UnsetType
 
 from backends.api import Call
 from gateway.core.clock import Clock
 from gateway.core.types import Entry, Spent
 from gateway.metering.aborts import Client
 from gateway.metering.metrics import Metrics
-from gateway.metering.record import CLIENT, QUEUE, TARGET, WAITED_SECONDS, AttemptRecord, CallRecord
+from gateway.metering.record import CLIENT, QUEUE, TARGET, WAITED_SECONDS, CallRecord, Choice
 
 _encoder = msgspec.json.Encoder()
 
@@ -37,12 +36,15 @@ class Meter:
         self.metrics, self._clock, self._write = metrics, clock, write
         self._enter, self._learn = enter, learn
         self._children: dict[tuple[Any, ...], Any] = {}
-        self._always: dict[tuple[str, str], tuple[Any, Any]] = {}
+        self._times: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+        self._streams: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
         self._answered: dict[tuple[str, ...], _Answered] = {}
+        self._running = self._shown = 0
+        metrics.pending.before(self._add)
 
     def open(self, call_id: str, endpoint: str, client: Client | None = None) -> CallRecord:
         """A record of the call of this client; without one, it is never known when a client left."""
-        self.metrics.in_flight.inc()
+        self._running += 1
         return CallRecord(self, self._clock, call_id, endpoint, client)
 
     def refused(self, call_id: str, endpoint: str, error: Exception) -> None:
@@ -59,11 +61,12 @@ class Meter:
 
     def first_token(self, record: CallRecord) -> None:
         """The first piece of a stream was sent."""
-        self.child(self.metrics.ttft, record.route, record.target).observe(record.ttft)
+        assert record.ttft is not None
+        self._stream_times(record)[0].append(record.ttft)
 
     def between_tokens(self, record: CallRecord) -> None:
         """Observe the gaps between pieces of a stream that the record has gathered."""
-        observe_all(self.child(self.metrics.itl, record.route, record.target), record.gaps)
+        self._stream_times(record)[1].extend(record.gaps)
         record.gaps.clear()
 
     def resume(self, record: CallRecord, outcome: str) -> None:
@@ -76,71 +79,76 @@ class Meter:
 
     def ended(self, record: CallRecord, ended: float) -> None:
         """The call is over, at this moment of the monotonic clock."""
-        metrics, child, route = self.metrics, self.child, record.route
-        metrics.in_flight.dec()
-        seconds, total = record.seconds, ended - record.started
+        self._running -= 1
+        seconds, total, attempts = record.seconds, ended - record.started, record.attempts
         own = max(0.0, total - seconds[TARGET] - seconds[CLIENT] - seconds[QUEUE])
-        key = record.endpoint, route
-        always = self._always.get(key)
-        if always is None:
-            always = self._always[key] = child(metrics.duration, *key), child(metrics.overhead, route)
-        always[0].observe(total)
-        always[1].observe(own)
+        key = record.endpoint, record.route
+        times = self._times.get(key) or self._new_times(key)
+        times[0].append(total)
+        times[1].append(own)
         if record.gaps:
             self.between_tokens(record)
-        spent = record.final_usage()
-        attempts = record.attempts
+        spent = record.spent or record.final_usage()
         if record.error is None and len(attempts) == 1 and record.usage_source == "upstream":
-            self._count_answered(record, attempts[0], spent)
+            # The way of nearly all calls: one attempt, answered, with the target's own usage.
+            choice = attempts[0].choice
+            labels = (*key, attempts[0].target, choice.policy, choice.reason)
+            sums = self._answered.get(labels)
+            if sums is None:
+                sums = self._answered[labels] = _Answered(self, *labels)
+            sums.calls += 1
+            sums.input += spent.input
+            sums.cached += spent.cached
+            sums.output += spent.output
+            sums.cost += spent.cost
+            if record.call is not None:
+                self._learn(record.call, record.key_id, record.route, spent.input, spent.output)
         else:
             self._count(record, spent)
         for attempt in attempts:
             choice = attempt.choice
-            if choice.fallback:
-                child(metrics.fallbacks, route, choice.fallback).inc()
-            if choice.waited > WAITED_SECONDS:
-                child(metrics.queue_wait, route).observe(choice.waited)
+            if choice.fallback or choice.waited > WAITED_SECONDS:
+                self._count_detour(record.route, choice)
         if record.resuming and record.outcome != "gone":
             self.resume(record, "failed")
         if record.abort is not None:
-            child(metrics.aborts, route, record.abort.phase).inc()
-            metrics.abort_seconds.observe(record.abort.seconds)
+            self.child(self.metrics.aborts, record.route, record.abort.phase).inc()
+            self.metrics.abort_seconds.observe(record.abort.seconds)
         if record.admitted_at:
             self._enter(_entry(record, spent))
         self._write(_encoder.encode(_line(record, spent, total, own, self._clock.now())))
 
-    def _count_answered(self, record: CallRecord, attempt: AttemptRecord, spent: Spent) -> None:
-        """The way of nearly all calls: one attempt, answered, with the target's own usage. Its counters are found by
-        one look-up, not by nine."""
-        choice = attempt.choice
-        key = record.endpoint, record.route, attempt.target, choice.policy, choice.reason
-        counters = self._answered.get(key)
-        if counters is None:
-            counters = self._answered[key] = self._answered_counters(record, attempt)
-        for counter in counters.one:
-            counter.inc()
-        for counter in counters.input:
-            counter.inc(spent.input)
-        counters.output.inc(spent.output)
-        counters.cached.inc(spent.cached)
-        if spent.cost:
-            self.child(self.metrics.cost, record.route).inc(spent.cost)
-        if record.call is not None:
-            self._learn(record.call, record.key_id, record.route, spent.input, spent.output)
+    def _stream_times(self, record: CallRecord) -> tuple[list[float], list[float]]:
+        """Where times to the first token, and those between tokens, go."""
+        key = record.route, record.target
+        times = self._streams.get(key)
+        if times is None:
+            metrics, values = self.metrics, self.metrics.pending.values
+            times = values(self.child(metrics.ttft, *key)), values(self.child(metrics.itl, *key))
+            self._streams[key] = times
+        return times
 
-    def _answered_counters(self, record: CallRecord, attempt: AttemptRecord) -> _Answered:
-        metrics, child, route, target = self.metrics, self.child, record.route, attempt.target
-        return _Answered(
-            one=(
-                child(metrics.requests, record.endpoint, route, "answered", ""),
-                child(metrics.attempts, route, target, "ok"),
-                child(metrics.decisions, route, attempt.choice.policy, attempt.choice.reason),
-                child(metrics.usage_source, route, "upstream"),
-            ),
-            input=(child(metrics.tokens, route, "in"), child(metrics.prompt_tokens, route, target)),
-            output=child(metrics.tokens, route, "out"),
-            cached=child(metrics.cached_tokens, route, target),
-        )
+    def _new_times(self, key: tuple[str, str]) -> tuple[list[float], list[float]]:
+        """Where the durations of calls, and the gateway's own parts of them, go."""
+        metrics, values = self.metrics, self.metrics.pending.values
+        times = values(self.child(metrics.duration, *key)), values(self.child(metrics.overhead, key[1]))
+        self._times[key] = times
+        return times
+
+    def _add(self) -> None:
+        """Bring to metrics what was only added up."""
+        self.metrics.in_flight.inc(self._running - self._shown)
+        self._shown = self._running
+        for sums in self._answered.values():
+            if sums.calls:
+                sums.add()
+
+    def _count_detour(self, route: str, choice: Choice) -> None:
+        """A target that was not the first choice, or that had to be waited for."""
+        if choice.fallback:
+            self.child(self.metrics.fallbacks, route, choice.fallback).inc()
+        if choice.waited > WAITED_SECONDS:
+            self.child(self.metrics.queue_wait, route).observe(choice.waited)
 
     def _count(self, record: CallRecord, spent: Spent) -> None:
         """Any other call."""
@@ -165,28 +173,36 @@ class Meter:
                 self._learn(record.call, record.key_id, route, spent.input, spent.output)
 
 
-class _Answered(Struct, frozen=True):
-    """Counters of calls that were answered at once: those that count one, and those that count tokens."""
+class _Answered:
+    """Calls of one kind that were answered at once, and their tokens, added up."""
 
-    one: tuple[Any, ...]
-    input: tuple[Any, ...]
-    output: Any
-    cached: Any
+    __slots__ = ("_cached", "_cost", "_input", "_one", "_output", "cached", "calls", "cost", "input", "output")
 
+    def __init__(self, meter: Meter, endpoint: str, route: str, target: str, policy: str, reason: str) -> None:
+        metrics, child = meter.metrics, meter.child
+        self._one = (
+            child(metrics.requests, endpoint, route, "answered", ""),
+            child(metrics.attempts, route, target, "ok"),
+            child(metrics.decisions, route, policy, reason),
+            child(metrics.usage_source, route, "upstream"),
+        )
+        self._input = child(metrics.tokens, route, "in"), child(metrics.prompt_tokens, route, target)
+        self._output = child(metrics.tokens, route, "out")
+        self._cached = child(metrics.cached_tokens, route, target)
+        self._cost = partial(child, metrics.cost, route)
+        self.calls = self.input = self.cached = self.output = self.cost = 0
 
-def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
-    """As `observe` of each value, for the price of a few.
-
-    Uses private parts of prometheus_client: a test fails when they change.
-    """
-    bounds, buckets = histogram._upper_bounds, histogram._buckets
-    counts = [0] * len(bounds)
-    for value in values:
-        counts[bisect_left(bounds, value)] += 1
-    for bucket, count in zip(buckets, counts, strict=True):
-        if count:
-            bucket.inc(count)
-    histogram._sum.inc(sum(values))
+    def add(self) -> None:
+        """Add them to their counters, and begin anew."""
+        for counter in self._one:
+            counter.inc(self.calls)
+        for counter in self._input:
+            counter.inc(self.input)
+        self._output.inc(self.output)
+        self._cached.inc(self.cached)
+        if self.cost:  # routes without prices show none
+            self._cost().inc(self.cost)
+        self.calls = self.input = self.cached = self.output = self.cost = 0
 
 
 def _entry(record: CallRecord, spent: Spent) -> Entry:
@@ -208,46 +224,72 @@ def _entry(record: CallRecord, spent: Spent) -> Entry:
     )
 
 
-def _line(record: CallRecord, spent: Spent, total: float, own: float, now: float) -> dict[str, Any]:
+class _Usage(Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    source: str
+
+
+class _Line(Struct, frozen=True):
     """The log line. It holds ids, names of ours and numbers: nothing that a client typed."""
-    error, attempts = record.error, record.attempts
-    line: dict[str, Any] = {
-        "time": round(now, 3),
-        "event": "call",
-        "request_id": record.call_id,
-        "key_id": record.key_id,
-        "tenant": record.tenant,
-        "endpoint": record.endpoint,
-        "route": record.route,
-        "target": record.target,
-        "stream": record.stream,
-        "outcome": record.outcome,
-        "status": 200 if error is None else error.status,
-        "error_type": None if error is None else error.error_type,
-        "attempts": [{"target": a.target, "outcome": a.outcome, "reason": a.choice.reason} for a in attempts],
-        "duration_s": round(total, 6),
-        "overhead_s": round(own, 6),
-        "queue_s": round(record.seconds[QUEUE], 6),
-        "ttft_s": None if record.ttft is None else round(record.ttft, 6),
-        "chunks": record.chunks,
-    }
+
+    time: float
+    event: Literal["call"]
+    request_id: str
+    key_id: str
+    tenant: str
+    endpoint: str
+    route: str
+    target: str
+    stream: bool
+    outcome: str
+    status: int
+    error_type: str | None
+    attempts: list[dict[str, str]]
+    duration_s: float
+    overhead_s: float
+    queue_s: float
+    ttft_s: float | None
+    chunks: int
+    cost_micros: int
+    usage: _Usage | UnsetType = UNSET
+    fallback: str | UnsetType = UNSET
+    resumed: int | UnsetType = UNSET
+    not_resumed: str | UnsetType = UNSET
+    abort: dict[str, str | float] | UnsetType = UNSET
+    wasted_tokens: int | UnsetType = UNSET
+
+
+def _line(record: CallRecord, spent: Spent, total: float, own: float, now: float) -> _Line:
+    error, attempts, abort = record.error, record.attempts, record.abort
+    fallback: str | UnsetType = UNSET
     for attempt in attempts:
-        if attempt.choice.fallback:
-            line["fallback"] = attempt.choice.fallback
-    if record.resumed:
-        line["resumed"] = record.resumed
-    if record.obstacle:
-        line["not_resumed"] = record.obstacle
-    if record.abort is not None:
-        line["abort"] = {"phase": record.abort.phase, "seconds": round(record.abort.seconds, 6)}
-    if record.wasted_tokens:
-        line["wasted_tokens"] = record.wasted_tokens
-    line["cost_micros"] = spent.cost
-    if record.usage_source:
-        line["usage"] = {
-            "prompt_tokens": spent.input,
-            "completion_tokens": spent.output,
-            "cached_tokens": spent.cached,
-            "source": record.usage_source,
-        }
-    return line
+        fallback = attempt.choice.fallback or fallback
+    return _Line(
+        int(now * 1e3) / 1e3,
+        "call",
+        record.call_id,
+        record.key_id,
+        record.tenant,
+        record.endpoint,
+        record.route,
+        record.target,
+        record.stream,
+        record.outcome,
+        200 if error is None else error.status,
+        None if error is None else error.error_type,
+        [{"target": each.target, "outcome": each.outcome, "reason": each.choice.reason} for each in attempts],
+        int(total * 1e6 + 0.5) / 1e6,  # `round` of them would cost as much as all the rest
+        int(own * 1e6 + 0.5) / 1e6,
+        int(record.seconds[QUEUE] * 1e6 + 0.5) / 1e6,
+        None if record.ttft is None else int(record.ttft * 1e6 + 0.5) / 1e6,
+        record.chunks,
+        spent.cost,
+        _Usage(spent.input, spent.output, spent.cached, record.usage_source) if record.usage_source else UNSET,
+        fallback,
+        record.resumed or UNSET,
+        record.obstacle or UNSET,
+        UNSET if abort is None else {"phase": abort.phase, "seconds": round(abort.seconds, 6)},
+        record.wasted_tokens or UNSET,
+    )

@@ -13,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from gateway import __version__
+from gateway.metering.pending import Pending
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 Mode = Literal["livesum", "livemax", "livemin", "mostrecent"]
@@ -31,6 +32,8 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
+        self.pending = Pending(self.registry)
+        """What calls add, until it is asked for."""
         self._make_calls()
         self._make_aborts()
         self._make_limits()
@@ -360,6 +363,7 @@ def exposition(metrics: Metrics) -> bytes:
     folder = _multiprocess_folder()
     if folder is None:
         return generate_latest(metrics.registry)
+    metrics.pending.flush()
     _bury_dead(folder)
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from backends.capabilities import Capabilities
 from gateway.config import Table, TargetSpec
 from gateway.process.child import Child
 
-log = logging.getLogger("trunkline.launch")
+log = logging.getLogger("trunkline.process")
 
 
 class Launcher:

@@ -22,7 +22,7 @@ from gateway.core.errors import (
 )
 from gateway.routing.policies.api import Prompt, Reason, Score
 from gateway.routing.tier import Tier
-from gateway.targets.load import RATE, Share
+from gateway.targets.load import Share
 from gateway.targets.target import Target
 
 STANDING_IN: Final[dict[type[Exception], str]] = {
@@ -82,7 +82,6 @@ class Attempt:
         "_share",
         "_slot",
         "_tier",
-        "_timer",
         "_trial",
         "address",
         "fallback",
@@ -111,7 +110,6 @@ class Attempt:
         self.more_headers: Sequence[tuple[bytes, bytes]] = ()
         """What else the client is told of the way its call has taken."""
         self._begun = self._ended = self._trial = False
-        self._timer: asyncio.TimerHandle | None = None
         self.target.inflight.own += 1
 
     def begin(self) -> None:
@@ -121,8 +119,7 @@ class Attempt:
         self.target.attempts += 1
         self._trial = bool(self.target.breaker.ejections) and self.target.breaker.attempt()
         if self._prompt.whole:  # nobody will see its first token, and its prompt is not being read until its end
-            seconds = self.target.load.prefill / RATE
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._share.first_token)
+            self.target.load.reads(self._share)
 
     @property
     def prompt_tokens(self) -> int:
@@ -161,11 +158,13 @@ class Attempt:
         self._share.first_token()
         if self._trial:
             self._trial = False
-            self.target.breaker.succeeded()
+            if self.target.breaker.succeeded():
+                self.target.returned()
 
     def answered(self, usage: Usage | None) -> None:
         """The target answered well."""
-        self.target.breaker.succeeded()
+        if self.target.breaker.succeeded():
+            self.target.returned()
         if usage is not None and usage.cached_tokens is not None:
             read = usage.prompt_tokens - max(0, usage.cached_tokens)
             self._share.read(min(read, self.target.kv_tokens))  # more than turns all over is an error of the engine's
@@ -183,13 +182,14 @@ class Attempt:
             self.target.failed(self._trial)
 
     def resume(self) -> None:
-        """It failed in the middle of its answer: the next placement is to be one that can go on with it."""
+        """It failed in the middle of its answer: the next attempt is to be one that can go on with it."""
         self.outcome = structs.replace(self.outcome, resumes=True)
 
     def refused(self, error: GatewayError) -> None:
         """It answered that the call was wrong: it is well."""
         self._mark(error)
-        self.target.breaker.succeeded()
+        if self.target.breaker.succeeded():
+            self.target.returned()
 
     def _mark(self, error: GatewayError) -> None:
         """An error, too, says which way the call has gone."""
@@ -203,8 +203,6 @@ class Attempt:
         if self._leave_slot is not None:
             self._leave_slot(self.target)
         self.target.inflight.own -= 1
-        if self._timer is not None:
-            self._timer.cancel()
         if self._begun:
             if self._trial:
                 self._trial = False

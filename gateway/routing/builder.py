@@ -1,4 +1,4 @@
-"""Makes the routes of a table: anew, or so that they can take over from those of the table before."""
+"""Makes a table's routes, anew or so that they can take over from those of the table before; and its shadow targets."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from functools import partial
 from backends.capabilities import Capabilities
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.routing.attempt import Attempt
-from gateway.routing.max_inflight import Slots
+from gateway.routing.max_inflight import TargetSlots
 from gateway.routing.policies import registry
 from gateway.routing.policies.registry import Factory
-from gateway.routing.queue.cold import Hold
+from gateway.routing.queue.cold import HeldCalls
 from gateway.routing.queue.events import QueueEvents
 from gateway.routing.queue.queue import Queue
 from gateway.routing.route import Route
 from gateway.routing.routes import Routes
 from gateway.routing.tier import Tier
+from gateway.targets.health import Breaker
 from gateway.targets.load import Load
-from gateway.targets.target import Breaker, Target
+from gateway.targets.target import Target, address_of
+from gateway.upstream.shadow import Mirror
 
 ROUTES_A_TURN = 10
 """Made in one turn of the event loop."""
@@ -32,8 +34,7 @@ class Builder:
         self,
         urls: Mapping[str, str],
         capabilities: Callable[[str], Capabilities],
-        breaker: Callable[[str], Breaker],
-        slots: Slots,
+        slots: TargetSlots,
         clock: Callable[[], float],
         *,
         seed: int = 0,
@@ -42,7 +43,7 @@ class Builder:
     ) -> None:
         """`urls` has those of launched targets; `policies` finds what makes a policy by its name; `events` is told of
         calls that wait."""
-        self._urls, self._capabilities, self._breaker, self._slots = urls, capabilities, breaker, slots
+        self._urls, self._capabilities, self._slots = urls, capabilities, slots
         self._clock, self._seed, self._policies, self._events = clock, seed, policies, events or QueueEvents()
 
     def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
@@ -57,6 +58,19 @@ class Builder:
             if len(routes) % ROUTES_A_TURN == 0:
                 await asyncio.sleep(0)
         return Routes(table, routes, config_hash, before)
+
+    def mirrors(self, table: Table) -> dict[str, Mirror]:
+        """The shadow targets of `table`, by route."""
+        found = {}
+        for name, route in table.routes.items():
+            if (shadow := route.shadow) is not None:
+                spec = shadow.target
+                address, capabilities = address_of(spec, self._url(spec)), self._capabilities(spec.backend)
+                found[name] = Mirror(address, capabilities, route.timeouts, shadow.share, shadow.concurrency)
+        return found
+
+    def _url(self, spec: TargetSpec) -> str:
+        return spec.url if spec.url is not None else self._urls[spec.name]
 
     def _made(self, table: Table, before: Routes | None) -> Iterator[tuple[str, Route]]:
         loads = {} if before is None else {target.address.url: target.load for target in before.targets.values()}
@@ -83,21 +97,20 @@ class Builder:
             changed=partial(self._events.queued, name),
         )
 
-    def _hold(self, name: str, spec: RouteSpec) -> Hold:
+    def _hold(self, name: str, spec: RouteSpec) -> HeldCalls:
         queue = Queue[bool](
             calls=spec.queue.calls,
             size=spec.queue.size,
             clock=self._clock,
             changed=lambda calls, size: self._events.held(name, calls),
         )
-        return Hold(name, queue, self._clock, self._events.hold_ended)
+        return HeldCalls(name, queue, self._clock, self._events)
 
     def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
-        url = (spec.url if spec.url is not None else self._urls[spec.name]).rstrip("/")
+        url = self._url(spec).rstrip("/")
         load = loads.setdefault(url, Load())
         old = None if before is None else before.targets.get(spec.name)
         if old is not None and old.address.url == url and old.spec.backend == spec.backend:
             return Target(spec, url, old.capabilities, route.timeouts, old.breaker, self._clock, load)
-        return Target(
-            spec, url, self._capabilities(spec.backend), route.timeouts, self._breaker(spec.name), self._clock, load
-        )
+        breaker = Breaker(spec.name, self._clock)
+        return Target(spec, url, self._capabilities(spec.backend), route.timeouts, breaker, self._clock, load)

@@ -63,13 +63,13 @@ def read(
         if not user and name in fields and (value := bytes(fields[name])) not in NOTHING:
             user = value
     session = _hashes((*base, b"session", user))[1] if user else None
-    conversation, group, prefix = _shared(call, base)
+    conversation, group, prefix, follow_up = _shared(call, base)
     return Prompt(
         tokens,
         session if named else conversation,
         group,
         int(tokens * prefix / max(1, len(call.body.raw))),
-        asked.follow_up,
+        follow_up,
         session,
         context,
         least,
@@ -80,35 +80,36 @@ def read(
     )
 
 
-def _shared(call: Call, base: tuple[bytes, ...]) -> tuple[int | None, int | None, int]:
-    """Hashes of conversation and group, and the bytes of the group's part."""
+def _shared(call: Call, base: tuple[bytes, ...]) -> tuple[int | None, int | None, int, bool]:
+    """Hashes of conversation and group, the bytes of the group's part, and whether an earlier call was answered."""
     if call.endpoint == "completions":
         text = memoryview(call.body.fields.get("prompt", b""))
         # Long and short prompts that begin alike are other conversations: else one template would be one home.
         size = b"%d" % (len(text) // HEAD_BYTES).bit_length()
-        return _hashes((*base, text[:HEAD_BYTES], size))[1], None, 0
-    asked = call.asked
-    if asked.shared is None:
-        return None, None, 0
-    prefix = sum(map(len, asked.shared))
-    group, conversation = _hashes((*base, *asked.shared), (b"question", asked.question))
-    return conversation, group if prefix else None, prefix
+        return _hashes((*base, text[:HEAD_BYTES], size))[1], None, 0, False
+    so_far = call.conversation
+    if so_far.shared is None:
+        return None, None, 0, False
+    prefix = sum(map(len, so_far.shared))
+    group, conversation = _hashes((*base, *so_far.shared), (b"question", so_far.question))
+    return conversation, group if prefix else None, prefix, so_far.follow_up
 
 
 def _hashes(parts: tuple[Part, ...], more: tuple[Part, ...] = ()) -> tuple[int, int]:
-    """The hash of `parts`, and that of them and `more`: 64 bits, never 0.
-
-    Of a long part only its ends count, and how long it is: whatever differs between them shares the beginning.
-    """
-    digest = blake2b(digest_size=8)
-    first = 0
-    for index, part in enumerate((*parts, *more)):
-        size = len(part)
-        if index == len(parts):
-            first = int.from_bytes(digest.digest(), "little")
-        digest.update(size.to_bytes(8, "little"))
-        if size > 2 * END_BYTES:
-            digest.update(part[:END_BYTES])
-            part = part[-END_BYTES:]
-        digest.update(part)
+    """The hash of `parts`, and that of them and `more`: 64 bits, never 0."""
+    digest, first = blake2b(b"".join(map(_told, parts)), digest_size=8), 0
+    if more:
+        first = int.from_bytes(digest.digest(), "little")
+        digest.update(b"".join(map(_told, more)))
     return first or 1, int.from_bytes(digest.digest(), "little") or 1
+
+
+def _told(part: Part) -> bytes:
+    """What counts of a part: its length, and of a long one only the ends.
+
+    Whatever differs between them shares the beginning.
+    """
+    size = len(part)
+    if size > 2 * END_BYTES:
+        return b"".join((size.to_bytes(8, "little"), part[:END_BYTES], part[-END_BYTES:]))
+    return b"".join((size.to_bytes(8, "little"), part))

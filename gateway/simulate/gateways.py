@@ -12,12 +12,11 @@ from backends.api import Call
 from backends.body import Body
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.core.types import KeyRecord
-from gateway.routing import Builder, Gossip, Route, Slots
+from gateway.routing import Builder, Gossip, Route, TargetSlots
 from gateway.routing.policies.api import Prompt
 from gateway.routing.policies.registry import Factory
 from gateway.routing.route_attempts import RouteAttempts
 from gateway.store import FRESH_SECONDS, Limits
-from gateway.targets.health import Breaker
 
 ROUTE: Final = "simulated"
 CALL: Final = Call("", "chat/completions", ROUTE, Body(b"{}"), stream=True)
@@ -62,8 +61,7 @@ class SimulatedGateway:
         builder = Builder(
             {},
             lambda backend: cast("Any", None),
-            lambda target: Breaker(target, clock),
-            Slots(cast("Limits", None)),  # asked for nothing: no target has `max_inflight`
+            TargetSlots(cast("Limits", None)),  # asked for nothing: no target has `max_inflight`
             clock,
             seed=seed,
             policies=policies,

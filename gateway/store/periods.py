@@ -9,18 +9,30 @@ from gateway.core.types import Period
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+_lately: dict[Period, tuple[float, float, int]] = {}
+"""Begin, end and number of the period of each kind that was asked for last: it will be asked for again."""
+
+
 def period(kind: Period, seconds: float) -> tuple[int, float]:
     """The number of the period that holds `seconds` since the epoch, and when the next one begins."""
+    begins, ends, number = _lately.get(kind, (0.0, 0.0, 0))
+    if not begins <= seconds < ends:
+        begins, ends, number = _lately[kind] = _period(kind, seconds)
+    return number, ends
+
+
+def _period(kind: Period, seconds: float) -> tuple[float, float, int]:
     moment = EPOCH + timedelta(seconds=seconds)
     day = (moment - EPOCH).days
     if kind == "day":
-        return day, (day + 1) * 86400.0
+        return day * 86400.0, (day + 1) * 86400.0, day
     if kind == "week":  # the epoch was a Thursday
         week = (day + 3) // 7
-        return week, (week * 7 + 4) * 86400.0
-    month = moment.year * 12 + moment.month - 1
+        return (week * 7 - 3) * 86400.0, (week * 7 + 4) * 86400.0, week
+    first = datetime(moment.year, moment.month, 1, tzinfo=UTC)
     after = datetime(moment.year + (moment.month == 12), moment.month % 12 + 1, 1, tzinfo=UTC)
-    return month, (after - EPOCH).total_seconds()
+    number = moment.year * 12 + moment.month - 1
+    return (first - EPOCH).total_seconds(), (after - EPOCH).total_seconds(), number
 
 
 def first_day(kind: Period, seconds: float) -> str:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
-log = logging.getLogger("trunkline.health")
+log = logging.getLogger("trunkline.targets")
 
 CONSECUTIVE = 5
 WINDOW_SECONDS, WINDOW_CALLS, WINDOW_SHARE = 30.0, 10, 0.5
@@ -29,9 +29,9 @@ class Breaker:
     An ejection lasts 10 s, twice as long each time, at most 120 s; then one call tries it.
     """
 
-    def __init__(self, name: str, clock: Callable[[], float], recovered: Callable[[], None] = lambda: None) -> None:
-        """`recovered` is called when the target works again after an ejection."""
-        self.name, self._clock, self._recovered = name, clock, recovered
+    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+        """`clock` is monotonic, in seconds."""
+        self.name, self._clock = name, clock
         self._streak = 0
         self._recent: deque[tuple[float, bool]] = deque(maxlen=1000)
         self.ejections = 0
@@ -53,14 +53,16 @@ class Breaker:
         self._trying |= trial
         return trial
 
-    def succeeded(self) -> None:
+    def succeeded(self) -> bool:
+        """It was answered; whether that ends an ejection: the target is back."""
         self._streak = 0
         self._recent.append((self._clock(), True))
         if self.ejections:
             log.warning("target %s works again", self.name)
             self.ejections, self._trying = 0, False
             self._recent.clear()
-            self._recovered()
+            return True
+        return False
 
     def failed(self, trial: bool = False) -> None:
         """It failed; `trial`: it was the call that tried the target. Calls begun before an ejection lengthen none."""
@@ -73,8 +75,12 @@ class Breaker:
         many = len(self._recent) >= WINDOW_CALLS and failures >= WINDOW_SHARE * len(self._recent)
         if trial or (not self.ejections and (self._streak >= CONSECUTIVE or many)):
             pause = min(EJECT_SECONDS * 2**self.ejections, EJECT_MAX_SECONDS)
-            self.ejections, self._until, self._trying = self.ejections + 1, now + pause, False
+            self.eject(pause)
             log.warning("target %s is ejected for %.0f s", self.name, pause)
+
+    def eject(self, seconds: float) -> None:
+        """Send no calls there for so long; then one tries it."""
+        self.ejections, self._until, self._trying = self.ejections + 1, self._clock() + seconds, False
 
     def ended(self, trial: bool) -> None:
         """The call is over, whatever it told: if it was the trial, another may be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from math import inf
 from typing import Final
@@ -16,6 +17,8 @@ STALE_SECONDS: Final = FRESH_SECONDS
 """A gateway that has reported nothing for so long is dead: its last report no longer counts."""
 KNOWN_GATEWAYS: Final = 256
 """Workers that are remembered, those that were heard of last."""
+SWEEP_SECONDS: Final = 0.025
+"""How often is looked whose prompt must have been read by now."""
 LEAST_CHARGE: Final = 16
 """Tokens; even a prompt that is all in the cache has its question read."""
 
@@ -34,7 +37,9 @@ class Load:
 
     __slots__ = (
         "_known",
+        "_reading",
         "_reported_at",
+        "_sweeping",
         "changed",
         "charged",
         "clock",
@@ -71,6 +76,9 @@ class Load:
         """Tokens: half of what fills the target that is full first. Below it nobody need ask whether there is room."""
         self._reported_at = 0.0
         self._known: dict[str, int] = {}
+        self._reading: dict[Share, float] = {}
+        """Of whole answers, whose first token nobody sees: when their prompts will have been read."""
+        self._sweeping: asyncio.TimerHandle | None = None
 
     def pending(self, now: float) -> float:
         """Prefill tokens outstanding at `now`, ours exactly, others' as they must have shrunk since they were reported.
@@ -116,6 +124,20 @@ class Load:
         if prefill:
             self.notify()
 
+    def reads(self, share: Share) -> None:
+        """The prompt will have been read when all that is pending here is, and that is all that will be known of it."""
+        loop = asyncio.get_running_loop()
+        self._reading[share] = loop.time() + self.prefill / RATE
+        if self._sweeping is None:
+            self._sweeping = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeping, now = None, loop.time()
+        for share in [share for share, until in self._reading.items() if until <= now]:
+            share.first_token()
+        if self._reading:
+            self._sweeping = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+
     def report(self) -> LoadReport:
         """This gateway's own part, for the others."""
         return LoadReport(self.prefill, self.waiting, self.running, self.charged)
@@ -141,11 +163,13 @@ class Share:
     def first_token(self) -> None:
         """The prompt has been read."""
         if self._prefill:
-            self._load.prefill -= self._prefill
-            self._load.waiting -= 1
+            load = self._load
+            load.prefill -= self._prefill
+            load.waiting -= 1
             self._prefill = 0
-            for freed in self._load.freed:
-                freed(self._load)
+            load._reading.pop(self, None)
+            for freed in load.freed:
+                freed(load)
 
     def read(self, tokens: int) -> None:
         """So many tokens of the prompt were not cached: the target's cache has turned over by so many, not by ours."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Final
 
 from backends.api import Facts
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.core.types import OrderState
+from gateway.targets.health import Breaker
 from gateway.targets.load import Load
 
 KV_TOKENS: Final = 1_000_000
@@ -25,30 +26,6 @@ would send calls away from where their prompts are cached."""
 UNBOUNDED: Final = 1 << 60
 THERE: Final = ("credential", "status 4", "cannot")
 """How the complaints of probes begin that something answered to: it may take calls though it does not please them."""
-
-
-class Breaker(Protocol):
-    """What routing asks of, and tells to, a target's breaker."""
-
-    @property
-    def ejections(self) -> int:
-        """In a row; 0: calls may go there, whatever the time."""
-
-    @property
-    def closed(self) -> bool:
-        """Calls may go there now."""
-
-    def attempt(self) -> bool:
-        """A call goes there; whether it is the one that tries an ejected target."""
-
-    def succeeded(self) -> None:
-        """It was answered."""
-
-    def failed(self, trial: bool = False) -> None:
-        """It failed, and the target is to blame; `trial`: it was the call that tried an ejected target."""
-
-    def ended(self, trial: bool) -> None:
-        """It is over, whatever it told."""
 
 
 class Inflight:
@@ -210,4 +187,5 @@ class Target:
 
     def returned(self) -> None:
         """It is back: slowly at first."""
-        self.since = self._clock()
+        for target in self._line():
+            target.since = self._clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -32,9 +33,7 @@ class Response(Answer):
     _failure: UpstreamError | None = None
     limit: float | None = None
     """The deadline, in the loop's time."""
-    _timer: asyncio.TimerHandle | None = None
-    _due = 0.0
-    _tailing = False
+    _tail: asyncio.TimerHandle | None = None
     """Its reader has all that it wants; what is left is the end of the message."""
 
     @property
@@ -48,8 +47,8 @@ class Response(Answer):
         It counts while `read` waits, and stays until it is moved. Moving it costs nothing.
         """
         self.limit = moment
-        if self._waiter is not None and moment is not None:
-            self._watch(moment)
+        if self._waiter is not None and moment is not None and self.connection is not None:
+            self.connection.watch(moment)
 
     async def read(self) -> bytes:
         """What has come of the body since it was last called, as one piece; nothing: the message has ended well.
@@ -65,7 +64,7 @@ class Response(Answer):
             if self.connection is None:
                 raise Disconnected("the answer was given up")
             try:
-                await self._expect(self.connection.loop)
+                await self._expect(self.connection)
             finally:
                 self._waiter = None
         pieces, self.held = self.pieces, 0
@@ -82,7 +81,7 @@ class Response(Answer):
                 raise self._failure
             assert self.connection is not None
             try:
-                await self._expect(self.connection.loop)
+                await self._expect(self.connection)
             finally:
                 self._waiter = None
 
@@ -92,15 +91,13 @@ class Response(Answer):
         connection = self.connection
         if connection is None:
             return
+        if self._tail is not None:
+            self._tail.cancel()
+            self._tail = None
         if tail and not self.complete and self._failure is None:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer, self._tailing = connection.loop.call_later(tail, self.release), True
+            self._tail = connection.loop.call_later(tail, self.release)
             return
         self.connection = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         connection.finish(self)
 
     def fail(self, failure: UpstreamError) -> None:
@@ -111,37 +108,29 @@ class Response(Answer):
 
     def wake(self) -> None:
         """Let the reader look again; without one, the message may have come to its end."""
-        if self._tailing:
+        if self._tail is not None:
             self.release()
             return
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _expect(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+    def _expect(self, connection: Connection) -> asyncio.Future[None]:
         """What is done when there is something to look at."""
-        waiter = self._waiter = loop.create_future()
-        if self.limit is not None:
-            self._watch(self.limit)
+        waiter = self._waiter = connection.loop.create_future()
+        if self.limit is not None and self.limit < connection.watched:
+            connection.watch(self.limit)
         return waiter
 
-    def _watch(self, moment: float) -> None:
-        """One timer for the whole answer: it is set anew only if it would come too late."""
-        if self._timer is not None:
-            if self._due <= moment:
-                return
-            self._timer.cancel()
-        assert self.connection is not None
-        self._timer, self._due = self.connection.loop.call_at(moment, self._look), moment
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._waiter is None or self.limit is None or self.connection is None:
-            return  # the next wait sets it again
-        if self.connection.loop.time() < self.limit:
-            self._watch(self.limit)
-        elif not self._waiter.done():
+    def late(self, now: float) -> float | None:
+        """Let the reader know if its deadline is over; when to look again, if ever."""
+        if self._waiter is None or self.limit is None:
+            return None  # the next wait sees to it
+        if now < self.limit:
+            return self.limit
+        if not self._waiter.done():
             self._waiter.set_exception(TimeoutError("nothing came in time"))
+        return None
 
 
 class Connection(asyncio.Protocol):
@@ -150,6 +139,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_pool",
         "_response",
+        "_timer",
         "_transport",
         "ended",
         "idle_until",
@@ -158,6 +148,7 @@ class Connection(asyncio.Protocol):
         "origin",
         "paused",
         "socket",
+        "watched",
     )
 
     def __init__(self, origin: Origin, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
@@ -171,6 +162,10 @@ class Connection(asyncio.Protocol):
         """Its own, only to look at: the transport reads and writes it."""
         self._transport: asyncio.Transport | None = None
         self._response: Response | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """One for all its answers: a call that has its answer in time never makes one."""
+        self.watched = math.inf
+        """When that looks, in the loop's time."""
         self.paused = False
         """Nothing is read from it, because what has come was not taken away."""
 
@@ -207,8 +202,24 @@ class Connection(asyncio.Protocol):
             else:
                 response.wake()
 
+    def watch(self, moment: float) -> None:
+        """Look at the deadline of the answer at hand then, if not before."""
+        if moment < self.watched and not self.ended:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self.watched = self.loop.call_at(moment, self._look), moment
+
+    def _look(self) -> None:
+        self._timer, self.watched = None, math.inf
+        again = None if self._response is None else self._response.late(self.loop.time())
+        if again is not None:
+            self.watch(again)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._pool.closed(self)
         if (response := self._response) is not None:
             response.reusable = False

@@ -10,22 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import Struct
 
-from backends.api import Call, Chunk
+from backends.api import Call
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.config import Timeouts
 from gateway.core.comparison import Comparison, Seen
 from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamTimeout
+from gateway.upstream.forwarder import Forwarder
 
 __all__ = ["Comparison", "Mirror", "Seen", "Shadow", "chosen"]
 
-log = logging.getLogger("trunkline.shadow")
+log = logging.getLogger("trunkline.upstream")
 
 MAX_BYTES: Final = 16 * 1024**2
 """Bodies of shadow calls under way, all routes together."""
@@ -45,38 +46,13 @@ class Mirror(Struct, frozen=True):
     """Shadow calls at once; more are dropped."""
 
 
-class Answer(Protocol):
-    """A target's answer: `Exchange`."""
-
-    async def next(self) -> Chunk:
-        """The next piece of it."""
-
-    def close(self) -> None:
-        """Let go of it."""
-
-
-class Send(Protocol):
-    """`Forwarder.send`."""
-
-    def __call__(
-        self,
-        call: Call,
-        address: Address,
-        capabilities: Capabilities,
-        timeouts: Timeouts,
-        trace: Mapping[str, str],
-        callers: Mapping[bytes, bytes],
-    ) -> Awaitable[Answer]:
-        """One attempt at one target."""
-
-
 class Shadow:
     """Mirrors calls in tasks of its own. `mirrors`, by route, may be replaced: what is under way goes on as before."""
 
     def __init__(
         self,
         mirrors: Mapping[str, Mirror],
-        send: Send,
+        forwarder: Forwarder,
         compared: Callable[[str, str, Comparison], None],
         dropped: Callable[[str, str], None],
         clock: Callable[[], float],
@@ -86,7 +62,7 @@ class Shadow:
         """`compared` is told each result, `dropped` each call for which there was no room, both with route and shadow
         target; `clock` is monotonic; at most `most` bytes of bodies are kept."""
         self.mirrors = mirrors
-        self._send, self._clock, self._most = send, clock, most
+        self._forwarder, self._clock, self._most = forwarder, clock, most
         self._compared, self._dropped = compared, dropped
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: Counter[str] = Counter()
@@ -145,7 +121,9 @@ class Shadow:
         trace = {"x-request-id": f"{call.id}-shadow"}
         try:
             async with asyncio.timeout(MAX_SECONDS):
-                answer = await self._send(call, mirror.address, mirror.capabilities, mirror.timeouts, trace, headers)
+                answer = await self._forwarder.send(
+                    call, mirror.address, mirror.capabilities, mirror.timeouts, trace, headers
+                )
                 try:
                     done = False
                     while not done:

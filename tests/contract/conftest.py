@@ -45,7 +45,7 @@ async def clocked(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 @pytest.fixture
 async def lost(redis: RedisServer) -> AsyncIterator[Subject]:
     """Redis on the test's clock, with a worker that never renews: what one process counts dies with it."""
-    async with in_redis(redis) as made:
+    async with in_redis(redis, expires=True) as made:
         yield made
 
 

@@ -141,10 +141,10 @@ async def in_memory(folder: Path) -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
-async def in_redis(server: RedisServer) -> AsyncIterator[Subject]:
-    """The shared store, on the test's clock."""
+async def in_redis(server: RedisServer, *, expires: bool = False) -> AsyncIterator[Subject]:
+    """The shared store, on the test's clock. Unless `expires`, what stands still there does not expire in real time."""
     with pytest.MonkeyPatch.context() as patch, Redis.from_url(server.url) as client:
-        time_scripts(patch)
+        time_scripts(patch, expires=expires)
         clock = RedisClock(client)
         made = Subject(TimedStore(server.url, clock), clock)
         await made.store.open()

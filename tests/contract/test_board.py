@@ -211,7 +211,7 @@ async def test_without_an_answer_it_is_an_outage_and_then_it_goes_on(own: RedisS
             with pytest.raises(StoreDown):
                 await ask
         own.restart()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not own.keys("{tl}:load:r"):
                 try:
                     assert await store.board.exchange({"r": b"word"}) == {"r": {}}

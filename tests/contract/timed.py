@@ -14,14 +14,22 @@ from gateway.store.redis.connection import Script
 from gateway.store.redis.store import RedisStore
 
 CLOCK = b"redis.call('TIME')"
+EXPIRIES = b"'PX', ARGV[at])", b"'PX', math.ceil((moved - now) / 1000) + 1000)"
 KEY = "{tl}:test:now"
 MICRO = 1_000_000
 
 
-def timed(script: Script) -> Script:
-    """The script, reading the time from a Redis key instead of the server's clock."""
+def timed(script: Script, *, expires: bool = True) -> Script:
+    """The script, reading the time from a Redis key instead of the server's clock.
+
+    Redis itself goes by its own clock when it lets keys expire; unless `expires`, none does while the test runs.
+    """
     assert script.text.count(CLOCK) == 1, "the script reads the time in another way now: change the test"
-    return Script(script.text.replace(CLOCK, b"redis.call('HMGET', '" + KEY.encode() + b"', 'seconds', 'micros')"))
+    text = script.text.replace(CLOCK, b"redis.call('HMGET', '" + KEY.encode() + b"', 'seconds', 'micros')")
+    for spans in () if expires else EXPIRIES:
+        text = text.replace(spans, b"'PX', '3600000')")
+    assert expires or text.count(b"'PX'") == text.count(b"'PX', '3600000')"), "a key expires in another way"
+    return Script(text)
 
 
 class RedisClock(FixedClock):
@@ -41,11 +49,11 @@ class RedisClock(FixedClock):
         self.set(self.time + seconds)
 
 
-def time_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on the store's scripts read the test's time."""
+def time_scripts(monkeypatch: pytest.MonkeyPatch, *, expires: bool = True) -> None:
+    """From here on the store's scripts read the test's time; `expires` as for `timed`."""
     for module, names in ((counters, ("ADMIT", "SETTLE")), (board, ("EXCHANGE", "REPORT"))):
         for name in names:
-            monkeypatch.setattr(module, name, timed(getattr(module, name)))
+            monkeypatch.setattr(module, name, timed(getattr(module, name), expires=expires))
     monkeypatch.setattr(counters, "RENEW_SECONDS", 3600.0)  # the test says when
 
 

@@ -109,6 +109,6 @@ async def turns(count: int = 20) -> None:
 
 async def until(met: Callable[[], Awaitable[bool]]) -> None:
     """Wait for something that a background task does."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not await met():
             await asyncio.sleep(0.001)

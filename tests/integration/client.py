@@ -15,8 +15,12 @@ from typing import Any, TypeVar
 from harness.gateway_process import GatewayProcess
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.store import LEASE_SECONDS
+
 T = TypeVar("T")
 CHAT = "/v1/chat/completions"
+UNEXPIRED = 0.8 * LEASE_SECONDS
+"""Seconds within which what is free was given back: a lease that nobody ends lasts longer."""
 
 
 class Reply:
@@ -109,7 +113,7 @@ class Wire:
     """A connection on which a test says and reads bytes."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=40)
         self.seen = b""
 
     def send(self, data: bytes) -> None:
@@ -166,8 +170,8 @@ def wire(gateway: GatewayProcess, first: bytes = b"") -> Iterator[Wire]:
         opened.leave()
 
 
-def eventually(look: Callable[[], T | None], what: str, seconds: float = 5) -> T:
-    """What `look` finds, as soon as it finds something."""
+def eventually(look: Callable[[], T | None], what: str, seconds: float = 30) -> T:
+    """What `look` finds, as soon as it finds something; `seconds` only guard against waiting for ever."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

@@ -11,16 +11,16 @@ from typing import Final, get_args
 from harness.gateway_process import GatewayProcess
 from harness.redis_server import RedisServer
 from harness.upstream import Received
-from integration.client import Wire, ask, chat, eventually, samples, total
+from integration.client import UNEXPIRED, Wire, ask, chat, eventually, samples, total
 
 from gateway.core.types import Allowance, Budget, Limit
 from gateway.metering.aborts import Phase
 
 TRIES: Final = 5
 """Of each case."""
-SOON: Final = 0.1
-"""Seconds between a client's leaving and the end of its call at the target. The median of some tries must keep this:
-gateway, target and test are on one machine whose owner may have others to serve, and each of them may have to wait."""
+SOON: Final = 5.0
+"""Seconds between a client's leaving and the end of its call at the target. By the target's silence it would end
+after a minute at the earliest; that it takes milliseconds is for the benchmarks to show."""
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 LIMIT: Final = Limit(concurrency=50, tpm=10**9, budget=Budget(month=Allowance(tokens=10**12)))
 """Of keys here: every call of theirs holds a slot and reserves tokens of a budget."""
@@ -36,7 +36,7 @@ WAYS: Final[dict[str, Callable[[Wire], None]]] = {"close": Wire.leave, "reset": 
 
 def closed_after(received: Received, left: float) -> float:
     """Seconds from `left`, by the monotonic clock, until the target saw its connection closed."""
-    assert received.closed.wait(5), "the target's connection was never closed"
+    assert received.closed.wait(30), "the target's connection was never closed"
     assert received.closed_at is not None
     return received.closed_at - left
 
@@ -102,4 +102,4 @@ def held(gateway: GatewayProcess, redis: RedisServer) -> dict[str, float]:
 
 def nothing_left(gateway: GatewayProcess, redis: RedisServer) -> None:
     """Assert that nothing is held, well before a lease could have run out."""
-    eventually(lambda: not any(held(gateway, redis).values()) or None, "nothing is held", 3)
+    eventually(lambda: not any(held(gateway, redis).values()) or None, "nothing is held", UNEXPIRED)

@@ -36,13 +36,13 @@ def introduce(gateway: GatewayProcess, issued: Issued, workers: int = 2) -> None
                 seen.add((reply.header("x-request-id") or "").split("-")[1])
         return len(seen) == workers or None
 
-    eventually(met, "every worker has met the key", 10)
+    eventually(met, "every worker has met the key")
 
 
 @contextmanager
 def outage(alone: GatewayProcess, own_redis: RedisServer, *known: Issued) -> Iterator[None]:
     """Redis is away meanwhile; every worker knows these keys."""
-    eventually(lambda: is_whole(alone), "Redis is there", 10)
+    eventually(lambda: is_whole(alone), "Redis is there")
     for issued in known:
         introduce(alone, issued)
     own_redis.stop()
@@ -50,7 +50,7 @@ def outage(alone: GatewayProcess, own_redis: RedisServer, *known: Issued) -> Ite
         yield
     finally:
         own_redis.restart()
-        eventually(lambda: is_whole(alone), "Redis is back", 10)
+        eventually(lambda: is_whole(alone), "Redis is back")
 
 
 def flood(alone: GatewayProcess, issued: Issued, calls: int, body: dict[str, Any] | None = None) -> Counter[int]:

@@ -59,14 +59,14 @@ def test_a_stream_ends_with_what_cannot_be_sent(
     gateway: GatewayProcess, own_redis: RedisServer, target: Target, issued: Issued, way: str, behind: str
 ) -> None:
     gate, counted = Gate(), Counted(gateway, "pipe")
-    flood = [step for _ in range(200) for step in (event("Hi"), Pause(0.005))]
+    flood = [step for _ in range(4000) for step in (event("Hi"), Pause(0.005))]
     target.script = stream(event("Hi"), gate, *flood, Act.STALL)
     with wire(gateway, requests(issued, behind, streamed=True)) as opened:
         received = target.wait_for_calls()
         opened.read_until(b'"Hi"')
         WAYS[way](opened)
         gate.open()
-        assert received.closed.wait(0.5), "the flood goes on for a second"
+        assert received.closed.wait(15), "the flood goes on for 20 seconds"
     counted(stream=1)
     nothing_left(gateway, own_redis)
     assert len(target.calls) == 1
@@ -81,7 +81,7 @@ def test_silence_ends_by_the_targets_limits_of_time(
     with wire(gateway, requests(issued, "half of one", streamed=streamed)) as opened:
         received = target.wait_for_calls()
         opened.leave()
-        assert received.closed.wait(3)
+        assert received.closed.wait(30)
     nothing_left(gateway, own_redis)
 
 
@@ -95,7 +95,7 @@ def test_the_second_request_of_a_client_that_left_ends_at_once_too(
         opened.leave()
         gate.open()
         nothing_left(gateway, own_redis)
-    assert all(call.closed.wait(0.2) for call in target.calls[1:])
+    assert all(call.closed.wait(30) for call in target.calls[1:])
 
 
 @pytest.mark.parametrize("way", WAYS)

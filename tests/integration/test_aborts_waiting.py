@@ -11,7 +11,7 @@ from harness.gateway_process import GatewayProcess, Issued, gateway_process
 from harness.link import Link, link
 from harness.redis_server import RedisServer, free_port, redis_server
 from harness.upstream import Act, Target, Upstream, event, stream, whole
-from integration.client import Wire, ask, chat, eventually, record, request, samples, total, wire
+from integration.client import UNEXPIRED, Wire, ask, chat, eventually, record, request, samples, total, wire
 from integration.leaving import (
     LIMIT,
     TRIES,
@@ -92,7 +92,7 @@ def test_a_place_in_the_queue_is_left_at_once(
         queued(gateway, TRIES)
         for opened in behind:
             WAYS[way](opened)
-        eventually(lambda: held(gateway, own_redis) == alone or None, "only the call ahead holds anything", 3)
+        eventually(lambda: held(gateway, own_redis) == alone or None, "only the call ahead holds anything", UNEXPIRED)
         assert len(targets["queue"].calls) == 1
         counted(queue=TRIES)
         in_time([leave(Wire.leave, ahead, received)])
@@ -167,15 +167,15 @@ def test_a_client_need_not_wait_for_redis_to_leave(
 ) -> None:
     """A slot that is granted to nobody, because its client did not wait for it, is given back."""
     # The key is known, and Redis is there again.
-    eventually(lambda: ask(gateway, chat("good"), issued.secret).status == 200 or None, "limits can be checked", 10)
+    eventually(lambda: ask(gateway, chat("good"), issued.secret).status == 200 or None, "limits can be checked")
     calls = len(targets["good"].calls)
     counted = Counted(gateway, "good")
-    redis_link.black_hole() if spoiled == "lost" else redis_link.delay(0.25)
+    redis_link.black_hole() if spoiled == "lost" else redis_link.delay(1)
     try:
         with wire(gateway, request(chat("good"), issued.secret)) as opened:
             eventually(lambda: "trunkline_in_flight 1.0" in gateway.metrics() or None, "it waits for its admission")
             opened.leave()
-            eventually(lambda: "trunkline_in_flight 0.0" in gateway.metrics() or None, "it has ended", 3)
+            eventually(lambda: "trunkline_in_flight 0.0" in gateway.metrics() or None, "it has ended")
         counted(queue=1)
         if spoiled == "late":
             eventually(lambda: held(gateway, own_redis)["slots"] or None, "the slot was granted")
@@ -187,7 +187,7 @@ def test_a_client_need_not_wait_for_redis_to_leave(
     def shared() -> bool | None:
         return ask(gateway, chat("good"), issued.secret).header("x-trunkline-degraded") is None or None
 
-    eventually(shared, "limits are shared again", 10)
+    eventually(shared, "limits are shared again")
     nothing_left(gateway, own_redis)
 
 

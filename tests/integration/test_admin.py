@@ -27,7 +27,7 @@ from gateway.auth.token import ADMIN
 
 def administer(gateway: GatewayProcess, method: str, path: str, body: Any = None, *, key: str) -> Reply:
     """One call of the admin interface."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.admin_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.admin_port, timeout=40)
     try:
         raw = None if body is None else json.dumps(body).encode()
         connection.request(method, "/admin/v1" + path, raw, {"authorization": f"Bearer {key}"})
@@ -116,12 +116,14 @@ def test_a_change_holds_for_the_very_next_call_of_every_worker(
             key=admin,
         )
         # Who is refused does not come to ask the store: that more is allowed now must be heard of.
-        eventually(lambda: statuses() == [200] * 8 or None, "every worker lets the key in again", 2)
+        eventually(lambda: statuses() == [200] * 8 or None, "every worker lets the key in again")
         said(gateway, "PATCH", f"/keys/{made['id']}", {"limit": {"rpm": 3}}, key=admin)
         assert statuses().count(429) >= 5, "what was used a moment ago under the old limit counts too"
 
 
-def test_a_key_without_limits_is_revoked_within_a_second(gateway: GatewayProcess, admin: str, target: Target) -> None:
+def test_a_key_without_limits_is_revoked_before_it_is_read_again(
+    gateway: GatewayProcess, admin: str, target: Target
+) -> None:
     """Its calls do not ask the store; each worker hears of the change."""
     made = said(gateway, "POST", "/keys", {"name": "k"}, key=admin)
     assert ask(gateway, chat("m"), made["secret"]).status == 200
@@ -130,7 +132,7 @@ def test_a_key_without_limits_is_revoked_within_a_second(gateway: GatewayProcess
     def refused() -> bool | None:
         return all(ask(gateway, chat("m"), made["secret"]).status == 401 for _ in range(8)) or None
 
-    eventually(refused, "the key's end", 2)
+    eventually(refused, "the key's end")
 
 
 def test_a_tenants_limit_holds_for_all_its_keys(gateway: GatewayProcess, admin: str, target: Target) -> None:
@@ -199,7 +201,7 @@ def test_what_was_used_is_told(gateway: GatewayProcess, admin: str, target: Targ
         rows = said(gateway, "GET", "/usage?by=key,model", key=admin)["data"]
         return any((row["key"], row["model"], row["calls"]) == (made["id"], "m", 3) for row in rows) or None
 
-    eventually(three, "the ledger has the calls", 10)
+    eventually(three, "the ledger has the calls")
 
 
 def children(pid: int, word: str) -> list[int]:
@@ -227,8 +229,8 @@ def test_its_death_is_not_the_gateways_and_it_comes_back(upstream: Upstream, tar
         (pid,) = children(gateway.process.pid, "admin serve")
         os.kill(pid, signal.SIGKILL)
         assert ask(gateway, chat("m"), virtual).status == 200
-        eventually(lambda: "the admin listener ended with code -9" in gateway.stderr() or None, "that is noticed", 20)
-        eventually(lambda: answers(gateway, admin), "the admin listener is back", 20)
+        eventually(lambda: "the admin listener ended with code -9" in gateway.stderr() or None, "that is noticed")
+        eventually(lambda: answers(gateway, admin), "the admin listener is back")
         (successor,) = children(gateway.process.pid, "admin serve")
         everyone = [successor, *children(successor, "admin serve")]
         assert gateway.stop() == 0
@@ -241,7 +243,7 @@ def test_it_does_not_outlive_a_gateway_that_is_killed(upstream: Upstream) -> Non
         everyone = [pid, *children(pid, "admin serve")]
         gateway.process.kill()
         gateway.process.wait()
-        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everyone) or None, "it ended", 20)
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everyone) or None, "it ended")
 
 
 def test_it_is_off_unless_it_is_asked_for(upstream: Upstream) -> None:
@@ -261,7 +263,7 @@ def test_the_one_time_token_begins_it_all(upstream: Upstream) -> None:
 
         (pid,) = children(gateway.process.pid, "admin serve")
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: answers(gateway, made["secret"]), "the admin listener is back", 20)
+        eventually(lambda: answers(gateway, made["secret"]), "the admin listener is back")
         assert gateway.stderr().count("Bearer tladm_") == 1, "another start makes no other token"
         assert "tladm_" not in gateway.stdout()
 
@@ -306,7 +308,7 @@ def test_secrets_are_in_no_log(upstream: Upstream, target: Target) -> None:
 def test_without_redis_it_starts_and_says_so_and_recovers(upstream: Upstream, redis: RedisServer) -> None:
     """It is up before the store is: the one-time token comes when the store answers."""
     with RedisAway() as away, gateway_process_unready(table(upstream), away.server.url) as gateway:
-        eventually(lambda: unready(gateway), "the admin listener answers", 20)
+        eventually(lambda: unready(gateway), "the admin listener answers")
         assert administer(gateway, "GET", "/keys", key=mint(ADMIN)[1]).status == 503
         assert "Bearer" not in gateway.stderr()
         away.server.restart()

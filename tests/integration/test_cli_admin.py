@@ -104,7 +104,7 @@ def test_an_admin_listener_alone(tmp_path: Path) -> None:
                     return bool(answer.status == 200)
                 return None
 
-            eventually(lives, "it answers", 10)
+            eventually(lives, "it answers")
         finally:
             process.terminate()
     assert process.returncode == 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 
 import pytest
 from harness.gateway_process import GatewayProcess, Issued
 from harness.upstream import Act, Script, Target, event, head, stream
-from integration.client import Wire, ask, chat, eventually, record, request, wire
+from integration.client import UNEXPIRED, Wire, ask, chat, eventually, record, request, wire
 
 from gateway.core.types import Limit
 
@@ -33,7 +32,7 @@ def single(gateway: GatewayProcess) -> Issued:
 
 def is_free(gateway: GatewayProcess, issued: Issued) -> None:
     """The key's only slot is free at once, not only when a lease expires."""
-    eventually(lambda: ask(gateway, chat("good"), issued.secret).status == 200 or None, "a free slot", 1.5)
+    eventually(lambda: ask(gateway, chat("good"), issued.secret).status == 200 or None, "a free slot", UNEXPIRED)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -47,11 +46,8 @@ def test_the_target_is_told_and_the_slot_is_free(
         if wait_for is not None:
             connection.read_until(wait_for)
         assert ask(gateway, chat("good"), single.secret).status == 429  # the slot is taken
-        left = time.monotonic()
         WAYS[way](connection)
-        assert received.closed.wait(5)
-    assert received.closed_at is not None
-    assert received.closed_at - left < 1
+        assert received.closed.wait(30)
     is_free(gateway, single)
     line = record(gateway, received.header("x-request-id"))
     assert (line["outcome"], line["status"], line["error_type"]) == ("gone", 499, "caller_gone")
@@ -75,7 +71,7 @@ def test_a_client_that_leaves_amid_a_flood_is_noticed(gateway: GatewayProcess, s
         received = solo.wait_for_calls()
         connection.read_until(b"xxx")
         connection.leave()
-        assert received.closed.wait(2)
+        assert received.closed.wait(30)
     is_free(gateway, single)
 
 
@@ -86,7 +82,7 @@ def test_half_a_close_is_no_leave_of_the_others(gateway: GatewayProcess, key: st
         leaving.read_until(HI)
         leaving.leave()
         assert ask(gateway, chat("solo"), key).status == 200
-    assert solo.calls[0].closed.wait(1)
+    assert solo.calls[0].closed.wait(30)
 
 
 def test_many_that_leave_leave_nothing_behind(gateway: GatewayProcess, solo: Target) -> None:
@@ -104,9 +100,9 @@ def test_many_that_leave_leave_nothing_behind(gateway: GatewayProcess, solo: Tar
         def all_free() -> bool | None:
             return "trunkline_in_flight 0.0" in gateway.metrics() or None
 
-        eventually(all_free, "nothing in flight", 2)
+        eventually(all_free, "nothing in flight")
     assert len(solo.calls) == 50
-    assert all(call.closed.wait(1) for call in solo.calls)
+    assert all(call.closed.wait(30) for call in solo.calls)
 
 
 @pytest.mark.parametrize(

@@ -79,14 +79,14 @@ def is_up(gateway: GatewayProcess) -> bool | None:
 def test_a_launched_target_is_stopped_after_its_calls(tmp_path: Path) -> None:
     with gateway_process(launching(tmp_path)) as gateway:
         key = gateway.issue().secret
-        eventually(lambda: is_up(gateway), "the target runs", 15)
+        eventually(lambda: is_up(gateway), "the target runs")
         with wire(gateway, request(chat("m", stream=True), key)) as connection:
             connection.read_until(b"Hi")
             terminate(gateway)
-            eventually(lambda: refused(gateway), "connections are refused", 3)
+            eventually(lambda: refused(gateway), "connections are refused")
             (tmp_path / "go").touch()
             connection.read_until(b"[DONE]")
-        assert gateway.process.wait(10) == 0
+        assert gateway.process.wait(40) == 0
         assert (tmp_path / "left").exists() and not (tmp_path / "cut").exists()
 
 
@@ -94,7 +94,7 @@ def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
     (tmp_path / "stubborn").touch()
     with gateway_process(launching(tmp_path), env=SLOWLY, admin=True) as gateway:
         key = gateway.issue().secret
-        eventually(lambda: is_up(gateway), "the target runs", 15)
+        eventually(lambda: is_up(gateway), "the target runs")
         family = psutil.Process(gateway.process.pid).children(recursive=True)
         with wire(gateway, request(chat("m", stream=True), key)) as connection:
             connection.read_until(b"Hi")
@@ -102,8 +102,8 @@ def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
             eventually(lambda: get(gateway, "/ready").status == 503 or None, "it is not ready")
             began = time.monotonic()
             terminate(gateway)
-            assert gateway.process.wait(10) == 128 + signal.SIGTERM
-            assert time.monotonic() - began < 4  # the target would take 10 s, the grace is 30 s
+            assert gateway.process.wait(40) == 128 + signal.SIGTERM
+            assert time.monotonic() - began < 9  # the target would take 10 s, the grace is 30 s
             connection.all_that_comes(5)
             assert b"[DONE]" not in connection.seen
         assert len(family) >= 4
@@ -115,20 +115,20 @@ def test_a_killed_worker_is_replaced_and_the_other_one_not_disturbed(upstream: U
         target.script = stream(event("Hi"), gate := Gate(), event(finish="stop"), usage_event(), DONE)
         before = workers(gateway)
         # One is enough for the gateway to be ready.
-        eventually(lambda: all(map(listens, before)) or None, "both listen", 20)
+        eventually(lambda: all(map(listens, before)) or None, "both listen")
         streams = [stack.enter_context(wire(gateway, request(chat("m", stream=True), key))) for _ in range(12)]
         for each in streams:
             each.read_until(b"Hi")
         before[0].kill()
-        eventually(lambda: len([w for w in workers(gateway) if w not in before]) == 1 or None, "another worker", 20)
+        eventually(lambda: len([w for w in workers(gateway) if w not in before]) == 1 or None, "another worker")
         gate.open()
         assert 0 < sum(map(ends_whole, streams)) < len(streams)
         target.script = None
         new = next(worker for worker in workers(gateway) if worker not in before)
-        eventually(lambda: listens(new), "it listens", 20)
+        eventually(lambda: listens(new), "it listens")
         assert [ask(gateway, chat("m"), key).status for _ in range(20)] == [200] * 20
         terminate(gateway)
-        assert gateway.process.wait(15) == 0
+        assert gateway.process.wait(40) == 0
 
 
 def test_workers_do_not_outlive_the_main_process(upstream: Upstream) -> None:
@@ -141,7 +141,7 @@ def test_workers_do_not_outlive_the_main_process(upstream: Upstream) -> None:
             connection.read_until(b"Hi")
             gateway.process.kill()
             gateway.process.wait(5)
-            eventually(lambda: refused(gateway), "connections are refused", 3)
+            eventually(lambda: refused(gateway), "connections are refused")
             gate.open()
             connection.read_until(b"[DONE]")
         assert psutil.wait_procs(orphans, 10)[1] == []
@@ -152,9 +152,9 @@ def test_a_signal_during_the_start_is_not_lost(upstream: Upstream, tmp_path: Pat
     table = json.dumps({"routes": {"m": {"targets": targets}}})
     gateway = GatewayProcess(table, tmp_path, redis_url=None, workers=1, env={})
     try:
-        eventually(lambda: workers(gateway) or None, "a worker has begun", 20)
+        eventually(lambda: workers(gateway) or None, "a worker has begun")
         terminate(gateway)
-        assert gateway.process.wait(15) == 0
+        assert gateway.process.wait(40) == 0
         assert "Traceback" not in gateway.stderr()
     finally:
         gateway.process.kill()
@@ -169,10 +169,10 @@ def test_the_admin_listener_serves_until_the_calls_have_ended(upstream: Upstream
         with wire(gateway, request(chat("m", stream=True), key)) as connection:
             connection.read_until(b"Hi")
             terminate(gateway)
-            eventually(lambda: refused(gateway), "connections are refused", 3)
+            eventually(lambda: refused(gateway), "connections are refused")
             Wire(gateway.admin_port).leave()
             gate.open()
             connection.read_until(b"[DONE]")
-        assert gateway.process.wait(15) == 0
+        assert gateway.process.wait(40) == 0
         assert not any(process.is_running() for process in admin)
         assert "killing" not in gateway.stderr()

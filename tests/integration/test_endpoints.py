@@ -58,7 +58,7 @@ def test_health_and_ready(gateway: GatewayProcess) -> None:
         targets: dict[str, str] = get(gateway, "/ready").json()["targets"]
         return targets if "unknown" not in targets.values() else None
 
-    targets = eventually(looked_at, "no target is unknown any more", 15)
+    targets = eventually(looked_at, "no target is unknown any more")
     assert (targets["solo"], targets["dead"]) == ("up", "down")
 
 

@@ -46,13 +46,13 @@ def test_no_load_leaks_however_calls_end(gateway: GatewayProcess, targets: dict[
     for engine in targets.values():
         engine.script, engine.holding = None, 1
     with sent(gateway, [talk("pair", f"{n}", stream=n % 2 > 0) for n in range(8)], token):
-        eventually(lambda: targets["solo"].running + targets["spare"].running == 8 or None, "all run", 15)
+        eventually(lambda: targets["solo"].running + targets["spare"].running == 8 or None, "all run")
 
     def nothing() -> bool | None:
         found = samples(gateway)
         return not any(total(found, f"target_{what}") for what in ("prefill_tokens", "waiting", "running")) or None
 
-    eventually(nothing, "every count is back at 0", 15)
+    eventually(nothing, "every count is back at 0")
 
 
 def test_a_retry_goes_elsewhere_than_home(gateway: GatewayProcess, targets: dict[str, Engine]) -> None:

@@ -100,7 +100,7 @@ def vanished(away: Upstream) -> Iterator[Upstream]:
 
 def held(gateway: GatewayProcess, route: str, calls: int) -> None:
     """Return when so many calls are held."""
-    eventually(lambda: total(samples(gateway), "held_calls", route=route) == calls or None, f"{calls} held", 10)
+    eventually(lambda: total(samples(gateway), "held_calls", route=route) == calls or None, f"{calls} held")
 
 
 def idle(gateway: GatewayProcess) -> None:
@@ -111,7 +111,7 @@ def idle(gateway: GatewayProcess) -> None:
         names = ("in_flight", "held_calls", "queue_calls", "target_running")
         return all(total(found, name) == 0 for name in names) or None
 
-    eventually(nothing, "nothing is held any more", 5)
+    eventually(nothing, "nothing is held any more")
 
 
 def all_of(gateway: GatewayProcess, key: str, model: str, calls: int) -> list[Reply]:
@@ -140,7 +140,7 @@ def test_calls_are_answered_though_the_server_listens_only_later(
     assert seen.is_set() and [reply.status for reply in replies] == [200] * 20, replies
     assert all(reply.data[-1] == b"[DONE]" for reply in replies[::2])
     waited = [float(reply.header("x-trunkline-held") or 0) for reply in replies]
-    assert all(1 < seconds < 10 for seconds in waited), "each says how long it was held"
+    assert all(seconds > 1 for seconds in waited), "each says how long it was held"
     idle(gateway)
     assert total(samples(gateway), "hold_seconds_count", route=model, outcome="up") >= 20
 
@@ -161,7 +161,7 @@ def test_a_call_goes_to_a_fallback_rather_than_wait(gateway: GatewayProcess, key
 def test_a_hold_ends_with_words_that_name_the_route(gateway: GatewayProcess, key: str, vanished: Upstream) -> None:
     began = time.monotonic()
     reply = ask(gateway, chat("brief"), key)
-    assert reply.status == 503 and 0.9 < time.monotonic() - began < 8
+    assert reply.status == 503 and time.monotonic() - began > 0.9
     assert reply.error["code"] == "no_target" and "'brief'" in reply.error["message"]
     assert int(reply.header("retry-after") or 0) >= 1
     assert record(gateway, reply.header("x-request-id"))["error_type"] == "gateway_no_target"
@@ -193,7 +193,7 @@ def test_a_client_that_leaves_is_held_no_longer(
 def test_a_server_that_sleeps_is_woken_once(gateway: GatewayProcess, key: str, upstream: Upstream) -> None:
     pair = [Sleeper(upstream.target(f"sleeper-{name}")) for name in "ab"]
     for each in pair:
-        eventually(each.known, "it sleeps", 10)
+        eventually(each.known, "it sleeps")
     gate = Gate()
     for each in pair:
         each.wakes = [[gate, *whole({})]]
@@ -216,7 +216,7 @@ def test_a_server_that_sleeps_beside_one_that_does_not_is_left_alone(
     gateway: GatewayProcess, key: str, upstream: Upstream
 ) -> None:
     sleeper = Sleeper(upstream.target("half-asleep"))
-    eventually(sleeper.known, "it sleeps", 10)
+    eventually(sleeper.known, "it sleeps")
     for reply in all_of(gateway, key, "half", 10):
         assert (reply.status, reply.header("x-trunkline-target")) == (200, "half-awake")
     assert not sleeper.woken
@@ -224,7 +224,7 @@ def test_a_server_that_sleeps_beside_one_that_does_not_is_left_alone(
 
 def test_a_server_that_does_not_wake_is_told_again(gateway: GatewayProcess, key: str, upstream: Upstream) -> None:
     sleeper = Sleeper(upstream.target("stubborn"))
-    eventually(sleeper.known, "it sleeps", 10)
+    eventually(sleeper.known, "it sleeps")
     sleeper.wakes = [whole({}, 500)]
     assert ask(gateway, chat("stubborn"), key).status == 200
     assert len(sleeper.woken) == 2 and sleeper.woken[1] - sleeper.woken[0] > 3, "no storm"
@@ -276,8 +276,10 @@ def test_a_launched_server_is_waited_for_at_the_start_and_when_it_is_killed(tmp_
                 os.kill(_pid(gateway), signal.SIGKILL)
             with ThreadPoolExecutor(10) as clients:
                 asked = [clients.submit(ask, gateway, chat("m"), key) for _ in range(10)]
-                held(gateway, "m", 10)
-                loaded.touch()
+                try:
+                    held(gateway, "m", 10)
+                finally:
+                    loaded.touch()
                 assert [each.result().status for each in asked] == [200] * 10
         idle(gateway)
 

@@ -38,7 +38,7 @@ def test_bodies_that_do_not_come_are_given_up_and_their_connections_closed(
     clients = [Wire(gateway.port) for _ in range(CLIENTS)]
     for client in clients:
         client.send(raw)
-    assert closed(clients, 8) == CLIENTS  # the table's bodies.timeout is 3 s
+    assert closed(clients, 40) == CLIENTS
     assert all(client.seen.startswith(b"HTTP/1.1 408") for client in clients)
     assert solo.calls == []
 
@@ -55,7 +55,7 @@ def test_a_body_that_trickles_is_given_up_in_the_end(gateway: GatewayProcess, ke
             client.seen += client.socket.recv(65536)
             break
         except TimeoutError:
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 40
     assert client.seen.startswith(b"HTTP/1.1 408")
     assert solo.calls == []
 
@@ -64,7 +64,7 @@ def test_a_body_too_large_closes_its_connection(gateway: GatewayProcess, key: st
     clients = [Wire(gateway.port) for _ in range(CLIENTS)]
     for client in clients:
         client.send(request(b"{", key, length=10**9))
-    assert closed(clients, 8) == CLIENTS
+    assert closed(clients, 40) == CLIENTS
     assert all(client.seen.startswith(b"HTTP/1.1 413") for client in clients)
 
 

@@ -69,7 +69,7 @@ def test_sums_never_fall_when_a_worker_dies(fleet: list[GatewayProcess], shared_
         now = workers(gateway)
         return now if len(now) == 2 and victim not in now else None
 
-    eventually(respawned, "a new worker", 15)
+    eventually(respawned, "a new worker")
     for connection in hanging:
         connection.leave()
     eventually(lambda: total(samples(gateway), "in_flight") == 0 or None, "the dead worker's calls are forgotten")

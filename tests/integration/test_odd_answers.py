@@ -209,7 +209,7 @@ def test_an_answer_for_which_there_is_no_memory_is_to_be_asked_for_again(
     upstream.target("odd-llamacpp").restore()
     with ThreadPoolExecutor() as pool:
         held = pool.submit(ask, gateway, chat("shy", stream=True), key)
-        eventually(lambda: total(samples(gateway), "answer_memory_bytes") > 7_900_000 or None, "it is held", 15)
+        eventually(lambda: total(samples(gateway), "answer_memory_bytes") > 7_900_000 or None, "it is held")
         for each in pair:
             each.script = whole(body + b" " * 600_000)
         for number in range(TRIES):

@@ -86,7 +86,7 @@ def test_shared_limits_hold_over_the_workers(
         def decided() -> bool | None:
             return sum(call.done() for call in waiting) + len(target.calls) == 30 or None
 
-        eventually(decided, "30 decisions", 20)
+        eventually(decided, "30 decisions")
         granted = len(target.calls)
         gate.open()
         replies = [call.result() for call in waiting]

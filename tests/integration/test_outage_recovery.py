@@ -84,7 +84,7 @@ def test_the_end_of_an_outage_is_noticed_without_a_call(
     with outage(alone, own_redis, issued):
         assert flood(alone, issued, 10) == {200: 10}
         assert total(samples(alone), "limits_degraded") == 1
-    eventually(lambda: total(samples(alone), "limits_degraded") == 0 or None, "the gauge falls", 15)
+    eventually(lambda: total(samples(alone), "limits_degraded") == 0 or None, "the gauge falls")
 
 
 def settled(own_redis: RedisServer, issued: Issued) -> bool | None:
@@ -146,7 +146,7 @@ def test_calls_that_end_meanwhile_are_settled_once_and_their_slots_are_free(
 
     eventually(all_free, "no slot is taken")
     assert settled(own_redis, issued)
-    eventually(lambda: total(samples(alone), "settle_pending") == 0 or None, "nothing waits", 15)
+    eventually(lambda: total(samples(alone), "settle_pending") == 0 or None, "nothing waits")
 
 
 def test_slots_taken_before_count_meanwhile_and_afterwards(
@@ -186,7 +186,7 @@ def test_an_empty_redis_gets_its_budgets_back_from_what_is_left(upstream: Upstre
                 rows = gateway.said("usage", "--by", "key")["rows"]
                 return any(row["input"] + row["output"] == 800 for row in rows) or None
 
-            eventually(entered, "the ledger has the call", 10)
+            eventually(entered, "the ledger has the call")
             counters.ask("FLUSHALL")
 
             def decided() -> int | None:

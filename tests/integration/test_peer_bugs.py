@@ -109,7 +109,7 @@ def test_litellm_18730_parallel_calls_do_not_pass_together(
     gate, target.script = held()
     with ThreadPoolExecutor(5) as threads:
         waiting = [threads.submit(ask, pair[n % 2], chat("m", max_tokens=60), issued.secret) for n in range(5)]
-        eventually(lambda: sum(each.done() for each in waiting) == 4 or None, "four are refused", 10)
+        eventually(lambda: sum(each.done() for each in waiting) == 4 or None, "four are refused")
         assert len(target.calls) == 1
         gate.open()
         assert sorted(each.result().status for each in waiting) == [200, 429, 429, 429, 429]
@@ -254,7 +254,7 @@ def test_litellm_20256_a_call_that_timed_out_holds_no_slot(
         assert ask(pair[0], chat("m"), issued.secret).status == 504
         no_slots(redis, issued)
     target.restore()
-    assert eventually(lambda: ask(pair[1], chat("m"), issued.secret).status == 200 or None, "the target is tried", 15)
+    assert eventually(lambda: ask(pair[1], chat("m"), issued.secret).status == 200 or None, "the target is tried")
 
 
 def test_litellm_9820_a_revoked_key_ends_on_every_gateway(fleet: list[GatewayProcess], shared_target: Target) -> None:

@@ -65,7 +65,7 @@ def in_force(gateway: GatewayProcess, before: str) -> str:
         ready = get(gateway, "/ready").json()
         return ready["config"] if ready["config"] != before and not ready["config_error"] else None
 
-    return eventually(changed, "the new table is in force", 20)
+    return eventually(changed, "the new table is in force")
 
 
 def test_a_target_that_is_removed_gets_no_new_calls_and_finishes_those_it_has(fleet: list[Engine]) -> None:
@@ -74,7 +74,7 @@ def test_a_target_that_is_removed_gets_no_new_calls_and_finishes_those_it_has(fl
         config = get(gateway, "/ready").json()["config"]
         kept.holding = removed.holding = 1
         running = [send(gateway, talk("m", f"{n}", stream=True), key) for n in range(6)]
-        eventually(lambda: kept.running + removed.running == 6 or None, "all run", 10)
+        eventually(lambda: kept.running + removed.running == 6 or None, "all run")
         kept.holding = removed.holding = 0
         gateway.routing.write_text(listing(kept))
         in_force(gateway, config)
@@ -91,8 +91,8 @@ def test_a_target_that_is_removed_gets_no_new_calls_and_finishes_those_it_has(fl
         probes = len(removed.target.probes)
         gateway.routing.write_text(listing(*fleet))
         in_force(gateway, config[:0] + get(gateway, "/ready").json()["config"])
-        eventually(lambda: len(removed.target.probes) > probes or None, "it is probed again", 10)
-        eventually(lambda: served(gateway, talk("m", "Again"), key) == removed.name or None, "and used again", 10)
+        eventually(lambda: len(removed.target.probes) > probes or None, "it is probed again")
+        eventually(lambda: served(gateway, talk("m", "Again"), key) == removed.name or None, "and used again")
 
 
 def test_a_broken_table_leaves_the_old_one_and_everybody_is_told(fleet: list[Engine]) -> None:
@@ -100,7 +100,7 @@ def test_a_broken_table_leaves_the_old_one_and_everybody_is_told(fleet: list[Eng
         before = get(gateway, "/ready").json()
         assert before["config"] and not before["config_error"]
         gateway.routing.write_text(BROKEN)
-        error = eventually(lambda: get(gateway, "/ready").json()["config_error"], "it is told by /ready", 20)
+        error = eventually(lambda: get(gateway, "/ready").json()["config_error"], "it is told by /ready")
         ready = get(gateway, "/ready")
         assert (ready.status, ready.json()["ready"], ready.json()["config"]) == (200, True, before["config"])
         assert "routing.yaml" not in error, "what a table says is for the log"
@@ -111,7 +111,7 @@ def test_a_broken_table_leaves_the_old_one_and_everybody_is_told(fleet: list[Eng
         assert "stays in force" in gateway.stderr() and "routing.yaml:1:" in gateway.stderr()
         assert ask(gateway, talk("m", "Still?"), key).header("x-trunkline-config") == before["config"]
         gateway.routing.write_text(listing(*fleet))
-        eventually(lambda: not get(gateway, "/ready").json()["config_error"] or None, "all is well again", 20)
+        eventually(lambda: not get(gateway, "/ready").json()["config_error"] or None, "all is well again")
         assert total(samples(gateway), "config_refused") == 0
 
 
@@ -119,7 +119,7 @@ def test_a_table_whose_own_tests_fail_is_refused(fleet: list[Engine]) -> None:
     with serving(listing(*fleet)) as (gateway, _):
         wrong = {**json.loads(listing(fleet[0])), "tests": [{"ask": {"model": "m"}, "expect": {"route": "other"}}]}
         gateway.routing.write_text(json.dumps(wrong))
-        error = eventually(lambda: get(gateway, "/ready").json()["config_error"], "it is told", 20)
+        error = eventually(lambda: get(gateway, "/ready").json()["config_error"], "it is told")
         assert "m" in error and total(samples(gateway), "config_refused") == 1
 
 
@@ -128,9 +128,9 @@ def test_a_signal_reloads_every_worker_and_restarts_none(fleet: list[Engine]) ->
         applied = total(samples(gateway), "config_reloads_total")
         fleet[0].holding = fleet[1].holding = 1
         running = send(gateway, talk("m", "Run", stream=True), key)
-        eventually(lambda: fleet[0].running + fleet[1].running or None, "it runs", 10)
+        eventually(lambda: fleet[0].running + fleet[1].running or None, "it runs")
         gateway.process.send_signal(signal.SIGHUP)
-        eventually(lambda: total(samples(gateway), "config_reloads_total") > applied or None, "it is read again", 20)
+        eventually(lambda: total(samples(gateway), "config_reloads_total") > applied or None, "it is read again")
         fleet[0].release()
         fleet[1].release()
         assert running.answer().data[-1] == b"[DONE]"

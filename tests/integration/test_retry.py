@@ -124,7 +124,7 @@ def test_a_target_that_refuses_connections() -> None:
                 up = get(gateway, "/ready").json()["targets"]["one"] == "up"
                 return tried() if up else None
 
-            attempts = eventually(tried_while_up, "a call that met the closed port", 20)
+            attempts = eventually(tried_while_up, "a call that met the closed port")
             assert attempts == [
                 {"target": "one", "outcome": "upstream_unreachable", "reason": "turn"},
                 {"target": "other", "outcome": "ok", "reason": "turn"},

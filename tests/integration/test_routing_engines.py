@@ -60,7 +60,7 @@ def seen(gateway: GatewayProcess, what: str, name: str, value: float) -> None:
     def look() -> bool | None:
         return total(samples(gateway), f"engine_{what}", target=name) == value or None
 
-    eventually(look, f"{name} tells {value:g} {what}", 15)
+    eventually(look, f"{name} tells {value:g} {what}")
 
 
 def test_an_engine_with_calls_waiting_is_still_sent_what_it_has_cached(
@@ -85,7 +85,7 @@ def test_an_engine_with_calls_waiting_is_still_sent_what_it_has_cached(
     assert (len(home.calls) - before, len(other.calls)) == (12, 0)
     home.holding = 1
     with sent(gateway, [about(n) for n in range(30, 36)], key):
-        eventually(lambda: home.running == 6 or None, "calls that run at once are all there", 10)
+        eventually(lambda: home.running == 6 or None, "calls that run at once are all there")
         assert other.running == 0
     home.release()
 
@@ -99,7 +99,7 @@ def test_stale_metrics_draw_no_herd(gateway: GatewayProcess, key: str, told: tup
     seen(gateway, "running", idle.name, 0)
     idle.holding = busy.holding = 1
     with sent(gateway, [talk("told", f"Burst {n}") for n in range(40)], key):
-        eventually(lambda: idle.running + busy.running == 40 or None, "all are somewhere", 15)
+        eventually(lambda: idle.running + busy.running == 40 or None, "all are somewhere")
         assert 12 <= idle.running <= 28, "what we have sent ourselves counts at once"
 
 
@@ -112,7 +112,7 @@ def test_calls_too_long_for_a_target_are_not_sent_there(
             assert ask(gateway, talk("sizes", "Hi", max_tokens=4000), key).status == 200
         return not fleet["short"].calls or None
 
-    eventually(known, "the contexts are known", 15)
+    eventually(known, "the contexts are known")
     places = {served(gateway, talk("sizes", f"{n}", max_tokens=10), key) for n in range(4)}
     assert places == {"short", "long"}
     assert {served(gateway, talk("sizes", text(2000)), key) for n in range(4)} == {"long"}
@@ -135,23 +135,23 @@ def test_targets_of_one_route_that_differ_are_told(gateway: GatewayProcess, flee
     def drifts(field: str, route: str = "sizes") -> float:
         return total(samples(gateway), "route_drift", route=route, field=field)
 
-    eventually(lambda: drifts("context") == 1 or None, "contexts differ", 15)
+    eventually(lambda: drifts("context") == 1 or None, "contexts differ")
     assert drifts("models") == 0
     assert drifts("context", "told") == 0
     fleet["short"].target.healthy = False
     fleet["short"].pages["/health"] = whole({}, 503)
-    eventually(lambda: get(gateway, "/ready").json()["targets"]["short"] == "down" or None, "it is down", 20)
+    eventually(lambda: get(gateway, "/ready").json()["targets"]["short"] == "down" or None, "it is down")
     fleet["short"].list_model(8000)
     del fleet["short"].pages["/health"]
     fleet["short"].target.healthy = True
-    eventually(lambda: drifts("context") == 0 or None, "it came back with the same context", 20)
+    eventually(lambda: drifts("context") == 0 or None, "it came back with the same context")
 
 
 def test_a_target_that_refuses_our_credential_gets_no_calls(
     gateway: GatewayProcess, key: str, fleet: dict[str, Engine]
 ) -> None:
     """Its health route says that all is well: only a call, or a probe with the credential, can tell."""
-    eventually(lambda: get(gateway, "/ready").json()["targets"]["locked"] == "down" or None, "it is found out", 15)
+    eventually(lambda: get(gateway, "/ready").json()["targets"]["locked"] == "down" or None, "it is found out")
     assert "target locked is down: credential refused" in gateway.stderr()
     assert total(samples(gateway), "target_up", target="locked") == 0
     fleet["locked"].calls.clear()

@@ -122,7 +122,7 @@ def test_a_target_that_is_down_is_passed_over(gateway: GatewayProcess, fleet: di
     def passed() -> bool | None:
         return told(gateway, ask(gateway, talk("tiers", "Hi"), key)) == ("second", "down", "1") or None
 
-    eventually(passed, "the probe has found out", 20)
+    eventually(passed, "the probe has found out")
     assert "target first is down: status 503" in gateway.stderr()
 
 

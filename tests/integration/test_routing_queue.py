@@ -45,7 +45,7 @@ def renewed(engine: Engine) -> Iterator[None]:
 
 def waiting(gateway: GatewayProcess, route: str, calls: int) -> None:
     """Return when so many calls wait."""
-    eventually(lambda: total(samples(gateway), "queue_calls", route=route) == calls or None, f"{calls} wait", 10)
+    eventually(lambda: total(samples(gateway), "queue_calls", route=route) == calls or None, f"{calls} wait")
 
 
 def order(gateway: GatewayProcess, engine: Engine, asked: list[tuple[str, str]]) -> list[str]:

@@ -73,7 +73,7 @@ def test_the_answer_is_the_same_whatever_the_shadow_does(
     before, shadow.script = shadowed(gateway, "all", outcome), script
     reply = ask(gateway, talk("all", "Hi", stream=streamed), key)
     assert plain(reply) == without
-    eventually(lambda: shadowed(gateway, "all", outcome) > before or None, "it is compared", 10)
+    eventually(lambda: shadowed(gateway, "all", outcome) > before or None, "it is compared")
     line = record(gateway, reply.header("x-request-id"))
     assert [each["target"] for each in line["attempts"]] == ["all"] and line["outcome"] == "answered"
     copied = shadow.calls[-1]
@@ -100,7 +100,7 @@ def test_only_its_share_of_the_calls_is_copied(gateway: GatewayProcess, key: str
     before = shadowed(gateway, "some", "same")
     assert {ask(gateway, talk("some", f"{n}"), key).status for n in range(200)} == {200}
     shadow = fleet["shadow-some"]
-    eventually(lambda: shadowed(gateway, "some", "same") - before == len(shadow.calls) or None, "all are compared", 10)
+    eventually(lambda: shadowed(gateway, "some", "same") - before == len(shadow.calls) or None, "all are compared")
     assert 25 <= len(shadow.calls) <= 80
     copied = [call.json()["messages"] for call in shadow.calls]
     assert all(messages in [call.json()["messages"] for call in fleet["some"].calls] for messages in copied)
@@ -114,7 +114,7 @@ def test_a_slow_shadow_is_measured(gateway: GatewayProcess, key: str, fleet: dic
     fleet["shadow-all"].work = 0.4
     for n in range(3):
         assert ask(gateway, talk("all", f"{n}", stream=True), key).status == 200
-    eventually(lambda: measured("count") == count + 3 or None, "all are compared", 15)
+    eventually(lambda: measured("count") == count + 3 or None, "all are compared")
     assert measured("sum") - seconds > 1.2
     assert total(samples(gateway), "shadow_tokens_ratio", route="all") > 0
 

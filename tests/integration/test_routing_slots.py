@@ -98,8 +98,8 @@ def test_without_redis_each_worker_keeps_to_its_share(engine: Engine) -> None:
         key = gateways[0].issue().secret
         for gateway in gateways:
             assert ask(gateway, talk("m", "Hello"), key).status == 200
-        eventually(lambda: "trunkline_gateways 2.0" in gateways[0].metrics() or None, "they know of each other", 10)
-        eventually(lambda: "trunkline_gateways 2.0" in gateways[1].metrics() or None, "they know of each other", 10)
+        eventually(lambda: "trunkline_gateways 2.0" in gateways[0].metrics() or None, "they know of each other")
+        eventually(lambda: "trunkline_gateways 2.0" in gateways[1].metrics() or None, "they know of each other")
         own.stop()
         engine.work = 0.03
         assert crowd(gateways, key, 40) == {200: 40}

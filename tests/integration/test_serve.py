@@ -63,6 +63,6 @@ def test_sigterm_lets_streams_finish(upstream: Upstream) -> None:
             gateway.process.terminate()
             gate.open()
             connection.read_until(b"[DONE]")
-        assert gateway.process.wait(20) == 0
+        assert gateway.process.wait(40) == 0
         assert [line["outcome"] for line in gateway.records()] == ["answered"]
         assert "Traceback" not in gateway.stderr()

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from harness.gateway_process import GatewayProcess, Issued, gateway_process
 from harness.upstream import DONE, Act, Script, Target, Upstream, answer, chunk, event, head, stream, whole
-from integration.client import Wire, ask, chat, eventually, record, request, samples, total
+from integration.client import UNEXPIRED, Wire, ask, chat, eventually, record, request, samples, total
 
 from gateway.core.types import Limit
 
@@ -135,12 +135,12 @@ def test_a_stream_that_is_not_read_is_cut_off_and_all_is_given_back(
     assert received.closed.wait(READER_SECONDS + 5)
     assert received.closed_at is not None
     assert received.closed_at - began > READER_SECONDS * 0.9
-    eventually(lambda: ask(patient, chat("brisk"), single.secret).status == 200 or None, "a free slot", 1.5)
+    eventually(lambda: ask(patient, chat("brisk"), single.secret).status == 200 or None, "a free slot", UNEXPIRED)
     line = record(patient, received.header("x-request-id"))
     assert (line["outcome"], line["status"], line["error_type"]) == ("gone", 499, "caller_too_slow")
     assert line["attempts"][-1]["outcome"] == "caller_too_slow"
     assert "abort" not in line  # it never left
-    eventually(lambda: connections(patient) == [] or None, "the connection is reset", 5)
+    eventually(lambda: connections(patient) == [] or None, "the connection is reset")
     with pytest.raises(ConnectionResetError):
         while client.socket.recv(65536):
             pass
@@ -189,7 +189,7 @@ def test_a_large_whole_answer_that_is_not_read_is_cut_off(patient: GatewayProces
     received = slow.wait_for_calls()
     line = record(patient, received.header("x-request-id"))
     assert (line["outcome"], line["error_type"]) == ("gone", "caller_too_slow")
-    eventually(lambda: connections(patient) == [] or None, "the connection is reset", 5)
+    eventually(lambda: connections(patient) == [] or None, "the connection is reset")
     size = 0
     with suppress(ConnectionResetError):
         while piece := client.socket.recv(65536):

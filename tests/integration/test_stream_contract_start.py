@@ -96,7 +96,7 @@ def test_silence_in_place_of_the_first_word_is_a_timeout(speak: Speaking, endpoi
     def wait(kind: StreamKind) -> None:
         answer = speak.ask(kind, stream(*said_before(kind, "roles and comments"), Act.STALL), hasty=True)
         assert (answer.status, answer.error["code"]) == (504, "upstream_timeout")
-        assert speak.upstream.target(f"speaks-{kind.dialect.name}").calls[0].closed.wait(2)
+        assert speak.upstream.target(f"speaks-{kind.dialect.name}").calls[0].closed.wait(30)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(wait, [kind for kind in KINDS if (kind.endpoint, kind.choices) == (endpoint, 1)]))

@@ -107,13 +107,13 @@ def test_the_listener_goes_by_a_new_table_and_keeps_the_last_good_one(
 
     try:
         gateway.routing.write_text(json.dumps(changed))
-        eventually(lambda: names() == [*NAMES, "new"] or None, "the new target is listed", 15)
+        eventually(lambda: names() == [*NAMES, "new"] or None, "the new target is listed")
         gateway.routing.write_text("routes: [")
-        eventually(lambda: "goes on with the table it has" in gateway.stderr() or None, "it is refused", 15)
+        eventually(lambda: "goes on with the table it has" in gateway.stderr() or None, "it is refused")
         assert names() == [*NAMES, "new"]
     finally:
         gateway.routing.write_text(before)
-    eventually(lambda: names() == list(NAMES) or None, "the new target is gone", 15)
+    eventually(lambda: names() == list(NAMES) or None, "the new target is gone")
 
 
 class Worker:
@@ -194,7 +194,7 @@ def order(gateway: GatewayProcess, admin: str, name: str, state: str) -> None:
         known = [at["order"] >= given["version"] if given else at["state"] != "drained" for at in states]
         return (bool(known) and all(known)) or None
 
-    eventually(heeded, "the order is heeded", 15)
+    eventually(heeded, "the order is heeded")
 
 
 def test_a_drained_target_gets_no_new_calls_until_it_is_opened(
@@ -215,7 +215,7 @@ def test_a_drained_target_gets_no_new_calls_until_it_is_opened(
         assert ask(gateway, chat("fleet"), key).status == 200
         return (calls(targets)["fleet-a"] > before["fleet-a"] or calls(targets)["fleet-b"] > before["fleet-b"]) or None
 
-    eventually(used, "they are used again", 15)
+    eventually(used, "they are used again")
     assert calls(targets)["fleet-spare"] == before["fleet-spare"]
 
 

@@ -15,7 +15,7 @@ from harness.gateway_process import GatewayProcess, gateway_process
 from harness.link import Link, link
 from harness.redis_server import RedisServer
 from harness.upstream import DONE, Act, Gate, Target, Upstream, answer, event, stream, usage_event, whole
-from integration.client import Wire, ask, chat, eventually, request
+from integration.client import UNEXPIRED, Wire, ask, chat, eventually, request
 from redis import Redis
 
 from gateway.core.types import Allowance, Budget, Limit
@@ -100,7 +100,7 @@ def test_what_was_not_used_is_back_at_any_gateway(pair: list[GatewayProcess], pa
 
     for _ in range(5):
         assert ask(pair[0], chat("m", max_tokens=9000), issued.secret).status == 200
-        eventually(granted, "the tokens of the other gateway's call", 1)
+        eventually(granted, "the tokens of the other gateway's call", UNEXPIRED)
 
 
 def test_the_ietfs_headers(pair: list[GatewayProcess], paired: Target) -> None:

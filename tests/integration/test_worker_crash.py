@@ -32,6 +32,6 @@ def test_a_worker_that_is_killed_again_and_again(upstream: Upstream, redis: Redi
         for _ in range(3):
             psutil.Process(doomed).kill()
             others = lasting | {doomed}
-            (doomed,) = eventually(lambda others=others: workers(gateway) - others, "another worker", 20)  # type: ignore[misc]
+            (doomed,) = eventually(lambda others=others: workers(gateway) - others, "another worker")  # type: ignore[misc]
             assert ask(gateway, chat("m"), key).status == 200
         assert gateway.process.poll() is None and lasting <= workers(gateway)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.core.errors import NoTarget, QueueFull, QueueTimeout
+from gateway.routing.queue.events import QueueEvents
 from gateway.routing.queue.queue import Queue, Waiter
 
 LOOK_SECONDS: Final = 0.05
@@ -17,7 +18,7 @@ RETRY_SECONDS: Final = 5.0
 """What a client is told to wait whose call was held in vain."""
 
 
-class Hold:
+class HeldCalls:
     """The held calls of the route `name`. Their order and their bounds are those of a queue of their own."""
 
     def __init__(
@@ -25,11 +26,10 @@ class Hold:
         name: str,
         queue: Queue[bool],
         clock: Callable[[], float],
-        ended: Callable[[str, str, float], None] = lambda route, outcome, seconds: None,
+        events: QueueEvents,
     ) -> None:
-        """`ended` is told of each call how its waiting ended (up, expired, refused, gone) and after how many seconds;
-        `clock` is monotonic."""
-        self.name, self._queue, self._clock, self._ended = name, queue, clock, ended
+        """`events` are told of each call how its waiting ended; `clock` is monotonic."""
+        self.name, self._queue, self._clock, self._events = name, queue, clock, events
         self._looking: asyncio.TimerHandle | None = None
 
     @property
@@ -59,7 +59,7 @@ class Hold:
             outcome = "refused"
             raise
         finally:
-            self._ended(self.name, outcome, self._clock() - began)
+            self._events.hold_ended(self.name, outcome, self._clock() - began)
 
     def _in_vain(self, why: str) -> NoTarget:
         return NoTarget(f"No target of {self.name!r} is up, and {why}.", retry_after=RETRY_SECONDS)

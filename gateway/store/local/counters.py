@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from gateway.core.types import Ask, Dimension, Standing, Verdict
 from gateway.store import gcra, periods
@@ -16,22 +16,19 @@ MICRO = gcra.MICRO
 class Spending:
     """A budget: what was settled in its period, and what calls under way have reserved."""
 
-    __slots__ = ("number", "open", "settled")
+    __slots__ = ("number", "open", "reserved", "settled")
 
     def __init__(self, number: int, settled: int = 0) -> None:
         self.number, self.settled = number, settled
         self.open: dict[str, int] = {}
+        self.reserved = 0
+        """All that is open."""
 
 
-class _Look(NamedTuple):
-    """What a dimension says to an ask."""
-
-    wait: int
-    """Microseconds until it fits; 0: now."""
-    before: Standing
-    after: Standing
-    becomes: Any
-    """What is kept if all is granted: a rate's arrival time, a budget's spending."""
+_Look: TypeAlias = tuple[int, int, int, int, int, Any]
+"""What a dimension says to an ask: microseconds until it fits (0: now); units left before it and after it, and
+microseconds until all are back before it and after it; and what is kept if all is granted: a rate's arrival time, a
+budget's spending."""
 
 
 class Counters:
@@ -57,25 +54,26 @@ class Counters:
 
     def charge(self, ask: Ask) -> Verdict:
         """Check all dimensions, then charge all or none."""
-        now = int(self._now() * MICRO)
-        found, longest = [], 0
-        for dimension, amount in zip(ask.plan.dimensions, ask.amounts, strict=True):
+        dimensions, now, found, longest = ask.plan.dimensions, int(self._now() * MICRO), list[_Look](), 0
+        for dimension, amount in zip(dimensions, ask.amounts, strict=True):
             look = self._looks[dimension.kind](dimension, amount, now)
-            longest = max(longest, look.wait)
+            longest = max(longest, look[0])
             found.append(look)
         if longest > 0:
-            denied = next(i for i, look in enumerate(found) if look.wait == longest)
-            return Verdict([look.before for look in found], denied, longest / MICRO, at=now)
+            denied = next(i for i, look in enumerate(found) if look[0] == longest)
+            standings = [Standing(left, reset / MICRO) for _, left, _, reset, _, _ in found]
+            return Verdict(standings, denied, longest / MICRO, at=now)
         standings = []
-        for dimension, amount, look in zip(ask.plan.dimensions, ask.amounts, found, strict=True):
-            standings.append(look.after)
+        for dimension, amount, (_, _, left, _, reset, becomes) in zip(dimensions, ask.amounts, found, strict=True):
+            standings.append(Standing(left, reset / MICRO))
             if dimension.kind == "rate":
-                self._tats[dimension.key] = look.becomes
+                self._tats[dimension.key] = becomes
             elif dimension.kind == "lease":
                 self.leases.setdefault(dimension.key, set()).add(ask.call_id)
             else:
-                self._budgets[dimension.key] = look.becomes
-                look.becomes.open[ask.call_id] = amount
+                self._budgets[dimension.key] = becomes
+                becomes.open[ask.call_id] = amount
+                becomes.reserved += amount
         if found:
             self._granted.add(ask.call_id)
         if len(self._tats) > MAX_BUCKETS:
@@ -114,12 +112,11 @@ class Counters:
         stored, limit, window = self._tats.get(dimension.key, 0), dimension.limit, int(dimension.window * MICRO)
         most = 1 if dimension.unit == "requests" else gcra.MOST_DEBT
         none, moved, over, left, left_after = gcra.look(stored, now, limit, window, amount, most)
-        before, after = Standing(left, (none - now) / MICRO), Standing(left_after, (moved - now) / MICRO)
-        return _Look(max(0, over), before, after, moved)
+        return max(0, over), left, left_after, none - now, moved - now, moved
 
     def _lease(self, dimension: Dimension, amount: int, now: int) -> _Look:
         left = dimension.limit - len(self.leases.get(dimension.key, ()))
-        return _Look(0 if left > 0 else MICRO, Standing(max(0, left), 0.0), Standing(left - 1, 0.0), None)
+        return 0 if left > 0 else MICRO, max(0, left), left - 1, 0, 0, None
 
     def _budget(self, dimension: Dimension, amount: int, now: int) -> _Look:
         assert dimension.period is not None
@@ -127,14 +124,13 @@ class Counters:
         spending = self._budgets.get(dimension.key)
         if spending is None or spending.number != number:
             spending = Spending(number)
-        left = dimension.limit - spending.settled - sum(spending.open.values())
+        left = dimension.limit - spending.settled - spending.reserved
         reset = int(ends * MICRO) - now
         wait = 0
         if amount > left:
             # What others have only reserved may come back at any time.
             wait = reset if spending.settled + amount > dimension.limit else MICRO
-        before, after = Standing(max(0, left), reset / MICRO), Standing(max(0, left - amount), reset / MICRO)
-        return _Look(wait, before, after, spending)
+        return wait, max(0, left), max(0, left - amount), reset, reset, spending
 
     def _settle_rate(self, dimension: Dimension, now: int, at: int, amount: int, units: int) -> None:
         stored = self._tats.get(dimension.key, 0)
@@ -146,6 +142,6 @@ class Counters:
         number, _ = periods.period(dimension.period, at / MICRO)
         spending = self._budgets.get(dimension.key)
         if spending is not None:
-            spending.open.pop(call_id, None)
+            spending.reserved -= spending.open.pop(call_id, 0)
             if spending.number == number:
                 spending.settled += units

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec.structs import astuple, replace
@@ -53,18 +52,11 @@ def log_change(connection: sqlite3.Connection, entry: bytes) -> None:
 
 def add_calls(connection: sqlite3.Connection, entries: Sequence[Entry], max_calls: int = MAX_CALLS) -> None:
     """Write ended calls and add them to the sums; the oldest go of what there is too much of."""
-    rows: list[tuple[Any, ...]] = []
-    tally, targets = Tally(), Counter[tuple[str, str]]()
-    for entry in map(_bounded, entries):
-        rows.append(astuple(entry))
-        tally.add(entry)
-        if entry.target:
-            targets[entry.target, "input"] += entry.input
-            targets[entry.target, "output"] += entry.output
-    connection.executemany(_CALL, rows)
+    bounded = [*map(_bounded, entries)]
+    tally = Tally(bounded)
+    connection.executemany(_CALL, [*map(astuple, bounded)])
     connection.executemany(_USAGE, [(*of, *counts) for of, counts in tally.rows.items()])
-    names = dict.fromkeys(target for target, _ in targets)
-    connection.executemany(_TARGET, [(name, targets[name, "input"], targets[name, "output"]) for name in names])
+    connection.executemany(_TARGET, [(name, *tokens) for name, tokens in tally.targets.items()])
     connection.execute("DELETE FROM calls WHERE number <= (SELECT max(number) FROM calls) - ?", (max_calls,))
     newest = max((day for day, *_ in tally.rows), default="")
     # A call from a clock that is ahead must not make all others old.

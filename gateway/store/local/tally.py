@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from operator import add
 
 from gateway.core.types import Entry, Sum
 from gateway.store.periods import day
@@ -13,20 +13,28 @@ COUNTED = ("calls", "input", "cached", "output", "cost")
 
 
 class Tally:
-    """Adds entries up by day, key, tenant and route."""
+    """Entries added up by day, key, tenant and route; prompt and completion tokens also by target."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self.rows: dict[tuple[str, str, str, str], list[int]] = {}
-        for entry in entries:
-            self.add(entry)
-
-    def add(self, entry: Entry) -> None:
-        row = self.rows.setdefault((_day(entry.time // 86400), entry.key_id, entry.tenant, entry.route), [0] * 5)
-        row[0] += 1
-        row[1] += entry.input
-        row[2] += entry.cached
-        row[3] += entry.output
-        row[4] += entry.cost_micros
+        self.targets: dict[str, list[int]] = {}
+        rows: dict[tuple[float, str, str, str, str], list[int]] = {}
+        for entry in entries:  # each call comes by here
+            of = entry.time // 86400, entry.key_id, entry.tenant, entry.route, entry.target
+            row = rows.get(of)
+            if row is None:
+                row = rows[of] = [0] * len(COUNTED)
+            row[0] += 1
+            row[1] += entry.input
+            row[2] += entry.cached
+            row[3] += entry.output
+            row[4] += entry.cost_micros
+        for (number, key_id, tenant, route, target), row in rows.items():
+            sums = self.rows.setdefault((day(number * 86400), key_id, tenant, route), [0] * len(COUNTED))
+            sums[:] = map(add, sums, row)
+            if target:
+                tokens = self.targets.setdefault(target, [0, 0])
+                tokens[:] = tokens[0] + row[1], tokens[1] + row[3]
 
     def sums(self) -> list[Sum]:
         """What was added up, sorted by day, key, tenant and route."""
@@ -44,8 +52,3 @@ class Tally:
             )
             for (of, key_id, tenant, route), row in sorted(self.rows.items())
         ]
-
-
-@lru_cache(maxsize=64)
-def _day(number: float) -> str:
-    return day(number * 86400)

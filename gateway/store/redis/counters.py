@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from operator import mul
 from typing import Any
@@ -13,6 +13,7 @@ from gateway.core.types import Ask, Dimension, Plan, Standing, Verdict
 from gateway.store import LEASE_SECONDS, RENEW_SECONDS, Ledger, StoreDown, periods
 from gateway.store.rebuild import budgets_of
 from gateway.store.redis.connection import Command, Pipe, pack, packed, script
+from gateway.store.redis.records import RedisRecords
 
 log = logging.getLogger("trunkline.store")
 
@@ -39,11 +40,11 @@ ADMIT, SETTLE, REBUILD = script("period", "admit"), script("period", "settle"), 
 class RedisCounters:
     """Raises `StoreDown` when Redis does not answer in time. A retry could charge twice: none.
 
-    `version_of` asks for a record's stored version (None: there is none), `ledger` for what was spent.
+    `records` are asked for the versions of keys and tenants, `ledger` for what was spent.
     """
 
-    def __init__(self, pipe: Pipe, ledger: Ledger, version_of: Callable[[str], Awaitable[bytes | None]]) -> None:
-        self._pipe, self._ledger, self._version_of = pipe, ledger, version_of
+    def __init__(self, pipe: Pipe, ledger: Ledger, records: RedisRecords) -> None:
+        self._pipe, self._ledger, self._records = pipe, ledger, records
         self._held: dict[str, Ask] = {}
         self._unsettled: dict[bytes, bytes] = {}
         """Settlements by their gates, as they are sent."""
@@ -217,7 +218,7 @@ class RedisCounters:
         """The counters do not know a record's version: they are new, or were lost. The records know."""
         for name, version in ask.plan.records:
             if version:
-                stored = await self._version_of(name)
+                stored = await self._records.version(name)
                 if stored is not None:
                     await self._pipe.call("SET", TAG + "version:" + name, stored, "NX")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
@@ -38,8 +37,9 @@ class RedisLedger:
         lines = [msgspec.json.encode(entry) for entry in entries]
         keys = [f"{{tl}}:batch:{batch}", _STREAM, _DAYS, _TARGETS]
         arguments: list[Any] = [BATCH_SECONDS, self._max_entries, len(lines), *lines]
-        arguments += _additions("", _by_target(entries))
-        for of, fields in _by_day(entries).items():
+        tally = Tally(entries)
+        arguments += _additions("", _by_target(tally))
+        for of, fields in _by_day(tally).items():
             keys.append(f"{_DAYS}:{of}")
             arguments += _additions(of, fields)
         await asyncio.shield(self._pipe.run(APPEND, keys, *arguments))
@@ -64,25 +64,24 @@ class RedisLedger:
         return {name: (counts.get(f"in|{name}", 0), counts.get(f"out|{name}", 0)) for name in sorted(names)}
 
 
-def _by_target(entries: Sequence[Entry]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for entry in entries:
-        if entry.target:
-            counts["in|" + entry.target] += entry.input
-            counts["out|" + entry.target] += entry.output
-    return counts
+def _by_target(tally: Tally) -> dict[str, int]:
+    return {
+        f"{what}|{target}": count
+        for target, tokens in tally.targets.items()
+        for what, count in zip(("in", "out"), tokens, strict=True)
+    }
 
 
-def _by_day(entries: Sequence[Entry]) -> dict[str, Counter[str]]:
-    days: dict[str, Counter[str]] = {}
-    for (of, key_id, tenant, route), row in Tally(entries).rows.items():
-        fields = days.setdefault(of, Counter())
+def _by_day(tally: Tally) -> dict[str, dict[str, int]]:
+    days: dict[str, dict[str, int]] = {}
+    for (of, key_id, tenant, route), row in tally.rows.items():
+        fields = days.setdefault(of, {})
         for what, count in zip(COUNTED, row, strict=True):
-            fields[f"{what}|{_marked(key_id)}|{_marked(tenant)}|{route}"] += count
+            fields[f"{what}|{_marked(key_id)}|{_marked(tenant)}|{route}"] = count
     return days
 
 
-def _additions(of: str, fields: Counter[str]) -> list[Any]:
+def _additions(of: str, fields: Mapping[str, int]) -> list[Any]:
     """One hash's part of the script's arguments."""
     start = datetime.fromisoformat(of).replace(tzinfo=UTC).timestamp() if of else 0
     added = [(field, count) for field, count in fields.items() if count]

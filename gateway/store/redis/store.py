@@ -34,7 +34,7 @@ class RedisStore:
         self._changes = Changes(records_url or url, CHANGED, timeout)
         self.records = RedisRecords(records, self._changes, self._pipe if separate else None)
         self.ledger = RedisLedger(records)
-        self.limits = RedisCounters(self._pipe, self.ledger, self.records.version)
+        self.limits = RedisCounters(self._pipe, self.ledger, self.records)
         self._workers = Workers(self._pipe, boot)
         self.board = RedisBoard(self._pipe, boot)
         self._tasks: list[asyncio.Task[None]] = []

@@ -190,20 +190,24 @@ PIXELS = base64.b64encode(bytes(range(256)) * 8000).decode()
 def test_what_a_large_body_asks_for_is_the_same(endpoint: str, raw: bytes) -> None:
     _, what, _ = read(raw, endpoint=endpoint)
     expected = at_once(raw, endpoint)
-    names = ("prompts", "choices", "candidates", "output", "text", "token_ids", "media", "follow_up")
+    names = ("prompts", "choices", "candidates", "output", "text", "token_ids", "media")
     assert {name: getattr(what, name) for name in names} == {name: getattr(expected, name) for name in names}
+    assert what.conversation is not None
+    assert what.conversation.follow_up == asked.conversation(endpoint, Body(raw).fields).follow_up
 
 
 def test_a_large_conversation_is_the_same_in_all_its_turns() -> None:
     """Its features are read from what is left of it, and must not differ from gateway to gateway."""
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x," + PIXELS}}]}
     system = {"role": "system", "content": TEXT * 10_000}
-    first, later = (read(chat(system, image, *[{"role": "assistant", "content": "Yes."}] * n))[1] for n in (0, 3))
+    turns = ([{"role": "assistant", "content": "Yes."}] * n for n in (0, 3))
+    first, later = (read(chat(system, image, *answers))[1].conversation for answers in turns)
+    assert first is not None and later is not None
     assert (first.shared, first.question) == (later.shared, later.question)
     assert (first.follow_up, later.follow_up) == (False, True)
     assert large._MARK not in b"".join([*(first.shared or ()), first.question])
-    other = read(chat({"role": "system", "content": TEXT * 10_001}, image))[1]
-    assert other.shared != first.shared
+    other = read(chat({"role": "system", "content": TEXT * 10_001}, image))[1].conversation
+    assert other is not None and other.shared != first.shared
 
 
 def objects(count: int) -> bytes:

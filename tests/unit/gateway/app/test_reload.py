@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from unit.gateway.routing.building import World, call, one, table, targets, virt
 
 from backends import registry
 from gateway.app.fleet import Fleet
-from gateway.app.reload import Reloader, TableStatus, mirrors, rules
+from gateway.app.reload import Reloader, TableStatus, rules
 from gateway.auth import Keyring, Throttle
 from gateway.call import Parts
 from gateway.config import Mistake, Table, parse_table
@@ -23,9 +23,10 @@ from gateway.http.operations import Readiness
 from gateway.http.server import DataPlane
 from gateway.limits import Admission
 from gateway.metering import Meter, Metrics
+from gateway.routing import Builder, TargetSlots
 from gateway.store.local import LocalStore
 from gateway.upstream import AnswerLimits, Forwarder
-from gateway.upstream.shadow import Mirror, Shadow
+from gateway.upstream.shadow import Shadow
 
 OLD = one("a", "b")
 NEW = """
@@ -55,7 +56,7 @@ class Bench:
         self.of = World(text, limits=store.limits, adapters=registry.load)
         self.forwarder = Forwarder(AnswerLimits(2**20, 2**20), Servers("a", "b", "c", "d"))
         self.admission = Admission(store, clock=clock.monotonic, now=clock.now)
-        self.shadow = Shadow({}, self.forwarder.send, lambda *_: None, lambda *_: None, clock.monotonic)
+        self.shadow = Shadow({}, self.forwarder, lambda *_: None, lambda *_: None, clock.monotonic)
         first = loaded(text, "old")
         parts = Parts(
             keyring=Keyring(store.records, {0: b""}, clock, Throttle(clock)),
@@ -70,22 +71,14 @@ class Bench:
         self.plane = DataPlane(parts, first.table.bodies, None)
         self.fleet = Fleet(parts.routes, store, self.forwarder, self.metrics, clock, "g")
         self.readiness = Readiness(store)
-        self.objected: list[str] = []
-        self.unmirrored = False
         self.reloader = Reloader(
             self.plane,
             self.of.builder,
             self.fleet,
-            self._mirrors,
-            lambda new, current: self.objected,
+            {},
             first.table,
             TableStatus(self.readiness, self.metrics, clock, "old"),
         )
-
-    def _mirrors(self, of: Table) -> Mapping[str, Mirror]:
-        if self.unmirrored:
-            raise ValueError("no such adapter")
-        return mirrors(of, {}, registry.capabilities)
 
     async def apply(self, text: str, config_hash: str = "new", *warnings: Mistake) -> None:
         await self.reloader.apply(loaded(text, config_hash, *warnings))
@@ -137,17 +130,17 @@ async def test_a_new_table_is_in_force_in_all_parts(tmp_path: Path) -> None:
 @virtual
 async def test_a_table_that_cannot_be_used_changes_nothing(tmp_path: Path, where: str) -> None:
     bench = Bench(OLD, tmp_path)
-    before = bench.state()
+    before, new = bench.state(), NEW
     if where == "objection":
-        bench.objected = ["target 'c' does not run"]
+        new = one(targets=[{"name": "c", "backend": "llamacpp", "launch": {"model": "embedded"}}])
     elif where == "build":
         bench.of.builder._capabilities = lambda _: (_ for _ in ()).throw(ValueError("no such adapter"))
     elif where == "mirrors":
-        bench.unmirrored = True
+        bench.of.builder.mirrors = lambda _: (_ for _ in ()).throw(ValueError("no such adapter"))  # type: ignore[method-assign]
     else:
         bench.of.builder._policies = lambda _: (_ for _ in ()).throw(ValueError("broken"))
     with pytest.raises(ValueError, match=r"does not run|no such adapter|broken"):
-        await bench.apply(NEW)
+        await bench.apply(new)
     assert bench.state() == before
     assert sorted(await bench.of.tried()) == ["a", "b"], "it still serves"
     bench.of.idle()
@@ -181,14 +174,14 @@ async def test_warnings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
 async def test_calls_end_on_the_table_they_began_with_and_the_next_go_by_the_new_one(tmp_path: Path) -> None:
     text = one(targets=targets("a", max_inflight=1))
     bench = Bench(text, tmp_path)
-    held, placement = await bench.of.first(call(id="c0"))
+    held, attempt = await bench.of.first(call(id="c0"))
     waits = asyncio.create_task(bench.of.tried(call(id="c1")))
     await settle()
     await bench.apply(one(targets=targets("a", max_inflight=2)))
     later, other = await bench.of.first(call(id="c2"))
-    assert other.target is not placement.target and other.target.load is placement.target.load
-    placement.first_token()
-    placement.answered(None)
+    assert other.target is not attempt.target and other.target.load is attempt.target.load
+    attempt.first_token()
+    attempt.answered(None)
     await held.aclose()
     await later.aclose()
     assert await waits == ["a"]
@@ -223,7 +216,7 @@ def test_limits_are_those_of_the_table() -> None:
     assert made.key_models.keys() == {"r", "s"} and made.ietf_headers == Table(routes={}).limits.ietf_headers
 
 
-def test_shadow_targets_are_found_by_route() -> None:
+def test_shadow_targets_are_found_by_route(tmp_path: Path) -> None:
     text = table(
         r={"targets": targets("a"), "shadow": {"target": {**targets("d")[0], "url": "http://d/"}, "share": 1.0}},
         s={"targets": targets("b")},
@@ -232,7 +225,9 @@ def test_shadow_targets_are_found_by_route() -> None:
             "shadow": {"target": {"name": "e", "backend": "llamacpp", "launch": {"model": "embedded"}}, "share": 0.2},
         },
     )
-    found = mirrors(loaded(text).table, {"e": "http://127.0.0.1:5/"}, registry.capabilities)
+    slots = TargetSlots(LocalStore(tmp_path / "keys.db").limits)
+    builder = Builder({"e": "http://127.0.0.1:5/"}, registry.capabilities, slots, time.monotonic)
+    found = builder.mirrors(loaded(text).table)
     assert {name: (mirror.address.url, mirror.share) for name, mirror in found.items()} == {
         "r": ("http://d", 1.0),
         "t": ("http://127.0.0.1:5", 0.2),

@@ -148,7 +148,7 @@ async def test_clients_that_leave_while_they_wait_hold_nobody_up(parts: Parts) -
         guess.cancel()
     await turns(50)
     parts.records.gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await last == 200
     assert await parts.says(GARBAGE) == 401
 
@@ -160,7 +160,7 @@ async def test_one_whose_turn_came_as_it_left_passes_the_turn_on() -> None:
     await turns()
     throttle.leave(first, failed=False)
     leaving.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         throttle.leave(await staying, failed=False)
     assert leaving.cancelled()
 
@@ -171,7 +171,7 @@ async def test_those_who_wait_are_refused_when_those_before_them_failed() -> Non
     waiting = [asyncio.ensure_future(throttle.enter(HERE)) for _ in range(3)]
     await turns()
     throttle.leave(first, failed=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         refused = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(error) for error in refused] == [Throttled] * 3
 

@@ -31,7 +31,7 @@ nothing:
 
 
 def shape(node: yaml.Node | None, seen: frozenset[int] = frozenset()) -> object:
-    """All that the decoder looks at."""
+    """All that the decoder looks at. Of an empty value libyaml has another place: behind the blanks."""
     if node is None or id(node) in seen:
         return None
     place = node.tag, node.start_mark.line, node.start_mark.column
@@ -40,7 +40,7 @@ def shape(node: yaml.Node | None, seen: frozenset[int] = frozenset()) -> object:
         return place, [(shape(key, seen), shape(value, seen)) for key, value in node.value]
     if isinstance(node, yaml.SequenceNode):
         return place, [shape(value, seen) for value in node.value]
-    return place, node.value
+    return (place if node.value or node.style else node.tag), node.value
 
 
 def test_libyaml_is_there() -> None:

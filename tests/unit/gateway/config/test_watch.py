@@ -418,11 +418,8 @@ def test_targets_that_would_have_to_be_launched_are_named() -> None:
 async def test_what_the_gateway_objects_to_is_refused_at_the_start_and_later(path: Path) -> None:
     content = LAUNCHED.format("x")
 
-    def objections(table: Table) -> list[str]:
-        return unlaunched(table, {})
-
-    async with watched(source(path, objections=objections)) as found:
+    async with watched(source(path, launched={})) as found:
         replace(path, content)
         assert "restart" in await found.refused()
     with pytest.raises(Mistakes, match="restart"):
-        Source(path, {}, objections=objections).load()
+        Source(path, {}, launched={}).load()

@@ -16,6 +16,7 @@ from gateway.faults.backend import FakeBackend, Told
 from gateway.faults.openai import Served
 from gateway.faults.orders import Entry, Orders
 from gateway.faults.vocabulary import FAULTS
+from gateway.store.redis.answer_timer import in_time
 
 EVENTS = 8
 """Of a good stream of five words: the role, the words, the end, [DONE]."""
@@ -59,8 +60,7 @@ class Place:
         seen, end = b"", "kept"
         try:
             while not _complete(seen):
-                async with asyncio.timeout(0.3):
-                    piece = await reader.read(65536)
+                piece = await in_time(reader.read(65536), 0.3)
                 if not piece:
                     end = "closed"
                     break
@@ -74,7 +74,7 @@ class Place:
 
     async def last(self) -> Told:
         """The last call, once it is over."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not self.told or self.backend.state.running:
                 await asyncio.sleep(0.001)
         return self.told[-1]
@@ -198,7 +198,7 @@ async def test_a_refusing_server_comes_back() -> None:
         await here.ask("refuse=0.1")
         with pytest.raises(ConnectionRefusedError):
             await here.ask()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     assert (await here.ask()).whole

@@ -42,7 +42,7 @@ class Engine:
             return await answer.text()
 
     async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not true():
                 await asyncio.sleep(0.001)
 

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.core import errors
 from gateway.core.errors import (
+    AnswerMemoryFull,
     GatewayError,
     Internal,
     OutOfBudget,
@@ -40,6 +41,7 @@ def make(kind: type[GatewayError]) -> GatewayError:
         Rejected: lambda: Rejected(422, "no", param="tools"),
         Unauthenticated: Unauthenticated,
         ShuttingDown: ShuttingDown,
+        AnswerMemoryFull: lambda: AnswerMemoryFull(1024),
     }
     error: GatewayError = special.get(kind, lambda: kind(SECRET, param="p"))()
     return error

@@ -132,7 +132,7 @@ class Bench:
         self.admission = Admission(
             self.store,
             rules,
-            prices=(prices or {}).get,
+            prices=prices or {},
             gateways=gateways,
             events=Noted(self),
             clock=self.clock,

@@ -33,7 +33,7 @@ def tenant(limit: Limit, version: int = 1) -> Tenant:
 
 
 def plan(rules: Rules, record: KeyRecord, above: Tenant | None = None, route: str = "r") -> tuple[Dimension, ...]:
-    return Planner(rules, lambda _: PRICE).terms(record, above, route).plan.dimensions
+    return Planner(rules, {route: PRICE}).terms(record, above, route).plan.dimensions
 
 
 def test_without_limits_there_is_nothing_to_check() -> None:
@@ -152,7 +152,7 @@ def test_money_limits_only_what_costs_something() -> None:
     free = Price(input=0, output=0)
     for price, units in ((PRICE, ["tokens", "cost"]), (free, ["tokens"]), (None, ["tokens"])):
         record = key(Limit(budget=Budget(day=ALLOWED)))
-        dimensions = Planner(Rules(), {"r": price}.get).terms(record, None, "r").plan.dimensions
+        dimensions = Planner(Rules(), {"r": price}).terms(record, None, "r").plan.dimensions
         assert [each.unit for each in dimensions] == units
 
 
@@ -174,7 +174,7 @@ def test_what_a_call_takes_of_each_unit(unit: str, taken: int) -> None:
 
 def test_what_is_reserved_is_never_more_than_a_dimension_can_hold() -> None:
     """Or no call would ever be let in under a limit smaller than what is assumed of an answer."""
-    terms = Planner(Rules(), lambda _: PRICE).terms(key(WHOLE), None, "r")
+    terms = Planner(Rules(), {"r": PRICE}).terms(key(WHOLE), None, "r")
     ask = terms.ask("c", Estimate(30, 12, (0, 0)))
     assert ask.plan is terms.plan and ask.call_id == "c"
     amounts = {(d.name, d.unit): n for d, n in zip(ask.plan.dimensions, ask.amounts, strict=True)}

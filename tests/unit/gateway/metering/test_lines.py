@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -50,29 +49,24 @@ def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
     assert len(found) == 1200 and all(line.endswith(b"x" * 50) for line in found)
 
 
-def test_lines_are_written_soon(pipe: tuple[int, int]) -> None:
+def test_lines_are_written_before_the_end(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     written = Lines(writer)
     for number in range(3):
-        started = time.monotonic()
         written.write(b"%d" % number)
         assert os.read(reader, 100) == b"%d\n" % number
-        assert time.monotonic() - started < 1
     written.close()
 
 
 def test_a_reader_that_stalls_costs_lines_and_no_time(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads before all is written: a writer that waited would wait for ever."""
     monkeypatch.setattr(lines, "MAX_WAITING", 1000)
     reader, writer = pipe
     dropped: list[int] = []
     written = Lines(writer, dropped.append)
     line = b"x" * 1000
-    slowest = 0.0
     for _ in range(5000):
-        started = time.perf_counter()
         written.write(line)
-        slowest = max(slowest, time.perf_counter() - started)
-    assert slowest < 0.5
     assert sum(dropped) >= 5000 - 2 * 1000 - 200
     received = b""
     closing = threading.Thread(target=written.close)
@@ -90,9 +84,7 @@ def test_a_reader_that_left_costs_lines_and_no_time(pipe: tuple[int, int]) -> No
     written = Lines(writer, dropped.append)
     for _ in range(100):
         written.write(b"line")
-    started = time.monotonic()
-    written.close()
-    assert time.monotonic() - started < 2
+    written.close(60)
     assert sum(dropped) == 100
     assert not written._thread.is_alive()
 
@@ -102,9 +94,8 @@ def test_closing_does_not_wait_for_a_stalled_reader_for_ever(pipe: tuple[int, in
     written = Lines(writer)
     for _ in range(1000):
         written.write(b"x" * 1000)
-    started = time.monotonic()
     written.close(0.2)
-    assert time.monotonic() - started < 1.5
+    assert written._thread.is_alive()
     os.set_blocking(reader, False)
     while written._thread.is_alive():  # let the thread end with the test
         with suppress(BlockingIOError):

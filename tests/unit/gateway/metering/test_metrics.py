@@ -8,7 +8,7 @@ import pytest
 
 from gateway import __version__
 from gateway.metering import Metrics, exposition
-from gateway.metering.meter import observe_all
+from gateway.metering.pending import observe_all
 
 LABELS = {
     "endpoint", "route", "outcome", "error_type", "target", "direction", "scope", "dimension", "source", "version",

@@ -151,7 +151,7 @@ async def test_a_drift_that_stays_is_told_once_and_so_is_its_end(
 async def test_it_runs_by_itself_until_it_is_closed(world: World) -> None:
     world.engines["a"], world.ledger["a"] = (0, 0), (0, 0)
     world.reconciler.open()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(world.asked) < 3:
             await asyncio.sleep(0.005)
     await world.reconciler.close()

@@ -18,7 +18,7 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
-from gateway.routing import Attempt, Builder, Route, Routes, Slots
+from gateway.routing import Attempt, Builder, Route, Routes, TargetSlots
 from gateway.routing.attempt import NO_OUTCOME
 from gateway.routing.attempts import Attempts
 from gateway.routing.policies import registry
@@ -27,7 +27,6 @@ from gateway.routing.queue.events import QueueEvents
 from gateway.store import Limits
 from gateway.store.local import LocalStore
 from gateway.targets import Target
-from gateway.targets.health import Breaker
 
 Headers = Mapping[bytes, bytes]
 
@@ -73,24 +72,27 @@ async def tried_in_turn(attempts: Attempts, spent: Callable[[], Spent]) -> Async
     last. `spent` is asked when the call is over."""
     outcome = NO_OUTCOME
     try:
-        while (placement := await attempts.next(outcome)) is not None:
+        while (attempt := await attempts.next(outcome)) is not None:
             try:
-                yield placement
+                yield attempt
             finally:
-                placement.end()
-            outcome = placement.outcome
+                attempt.end()
+            outcome = attempt.outcome
     finally:
         attempts.close(spent())
 
 
 class Noted(QueueEvents):
-    """Writes down how many calls wait."""
+    """Writes down how many calls wait, and how those were held that are held no longer."""
 
-    def __init__(self, queued: list[tuple[str, int, int]]) -> None:
-        self._queued = queued
+    def __init__(self, queued: list[tuple[str, int, int]], ended: list[tuple[str, str, int]]) -> None:
+        self._queued, self._ended = queued, ended
 
     def queued(self, route: str, calls: int, size: int) -> None:
         self._queued.append((route, calls, size))
+
+    def hold_ended(self, route: str, outcome: str, seconds: float) -> None:
+        self._ended.append((route, outcome, round(seconds)))
 
 
 class World:
@@ -112,14 +114,14 @@ class World:
             self.clock = FixedClock()
         self.limits = limits or LocalStore(Path("/nowhere/state.json"), now=self.clock).limits
         self.queued: list[tuple[str, int, int]] = []
+        self.holds: list[tuple[str, str, int]] = []
         self.builder = Builder(
             {},
             lambda name: Capabilities.of(adapters(name)),
-            lambda name: Breaker(name, self.clock),
-            Slots(self.limits, lambda: gateways),
+            TargetSlots(self.limits, lambda: gateways),
             self.clock,
             policies=(lambda _: lambda *_: policy) if policy else registry.load,
-            events=Noted(self.queued),
+            events=Noted(self.queued, self.holds),
         )
         self.routes = self.build(text)
         self.routes.open()
@@ -144,7 +146,7 @@ class World:
     def __getitem__(self, name: str) -> Target:
         return self.routes.targets[name]
 
-    def placements(
+    def attempts(
         self, of: Call | None = None, *, tokens: int = 10, who: KeyRecord | None = None, headers: Headers | None = None
     ) -> AsyncGenerator[Attempt, None]:
         """As the page asks for them."""
@@ -154,13 +156,13 @@ class World:
 
     async def tried(self, of: Call | None = None, **named: Any) -> list[str]:
         """Where a call goes that fails everywhere."""
-        async with aclosing(self.placements(of, **named)) as placements:
-            return [placement.target.name async for placement in placements]
+        async with aclosing(self.attempts(of, **named)) as attempts:
+            return [attempt.target.name async for attempt in attempts]
 
     async def first(self, of: Call | None = None, **named: Any) -> tuple[AsyncGenerator[Attempt, None], Attempt]:
-        """A call that stays where it was placed first, until its placements are closed."""
-        placements = self.placements(of, **named)
-        return placements, await anext(placements)
+        """A call that stays where it was placed first, until its attempts are closed."""
+        attempts = self.attempts(of, **named)
+        return attempts, await anext(attempts)
 
     def idle(self) -> None:
         """Assert that nothing is held any more: no load, no retry, no place in a queue, no slot, no trial."""

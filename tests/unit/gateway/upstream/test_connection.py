@@ -10,7 +10,7 @@ from harness.peer import Listener, Peer
 from harness.upstream import chunk, head
 
 from gateway.core.errors import BadReply, Disconnected
-from gateway.upstream.connection import HELD_BYTES, Response
+from gateway.upstream.connection import HELD_BYTES, Connection, Response
 from gateway.upstream.origin import Origin
 from gateway.upstream.pool import Pool
 
@@ -39,7 +39,7 @@ async def read(response: Response) -> tuple[bytes, Exception | None]:
     """What is handed on, and how it ends."""
     got = b""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while piece := await response.read():
                 got += piece
     except Disconnected as failure:
@@ -268,15 +268,15 @@ async def test_a_deadline_is_moved_with_every_piece_and_its_timer_is_not(
 ) -> None:
     response, peer = await begun(pool, origin, listener)
     loop, timers = asyncio.get_running_loop(), 0
-    watch = Response._watch
+    watch = Connection.watch
 
-    def counting(self: Response, moment: float) -> None:
+    def counting(self: Connection, moment: float) -> None:
         nonlocal timers
         before = self._timer
         watch(self, moment)
         timers += self._timer is not before
 
-    monkeypatch.setattr(Response, "_watch", counting)
+    monkeypatch.setattr(Connection, "watch", counting)
     for _ in range(50):
         response.deadline(loop.time() + 20)
         reading = asyncio.create_task(response.read())
@@ -343,7 +343,7 @@ async def test_whoever_gives_up_leaves_nothing_behind(
         with pytest.raises(Disconnected, match="given up"):
             await response.read()
     if when != "connecting":
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await peer.ended.wait()
     await nobody_reads()
     assert (origin.open, origin.idle) == (0, [])
@@ -408,7 +408,7 @@ async def test_the_end_of_a_message_that_nobody_reads_any_more(
     if reset is not None:
         peer.reset() if reset else peer.close()
     kept = sent == END and reset is None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while response.connection is not None or (not kept and origin.open):
             await asyncio.sleep(0.001)
     await nobody_reads()

@@ -64,14 +64,14 @@ async def serving(listener: Listener) -> AsyncIterator[Listener]:
 
 
 async def until_ended(*peers: Peer) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         for peer in peers:
             await peer.ended.wait()
 
 
 async def noticed(pool: Pool, connections: int) -> None:
     """Wait until the pool has so many connections."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(pool._connections) != connections:
             await asyncio.sleep(0.001)
 
@@ -247,7 +247,7 @@ async def test_a_busy_pool_follows_its_name(serving: Listener, monkeypatch: pyte
         task = asyncio.create_task(serve(other))
         await ask(pool, origin)
         names.ports = [other.port]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not other.peers:
                 await ask(pool, origin)
                 if not busy:

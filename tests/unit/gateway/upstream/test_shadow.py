@@ -38,12 +38,12 @@ def upstream() -> Iterator[Upstream]:
 class World:
     """A shadow whose results are kept."""
 
-    def __init__(self, target: Target, send: Any, most: int = 1000) -> None:
+    def __init__(self, target: Target, forwarder: Forwarder, most: int = 1000) -> None:
         self.target = target
         self.compared: list[tuple[str, str, Comparison]] = []
         self.dropped: list[tuple[str, str]] = []
         self.arrived = asyncio.Event()
-        self.shadow = Shadow({}, send, self._compared, self._dropped, time.monotonic, most=most)
+        self.shadow = Shadow({}, forwarder, self._compared, self._dropped, time.monotonic, most=most)
         self.mirror()
 
     def mirror(self, share: float = 1.0, concurrency: int = 2, timeouts: Timeouts | None = None) -> None:
@@ -79,7 +79,7 @@ async def world(upstream: Upstream) -> AsyncIterator[World]:
     target = upstream.target("shadow")
     target.restore()
     forwarder = Forwarder(AnswerLimits(10_000, 10_000))
-    world = World(target, forwarder.send)
+    world = World(target, forwarder)
     yield world
     await world.shadow.close()
     await forwarder.close()
@@ -115,7 +115,7 @@ async def test_headers_that_the_route_forwards_go_along(upstream: Upstream) -> N
     route = {"targets": served, "shadow": shadow, "forward_headers": ["x-rank", "x-absent"]}
     forwarder = Forwarder(AnswerLimits(10_000, 10_000))
     forwarder.origins.bind(parse_table(json.dumps({"routes": {"m": route}}))[0])
-    world = World(target, forwarder.send)
+    world = World(target, forwarder)
     world.ended()
     await world.result()
     (received,) = target.calls
@@ -248,9 +248,11 @@ async def test_the_call_is_forgotten_when_its_shadow_has_ended(world: World) -> 
 
 
 async def test_every_exception_stays_inside(world: World, upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
-    async def broken(*_: Any) -> Any:
-        raise RuntimeError("the text of a prompt")
+    class Broken(Forwarder):
+        async def send(self, *_: Any) -> Any:
+            raise RuntimeError("the text of a prompt")
 
+    broken = Broken(AnswerLimits(10, 10))
     other = World(world.target, broken)
     with caplog.at_level(logging.ERROR):
         other.ended()

@@ -259,7 +259,7 @@ async def test_the_token_is_offered_as_soon_as_the_store_answers(first: tuple[Lo
     await asyncio.sleep(0.05)
     assert said == [] and not offer.done()
     records.down = False
-    await asyncio.wait_for(offer, 2)
+    await asyncio.wait_for(offer, 40)
     assert "curl http://here:1/admin/v1/admin-keys" in said[0] and "Bearer tladm_" in said[0]
 
 
