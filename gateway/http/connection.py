@@ -58,6 +58,7 @@ class Connection(asyncio.Protocol):
         "_patience",
         "_paused",
         "_unsent",
+        "_until",
         "due",
         "is_full",
         "listener",
@@ -95,6 +96,8 @@ class Connection(asyncio.Protocol):
         self._unsent, self._patience = 0, 0.0
         """What the client had left to take when that was last looked at, and how many seconds it is given."""
         self._paused = self._lingers = False
+        self._until = 0.0
+        """By when a client that is waited for must have taken its answer."""
 
     # The loop calls these.
 
@@ -206,7 +209,10 @@ class Connection(asyncio.Protocol):
                 self.on_lost = None  # it did not leave, and whoever serves it has just been told
                 self.reset()
         elif self.transport.get_write_buffer_size():
-            self.reset()
+            if self.loop.time() < self._until:
+                self.due = min(self.loop.time() + LINGER_SECONDS, self._until)
+            else:
+                self.reset()
         else:
             self.transport.abort()
 
@@ -270,8 +276,9 @@ class Connection(asyncio.Protocol):
         answer = Answer(self, request)
         try:
             await self.listener.handle(self, request, answer)
-        except Exception:
-            log.exception("%s %s: a bug of ours", request.method, request.path)
+        except Exception as error:
+            if not (self.lost and isinstance(error, ConnectionResetError)):  # `more` has said it
+                log.exception("%s %s: a bug of ours", request.method, request.path)
         finally:
             self._served(request, answer)
 
@@ -307,8 +314,8 @@ class Connection(asyncio.Protocol):
         """Close for writing, and leave a client time to read what was said: with bytes unread a close is a reset."""
         self._lingers = True
         self._ahead.clear()
-        unsent = self._seconds_of_unsent()
-        self.due = self.loop.time() + (UNSENT_SECONDS + unsent if unsent else LINGER_SECONDS)
+        self.due = self.loop.time() + LINGER_SECONDS
+        self._until = self.loop.time() + UNSENT_SECONDS + self._seconds_of_unsent()
         self._resume()
         with suppress(OSError, RuntimeError):
             self.transport.write_eof()

@@ -40,8 +40,6 @@ class RequestParser:
             return
         before, size = self.coming, len(data)
         in_body = before is not None and before.method != ""
-        if not in_body:
-            self._head_bytes += size
         while True:
             try:
                 self._parser.feed_data(data)
@@ -54,15 +52,18 @@ class RequestParser:
                 self._fail(BadFraming(f"This is not HTTP/1.1: {str(error).lower()}."))
                 return
             break
-        coming = self.coming
-        if coming is None:
-            self._head_bytes = 0
-        elif not coming.method:
+        if self.coming is None or self.coming is not before:
+            self._head_bytes = self._waste = 0  # what comes of it is counted from the next piece on
+        else:
+            self._weigh(size, in_body)
+
+    def _weigh(self, size: int, in_body: bool) -> None:
+        """So much has come of the same request as before."""
+        if self.coming is None or not self.coming.method:
+            self._head_bytes += size
             if self._head_bytes > HEAD_BYTES:
                 self._fail(too_large())
-        elif not in_body or coming is not before:
-            self._waste = 0  # its body is counted from the next piece on
-        else:
+        elif in_body:
             self._waste += size
             if self._waste > WASTE_BYTES:
                 self._fail(BadFraming("The body's chunks are too small, or there is too much between them."))
@@ -99,7 +100,7 @@ class RequestParser:
 
     def on_message_begin(self) -> None:
         if not self.is_deaf:
-            self.coming, self._head_bytes = Request(), 0
+            self.coming = Request()
 
     def on_url(self, target: bytes) -> None:
         if (coming := self.coming) is not None:

@@ -90,7 +90,11 @@ class Served:
         client.setblocking(False)
         if receive_bytes:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", self.port))
+        try:
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", self.port))
+        except OSError:
+            client.close()
+            raise
         wire = Wire(*await asyncio.open_connection(sock=client, limit=2**16))
         self.wires.append(wire)
         return wire

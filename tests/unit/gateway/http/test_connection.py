@@ -43,7 +43,14 @@ async def test_requests_follow_one_another() -> None:
 
 
 async def test_requests_of_one_packet_are_answered_in_order_wherever_it_is_cut() -> None:
-    raw = GET % b"a" + CHUNKED % b"b" + b"2\r\nhi\r\n0\r\n\r\n" + POST % b"c" + b"content-length: 2\r\n\r\nho" + GET % b"d"
+    raw = (
+        GET % b"a"
+        + CHUNKED % b"b"
+        + b"2\r\nhi\r\n0\r\n\r\n"
+        + POST % b"c"
+        + b"content-length: 2\r\n\r\nho"
+        + GET % b"d"
+    )
     async with serving(echo) as served:
         wire = await served.connect()
         for at in range(len(raw)):
