@@ -114,10 +114,9 @@ class Connection(asyncio.Protocol):
         if self._lingers:
             return
         request = self.request
-        if request is None or not request.is_whole:
-            data = self._feed(data)
-        if data:
-            self._ahead += data
+        rest = self._feed(data) if request is None or not request.is_whole else data
+        if rest:
+            self._ahead += rest
             if len(self._ahead) > AHEAD_BYTES:
                 self._pause()
         if request is None:
