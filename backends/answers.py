@@ -114,7 +114,10 @@ _SILENCES = (b"null", b'""', b"[]")
 
 def answer_usage(body: bytes) -> Usage | None:
     """The counts of a whole answer. Raises `UpstreamFault` when it tells of an error, `ValueError` when it is none."""
-    answer = decoded(_answer, body)
+    try:
+        answer = _answer.decode(body)
+    except msgspec.DecodeError:
+        answer = decoded(_answer, body)
     if answer.error and is_error(answer.error, beside=bool(answer.choices or answer.data or answer.usage)):
         raise fault(answer.error)
     return usage(answer.usage)

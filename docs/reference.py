@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ import click
 import msgspec
 from prometheus_client import CollectorRegistry
 
+import gateway
 from gateway.cli import cli
 from gateway.config import Settings
 from gateway.config.located import expected
@@ -35,6 +37,9 @@ def page() -> str:
         "## Metrics\n\nOn `/metrics`. Label values come from the routing table and from closed vocabularies; what a "
         'client typed is never one of them (`route="other"` for an unknown model).\n\n'
         + _table(("metric", "type", "labels", "meaning"), _metrics()),
+        "## Log\n\nThe gateway's own messages go to standard error, from `TRUNKLINE_LOG_LEVEL` up, each with the name "
+        "of its logger, which is that of a package of the gateway.\n\n"
+        + _table(("logger", "what it is about"), _loggers()),
         '## Errors\n\nEvery error has OpenAI\'s envelope, `{"error": {"message", "type", "param", "code"}}`, and an '
         "`x-request-id`. The first word of `error_type`, in metrics and logs, says who is to blame; `gateway_other` "
         "is a bug of ours. After the first byte of a stream an error is its last event, and no `[DONE]` follows.\n\n"
@@ -122,6 +127,14 @@ def _metrics() -> Iterator[tuple[Any, ...]]:
             name = metric.name + ("_total" if metric.type == "counter" else "")
             labels = ", ".join(f"`{label}`" for label in collector._labelnames) or "none"
             yield f"`{name}`", metric.type, labels, metric.documentation
+
+
+def _loggers() -> Iterator[tuple[Any, ...]]:
+    root = Path(gateway.__file__).parent
+    for package in sorted(each for each in root.iterdir() if (each / "__init__.py").exists()):
+        if any("logging.getLogger(" in file.read_text() for file in package.rglob("*.py")):
+            about = import_module(f"gateway.{package.name}").__doc__ or ""
+            yield f"`trunkline.{package.name}`", " ".join(about.partition("\n\n")[0].split())
 
 
 def error_classes() -> list[type[errors.GatewayError]]:

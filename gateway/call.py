@@ -91,7 +91,7 @@ class CallState:
 
     async def end(self, error: BaseException | None = None) -> None:
         """Give back all that is held, and write the record; `error` is what ended the call, if anything did."""
-        spent, lease = self.record.final_usage(), self.lease
+        spent, lease = self.record.spent or self.record.final_usage(), self.lease
         try:
             if self.attempts is not None:
                 self.attempts.close(spent)

@@ -10,7 +10,7 @@ from pathlib import Path
 from gateway.admin import Registrar
 from gateway.admin.http.app import build_app
 from gateway.admin.http.credentials import offer_token
-from gateway.admin.http.guards import Desk
+from gateway.admin.http.guards import AdminContext
 from gateway.admin.targets import listed
 from gateway.app.lifetime import Lifetime, Part
 from gateway.auth import AdminKeys, networks
@@ -23,7 +23,7 @@ from gateway.http.connection import Connection
 from gateway.http.request import Request
 from gateway.store import open_store
 
-log = logging.getLogger("trunkline.admin")
+log = logging.getLogger("trunkline.app")
 
 ADMIN_TIMEOUT = 2.0
 """Seconds that the admin interface waits for Redis; nobody streams through it."""
@@ -58,13 +58,13 @@ class AdminListener:
             settings.redis_url, settings.state_path, ADMIN_TIMEOUT, records_url=settings.records_url
         )
         proxies = networks(settings.trusted_proxies.split(","))
-        self.desk = Desk(self.store, peppers, clock, table.routes, proxies, listed(table))
+        self.context = AdminContext(self.store, peppers, clock, table.routes, proxies, listed(table))
         self.admin_keys = AdminKeys(self.store.records, peppers, clock, bootstrap=digest)
         self.first = None if digest else Registrar(self.store.records, peppers, clock, "bootstrap")
         self.watcher = Watcher(source, self._apply, _keep_on)
         self._offer: asyncio.Task[None] | None = None
         self.lifetime = Lifetime(self._order())
-        self.app = build_app(self.desk, self.admin_keys)
+        self.app = build_app(self.context, self.admin_keys)
 
     def _order(self) -> list[Part]:
         """All that is opened or closed, each part after those that it uses."""
@@ -94,7 +94,7 @@ class AdminListener:
         """There are none."""
 
     async def _apply(self, loaded: Loaded) -> None:
-        self.desk.replace(loaded.table.routes, listed(loaded.table))
+        self.context.replace(loaded.table.routes, listed(loaded.table))
 
     def _offer_token(self) -> None:
         """Whoever starts a new gateway needs a token for the first admin key."""

@@ -26,7 +26,7 @@ from gateway.targets.health import Prober
 from gateway.targets.target import UNBOUNDED
 from gateway.upstream import Forwarder
 
-log = logging.getLogger("trunkline.fleet")
+log = logging.getLogger("trunkline.app")
 
 PULSE_SECONDS = 1.0
 ORDERS_TRIES, ORDERS_PAUSE = 20, 0.05
@@ -53,14 +53,7 @@ class Fleet:
         self._orders_at, self._asked = float("-inf"), asyncio.Event()
         self._route_of = _route_of(routes)
         self.prober = Prober(list(routes.targets), self._probe)
-        self.engines = Engines(
-            list(routes.targets),
-            self._gauges,
-            self._describe,
-            seen=self._seen,
-            learned=self._learned,
-            clock=clock.monotonic,
-        )
+        self.engines = Engines(list(routes.targets), self, clock.monotonic)
         self.gossip = Gossip(store.board.exchange, routes, clock.monotonic)
         self.waker = Waker(routes, self.prober, self.engines, forwarder, clock.monotonic)
         self._task: asyncio.Task[None] | None = None
@@ -154,15 +147,17 @@ class Fleet:
             why = await forwarder.credential(target.address, target.capabilities, target.timeouts)
         return why
 
-    async def _gauges(self, name: str) -> Gauges | None:
+    async def read_gauges(self, name: str) -> Gauges | None:
+        """Ask a target's engine for its load; None: it does not tell it now."""
         target = self.routes.targets[name]
         return await self._forwarder.gauges(target.address, target.capabilities, target.timeouts)
 
-    async def _describe(self, name: str) -> Facts | None:
+    async def read_facts(self, name: str) -> Facts | None:
+        """Ask a target what it is; None: it does not tell it now."""
         target = self.routes.targets[name]
         return await self._forwarder.describe(target.address, target.capabilities, target.timeouts)
 
-    def _seen(self, name: str, gauges: Gauges | None) -> None:
+    def gauges_read(self, name: str, gauges: Gauges | None) -> None:
         """An engine has told its load, or tells it no longer."""
         if (target := self.routes.targets.get(name)) is None:
             return
@@ -181,7 +176,7 @@ class Fleet:
             if value is not None:
                 gauge.labels(name).set(value)
 
-    def _learned(self, name: str, facts: Facts) -> None:
+    def facts_read(self, name: str, facts: Facts) -> None:
         """A target has told what it is."""
         if (target := self.routes.targets.get(name)) is None:
             return

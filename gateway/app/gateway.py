@@ -35,7 +35,7 @@ from gateway.metering.connections import ConnectionMetrics
 from gateway.metering.ledger import LedgerWriter
 from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
-from gateway.routing import Builder, Routes, Slots
+from gateway.routing import Builder, Routes, TargetSlots
 from gateway.routing.queue.events import QueueEvents
 from gateway.store import Store, open_store
 from gateway.upstream import Forwarder, Pool
@@ -150,7 +150,7 @@ class Gateway:
         return Builder(
             self.launched,
             self.capabilities,
-            Slots(self.store.limits, self._gateways),
+            TargetSlots(self.store.limits, self._gateways),
             self.clock.monotonic,
             seed=secrets.randbits(32),
             events=self.waiting,

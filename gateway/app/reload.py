@@ -19,7 +19,7 @@ from gateway.metering import Metrics
 from gateway.routing import Builder
 from gateway.upstream import AnswerLimits
 
-log = logging.getLogger("trunkline.config")
+log = logging.getLogger("trunkline.app")
 
 
 class TableStatus:

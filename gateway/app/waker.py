@@ -15,7 +15,7 @@ from gateway.targets.engines import Engines
 from gateway.targets.health import Prober
 from gateway.upstream import Forwarder
 
-log = logging.getLogger("trunkline.fleet")
+log = logging.getLogger("trunkline.app")
 
 ATTEND_SECONDS: Final = 0.5
 """Between two looks at a target that held calls wait for."""

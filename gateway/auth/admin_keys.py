@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from gateway.auth.presented import Door, presented
+from gateway.auth.presented import Authenticator, presented
 from gateway.auth.throttle import Throttle
 from gateway.auth.token import ADMIN, parse
 from gateway.core.clock import Clock
@@ -38,15 +38,17 @@ class AdminKeys:
         if bootstrap and not re.fullmatch(r"[0-9a-fA-F]{64}", bootstrap):
             raise ValueError("the bootstrap hash must be the SHA-256 of an admin token: 64 hexadecimal digits")
         self._bootstrap = bootstrap.lower().encode()
-        self._door = Door(store, AdminKey, peppers, clock, throttle or Throttle(clock), prefix=ADMIN, stale=0.0)
+        self._authenticator = Authenticator(
+            store, AdminKey, peppers, clock, throttle or Throttle(clock), prefix=ADMIN, stale=0.0
+        )
 
     async def open(self) -> None:
         """Start to re-hash keys under the newest pepper as they are used."""
-        self._door.rehash.open()
+        self._authenticator.rehash.open()
 
     async def close(self) -> None:
         """End what goes on in the background."""
-        await self._door.close()
+        await self._authenticator.close()
 
     async def authenticate(self, headers: Mapping[bytes, bytes], source: str | None) -> AdminKey:
         """The admin key of a call. Raises `Unauthenticated`, `Throttled` and `StoreUnavailable`.
@@ -55,7 +57,7 @@ class AdminKeys:
         """
         if self._bootstrap and self._is_bootstrap(presented(headers)):
             return BOOTSTRAP
-        return await self._door.identify(headers, source, fresh=True)
+        return await self._authenticator.identify(headers, source, fresh=True)
 
     def _is_bootstrap(self, sent: bytes) -> bool:
         try:

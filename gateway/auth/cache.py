@@ -38,6 +38,8 @@ class Cache(Generic[R]):
         self._kind: type[R] = kind
         self._absent, self._stale, self._most = absent, stale, most
         self._held: dict[str, _Held[R]] = {}
+        self.changes = 0
+        """In what is held, and heard of: as long as it stays, memory says what it said."""
         self._loads: dict[str, _Load[R]] = {}
         self._tasks: set[asyncio.Task[_Answer[R]]] = set()
 
@@ -76,6 +78,7 @@ class Cache(Generic[R]):
 
     def changed(self, name: str | None) -> None:
         """Heed what `Records.watch` tells: forget this record, or look at all of them again before using them."""
+        self.changes += 1
         if name is None:
             for held in self._held.values():
                 held.outdated = True
@@ -94,6 +97,7 @@ class Cache(Generic[R]):
         """Look at a record again before using it, if the store answers."""
         if (held := self._held.get(id)) is not None:
             held.outdated = True
+            self.changes += 1
 
     async def close(self) -> None:
         """End the loads that are still under way."""
@@ -130,6 +134,7 @@ class Cache(Generic[R]):
         return _Answer(record)
 
     def _keep(self, id: str, held: _Held[R]) -> None:
+        self.changes += 1
         former = self._held.get(id)
         if former is not None and former.loaded > held.loaded:
             return

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from gateway.auth.cache import Cache
 from gateway.auth.networks import within
-from gateway.auth.presented import Door
+from gateway.auth.presented import Authenticator
 from gateway.auth.throttle import Throttle
 from gateway.core.clock import Clock
 from gateway.core.errors import SourceNotAllowed, StoreUnavailable
@@ -20,15 +20,21 @@ from gateway.store import Records, StoreDown
 
 MOST_VERIFIED: Final = 10_000
 """Tokens that are remembered."""
+SURE_SECONDS: Final = 0.1
+"""For so long nobody asks again whether memory still vouches for a record of which no change was heard."""
 
 
-class _Verified(Struct, frozen=True):
+class _Verified(Struct):
     """A token that was found to be good, for as long as memory vouches for the records it was found with."""
 
     key: KeyRecord
     until: float
     """Seconds since the epoch; then the secret or the key has expired."""
     caller: Caller
+    changes: int = -1
+    """Of memory, when it was asked."""
+    sure_until: float = 0.0
+    """By the monotonic clock."""
 
 
 class Keyring:
@@ -37,7 +43,7 @@ class Keyring:
     def __init__(
         self, store: Records, peppers: Mapping[int, bytes], clock: Clock, throttle: Throttle | None = None
     ) -> None:
-        self._door = Door(store, KeyRecord, peppers, clock, throttle or Throttle(clock))
+        self._authenticator = Authenticator(store, KeyRecord, peppers, clock, throttle or Throttle(clock))
         self._clock = clock
         self._verified: dict[bytes, _Verified] = {}
         """By a digest of the headers that may hold a token: secrets do not lie about in memory."""
@@ -47,11 +53,11 @@ class Keyring:
 
     async def open(self) -> None:
         """Start to re-hash keys under the newest pepper as they are used."""
-        self._door.rehash.open()
+        self._authenticator.rehash.open()
 
     async def close(self) -> None:
         """End what goes on in the background."""
-        await self._door.close()
+        await self._authenticator.close()
         await self._tenants.close()
 
     async def authenticate(self, headers: Mapping[bytes, bytes], source: str | None, *, fresh: bool = False) -> Caller:
@@ -65,14 +71,10 @@ class Keyring:
         presented = b"%b\n%b" % (headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
         digest = blake2b(presented, digest_size=16, key=self._digest_key).digest()
         if not fresh and (known := self._verified.get(digest)) is not None:
-            held, tenant_held = self._door.cache.current(known.key.id), self._tenants.current(known.key.tenant)
-            if (
-                held is not None
-                and held.record is known.key
-                and tenant_held is not None
-                and tenant_held.record is known.caller.tenant
-                and self._clock.now() < known.until
-            ):
+            changes = self._authenticator.cache.changes + self._tenants.changes
+            if known.changes == changes and self._clock.monotonic() < known.sure_until:
+                return known.caller
+            if self._is_vouched_for(known):
                 return known.caller
             del self._verified[digest]
         caller, until = await self._identified(headers, source, fresh=fresh)
@@ -86,7 +88,7 @@ class Keyring:
         self, headers: Mapping[bytes, bytes], source: str | None, *, fresh: bool
     ) -> tuple[Caller, float]:
         """As `authenticate`; also until when the token is good, 0 where each call must look again."""
-        key, until = await self._door.verify(headers, source, fresh=fresh)
+        key, until = await self._authenticator.verify(headers, source, fresh=fresh)
         if key.sources and not within(source, key.sources):
             if not fresh:  # the key may have been given another network since it was loaded
                 return await self._identified(headers, source, fresh=True)
@@ -97,6 +99,18 @@ class Keyring:
             raise StoreUnavailable("Keys cannot be checked at the moment; try again.", retry_after=1) from error
         return Caller(key, tenant), until
 
+    def _is_vouched_for(self, known: _Verified) -> bool:
+        """Whether memory knows the token's records as they were, and it has not expired."""
+        held, tenant_held = self._authenticator.cache.current(known.key.id), self._tenants.current(known.key.tenant)
+        left = known.until - self._clock.now()
+        if held is None or held.record is not known.key or left <= 0:
+            return False
+        if tenant_held is None or tenant_held.record is not known.caller.tenant:
+            return False
+        known.changes = self._authenticator.cache.changes + self._tenants.changes
+        known.sure_until = self._clock.monotonic() + min(SURE_SECONDS, left)
+        return True
+
     def _changed(self, name: str | None) -> None:
-        self._door.cache.changed(name)
+        self._authenticator.cache.changed(name)
         self._tenants.changed(name)

@@ -25,7 +25,7 @@ def presented(headers: Mapping[bytes, bytes]) -> bytes:
     return sent.strip()
 
 
-class Door(Generic[K]):
+class Authenticator(Generic[K]):
     """Tells whose a token is, for one kind of key. `stale` is how long keys are known while the store is down, in
     seconds."""
 
@@ -42,7 +42,7 @@ class Door(Generic[K]):
     ) -> None:
         self._peppers, self._clock, self._throttle, self._prefix = Peppers(peppers), clock, throttle, prefix
         self.cache: Cache[K] = Cache(store, kind, clock, stale=stale)
-        self.rehash: Rehash[K] = Rehash(store, self._peppers, clock, self.cache.outdate)
+        self.rehash: Rehash[K] = Rehash(store, self._peppers, clock, self.cache)
 
     async def identify(self, headers: Mapping[bytes, bytes], source: str | None, *, fresh: bool = False) -> K:
         """The key a call came with, valid now; raises as `verify`."""

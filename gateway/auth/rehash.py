@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from gateway.auth.cache import Cache
 from gateway.auth.pepper import Peppers
 from gateway.core.clock import Clock
 from gateway.core.types import AdminKey, Audit, KeyRecord, Secret
 from gateway.store import KINDS, Conflict, Records, StoreDown
 
-log = logging.getLogger("trunkline.keys")
+log = logging.getLogger("trunkline.auth")
 
 K = TypeVar("K", KeyRecord, AdminKey)
 MAX_WAITING: Final = 1000
@@ -24,11 +24,12 @@ MAX_WAITING: Final = 1000
 class Rehash(Generic[K]):
     """Writes keys anew, one after another, in a task of its own: a client must neither wait for it nor cancel it.
 
-    `done` is told the id of each key that was tried.
+    Each key that was tried is outdated in `cache`.
     """
 
-    def __init__(self, store: Records, peppers: Peppers, clock: Clock, done: Callable[[str], None]) -> None:
-        self._store, self._peppers, self._clock, self._done = store, peppers, clock, done
+    def __init__(self, store: Records, peppers: Peppers, clock: Clock, cache: Cache[K]) -> None:
+        self._store, self._peppers, self._clock = store, peppers, clock
+        self._cache: Cache[K] = cache
         self._queue: asyncio.Queue[tuple[K, Secret, str]] = asyncio.Queue(MAX_WAITING)
         self._known: set[str] = set()
         self._task: asyncio.Task[None] | None = None
@@ -61,7 +62,7 @@ class Rehash(Generic[K]):
                 log.error("key %s cannot be hashed under the newest pepper: %r", record.id, error)
                 continue  # and is not tried again by this process
             self._known.discard(record.id)
-            self._done(record.id)
+            self._cache.outdate(record.id)
 
     async def _write(self, record: K, used: Secret, secret: str) -> None:
         kind = KINDS[type(record)]

@@ -24,7 +24,7 @@ from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, load_table
 from gateway.core.errors import NoRoute
 from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState
-from gateway.routing import Builder, Routes, Slots
+from gateway.routing import Builder, Routes, TargetSlots
 from gateway.routing.explain import Candidacy
 from gateway.store import Store, StoreDown
 from gateway.targets import Target
@@ -71,7 +71,7 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
     except Mistakes as error:
         raise click.ClickException(str(error)) from None
     launched = {target.name: "http://launched" for _, _, target in table.targets() if target.launch is not None}
-    routes = Builder(launched, cache(registry.capabilities), Slots(store.limits), time.monotonic).build(table)
+    routes = Builder(launched, cache(registry.capabilities), TargetSlots(store.limits), time.monotonic).build(table)
     said = await _reports(store, set(routes.targets))
     _apply(routes, said)
     routes.ordered({order.id: order for order in await store.records.all(TargetOrder)}, time.time())

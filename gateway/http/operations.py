@@ -25,7 +25,7 @@ from gateway.metering.metrics import CONTENT_TYPE
 from gateway.store import Store, StoreDown
 from gateway.targets import Target
 
-log = logging.getLogger("trunkline.edge")
+log = logging.getLogger("trunkline.http")
 
 
 class Model(Struct):

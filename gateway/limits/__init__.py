@@ -1,8 +1,7 @@
 """Admission: whether a call may come in under the limits of its key, tenant and model, and what it holds meanwhile."""
 
-from gateway.limits.admission import Admission, AdmissionEvents
+from gateway.limits.admission import Admission, AdmissionEvents, Lease
 from gateway.limits.estimate import Estimator
-from gateway.limits.lease import Lease
 from gateway.limits.plan import Rules
 
 __all__ = ["Admission", "AdmissionEvents", "Estimator", "Lease", "Rules"]

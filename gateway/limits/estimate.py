@@ -67,7 +67,7 @@ class Estimator:
         expected = self._outputs.get((key_id, route)) or self._outputs.get(("", route), FIRST_OUTPUT)
         return Estimate(prompt, bound or min(HUGE, int(expected * answers)), (least, bound))
 
-    def learn(self, call: Call, key_id: str, route: str, input: int, output: int) -> None:
+    def learn(self, call: Call, key_id: str, route: str, input: int, output: float) -> None:
         """A target has counted the tokens of an answered call."""
         asked = call.asked
         size = asked.text
@@ -75,17 +75,17 @@ class Estimator:
             known = self._bytes_per_token.get(route, BYTES_PER_TOKEN)
             ratio = min(16.0, max(0.5, size / input))
             self._bytes_per_token[route] = known + WEIGHT * (ratio - known)
-        if call.endpoint != "embeddings":
-            for key in ((key_id, route), ("", route)):
-                self._learn_output(key, output / (asked.prompts * asked.candidates))
-
-    def _learn_output(self, key: tuple[str, str], output: float) -> None:
-        known = self._outputs.pop(key, None)
-        if known is None:
-            known = max(output, self._outputs.get(("", key[1]), 1.0))
-        else:
-            scale = STEP * max(1.0, known, output)
-            known += scale * (QUANTILE if output > known else QUANTILE - 1)
-        self._outputs[key] = max(1.0, known)
-        if len(self._outputs) > MAX_KEYS:
-            self._outputs.popitem(last=False)
+        if call.endpoint == "embeddings":
+            return
+        output = output / (asked.prompts * asked.candidates)
+        outputs = self._outputs
+        for key in ((key_id, route), ("", route)):
+            known = outputs.pop(key, 0.0)
+            if not known:
+                known = max(output, outputs.get(("", route), 1.0))
+            else:
+                scale = STEP * max(1.0, known, output)
+                known += scale * (QUANTILE if output > known else QUANTILE - 1)
+            outputs[key] = max(1.0, known)
+        while len(outputs) > MAX_KEYS:
+            outputs.popitem(last=False)

@@ -24,7 +24,8 @@ class RateHeaders:
         self._dimensions, self.ietf = dimensions, ietf
         requests = [i for i, d in enumerate(dimensions) if d.kind == "rate" and d.unit == "requests"]
         tokens = [i for i, d in enumerate(dimensions) if d.kind == "rate" and d.unit != "requests"]
-        self._groups = [_Group(*group) for group in ((b"requests", requests), (b"tokens", tokens)) if group[1]]
+        found = ((b"requests", requests), (b"tokens", tokens))
+        self._groups = [_Group(name, members, dimensions) for name, members in found if members]
 
     def of(self, standings: Sequence[Standing], denied: int | None = None) -> Headers:
         """Of what denied the call, else of what has the least left."""
@@ -41,7 +42,7 @@ class RateHeaders:
             standing = standings[chosen]
             reset = standing.reset
             headers += (
-                (group.limit, b"%d" % self._dimensions[chosen].limit),
+                group.limits[chosen],
                 (group.remaining, b"%d" % standing.remaining),
                 # Most are short; the longer ones are worth a call.
                 (group.reset, b"%dms" % math.ceil(reset * 1000) if reset <= 0.999 else duration(reset).encode()),
@@ -60,11 +61,13 @@ class RateHeaders:
 class _Group:
     """The dimensions of which one is told, and the names it is told under."""
 
-    __slots__ = ("limit", "members", "remaining", "reset")
+    __slots__ = ("limits", "members", "remaining", "reset")
 
-    def __init__(self, name: bytes, members: list[int]) -> None:
+    def __init__(self, name: bytes, members: list[int], dimensions: Sequence[Dimension]) -> None:
         self.members = members
-        self.limit, self.remaining, self.reset = (b"x-ratelimit-%b-%b" % (w, name) for w in _WORDS)
+        limit, self.remaining, self.reset = (b"x-ratelimit-%b-%b" % (word, name) for word in _WORDS)
+        self.limits = {i: (limit, b"%d" % dimensions[i].limit) for i in members}
+        """The header that tells the limit of a member."""
 
 
 def denial(dimensions: Sequence[Dimension], verdict: Verdict, headers: Headers) -> LimitReached:

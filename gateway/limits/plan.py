@@ -46,7 +46,7 @@ class Terms:
     `price` is what money is counted by; None: no dimension counts money.
     """
 
-    __slots__ = ("_limits", "_price", "_smallest", "_units", "headers", "leases", "plan")
+    __slots__ = ("_fits", "_limits", "_price", "_smallest", "_units", "headers", "leases", "plan")
 
     def __init__(self, plan: Plan, price: Price | None = None, *, ietf: bool = False) -> None:
         dimensions = plan.dimensions
@@ -58,6 +58,8 @@ class Terms:
         self._units = [UNITS.index(dimension.unit) for dimension in dimensions]
         self._limits = [dimension.limit for dimension in dimensions]
         self._smallest = [min((d.limit for d in dimensions if d.unit == unit), default=HUGE) for unit in UNITS]
+        self._fits = min(self._smallest[2:5]) if min(self._smallest[:2]) > 0 else -1
+        """Tokens with which every call fits, as far as calls and tokens are counted."""
 
     def ask(self, call_id: str, estimate: Estimate) -> Ask:
         """What to reserve: never more of a dimension than it can hold, as an estimate may be wrong.
@@ -66,9 +68,10 @@ class Terms:
         """
         input, output, price = estimate.input, estimate.output, self._price
         least_input, least_output = estimate.least
-        if any(map(gt, (1, 1, least_input + least_output, least_input, least_output), self._smallest)) or (
-            price is not None and price.cost(least_input, least_input, least_output) > self._smallest[5]
-        ):
+        least = least_input + least_output
+        if least > self._fits and any(map(gt, (1, 1, least, least_input, least_output), self._smallest)):
+            raise self._never_fits(estimate)
+        if price is not None and price.cost(least_input, least_input, least_output) > self._smallest[5]:
             raise self._never_fits(estimate)
         taken = (1, 1, input + output, input, output, 0 if price is None else price.cost(input, 0, output))
         return Ask(call_id, self.plan, [*map(min, map(taken.__getitem__, self._units), self._limits)])

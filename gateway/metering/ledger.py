@@ -13,7 +13,7 @@ from typing import Any
 from gateway.core.types import Entry, Sum
 from gateway.store import Ledger, StoreDown
 
-log = logging.getLogger("trunkline.meter")
+log = logging.getLogger("trunkline.metering")
 
 FLUSH_SECONDS = 0.2
 AGAIN_SECONDS = (0.2, 2.0)

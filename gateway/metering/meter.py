@@ -88,7 +88,7 @@ class Meter:
         times[1].append(own)
         if record.gaps:
             self.between_tokens(record)
-        spent = record.final_usage()
+        spent = record.spent or record.final_usage()
         if record.error is None and len(attempts) == 1 and record.usage_source == "upstream":
             # The way of nearly all calls: one attempt, answered, with the target's own usage.
             choice = attempts[0].choice

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from gateway.store import Ledger, StoreDown
 
-log = logging.getLogger("trunkline.reconcile")
+log = logging.getLogger("trunkline.metering")
 
 INTERVAL_SECONDS = 60.0
 ALARM_RATIO = 0.05

@@ -17,7 +17,7 @@ from gateway.metering.aborts import Abort, Client, Phase
 if TYPE_CHECKING:
     from gateway.metering.meter import Meter
 
-log = logging.getLogger("trunkline.meter")
+log = logging.getLogger("trunkline.metering")
 
 BYTES_PER_TOKEN = 4.0
 """Of an answer that nobody counted."""
@@ -78,7 +78,6 @@ class CallRecord:
         "_prompt",
         "_sent_at",
         "_size",
-        "_spent",
         "_waits_for",
         "abort",
         "admitted_at",
@@ -96,6 +95,7 @@ class CallRecord:
         "resuming",
         "route",
         "seconds",
+        "spent",
         "started",
         "stream",
         "target",
@@ -136,7 +136,8 @@ class CallRecord:
         self.resuming, self.obstacle = False, ""
         self.resumed = 0
         """How often its stream went on at another target."""
-        self._spent: Spent | None = None
+        self.spent: Spent | None = None
+        """What it took, once that was asked for: see `final_usage`."""
         self.error: GatewayError | None = None
         self.outcome = "answered"
 
@@ -148,7 +149,9 @@ class CallRecord:
     def received_body(self, call: Call) -> None:
         """The body has come."""
         self.stream, self.call = call.stream, call
-        self._wait_for(NOBODY)
+        now = self._clock.monotonic()
+        self.seconds[CLIENT] += now - self._last
+        self._last, self._waits_for = now, NOBODY
 
     def routed(self, route: str, price: Price | None = None) -> None:
         """The call is for this route, where tokens cost so much."""
@@ -158,7 +161,9 @@ class CallRecord:
         """The call may go on, and waits for a target; `at` is when, in seconds since the epoch, and its prompt is
         estimated to be of so many tokens."""
         self.admitted_at, self._prompt = at, prompt
-        self._wait_for(QUEUE)
+        now = self._clock.monotonic()
+        self.seconds[NOBODY] += now - self._last
+        self._last, self._waits_for = now, QUEUE
 
     def attempt_started(self, target: str, choice: Choice) -> None:
         """The call goes to `target`; `choice` tells why there."""
@@ -227,11 +232,11 @@ class CallRecord:
 
     def final_usage(self) -> Spent:
         """What the call took. Fixed when it is first asked for: what is charged is what is written."""
-        if self._spent is None:
+        if self.spent is None:
             input, cached, output, self.usage_source = self._counts()
             cost = 0 if self._price is None else self._price.cost(input, cached, output)
-            self._spent = Spent(input, cached, output, cost)
-        return self._spent
+            self.spent = Spent(input, cached, output, cost)
+        return self.spent
 
     def seen(self) -> tuple[int, int | None, float | None, float]:
         """What the target made of an answered call: status, completion tokens, seconds to the first and to the end."""

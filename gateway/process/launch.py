@@ -16,7 +16,7 @@ from backends.capabilities import Capabilities
 from gateway.config import Table, TargetSpec
 from gateway.process.child import Child
 
-log = logging.getLogger("trunkline.launch")
+log = logging.getLogger("trunkline.process")
 
 INHERITED: Final = re.compile(
     "PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|TMPDIR|LANG|LANGUAGE|LC_.*|XDG_.*|LD_LIBRARY_PATH|VIRTUAL_ENV|CONDA_.*|PYTHON.*|"

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from gateway.process.child import die_with_parent
 
-log = logging.getLogger("trunkline.serve")
+log = logging.getLogger("trunkline.process")
 
 LAST_SECONDS: Final = 8.0
 """After its patience, for a worker to end its calls and give back what it holds; it is killed if that takes longer."""

@@ -182,7 +182,7 @@ class Attempt:
             self.target.failed(self._trial)
 
     def resume(self) -> None:
-        """It failed in the middle of its answer: the next placement is to be one that can go on with it."""
+        """It failed in the middle of its answer: the next attempt is to be one that can go on with it."""
         self.outcome = structs.replace(self.outcome, resumes=True)
 
     def refused(self, error: GatewayError) -> None:

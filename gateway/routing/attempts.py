@@ -150,7 +150,7 @@ class Attempts:
                         wait=wait,
                         lenient=lenient,
                     )
-                attempt = await current.next(outcome)
+                attempt = current.at_once() or await current.next(outcome)
                 if attempt is not None:
                     return self._introduced(attempt, route)
             except _PASSED_BY as error:

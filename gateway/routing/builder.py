@@ -9,10 +9,10 @@ from functools import partial
 from backends.capabilities import Capabilities
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.routing.attempt import Attempt
-from gateway.routing.max_inflight import Slots
+from gateway.routing.max_inflight import TargetSlots
 from gateway.routing.policies import registry
 from gateway.routing.policies.registry import Factory
-from gateway.routing.queue.cold import Hold
+from gateway.routing.queue.cold import HeldCalls
 from gateway.routing.queue.events import QueueEvents
 from gateway.routing.queue.queue import Queue
 from gateway.routing.route import Route
@@ -34,7 +34,7 @@ class Builder:
         self,
         urls: Mapping[str, str],
         capabilities: Callable[[str], Capabilities],
-        slots: Slots,
+        slots: TargetSlots,
         clock: Callable[[], float],
         *,
         seed: int = 0,
@@ -97,14 +97,14 @@ class Builder:
             changed=partial(self._events.queued, name),
         )
 
-    def _hold(self, name: str, spec: RouteSpec) -> Hold:
+    def _hold(self, name: str, spec: RouteSpec) -> HeldCalls:
         queue = Queue[bool](
             calls=spec.queue.calls,
             size=spec.queue.size,
             clock=self._clock,
             changed=lambda calls, size: self._events.held(name, calls),
         )
-        return Hold(name, queue, self._clock, self._events)
+        return HeldCalls(name, queue, self._clock, self._events)
 
     def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
         url = self._url(spec).rstrip("/")

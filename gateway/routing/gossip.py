@@ -23,7 +23,7 @@ from gateway.store import StoreDown
 from gateway.targets.load import KNOWN_GATEWAYS, STALE_SECONDS, Load, LoadReport
 from gateway.targets.target import Target
 
-log = logging.getLogger("trunkline.routes")
+log = logging.getLogger("trunkline.routing")
 
 SECONDS: Final = 0.2
 RING: Final = 32

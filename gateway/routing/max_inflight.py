@@ -14,8 +14,8 @@ from gateway.targets.target import Target
 GiveBack = Callable[[], asyncio.Future[Any] | None]
 
 
-class Slots:
-    """Slots of targets. A gateway that dies gives its own back after 15 s. `gateways` counts the living workers."""
+class TargetSlots:
+    """The slots of targets. A gateway that dies gives its own back after 15 s. `gateways` counts the living workers."""
 
     def __init__(self, store: Limits, gateways: Callable[[], int] = lambda: 1) -> None:
         self._store, self._gateways = store, gateways

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 
 from gateway.config import RouteSpec
 from gateway.routing.attempt import Attempt
-from gateway.routing.max_inflight import Slots
+from gateway.routing.max_inflight import TargetSlots
 from gateway.routing.policies.api import Prompt
-from gateway.routing.queue.cold import Hold
+from gateway.routing.queue.cold import HeldCalls
 from gateway.routing.queue.queue import Queue
 from gateway.routing.retry_budget import RetryBudget
 from gateway.routing.selection import Chooser
 from gateway.routing.tier import Tier
 from gateway.targets.load import Load
 
-log = logging.getLogger("trunkline.routes")
+log = logging.getLogger("trunkline.routing")
 
 LOOK_SECONDS = 0.05
 """How often a queue looks for room that nobody told of: in other gateways, or because a rest is over."""
@@ -32,8 +32,8 @@ class Route:
         spec: RouteSpec,
         tiers: Sequence[Tier],
         queue: Queue[Attempt],
-        held: Hold,
-        slots: Slots,
+        held: HeldCalls,
+        slots: TargetSlots,
         clock: Callable[[], float],
     ) -> None:
         """What the table says of the route is in `spec`. A call waits in `queue` while all targets are full, and in
@@ -50,11 +50,15 @@ class Route:
         """The best first."""
         self.keyed = any(tier.keyed for tier in tiers)
         """There is a choice for which a prompt's keys matter."""
+        self.counts_slots = any(target.max_inflight is not None for target in self.targets)
+        """Calls there hold slots, which are counted for all gateways."""
         self.others_waiting = 0
         """Calls in other gateways' queues for this route, as they last told."""
         self.slots, self.clock = slots, clock
         self.retries = RetryBudget()
         self._heir: Route | None = None
+        self.is_latest = True
+        """There is none of its name in a newer table."""
         self._closed = False
         self._looking: asyncio.TimerHandle | None = None
 
@@ -85,7 +89,7 @@ class Route:
 
     def close(self, heir: Route | None = None) -> None:
         """The route is not used any more. Calls in flight go on; those that wait in the queue go the heir's way."""
-        self._heir, self._closed = heir, True
+        self._heir, self._closed, self.is_latest = heir, True, heir is None
         for target in self.targets:
             if self.freed in target.load.freed:
                 target.load.freed.remove(self.freed)

@@ -66,6 +66,25 @@ class RouteAttempts:
         """The target that began an answer with which others are to go on."""
         route.retries.in_flight += 1
 
+    def at_once(self) -> Attempt | None:
+        """The first attempt, if it takes no waiting: the short way of `next`, and that of nearly all calls.
+
+        Raises `NoTarget`.
+        """
+        route = self.route
+        if self._tried or route.queue.waiting or route.counts_slots or not route.is_latest:
+            return None
+        attempt = self._choose()
+        if attempt is not None:
+            route.queue.placed(self._waiter, route.clock())
+            try:
+                attempt.begin()
+            except BaseException:
+                attempt.end()
+                raise
+            self._tried.append(attempt.target)
+        return attempt
+
     async def next(self, outcome: Outcome) -> Attempt | None:
         """The next attempt, after the last one had this outcome; None: there is no other target left to try.
 
@@ -91,7 +110,8 @@ class RouteAttempts:
 
     def close(self, spent: Spent) -> None:
         """No attempt follows; the call took `spent` here, which its tenant is charged for in the queue's order."""
-        self._end_retry()
+        if self._again:
+            self._end_retry()
         self.route.retries.in_flight -= 1
         self.route.queue.spent(self._waiter, spent.input, spent.output)
 
@@ -107,13 +127,11 @@ class RouteAttempts:
         route, waiter, again = self.route, self._waiter, bool(self._tried)
         if again and not self._can_retry(seconds):
             return None
-        queue, came = route.queue, route.clock()
+        came = route.clock()
         while True:
-            attempt = None if queue.waiting or again else queue.place_at_once(waiter, self._choose)
-            if attempt is None:
-                attempt = await queue.place(
-                    waiter, self._choose, Attempt.end, seconds or 0.0, again=again, soonest=self._soonest
-                )
+            attempt = await route.queue.place(
+                waiter, self._choose, Attempt.end, seconds or 0.0, again=again, soonest=self._soonest
+            )
             try:
                 if attempt.target.max_inflight is None or await self._has_slot(attempt):
                     attempt.waited = route.clock() - came
@@ -136,7 +154,9 @@ class RouteAttempts:
 
     def _choose(self) -> Attempt | None:
         """An attempt now; None: all that could take the call are full. Raises `NoTarget`."""
-        route, prompt, tried = self.route.latest, self._prompt, self._tried
+        route, prompt, tried = self.route, self._prompt, self._tried
+        if not route.is_latest:
+            route = route.latest
         chooser = route.chooser
         chosen = chooser.choose(prompt, chooser.barred(tried, self._begun) if tried else (), lenient=self._lenient)
         tier = chosen.tier

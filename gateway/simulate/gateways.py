@@ -12,7 +12,7 @@ from backends.api import Call
 from backends.body import Body
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.core.types import KeyRecord
-from gateway.routing import Builder, Gossip, Route, Slots
+from gateway.routing import Builder, Gossip, Route, TargetSlots
 from gateway.routing.policies.api import Prompt
 from gateway.routing.policies.registry import Factory
 from gateway.routing.route_attempts import RouteAttempts
@@ -61,7 +61,7 @@ class SimulatedGateway:
         builder = Builder(
             {},
             lambda backend: cast("Any", None),
-            Slots(cast("Limits", None)),  # asked for nothing: no target has `max_inflight`
+            TargetSlots(cast("Limits", None)),  # asked for nothing: no target has `max_inflight`
             clock,
             seed=seed,
             policies=policies,

@@ -10,13 +10,13 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from heapq import heappop, heappush
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from backends.api import Facts, Gauges
 
 T = TypeVar("T")
 
-log = logging.getLogger("trunkline.engines")
+log = logging.getLogger("trunkline.targets")
 
 EVERY_SECONDS: Final = (1.0, 2.0)
 """Between two looks at a target: chance keeps gateways and targets from falling into step."""
@@ -51,24 +51,34 @@ class _Looks:
         self.gauges = gauges
 
 
+class EngineFleet(Protocol):
+    """Whose engines are looked at: targets are known by their names."""
+
+    async def read_gauges(self, name: str) -> Gauges | None:
+        """Ask the target for its load; None: it does not tell it now."""
+
+    async def read_facts(self, name: str) -> Facts | None:
+        """Ask the target what it is; None: it does not tell it now."""
+
+    def gauges_read(self, name: str, gauges: Gauges | None) -> None:
+        """The target's load after a look; None, once: it is not told any longer."""
+
+    def facts_read(self, name: str, facts: Facts) -> None:
+        """What the target is, each time that it says so."""
+
+
 class Engines:
     """Looks at every target's engine in turn: one task, which no target can hold up for the others."""
 
     def __init__(
         self,
         targets: Collection[str],
-        scrape: Callable[[str], Awaitable[Gauges | None]],
-        describe: Callable[[str], Awaitable[Facts | None]],
-        *,
-        seen: Callable[[str, Gauges | None], None],
-        learned: Callable[[str, Facts], None],
+        fleet: EngineFleet,
         clock: Callable[[], float],
         every: tuple[float, float] = EVERY_SECONDS,
     ) -> None:
-        """`scrape` and `describe` ask a target; `seen` gets its load after each look, and once None when it is not
-        told any longer; `learned` what it is, each time that it says so. `clock` is monotonic, in seconds."""
-        self._scrape, self._describe, self._seen, self._learned = scrape, describe, seen, learned
-        self._clock, self._every = clock, every
+        """`clock` is monotonic, in seconds."""
+        self._fleet, self._clock, self._every = fleet, clock, every
         self._engines: dict[str, _Looks] = {}
         self._dues: list[tuple[float, str]] = []
         """When to look at whom, the soonest first; where an engine's own `due` is another by now, it holds."""
@@ -117,20 +127,20 @@ class Engines:
     async def look(self, name: str) -> None:
         """Ask one target for its load, and when that is due, what it is."""
         engine = self._engines[name]
-        gauges = await self._asked(name, "load", self._scrape, SCRAPE_SECONDS)
+        gauges = await self._asked(name, "load", self._fleet.read_gauges, SCRAPE_SECONDS)
         if self._engines.get(name) is not engine:
             return
         before = engine.gauges
         engine.saw(gauges, self._clock())
         if gauges is not None or before is not None:
-            self._seen(name, gauges)
+            self._fleet.gauges_read(name, gauges)
         if (due := engine.facts_due) > self._clock():
             return
-        facts = await self._asked(name, "facts", self._describe, DESCRIBE_SECONDS)
+        facts = await self._asked(name, "facts", self._fleet.read_facts, DESCRIBE_SECONDS)
         if engine.facts_due == due:  # else it came back meanwhile, and what it told may be old
             engine.facts_due = self._clock() + (FACTS_RETRY_SECONDS if facts is None else FACTS_SECONDS)
         if facts is not None and self._engines.get(name) is engine:
-            self._learned(name, facts)
+            self._fleet.facts_read(name, facts)
 
     async def _asked(self, name: str, what: str, ask: Callable[[str], Awaitable[T | None]], seconds: float) -> T | None:
         try:

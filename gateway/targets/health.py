@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
-log = logging.getLogger("trunkline.health")
+log = logging.getLogger("trunkline.targets")
 
 CONSECUTIVE = 5
 WINDOW_SECONDS, WINDOW_CALLS, WINDOW_SHARE = 30.0, 10, 0.5

@@ -118,7 +118,7 @@ class Transcript:
         self._blanks = 0
         if not said:
             return self._call
-        assert resumable is not None, "placements after the first are at targets that can"
+        assert resumable is not None, "attempts after the first are at targets that can"
         try:
             return resumable.resume(self._bounded(), said)
         except (ValueError, RequestRefused) as error:

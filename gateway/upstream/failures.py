@@ -1,4 +1,4 @@
-"""What can go wrong with a target, in our words: heads, statuses, errors inside answers."""
+"""What can go wrong with a target, in our words: statuses, errors inside answers."""
 
 from __future__ import annotations
 
@@ -10,31 +10,16 @@ from typing import Final
 from backends.api import Call, UpstreamFault
 from backends.capabilities import Capabilities
 from gateway.core.errors import (
-    BadReply,
     CredentialRefused,
     GatewayError,
     Rejected,
     UpstreamBusy,
     UpstreamFailed,
 )
-from gateway.upstream.http1 import Headers
 
 MAX_RETRY_AFTER = 120.0
 SHORTEST_SECRET: Final = 8
 """Shorter ones are words such as "none", for servers that want any; they are found in every other text."""
-
-PLAIN: Final = (b"identity", b"")
-"""Content codings of an answer that is passed on; others would have to be unpacked to be looked at."""
-
-
-def fit(headers: Headers) -> str:
-    """The content type of an answer, which can be passed on; raises `BadReply` for one that cannot, by its head."""
-    if headers.get(b"content-encoding", b"identity").lower() not in PLAIN:
-        raise BadReply("the answer is compressed, which was not asked for")
-    content_type = headers.get(b"content-type", b"application/json")
-    if not content_type.isascii():
-        raise BadReply("the answer's content type is not ASCII")
-    return content_type.decode()
 
 
 def status_refusal(status: int, retry_header: bytes | None, capabilities: Capabilities) -> GatewayError | None:

@@ -16,7 +16,8 @@ from gateway.config import Timeouts
 from gateway.core.errors import BadReply, GatewayError, Rejected, Unsupported, UpstreamTimeout
 from gateway.upstream.connection import Response
 from gateway.upstream.exchange import LATE, Exchange
-from gateway.upstream.failures import conceal, fit, status_refusal, worded_refusal
+from gateway.upstream.failures import conceal, status_refusal, worded_refusal
+from gateway.upstream.http1 import Headers
 from gateway.upstream.origins import Origins
 from gateway.upstream.pool import Pool
 from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, AnswerMemory, reader_for
@@ -30,6 +31,8 @@ SCRAPE_LIMIT = 4 * 1024**2
 """Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
 NONE: Final[Mapping[bytes, bytes]] = {}
 REFUSED = "credential refused"
+PLAIN: Final = (b"identity", b"")
+"""Content codings of an answer that is passed on; others would have to be unpacked to be looked at."""
 _REFUSALS = (401, 403)
 _NO_SUCH_ROUTE = (404, 405, 501)
 _NO_ANSWER = (httpx.RequestError, httpx.InvalidURL, TimeoutError)
@@ -225,3 +228,13 @@ class Forwarder:
                 yield response
             finally:
                 await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
+
+
+def fit(headers: Headers) -> str:
+    """The content type of an answer, which can be passed on; raises `BadReply` for one that cannot, by its head."""
+    if headers.first.get(b"content-encoding", b"").lower() not in PLAIN:
+        raise BadReply("the answer is compressed, which was not asked for")
+    content_type = headers.first.get(b"content-type", b"application/json")
+    if not content_type.isascii():
+        raise BadReply("the answer's content type is not ASCII")
+    return content_type.decode()

@@ -6,7 +6,7 @@ Heads are read here, strictly, because they decide where an answer ends; chunks 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, overload
 
 from httptools import HttpParserError, HttpResponseParser
@@ -24,7 +24,6 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\r\n]*)?(?=\r
 _FIELD = re.compile(rb"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*)")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _TIMEOUT = re.compile(rb"(?:^|[,; ])timeout=([0-9]{1,6})(?:$|[,; ])", re.IGNORECASE)
-_FRAMING = {b"content-length", b"transfer-encoding", b"connection", b"keep-alive"}
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\r\n"))
 _CHUNKED_FOLLOWS = b"HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
 """Brings llhttp to the first chunk; it takes what is behind the last one for an error, as it should here."""
@@ -35,7 +34,14 @@ Pairs = Sequence[tuple[bytes, bytes]]
 
 
 class Headers(list[tuple[bytes, bytes]]):
-    """The fields of an answer's head in their order, names in lower case, values without blanks around them."""
+    """The fields of an answer's head in their order, names in lower case, values without blanks around them; `first`
+    has the first value of each name."""
+
+    __slots__ = ("first",)
+
+    def __init__(self, fields: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        super().__init__(fields)
+        self.first = dict(reversed(self))
 
     @overload
     def get(self, name: bytes) -> bytes | None: ...
@@ -43,10 +49,14 @@ class Headers(list[tuple[bytes, bytes]]):
     def get(self, name: bytes, default: bytes) -> bytes: ...
     def get(self, name: bytes, default: bytes | None = None) -> bytes | None:
         """The first value of `name`, which is in lower case."""
-        for field, value in self:
-            if field == name:
-                return value
-        return default
+        return self.first.get(name, default)
+
+    def all(self, name: bytes) -> list[bytes]:
+        """Its values, one after the other."""
+        return [value for field, value in self if field == name]
+
+
+NO_HEADERS: Final = Headers()
 
 
 def request_head(start: bytes, headers: Pairs, length: int | None) -> bytes:
@@ -98,7 +108,7 @@ class Answer:
         self._framing, self._head, self._interim, self._left, self._framing_bytes = _HEAD, b"", 0, 0, 0
         self._chunks: _Chunks | None = None
         self.status = 0
-        self.headers = Headers()
+        self.headers = NO_HEADERS
         self.pieces: list[bytes] = []
         self.held = 0
         self.complete = self.reusable = False
@@ -235,23 +245,22 @@ class Answer:
 
     def _framing_fields(self, old: bool) -> tuple[bytes | None, bytes | None]:
         """Content length and transfer coding; notes what the head says of the connection."""
-        length, coding, options = None, None, b""
-        for name, value in self.headers:
-            if name not in _FRAMING:
-                continue
-            if name == b"content-length":
-                if not _LENGTH.fullmatch(value) or length not in (None, value):
-                    raise BadReply("the answer has several lengths" if length else "the answer's length is no number")
-                length = value
-            elif name == b"transfer-encoding":
-                coding = value.lower() if coding is None else b"several"
-            elif name == b"connection":
-                options += b"," + value.lower()
-            elif (seconds := _TIMEOUT.search(value)) is not None:
-                self.idle_seconds = float(seconds[1])
-        named = {option.strip(b" \t") for option in options.split(b",")} if options else ()
+        headers, first = self.headers, self.headers.first
+        length, coding = first.get(b"content-length"), first.get(b"transfer-encoding")
+        options, alive = first.get(b"connection"), first.get(b"keep-alive")
+        if length is not None and not _LENGTH.fullmatch(length):
+            raise BadReply("the answer's length is no number")
+        if len(first) < len(headers):  # something stands there more than once
+            if any(other != length for other in headers.all(b"content-length")):
+                raise BadReply("the answer has several lengths")
+            if len(headers.all(b"transfer-encoding")) > 1:
+                coding = b"several"
+            options, alive = b",".join(headers.all(b"connection")), b",".join(headers.all(b"keep-alive"))
+        if alive and (seconds := _TIMEOUT.search(alive)) is not None:
+            self.idle_seconds = float(seconds[1])
+        named = {option.strip(b" \t") for option in options.lower().split(b",")} if options else ()
         self.reusable = b"close" not in named and (not old or b"keep-alive" in named)
-        return length, coding
+        return length, coding and coding.lower()
 
 
 class _Chunks:

@@ -26,7 +26,7 @@ from gateway.upstream.forwarder import Forwarder
 
 __all__ = ["Comparison", "Mirror", "Seen", "Shadow", "chosen"]
 
-log = logging.getLogger("trunkline.shadow")
+log = logging.getLogger("trunkline.upstream")
 
 MAX_BYTES: Final = 16 * 1024**2
 """Bodies of shadow calls under way, all routes together."""

@@ -51,9 +51,9 @@ def choice_us(targets: int) -> float:
     started = time.process_time()
     for prompt in prompts:
         now = time.monotonic()
-        placement = Attempt(tier, tier.pick(prompt, tier.usable(prompt, now), now), prompt)
-        placement.begin()
-        flying.append(placement)
+        attempt = Attempt(tier, tier.pick(prompt, tier.usable(prompt, now), now), prompt)
+        attempt.begin()
+        flying.append(attempt)
         if len(flying) > IN_FLIGHT:
             flying.pop(0).end()
     return (time.process_time() - started) / CALLS * 1e6

@@ -16,7 +16,7 @@ from litestar.testing import TestClient
 
 from gateway.admin import Registrar
 from gateway.admin.http.app import build_app
-from gateway.admin.http.guards import Desk
+from gateway.admin.http.guards import AdminContext
 from gateway.admin.targets import Listed
 from gateway.auth import AdminKeys
 from gateway.store import StoreDown
@@ -55,7 +55,7 @@ class Admin(NamedTuple):
     store: LocalStore
     records: Records
     token: str
-    desk: Desk
+    context: AdminContext
     state: Path
 
     def ask(self, method: str, path: str, json: Any = None, *, token: str | None = None) -> httpx.Response:
@@ -86,12 +86,12 @@ def admin_app(folder: Path, *, once: bool = False) -> Iterator[Admin]:
     store.records = records = Records(store.records)  # type: ignore[assignment]
     token = asyncio.run(_token(Registrar(store.records, PEPPERS, clock, "test"), once))
 
-    desk = Desk(store, PEPPERS, clock, ROUTES, (), TARGETS)
-    app = build_app(desk, AdminKeys(store.records, PEPPERS, clock))
+    context = AdminContext(store, PEPPERS, clock, ROUTES, (), TARGETS)
+    app = build_app(context, AdminKeys(store.records, PEPPERS, clock))
     app.on_startup.append(store.open)
     app.on_shutdown.append(store.close)
     with TestClient(app) as client:
-        yield Admin(client, clock, store, records, token, desk, folder / "keys.json")
+        yield Admin(client, clock, store, records, token, context, folder / "keys.json")
 
 
 async def _token(registrar: Registrar, once: bool) -> str:

@@ -56,7 +56,7 @@ class GatewayProcess:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen([*command, *self._store], stdout=out, stderr=err, env=self._env)
 
-    def wait_ready(self, seconds: float = 45) -> None:
+    def wait_ready(self, seconds: float = 90) -> None:
         """Until the gateway is ready, and its admin listener answers if it has one."""
         self._wait(self.url + "/ready", seconds)
         if self.admin_port:
@@ -100,7 +100,7 @@ class GatewayProcess:
     def said(self, *arguments: str) -> Any:
         """What a command on the store says in JSON."""
         command = [*TRUNKLINE, *arguments, *self._store, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=40, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=90, check=True)
         return json.loads(done.stdout)
 
     def records(self) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ class GatewayProcess:
         return self._err.read_text(errors="replace")
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(self.url + "/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(self.url + "/metrics", timeout=60) as answer:
             text: str = answer.read().decode()
             return text
 
@@ -121,7 +121,7 @@ class GatewayProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
         return self.process.wait()

@@ -170,7 +170,7 @@ def test_a_client_need_not_wait_for_redis_to_leave(
     eventually(lambda: ask(gateway, chat("good"), issued.secret).status == 200 or None, "limits can be checked")
     calls = len(targets["good"].calls)
     counted = Counted(gateway, "good")
-    redis_link.black_hole() if spoiled == "lost" else redis_link.delay(0.25)
+    redis_link.black_hole() if spoiled == "lost" else redis_link.delay(1)
     try:
         with wire(gateway, request(chat("good"), issued.secret)) as opened:
             eventually(lambda: "trunkline_in_flight 1.0" in gateway.metrics() or None, "it waits for its admission")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+from harness.for_each import for_each
 
 import gateway
 
@@ -50,7 +52,7 @@ PUBLIC = {
     ],
     "gateway.limits": ["Admission", "AdmissionEvents", "Estimator", "Lease", "Rules"],
     "gateway.metering": ["CallRecord", "Lines", "Meter", "Metrics", "exposition"],
-    "gateway.routing": ["Attempt", "Attempts", "Builder", "Gossip", "Route", "Routes", "Slots"],
+    "gateway.routing": ["Attempt", "Attempts", "Builder", "Gossip", "Route", "Routes", "TargetSlots"],
     "gateway.routing.policies": [
         "Candidate",
         "Gossips",
@@ -101,8 +103,7 @@ PACKAGES = sorted(
 NO_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "service", "base"}
 
 
-def by_module(modules: list[Path] = MODULES) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("file", modules, ids=lambda file: str(file.relative_to(ROOT)))
+by_module = for_each("file", MODULES)
 
 
 def dotted(file: Path) -> str:
@@ -134,18 +135,18 @@ def test_a_package_does_nothing_but_export(name: str) -> None:
         assert exports or isinstance(statement, ast.ImportFrom), ast.unparse(statement)
 
 
-@by_module()
+@by_module
 def test_modules_are_named_after_what_they_are(file: Path) -> None:
     assert not NO_NAMES & set(file.relative_to(ROOT).with_suffix("").parts)
 
 
-@by_module()
+@by_module
 def test_every_module_says_what_it_is_for(file: Path) -> None:
     text = ast.get_docstring(ast.parse(file.read_text()))
     assert text and text.splitlines()[0].endswith((".", ":")), "a module begins with a sentence about its purpose"
 
 
-@by_module()
+@by_module
 def test_packages_are_typed(file: Path) -> None:
     assert (ROOT / file.relative_to(ROOT).parts[0] / "py.typed").exists()
 
@@ -210,6 +211,13 @@ def test_our_adapters_are_declared_as_any_other() -> None:
         module, _, name = value.partition(":")
         tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
         assert any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body)
+
+
+def test_messages_are_told_under_the_name_of_their_package() -> None:
+    """As docs/reference.md lists them."""
+    found = {file: re.findall(r"getLogger\((.*)\)", file.read_text()) for file in MODULES}
+    told = [(file.relative_to(ROOT).parts[1], name) for file, names in found.items() for name in names]
+    assert len(told) > 20 and [(package, name) for package, name in told if name != f'"trunkline.{package}"'] == []
 
 
 def test_tests_are_no_package() -> None:

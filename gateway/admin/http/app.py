@@ -12,7 +12,7 @@ from litestar.openapi.spec.enums import OpenAPIType
 
 from gateway import __version__
 from gateway.admin.http.credentials import Access
-from gateway.admin.http.guards import Desk, finish, guard, read_strictly, refuse
+from gateway.admin.http.guards import AdminContext, finish, guard, read_strictly, refuse
 from gateway.admin.http.keys import Keys
 from gateway.admin.http.reports import Reports, health
 from gateway.admin.http.targets import Targets
@@ -32,14 +32,14 @@ _PROBLEMS = {
 }
 
 
-def build_app(desk: Desk, admin_keys: AdminKeys) -> Litestar:
+def build_app(context: AdminContext, admin_keys: AdminKeys) -> Litestar:
     """The app of the admin listener."""
     guarded = Router(
         "/",
         route_handlers=[Keys, Tenants, Targets, Access, Reports],
-        guards=[guard(admin_keys, desk.proxies)],
+        guards=[guard(admin_keys, context.proxies)],
         before_request=read_strictly,
-        dependencies={"desk": Provide(lambda: desk, sync_to_thread=False)},
+        dependencies={"context": Provide(lambda: context, sync_to_thread=False)},
         security=[{_SCHEME: []}],
     )
     with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from typing import Any
 from litestar import Controller, Request, delete, get, post
 
 from gateway.admin import Registrar
-from gateway.admin.http.guards import Desk, told
+from gateway.admin.http.guards import AdminContext, told
 from gateway.admin.models import AdminKeyList, AdminKeyShown, IssuedAdminKey, NewAdminKey
 from gateway.admin.operations import lifetime
 from gateway.admin.views import issued_admin, shown_admin
@@ -33,20 +33,20 @@ class Access(Controller):
     tags = ("admin keys",)
 
     @get(summary="List admin keys, the oldest first")
-    async def list_keys(self, desk: Desk) -> AdminKeyList:
-        return AdminKeyList([shown_admin(record) for record in await desk.store.records.all(AdminKey)])
+    async def list_keys(self, context: AdminContext) -> AdminKeyList:
+        return AdminKeyList([shown_admin(record) for record in await context.store.records.all(AdminKey)])
 
     @post(opt={"once": True}, summary="Make an admin key; its secret is in this answer and nowhere else")
-    async def create(self, request: Request[Any, Any, Any], desk: Desk, data: NewAdminKey) -> IssuedAdminKey:
+    async def create(self, request: Request[Any, Any, Any], context: AdminContext, data: NewAdminKey) -> IssuedAdminKey:
         with told("admin key"):
-            left = lifetime(data.expires, desk.clock.now())
-            record, secret = await desk.registrar(request).create_admin(data.name, lifetime=left)
+            left = lifetime(data.expires, context.clock.now())
+            record, secret = await context.registrar(request).create_admin(data.name, lifetime=left)
         return issued_admin(record, secret)
 
     @delete("/{key_id:str}", status_code=200, summary="Revoke an admin key for good")
-    async def revoke(self, request: Request[Any, Any, Any], desk: Desk, key_id: str) -> AdminKeyShown:
+    async def revoke(self, request: Request[Any, Any, Any], context: AdminContext, key_id: str) -> AdminKeyShown:
         with told("admin key"):
-            return shown_admin(await desk.registrar(request).revoke_admin(key_id))
+            return shown_admin(await context.registrar(request).revoke_admin(key_id))
 
 
 async def offer_token(registrar: Registrar, store: Store, url: str, say: Callable[[str], None]) -> None:

@@ -28,7 +28,7 @@ _WANTED = "an admin key as 'Authorization: Bearer tladm_...'; a one-time token m
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
-class Desk:
+class AdminContext:
     """What the handlers share; no Struct, which Litestar would check field by field for each call.
 
     `routes` are the names of the table's routes: limits on others would never hold. `targets` are those of the table,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from litestar import Controller, Request, delete, get, patch, post
 from litestar.params import Parameter
 
-from gateway.admin.http.guards import Desk, told
+from gateway.admin.http.guards import AdminContext, told
 from gateway.admin.models import IssuedKey, Key, KeyChange, KeyList, NewKey, Rotation, Status
 from gateway.admin.operations import change_key, create_key
 from gateway.admin.views import issued, keys, shown
@@ -27,7 +27,7 @@ class Keys(Controller):
     @get(summary="List keys, the oldest first")
     async def list_keys(
         self,
-        desk: Desk,
+        context: AdminContext,
         tenant: Annotated[str | None, Parameter(description="Only this tenant's")] = None,
         label: Annotated[
             list[str] | None, Parameter(description="Only with this label, NAME:VALUE; repeatable")
@@ -37,41 +37,41 @@ class Keys(Controller):
         after: Annotated[str | None, Parameter(description="Begin after this key; `next` of the page before")] = None,
     ) -> KeyList:
         labels = dict(map(_label, label or ()))
-        records = await keys(desk.store, tenant=tenant, status=status, labels=labels)
+        records = await keys(context.store, tenant=tenant, status=status, labels=labels)
         return _page(records, limit, after)
 
     @post(summary="Make a key; its secret is in this answer and nowhere else")
-    async def create(self, request: Request[Any, Any, Any], desk: Desk, data: NewKey) -> IssuedKey:
-        _known(desk, data.model_limits)
+    async def create(self, request: Request[Any, Any, Any], context: AdminContext, data: NewKey) -> IssuedKey:
+        _known(context, data.model_limits)
         with told("key"):
-            return issued(*await create_key(desk.registrar(request), data, desk.clock.now()))
+            return issued(*await create_key(context.registrar(request), data, context.clock.now()))
 
     @get("/{key_id:str}", summary="Show a key")
-    async def show(self, desk: Desk, key_id: str) -> Key:
+    async def show(self, context: AdminContext, key_id: str) -> Key:
         with told("key"):
-            record = await desk.store.records.get(KeyRecord, key_id)
+            record = await context.store.records.get(KeyRecord, key_id)
             if record is None:
                 raise KeyError(key_id)
             return shown(record)
 
     @patch("/{key_id:str}", summary="Change a key, for the very next call")
-    async def change(self, request: Request[Any, Any, Any], desk: Desk, key_id: str, data: KeyChange) -> Key:
+    async def change(self, request: Request[Any, Any, Any], context: AdminContext, key_id: str, data: KeyChange) -> Key:
         if isinstance(data.model_limits, dict):
-            _known(desk, {route: limit for route, limit in data.model_limits.items() if limit is not None})
+            _known(context, {route: limit for route, limit in data.model_limits.items() if limit is not None})
         with told("key"):
-            return shown(await change_key(desk.store, desk.registrar(request), key_id, data, desk.clock.now()))
+            return shown(await change_key(context.store, context.registrar(request), key_id, data, context.clock.now()))
 
     @delete("/{key_id:str}", status_code=200, summary="Revoke a key for good, from the very next call")
-    async def revoke(self, request: Request[Any, Any, Any], desk: Desk, key_id: str) -> Key:
+    async def revoke(self, request: Request[Any, Any, Any], context: AdminContext, key_id: str) -> Key:
         with told("key"):
-            return shown(await desk.registrar(request).revoke(key_id))
+            return shown(await context.registrar(request).revoke(key_id))
 
     @post("/{key_id:str}/rotate", status_code=200, summary="Give a key a new secret, which is shown this once")
     async def rotate(
-        self, request: Request[Any, Any, Any], desk: Desk, key_id: str, data: Rotation | None = None
+        self, request: Request[Any, Any, Any], context: AdminContext, key_id: str, data: Rotation | None = None
     ) -> IssuedKey:
         with told("key"):
-            return issued(*await desk.registrar(request).rotate(key_id, (data or Rotation()).overlap_seconds))
+            return issued(*await context.registrar(request).rotate(key_id, (data or Rotation()).overlap_seconds))
 
 
 def _page(records: list[Key], limit: int, after: str | None) -> KeyList:
@@ -92,9 +92,9 @@ def _label(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _known(desk: Desk, limits: dict[str, Any]) -> None:
-    if unknown := limits.keys() - desk.routes:
+def _known(context: AdminContext, limits: dict[str, Any]) -> None:
+    if unknown := limits.keys() - context.routes:
         names = ", ".join(map(repr, sorted(unknown)))
         raise BadRequest(
-            f"model_limits: no route {names}; routes: {', '.join(sorted(desk.routes))}.", param="model_limits"
+            f"model_limits: no route {names}; routes: {', '.join(sorted(context.routes))}.", param="model_limits"
         )

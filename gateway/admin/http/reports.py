@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from litestar import Controller, get, route
 from litestar.params import Parameter
 
-from gateway.admin.http.guards import Desk, told
+from gateway.admin.http.guards import AdminContext, told
 from gateway.admin.models import AuditList, Usage
 from gateway.core.errors import BadRequest
 from gateway.metering.ledger import grouped
@@ -26,15 +26,15 @@ class Reports(Controller):
     @get("/audit", summary="The newest changes: who, what, before and after")
     async def audit(
         self,
-        desk: Desk,
+        context: AdminContext,
         count: Annotated[int, Parameter(ge=1, le=MAX_ENTRIES, description="Entries")] = 100,
     ) -> AuditList:
-        return AuditList(await desk.store.records.audit(count))
+        return AuditList(await context.store.records.audit(count))
 
     @get("/usage", summary="Calls, tokens and cost, summed")
     async def usage(
         self,
-        desk: Desk,
+        context: AdminContext,
         first: Annotated[
             str | None, Parameter(query="from", description="UTC day, such as 2026-11-01; default: this month's first")
         ] = None,
@@ -43,13 +43,13 @@ class Reports(Controller):
             str, Parameter(description="What to sum by: any of day, key, tenant, model, with commas")
         ] = "key",
     ) -> Usage:
-        today = datetime.fromtimestamp(desk.clock.now(), UTC).date()
+        today = datetime.fromtimestamp(context.clock.now(), UTC).date()
         start, end = _day("from", first, today.replace(day=1)), _day("to", last, today)
         if start > end:
             raise BadRequest(f"from: {start} comes after {end}.", param="from")
         names = [name.strip() for name in by.split(",") if name.strip()]
         with told("day"):
-            rows: list[dict[str, Any]] = grouped(await desk.store.ledger.sums(str(start), str(end)), names)
+            rows: list[dict[str, Any]] = grouped(await context.store.ledger.sums(str(start), str(end)), names)
         return Usage(str(start), str(end), names, rows)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from litestar import Controller, Request, get, patch
 
 from gateway.admin import targets
-from gateway.admin.http.guards import Desk, told
+from gateway.admin.http.guards import AdminContext, told
 from gateway.admin.models import TargetChange, TargetList, TargetShown
 from gateway.core.errors import NotFound
 
@@ -21,20 +21,22 @@ class Targets(Controller):
     tags = ("targets",)
 
     @get(summary="List targets, with what all gateways report of them")
-    async def list_targets(self, desk: Desk) -> TargetList:
-        return TargetList(await targets.targets(desk.store, desk.targets, desk.clock.now()))
+    async def list_targets(self, context: AdminContext) -> TargetList:
+        return TargetList(await targets.targets(context.store, context.targets, context.clock.now()))
 
     @get("/{name:path}", summary="Show a target")
-    async def show(self, desk: Desk, name: str) -> TargetShown:
+    async def show(self, context: AdminContext, name: str) -> TargetShown:
         with _known():
-            return await targets.target(desk.store, desk.targets, name.removeprefix("/"), desk.clock.now())
+            return await targets.target(context.store, context.targets, name.removeprefix("/"), context.clock.now())
 
     @patch("/{name:path}", summary="Take a target out or back in, for all gateways; calls that run there go on")
-    async def order(self, request: Request[Any, Any, Any], desk: Desk, name: str, data: TargetChange) -> TargetShown:
-        name, now = name.removeprefix("/"), desk.clock.now()
+    async def order(
+        self, request: Request[Any, Any, Any], context: AdminContext, name: str, data: TargetChange
+    ) -> TargetShown:
+        name, now = name.removeprefix("/"), context.clock.now()
         with told("target"), _known():
-            await targets.give(desk.store, desk.registrar(request), desk.targets, name, data, now)
-            return await targets.target(desk.store, desk.targets, name, now)
+            await targets.give(context.store, context.registrar(request), context.targets, name, data, now)
+            return await targets.target(context.store, context.targets, name, now)
 
 
 @contextmanager

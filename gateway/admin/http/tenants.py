@@ -6,7 +6,7 @@ from typing import Any
 
 from litestar import Controller, Request, get, patch, put
 
-from gateway.admin.http.guards import Desk, told
+from gateway.admin.http.guards import AdminContext, told
 from gateway.admin.models import TenantBody, TenantChange, TenantList, TenantShown
 from gateway.admin.operations import change_tenant, set_tenant
 from gateway.admin.views import tenant, tenants
@@ -19,24 +19,26 @@ class Tenants(Controller):
     tags = ("tenants",)
 
     @get(summary="List tenants, by name")
-    async def list_tenants(self, desk: Desk) -> TenantList:
-        return TenantList(await tenants(desk.store))
+    async def list_tenants(self, context: AdminContext) -> TenantList:
+        return TenantList(await tenants(context.store))
 
     @get("/{tenant_id:str}", summary="Show a tenant")
-    async def show(self, desk: Desk, tenant_id: str) -> TenantShown:
+    async def show(self, context: AdminContext, tenant_id: str) -> TenantShown:
         with told("tenant"):
-            return await tenant(desk.store, tenant_id)
+            return await tenant(context.store, tenant_id)
 
     @put("/{tenant_id:str}", summary="Write a tenant, whole: what is left out is not limited")
-    async def put(self, request: Request[Any, Any, Any], desk: Desk, tenant_id: str, data: TenantBody) -> TenantShown:
+    async def put(
+        self, request: Request[Any, Any, Any], context: AdminContext, tenant_id: str, data: TenantBody
+    ) -> TenantShown:
         with told("tenant"):
-            await set_tenant(desk.registrar(request), tenant_id, data)
-            return await tenant(desk.store, tenant_id)
+            await set_tenant(context.registrar(request), tenant_id, data)
+            return await tenant(context.store, tenant_id)
 
     @patch("/{tenant_id:str}", summary="Change a tenant: what is left out stays, null removes")
     async def change(
-        self, request: Request[Any, Any, Any], desk: Desk, tenant_id: str, data: TenantChange
+        self, request: Request[Any, Any, Any], context: AdminContext, tenant_id: str, data: TenantChange
     ) -> TenantShown:
         with told("tenant"):
-            await change_tenant(desk.store, desk.registrar(request), tenant_id, data)
-            return await tenant(desk.store, tenant_id)
+            await change_tenant(context.store, context.registrar(request), tenant_id, data)
+            return await tenant(context.store, tenant_id)

@@ -284,7 +284,7 @@ class HomeCost:
             self._usable = list(usable)
             self._weight = sum([targets[place].weight for place in usable])
             self._allowed = b"" if len(usable) == len(targets) else marks_of(usable, len(targets))
-        if changed or late or few:
+        if changed or late:
             self._room = SPARE * sum([targets[place].kv_tokens for place in usable])
         if late or few:
             loads = self._loads

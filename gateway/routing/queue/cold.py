@@ -18,7 +18,7 @@ RETRY_SECONDS: Final = 5.0
 """What a client is told to wait whose call was held in vain."""
 
 
-class Hold:
+class HeldCalls:
     """The held calls of the route `name`. Their order and their bounds are those of a queue of their own."""
 
     def __init__(

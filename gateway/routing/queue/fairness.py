@@ -98,9 +98,16 @@ class Turns(Generic[W]):
 
     def charge(self, tenant: str, tokens: int) -> None:
         """The tenant is served so many tokens."""
-        account = self._active.get(tenant) or self._returned(tenant)
+        account = None if self._active else self._idle.pop(tenant, None)
+        if account is None:
+            account = self._active.get(tenant) or self._returned(tenant)
+        else:  # as `_returned`, where nobody waits
+            self._idle[tenant] = account
+            if account.counter < self._level:
+                account.counter = account.floor = self._level
         account.counter += tokens
-        self._level = max(self._level, account.counter)
+        if account.counter > self._level:
+            self._level = account.counter
 
     def correct(self, tenant: str, tokens: int) -> None:
         """An earlier charge was too low, or too high (negative). A tenant that is not remembered has no charges."""

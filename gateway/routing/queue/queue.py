@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from itertools import chain, islice
 from typing import Final, Generic, TypeVar, get_args
 
 from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.types import Priority
-from gateway.routing.queue.drain_rate import Drain
 from gateway.routing.queue.fairness import Turns
 from gateway.routing.queue.waiter import Place, Waiter
 
@@ -28,13 +28,18 @@ RETRY_AFTER: Final = (1.0, 120.0)
 UNKNOWN_SECONDS: Final = 10.0
 """What it is told while nothing has been placed yet."""
 
+MEMORY_SECONDS: Final = 20.0
+"""After so long a call counts 1/e."""
+AT_ONCE_SECONDS: Final = 0.02
+"""What is placed so soon after others counts as placed with them: at most a thousandth more."""
+
 _FULL = "All targets of this model are busy, and its queue is full."
 _LATE = "All targets of this model are busy, and stayed so for as long as a call may wait."
 
 
 class Queue(Generic[T]):
     """Bounded by calls and bytes. Higher priorities go first; tenants of one priority share by tokens (`Turns`); a
-    tenant's calls go in the order in which they came. `T` is a placement: what a call gets when it is its turn.
+    tenant's calls go in the order in which they came. `T` is what a call gets when it is its turn.
 
     A full queue takes a call that goes before others by pushing one of these out: of the lowest priority the newest
     call of the tenant with the longest line, if it is of a lower priority than the one that comes, or its tenant would
@@ -67,14 +72,11 @@ class Queue(Generic[T]):
         """What they hold in memory."""
         return self._bytes
 
-    def place_at_once(self, waiter: Waiter, attempt: Callable[[], T | None]) -> T | None:
-        """What `attempt` returns, for a call that comes first while nobody waits: the short way of `place`."""
-        placement = attempt()
-        if placement is not None:  # as `_placed`
-            self._classes[waiter.priority].charge(waiter.tenant, waiter.tokens)
-            waiter.charged += waiter.tokens
-            self._drain.count(self._clock())
-        return placement
+    def placed(self, waiter: Waiter, now: float) -> None:
+        """A call that came while nobody waits is placed at once: the short way of `place`."""
+        self._classes[waiter.priority].charge(waiter.tenant, waiter.tokens)
+        waiter.charged += waiter.tokens
+        self._drain.count(now)
 
     async def place(
         self,
@@ -89,7 +91,7 @@ class Queue(Generic[T]):
         """What `attempt` returns as soon as it is the waiter's turn and it returns something, within `seconds`.
 
         `attempt` takes what it returns; `release` gives it back when the caller was cancelled before it could learn of
-        it. `again` is for a placement that turned out impossible: it was not one, and the waiter is first in its
+        it. `again` is for what was got and turned out to be of no use: it was nothing, and the waiter is first in its
         tenant's line, with its first deadline. `soonest` tells in how many seconds any target can have room, if known.
 
         Raises `QueueFull`, `QueueTimeout`, and whatever `attempt` raises.
@@ -100,10 +102,10 @@ class Queue(Generic[T]):
         if not again or waiter.deadline is None:
             waiter.deadline = now + seconds
         if goes := not self._before(waiter):
-            placement = self._tried_first(attempt)
-            if placement is not None:
-                self._placed(waiter)
-                return placement
+            got = self._tried_first(attempt)
+            if got is not None:
+                self.placed(waiter, now)
+                return got
         wait, left = soonest(), waiter.deadline - now
         if left <= 0 or (wait is not None and wait > left):
             raise QueueTimeout(_LATE, retry_after=self._retry_after(waiter) if wait is None else _told(wait))
@@ -146,27 +148,27 @@ class Queue(Generic[T]):
             self._leave(place)
             return True
         try:
-            placement = self._tried(place.attempt)
+            got = self._tried(place.attempt)
         except Exception as error:
             self._leave(place)
             # A future does not take this one; a generator in the attempt has run out.
             place.future.set_exception(RuntimeError(error) if isinstance(error, StopIteration) else error)
             return True
-        if placement is None:
+        if got is None:
             return False
-        self._placed(place.waiter)
+        self.placed(place.waiter, self._clock())
         self._leave(place)
-        place.future.set_result(placement)
+        place.future.set_result(got)
         return True
 
     def _tried(self, attempt: Callable[[], T | None]) -> T | None:
         """What `attempt` says. One that itself gave something back is asked once more: that may be what it needs."""
         self._trying, self._stirred = True, False
         try:
-            placement = attempt()
-            if placement is None and self._stirred:
-                placement = attempt()
-            return placement
+            got = attempt()
+            if got is None and self._stirred:
+                got = attempt()
+            return got
         finally:
             self._trying = False
 
@@ -240,13 +242,8 @@ class Queue(Generic[T]):
             self._bytes -= waiter.size
             self._changed(self.waiting, self._bytes)
 
-    def _placed(self, waiter: Waiter) -> None:
-        self._classes[waiter.priority].charge(waiter.tenant, waiter.tokens)
-        waiter.charged += waiter.tokens
-        self._drain.count(self._clock())
-
     def _not_placed(self, waiter: Waiter) -> None:
-        """The last placement was none."""
+        """What the waiter got last was of no use."""
         undone = min(waiter.tokens, waiter.charged)
         self._classes[waiter.priority].correct(waiter.tenant, -undone)
         waiter.charged -= undone
@@ -264,3 +261,32 @@ class Queue(Generic[T]):
 
 def _told(seconds: float) -> float:
     return min(max(RETRY_AFTER[0], seconds), RETRY_AFTER[1])
+
+
+class Drain:
+    """How fast a queue moves: calls placed a second, of which the older count less.
+
+    An average that does not take a young measurement for a slow queue.
+    """
+
+    def __init__(self) -> None:
+        self._began = self._at = -math.inf
+        self._sum = 0.0
+
+    def count(self, now: float) -> None:
+        """One call more was placed, at `now` seconds."""
+        if now - self._at < AT_ONCE_SECONDS:
+            self._sum += 1.0
+            return
+        self._sum = 1.0 + self._left(now)
+        if self._sum < 1.1:  # the first, or the first after a long time: it tells of no rate yet
+            self._began = now
+        self._at = now
+
+    def rate(self, now: float) -> float:
+        """Calls placed a second; 0 while there were none."""
+        seen = -math.expm1(-max(1.0, now - self._began) / MEMORY_SECONDS)
+        return self._left(now) / (MEMORY_SECONDS * seen)
+
+    def _left(self, now: float) -> float:
+        return self._sum * math.exp((self._at - now) / MEMORY_SECONDS)

@@ -99,6 +99,8 @@ class Pipe:
         self._sent: deque[Command] = deque()
         self._wire: _Wire | None = None
         self._flushing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The one it was opened in: to ask for it costs as much as to make a future."""
         self._down: str | None = None
         self._lost: asyncio.Future[Exception] | None = None
         self._moves, self._moving = 0, False
@@ -107,6 +109,7 @@ class Pipe:
 
     def open(self) -> None:
         """Start to connect."""
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run(), name="redis")
 
     async def close(self) -> None:
@@ -138,7 +141,7 @@ class Pipe:
 
         `ended`, if given, is called with the same, `about` is for its use.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop or asyncio.get_running_loop()
         command = Command(data, script, loop.create_future(), ended, about)
         if self._down is not None:
             _end(command, StoreDown(self._down))

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from harness.for_each import for_each
 
 from backends.api import DONE, Adapter, Call, Target, Usage
 from backends.body import Body
@@ -74,12 +75,8 @@ COUNTS: dict[str, Usage | None] = {
 }
 
 
-def named(counts: str) -> str:
-    return counts[:60]
-
-
 @of_each()
-@pytest.mark.parametrize("counts", COUNTS, ids=named)
+@for_each("counts", COUNTS)
 def test_odd_usage_of_a_whole_answer(adapter: Adapter, counts: str) -> None:
     body = whole(f',"usage":{counts}')
     reply = adapter.reply(call(stream=False), body)
@@ -90,9 +87,9 @@ def test_odd_usage_of_a_whole_answer(adapter: Adapter, counts: str) -> None:
 
 
 @of_each()
-@pytest.mark.parametrize("asked", [True, False], ids=["asked", "not asked"])
-@pytest.mark.parametrize("counts", COUNTS, ids=named)
-@pytest.mark.parametrize("place", ["last", "with the end", "every"])
+@for_each("asked", [True, False])
+@for_each("counts", COUNTS)
+@for_each("place", ["last", "with the end", "every"])
 def test_odd_usage_of_a_stream(adapter: Adapter, counts: str, asked: bool, place: str) -> None:
     beside = f',"usage":{counts}'
     last = [f'{{"id":"i","choices":[]{beside}}}'] if place == "last" else []
@@ -128,8 +125,8 @@ def test_halves_of_surrogate_pairs_pass(adapter: Adapter, value: str) -> None:
 
 
 @of_each()
-@pytest.mark.parametrize("value", NUMBERS)
-@pytest.mark.parametrize("place", ["logprobs", "usage", "top"])
+@for_each("value", NUMBERS)
+@for_each("place", ["logprobs", "usage", "top"])
 def test_numbers_that_json_does_not_have_pass(adapter: Adapter, value: str, place: str) -> None:
     counts = f',"usage":{{"prompt_tokens":3,"completion_tokens":4,"x":{value}}}'
     more = {"logprobs": "", "usage": counts, "top": f',"x":{value}'}[place]

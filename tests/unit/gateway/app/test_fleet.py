@@ -103,7 +103,7 @@ async def test_what_an_engine_tells_is_shown_and_calls_that_wait_in_it_keep_none
         for metric, shown in (("engine_running", 5), ("engine_waiting", 3)):
             assert of.value(metric, target="a") == shown
         held = [await of.of.first(call(id=f"c{n}")) for n in range(20)]
-        assert {placement.target.name for _, placement in held} == {"a"} and of.of.route.queue.waiting == 0
+        assert {attempt.target.name for _, attempt in held} == {"a"} and of.of.route.queue.waiting == 0
         assert of.state("a").max_inflight is None
         for calls, _ in held:
             await calls.aclose()
@@ -197,8 +197,8 @@ async def test_orders_outlive_the_store(tmp_path: Path) -> None:
 async def test_operators_read_how_targets_stand(tmp_path: Path) -> None:
     text = one(targets=[*targets("a", max_inflight=9, context="1k", weight=2), *targets("b")], fallback=targets("c"))
     async with bench(text, tmp_path, "a", "b") as of:
-        calls, placement = await of.of.first(tokens=500)
-        name = placement.target.name
+        calls, attempt = await of.of.first(tokens=500)
+        name = attempt.target.name
         await asyncio.sleep(1.1)
         report = await of.reported()
         assert (report.gateway, report.config_hash) == ("g", "hash")

@@ -23,7 +23,7 @@ from gateway.http.operations import Readiness
 from gateway.http.server import DataPlane
 from gateway.limits import Admission
 from gateway.metering import Meter, Metrics
-from gateway.routing import Builder, Slots
+from gateway.routing import Builder, TargetSlots
 from gateway.store.local import LocalStore
 from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream.shadow import Shadow
@@ -174,14 +174,14 @@ async def test_warnings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
 async def test_calls_end_on_the_table_they_began_with_and_the_next_go_by_the_new_one(tmp_path: Path) -> None:
     text = one(targets=targets("a", max_inflight=1))
     bench = Bench(text, tmp_path)
-    held, placement = await bench.of.first(call(id="c0"))
+    held, attempt = await bench.of.first(call(id="c0"))
     waits = asyncio.create_task(bench.of.tried(call(id="c1")))
     await settle()
     await bench.apply(one(targets=targets("a", max_inflight=2)))
     later, other = await bench.of.first(call(id="c2"))
-    assert other.target is not placement.target and other.target.load is placement.target.load
-    placement.first_token()
-    placement.answered(None)
+    assert other.target is not attempt.target and other.target.load is attempt.target.load
+    attempt.first_token()
+    attempt.answered(None)
     await held.aclose()
     await later.aclose()
     assert await waits == ["a"]
@@ -225,7 +225,7 @@ def test_shadow_targets_are_found_by_route(tmp_path: Path) -> None:
             "shadow": {"target": {"name": "e", "backend": "llamacpp", "launch": {"model": "embedded"}}, "share": 0.2},
         },
     )
-    slots = Slots(LocalStore(tmp_path / "keys.db").limits)
+    slots = TargetSlots(LocalStore(tmp_path / "keys.db").limits)
     builder = Builder({"e": "http://127.0.0.1:5/"}, registry.capabilities, slots, time.monotonic)
     found = builder.mirrors(loaded(text).table)
     assert {name: (mirror.address.url, mirror.share) for name, mirror in found.items()} == {

@@ -21,9 +21,9 @@ def hold(of: Bench) -> asyncio.Task[str]:
     """A call, and where it goes."""
 
     async def ask() -> str:
-        placements, placement = await of.of.first(call())
-        await placements.aclose()
-        return placement.target.name
+        attempts, attempt = await of.of.first(call())
+        await attempts.aclose()
+        return attempt.target.name
 
     # As the app does it.
     of.of.route.held._queue._changed = lambda calls, size: of.fleet.waker.held(calls)

@@ -129,7 +129,7 @@ async def test_what_cannot_be_written_is_said_once(gateway: Gateways, caplog: py
 
     parts.records.put = full  # type: ignore[method-assign]
     await parts.keyring.open()
-    with caplog.at_level(logging.ERROR, "trunkline.keys"):
+    with caplog.at_level(logging.ERROR, "trunkline.auth"):
         for _ in range(3):
             assert await parts.enters(held)
             await turns()

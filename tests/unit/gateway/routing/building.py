@@ -18,7 +18,7 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from gateway.config import parse_table
 from gateway.core.types import KeyRecord, Priority, Spent
-from gateway.routing import Attempt, Builder, Route, Routes, Slots
+from gateway.routing import Attempt, Builder, Route, Routes, TargetSlots
 from gateway.routing.attempt import NO_OUTCOME
 from gateway.routing.attempts import Attempts
 from gateway.routing.policies import registry
@@ -72,12 +72,12 @@ async def tried_in_turn(attempts: Attempts, spent: Callable[[], Spent]) -> Async
     last. `spent` is asked when the call is over."""
     outcome = NO_OUTCOME
     try:
-        while (placement := await attempts.next(outcome)) is not None:
+        while (attempt := await attempts.next(outcome)) is not None:
             try:
-                yield placement
+                yield attempt
             finally:
-                placement.end()
-            outcome = placement.outcome
+                attempt.end()
+            outcome = attempt.outcome
     finally:
         attempts.close(spent())
 
@@ -118,7 +118,7 @@ class World:
         self.builder = Builder(
             {},
             lambda name: Capabilities.of(adapters(name)),
-            Slots(self.limits, lambda: gateways),
+            TargetSlots(self.limits, lambda: gateways),
             self.clock,
             policies=(lambda _: lambda *_: policy) if policy else registry.load,
             events=Noted(self.queued, self.holds),
@@ -146,7 +146,7 @@ class World:
     def __getitem__(self, name: str) -> Target:
         return self.routes.targets[name]
 
-    def placements(
+    def attempts(
         self, of: Call | None = None, *, tokens: int = 10, who: KeyRecord | None = None, headers: Headers | None = None
     ) -> AsyncGenerator[Attempt, None]:
         """As the page asks for them."""
@@ -156,13 +156,13 @@ class World:
 
     async def tried(self, of: Call | None = None, **named: Any) -> list[str]:
         """Where a call goes that fails everywhere."""
-        async with aclosing(self.placements(of, **named)) as placements:
-            return [placement.target.name async for placement in placements]
+        async with aclosing(self.attempts(of, **named)) as attempts:
+            return [attempt.target.name async for attempt in attempts]
 
     async def first(self, of: Call | None = None, **named: Any) -> tuple[AsyncGenerator[Attempt, None], Attempt]:
-        """A call that stays where it was placed first, until its placements are closed."""
-        placements = self.placements(of, **named)
-        return placements, await anext(placements)
+        """A call that stays where it was placed first, until its attempts are closed."""
+        attempts = self.attempts(of, **named)
+        return attempts, await anext(attempts)
 
     def idle(self) -> None:
         """Assert that nothing is held any more: no load, no retry, no place in a queue, no slot, no trial."""

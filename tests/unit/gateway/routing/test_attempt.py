@@ -32,9 +32,9 @@ LONG = Prompt(1000)
 
 
 def place(of: World, prompt: Prompt = LONG, score: Score | None = None) -> Attempt:
-    placement = Attempt(of.route.tiers[0], score or Score(0, 0.0, reason="turn"), prompt)
-    placement.begin()
-    return placement
+    attempt = Attempt(of.route.tiers[0], score or Score(0, 0.0, reason="turn"), prompt)
+    attempt.begin()
+    return attempt
 
 
 @pytest.fixture
@@ -53,13 +53,13 @@ def test_what_is_cached_there_is_not_charged(of: World) -> None:
 
 
 def test_its_load_goes_in_two_steps_each_once(of: World) -> None:
-    placement = place(of)
-    placement.first_token()
-    placement.first_token()
+    attempt = place(of)
+    attempt.first_token()
+    attempt.first_token()
     assert counts(of) == (0, 0, 1)
-    placement.end()
-    placement.end()
-    placement.first_token()
+    attempt.end()
+    attempt.end()
+    attempt.first_token()
     assert counts(of) == (0, 0, 0)
     of.idle()
 
@@ -78,10 +78,10 @@ def test_a_placement_that_came_to_nothing_leaves_no_mark() -> None:
     of.clock.advance(10.0)
     load = of["a"].load
     before = load.charged, load.clock
-    placement = Attempt(of.route.tiers[0], Score(0, 0.0), LONG)
+    attempt = Attempt(of.route.tiers[0], Score(0, 0.0), LONG)
     assert counts(of) == (1000, 1, 1), "it holds its place meanwhile"
-    placement.end()
-    placement.end()
+    attempt.end()
+    attempt.end()
     assert counts(of) == (0, 0, 0) and (load.charged, load.clock) == before
     assert (of["a"].attempts, told.events, of["a"].breaker.closed) == (0, [], True)
 
@@ -89,21 +89,21 @@ def test_a_placement_that_came_to_nothing_leaves_no_mark() -> None:
 def test_the_policy_hears_of_it_once_the_charge_is_there() -> None:
     told = Told()
     of = World(one("a", "b"), policy=told)
-    placement = place(of)
+    attempt = place(of)
     assert told.events == [("placed", 0)]
-    placement.answered(Usage(1000, 5, 700))
+    attempt.answered(Usage(1000, 5, 700))
     assert told.events[1:] == [("told", 700)]
 
 
 def test_a_miss_ages_what_the_target_has_cached() -> None:
     """It was taken to have nothing of a prompt of 1,000 tokens; the prompt had 1,500, and 300 were there."""
     of = World(one("a", "b"))
-    load, placement = of["a"].load, place(of)
-    placement.first_token()
-    placement.answered(Usage(1500, 5, 300))
+    load, attempt = of["a"].load, place(of)
+    attempt.first_token()
+    attempt.answered(Usage(1500, 5, 300))
     assert (load.charged, load.clock, counts(of)) == (1200, 1200, (0, 0, 1))
-    placement.answered(Usage(1500, 5, 1400))
-    placement.end()
+    attempt.answered(Usage(1500, 5, 1400))
+    attempt.end()
     assert (load.charged, load.clock) == (1200, 1200), "nothing becomes younger"
     of.idle()
 
@@ -113,9 +113,9 @@ def test_counts_that_cannot_be_age_a_cache_by_no_more_than_it_holds(usage: Usage
     """The clock goes into tables and words of 64 bits."""
     of = World(one("a", "b"))
     for _ in range(3):
-        placement = place(of)
-        placement.answered(usage)
-        placement.end()
+        attempt = place(of)
+        attempt.answered(usage)
+        attempt.end()
     assert 3000 <= of["a"].load.clock == of["a"].load.charged <= 3 * KV_TOKENS
 
 
@@ -136,9 +136,9 @@ def test_attempts_are_counted(of: World) -> None:
 def test_five_failures_eject_its_target(of: World) -> None:
     for _ in range(5):
         assert of["a"].breaker.closed
-        placement = place(of)
-        placement.failed(UpstreamFailed("500"))
-        placement.end()
+        attempt = place(of)
+        attempt.failed(UpstreamFailed("500"))
+        attempt.end()
     assert not of["a"].breaker.closed and of["b"].breaker.closed
     assert of.route.tiers[0].usable(PROMPT, of.clock()) == [1]
 
@@ -148,9 +148,9 @@ def test_an_answer_and_a_refusal_of_the_call_both_tell_that_the_target_is_well(
     of: World, good: Callable[[Attempt], None]
 ) -> None:
     for number in range(9):
-        placement = place(of)
-        good(placement) if number == 4 else placement.failed(Unreachable(""))
-        placement.end()
+        attempt = place(of)
+        good(attempt) if number == 4 else attempt.failed(Unreachable(""))
+        attempt.end()
     assert of["a"].breaker.closed
 
 
@@ -159,28 +159,28 @@ def test_a_target_that_works_again_comes_back_slowly_in_every_table(of: World, r
     assert isinstance(of.clock, FixedClock)
     eject(of["a"])
     of.clock.advance(100)
-    placement = place(of)
+    attempt = place(of)
     if reloaded:
         of.reload(one("a", "c"))
-    placement.answered(None)
+    attempt.answered(None)
     assert of["a"].breaker.closed and of["a"].since == of.clock()
     of.clock.advance(100)
     place(of).answered(None)
     assert of["a"].since == of.clock() - 100, "it is back already"
     if reloaded:
         of.reload(one("c"))
-        placement.answered(None)  # nobody's fault
+        attempt.answered(None)  # nobody's fault
 
 
 def test_a_client_that_leaves_says_nothing_of_the_target(of: World) -> None:
     for number in range(5):
-        placement = place(of)
+        attempt = place(of)
         if number != 2:
-            placement.failed(UpstreamFailed(""))
-        placement.end()
+            attempt.failed(UpstreamFailed(""))
+        attempt.end()
     assert of["a"].breaker.closed
-    placement = place(of)
-    placement.failed(UpstreamFailed(""))
+    attempt = place(of)
+    attempt.failed(UpstreamFailed(""))
     assert not of["a"].breaker.closed, "the failures before and after it were in a row"
 
 
@@ -188,9 +188,9 @@ def test_a_client_that_leaves_says_nothing_of_the_target(of: World) -> None:
 def test_a_target_that_sheds_load_rests_and_is_not_broken(of: World, told: float | None, seconds: float) -> None:
     assert isinstance(of.clock, FixedClock)
     for _ in range(20):
-        placement = place(of)
-        placement.failed(UpstreamBusy("429", retry_after=told))
-        placement.end()
+        attempt = place(of)
+        attempt.failed(UpstreamBusy("429", retry_after=told))
+        attempt.end()
     assert of["a"].breaker.closed
     assert (0 in of.route.tiers[0].usable(PROMPT, of.clock())) == (seconds == 0)
     of.clock.advance(seconds)
@@ -237,21 +237,21 @@ def test_a_first_token_ends_a_trial(of: World) -> None:
 async def test_an_answer_that_comes_whole_has_its_prompt_read_in_the_usual_time() -> None:
     """Nobody sees its first token; the prompts of others wait for it no longer than a target needs to read."""
     of = World(one("a", "b"))
-    placements = [place(of, Prompt(8000, whole=True)), place(of, Prompt(4000, whole=True)), place(of, Prompt(80_000))]
+    attempts = [place(of, Prompt(8000, whole=True)), place(of, Prompt(4000, whole=True)), place(of, Prompt(80_000))]
     await asyncio.sleep(1.04)  # it is looked now and then
     assert counts(of) == (84_000, 2, 3)
     await asyncio.sleep(0.5)
     assert counts(of) == (80_000, 1, 3)
-    for placement in placements:
-        placement.end()
+    for attempt in attempts:
+        attempt.end()
     of.idle()
 
 
 @virtual
 async def test_a_whole_answer_that_ends_early_leaves_nothing_behind() -> None:
     of = World(one("a", "b"))
-    placement = place(of, Prompt(8000, whole=True))
-    placement.end()
+    attempt = place(of, Prompt(8000, whole=True))
+    attempt.end()
     of.idle()
     later = place(of, Prompt(9000))
     await asyncio.sleep(2)
@@ -264,19 +264,19 @@ async def test_a_whole_answer_that_ends_early_leaves_nothing_behind() -> None:
     [(Unreachable(""), True), (Disconnected(""), True), (UpstreamFailed(""), False), (UpstreamBusy(""), False)],
 )
 def test_a_call_is_lost_when_its_target_is_gone(of: World, error: UpstreamError, lost: bool) -> None:
-    placement = place(of)
-    placement.failed(error)
-    placement.end()
-    assert placement.outcome.lost == lost
+    attempt = place(of)
+    attempt.failed(error)
+    attempt.end()
+    assert attempt.outcome.lost == lost
 
 
 def test_a_slot_is_given_back_once(of: World) -> None:
     said: list[str] = []
-    placement = place(of)
-    placement.holds(lambda: said.append("given back"), lambda target: said.append(f"way at {target.name}"))
+    attempt = place(of)
+    attempt.holds(lambda: said.append("given back"), lambda target: said.append(f"way at {target.name}"))
     assert of["a"].inflight.own == 1
-    placement.end()
-    placement.end()
+    attempt.end()
+    attempt.end()
     assert said == ["way at a", "given back"] and of["a"].inflight.own == 0
 
 
@@ -284,30 +284,30 @@ def test_a_room_is_told_of_when_there_is_one(of: World) -> None:
     """The load tells at the first token and at the end; a slot must be free by then or soon after."""
     told: list[tuple[int, int]] = []
     of["a"].load.freed.append(lambda load: told.append((load.waiting, load.running)))
-    placement = place(of)
-    placement.first_token()
-    placement.end()
+    attempt = place(of)
+    attempt.first_token()
+    attempt.end()
     assert told == [(0, 1), (0, 0)]
 
 
 def test_a_choice_says_what_the_record_needs(of: World) -> None:
-    placement = place(of)
-    placement.fallback, placement.waited = "full", 1.5
-    choice = placement.choice
+    attempt = place(of)
+    attempt.fallback, attempt.waited = "full", 1.5
+    choice = attempt.choice
     assert (choice.policy, choice.reason, choice.fallback, choice.waited) == ("round-robin", "turn", "full", 1.5)
 
 
 def test_the_client_is_told_which_way_its_call_went(of: World) -> None:
-    placement = place(of)
-    placement.number, placement.more_headers = 2, [(b"x-trunkline-config", b"h")]
-    assert placement.headers == [
+    attempt = place(of)
+    attempt.number, attempt.more_headers = 2, [(b"x-trunkline-config", b"h")]
+    assert attempt.headers == [
         (b"x-trunkline-target", b"a"),
         (b"x-trunkline-attempts", b"2"),
         (b"x-trunkline-config", b"h"),
     ]
-    placement.fallback = "down"
-    placement.number = 1
-    assert placement.headers[-1] == (b"x-trunkline-fallback", b"down")
+    attempt.fallback = "down"
+    attempt.number = 1
+    assert attempt.headers[-1] == (b"x-trunkline-fallback", b"down")
 
 
 @pytest.mark.parametrize(
@@ -323,8 +323,8 @@ def test_the_client_is_told_which_way_its_call_went(of: World) -> None:
 def test_another_routes_target_is_asked_by_a_name_it_knows(refused: GatewayError | None, why: str) -> None:
     of = World(one(targets=[*targets("a"), *targets("b", model="its-own")]))
     a, b = place(of), place(of, LONG, Score(1, 0.0))
-    for placement in (a, b):
-        placement.stand_in("other", refused)
+    for attempt in (a, b):
+        attempt.stand_in("other", refused)
     assert (a.address.model, b.address.model) == ("other", "its-own")
     assert a.fallback == b.fallback == why
     assert of["a"].address.model is None, "the target itself is as it was"

@@ -91,9 +91,9 @@ def test_notes_go_on_being_counted() -> None:
 
     def noted(number: int) -> bytes | None:
         tier = of.route.tiers[0]
-        placement = Attempt(tier, Score(0, 0.0, reason="spill"), Prompt(100, hashed("c", number), follow_up=True))
-        placement.begin()
-        placement.end()
+        attempt = Attempt(tier, Score(0, 0.0, reason="spill"), Prompt(100, hashed("c", number), follow_up=True))
+        attempt.begin()
+        attempt.end()
         return of.routes.gossip["r"].publish(of.clock())
 
     first = noted(1)
@@ -113,7 +113,7 @@ def test_notes_go_on_being_counted() -> None:
 async def test_calls_under_way_go_on_and_make_room_in_the_new_table() -> None:
     text = one(targets=targets("a", max_inflight=1))
     of = World(text)
-    held, placement = await of.first(call(id="c0"))
+    held, attempt = await of.first(call(id="c0"))
     before = of.reload(text)
     waits = asyncio.create_task(of.tried(call(id="c1")))
     await settle()
@@ -121,7 +121,7 @@ async def test_calls_under_way_go_on_and_make_room_in_the_new_table() -> None:
     began = of.clock()
     await held.aclose()
     assert await waits == ["a"] and of.clock() == began
-    assert placement.target.load.running == 0
+    assert attempt.target.load.running == 0
     of.idle()
     assert not [freed for freed in of["a"].load.freed if freed == before.get("r").freed]  # type: ignore[union-attr]
 
@@ -172,8 +172,8 @@ async def test_calls_that_wait_for_a_route_that_is_gone_are_served_or_refused_in
 @virtual
 async def test_a_call_does_not_come_twice_to_a_target_because_the_table_changed() -> None:
     of = World(one("a", "b", retry={"attempts": 3}))
-    calls, placement = await of.first()
-    first = placement.target.name
+    calls, attempt = await of.first()
+    first = attempt.target.name
     of.reload(one("a", "b", retry={"attempts": 3}))
     went = [first, *[each.target.name async for each in calls]]
     assert sorted(went) == ["a", "b"]
@@ -187,9 +187,9 @@ async def test_a_removed_target_ends_its_calls_and_gets_no_more() -> None:
     assert gone.load.running == 2
     of.reload(one("b"))
     assert await of.tried() == ["b"]
-    for calls, placement in held:
-        placement.first_token()
-        placement.answered(None)
+    for calls, attempt in held:
+        attempt.first_token()
+        attempt.answered(None)
         await calls.aclose()
     assert gone.load.running == 0 and not gone.load.freed
     assert "http://a" not in of.routes.gossip["r"].loads

@@ -73,12 +73,12 @@ async def test_the_next_call_goes_where_the_explanation_says(
     message = [{"role": "user", "content": f"question {number}"}]
     found = explain(of, messages=message)
     (expected,) = picked(found)
-    calls, placement = await of.first(call(messages=message), tokens=100)
+    calls, attempt = await of.first(call(messages=message), tokens=100)
     if policy == "least-tokens":  # it draws two: the cheapest is only the likeliest
-        assert placement.target.name in [each.target for each in found if not each.refused]
+        assert attempt.target.name in [each.target for each in found if not each.refused]
     else:
-        assert placement.target.name == expected
-    assert placement.score.reason == next(each.reason for each in found if each.target == placement.target.name)
+        assert attempt.target.name == expected
+    assert attempt.score.reason == next(each.reason for each in found if each.target == attempt.target.name)
     await calls.aclose()
 
 
@@ -94,9 +94,9 @@ async def test_to_ask_changes_nothing(policy: str) -> None:
                 for other in range(number % 4):
                     explain(of, messages=[{"role": "user", "content": f"other {other}"}])
             session = {"user": f"u{number}"} if number % 3 else {}
-            calls, placement = await of.first(call(messages=[{"role": "user", "content": f"{number % 7}"}], **session))
-            went[of].append(placement.target.name)
-            of.held.append((calls, placement))
+            calls, attempt = await of.first(call(messages=[{"role": "user", "content": f"{number % 7}"}], **session))
+            went[of].append(attempt.target.name)
+            of.held.append((calls, attempt))
     assert went[asked] == went[quiet]
     assert [t.load.running for t in asked.routes.targets.values()] == [
         t.load.running for t in quiet.routes.targets.values()

@@ -32,7 +32,7 @@ LONG = Prompt(90, context=101)
 
 
 def fill(target: Target) -> None:
-    """As a placement does."""
+    """As an attempt does."""
     Share(target.load, 480_000)
 
 
@@ -243,12 +243,12 @@ def test_what_calls_do_by_another_way_to_the_same_server_counts(who: str) -> Non
     assert there is not None
     tier = of.route.tiers[0]
     assert tier.usable(PROMPT, of.clock()) == [0, 1]
-    placement = Attempt(there.tiers[0], Score(0, 0.0), Prompt(500_000))
-    placement.begin()
+    attempt = Attempt(there.tiers[0], Score(0, 0.0), Prompt(500_000))
+    attempt.begin()
     assert tier.usable(PROMPT, of.clock()) == [1], "it has too much to read"
-    placement.end()
+    attempt.end()
     assert tier.usable(PROMPT, of.clock()) == [0, 1]
     if who == "the table before":
         for _ in range(5):
-            placement.failed(UpstreamFailed(""))
+            attempt.failed(UpstreamFailed(""))
         assert tier.usable(PROMPT, of.clock()) == [1], "it is ejected"

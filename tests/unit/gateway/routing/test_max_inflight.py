@@ -11,7 +11,7 @@ from harness.around import Around
 from unit.gateway.routing.building import World, call, one, targets, virtual
 
 from gateway.core.types import Ask, Verdict
-from gateway.routing import Slots
+from gateway.routing import TargetSlots
 from gateway.store import StoreDown
 from gateway.store.local import LocalStore
 from gateway.store.local.limits import LocalLimits
@@ -35,7 +35,7 @@ class Down(Around):
 
 async def test_all_gateways_together_never_have_more() -> None:
     shared, gave = limits(), []
-    gateways = [(Slots(shared), target(3)) for _ in range(2)]
+    gateways = [(TargetSlots(shared), target(3)) for _ in range(2)]
     for number in range(4):
         slots, each = gateways[number % 2]
         gave.append(await slots.take(each, f"c{number}"))
@@ -44,7 +44,7 @@ async def test_all_gateways_together_never_have_more() -> None:
 
 async def test_a_slot_given_back_is_there_for_anybody() -> None:
     shared = limits()
-    one_gateway, other = Slots(shared), Slots(shared)
+    one_gateway, other = TargetSlots(shared), TargetSlots(shared)
     first = await one_gateway.take(target(1), "c0")
     assert first is not None and await other.take(target(1), "c1") is None
     first()
@@ -55,7 +55,7 @@ async def test_a_slot_given_back_is_there_for_anybody() -> None:
 
 async def test_targets_have_slots_of_their_own() -> None:
     of = World(one(targets=targets("a", "b", max_inflight=1)))
-    slots = Slots(limits())
+    slots = TargetSlots(limits())
     assert await slots.take(of["a"], "c0") is not None
     assert await slots.take(of["b"], "c0") is not None
     assert await slots.take(of["a"], "c1") is None
@@ -64,16 +64,16 @@ async def test_targets_have_slots_of_their_own() -> None:
 async def test_a_bound_that_a_reload_lowered_holds_at_once() -> None:
     shared = limits()
     for number in range(3):
-        await Slots(shared).take(target(5), f"c{number}")
-    assert await Slots(shared).take(target(2), "c4") is None
-    assert await Slots(shared).take(target(4), "c4") is not None
+        await TargetSlots(shared).take(target(5), f"c{number}")
+    assert await TargetSlots(shared).take(target(2), "c4") is None
+    assert await TargetSlots(shared).take(target(4), "c4") is not None
 
 
 @pytest.mark.parametrize(("most", "gateways", "share"), [(8, 4, 2), (8, 3, 2), (2, 4, 1), (8, 0, 8), (8, 1, 8)])
 async def test_without_the_store_each_gateway_keeps_to_its_share(most: int, gateways: int, share: int) -> None:
-    slots, each, granted = Slots(Down(limits()), lambda: gateways), target(most), 0
+    slots, each, granted = TargetSlots(Down(limits()), lambda: gateways), target(most), 0
     for number in range(most + 1):
-        each.inflight.own += 1  # as a placement has it before it asks for its slot
+        each.inflight.own += 1  # as an attempt has it before it asks for its slot
         if await slots.take(each, f"c{number}") is None:
             each.inflight.own -= 1
         else:
@@ -84,7 +84,7 @@ async def test_without_the_store_each_gateway_keeps_to_its_share(most: int, gate
 async def test_what_was_taken_without_the_store_is_given_back(tmp_path: Path) -> None:
     """A gateway without Redis, while its state file cannot be read."""
     state, of = tmp_path / "keys.json", target(2)
-    slots = Slots(LocalStore(state).limits)
+    slots = TargetSlots(LocalStore(state).limits)
     state.write_text("{ half of it is")
     for number in range(5):
         of.inflight.own += 1

@@ -33,11 +33,11 @@ def world(text: str) -> World:
     return World(text, adapters=adapter)
 
 
-def broken(placement: Attempt) -> Attempt:
+def broken(attempt: Attempt) -> Attempt:
     """As the page tells of a target that died after the client had a part of its answer."""
-    placement.failed(UpstreamTimeout("silent"))
-    placement.resume()
-    return placement
+    attempt.failed(UpstreamTimeout("silent"))
+    attempt.resume()
+    return attempt
 
 
 def charged(of: World) -> int:
@@ -47,8 +47,8 @@ def charged(of: World) -> int:
 
 async def resumed(of: World, **named: Any) -> list[str]:
     """Where a call goes whose answer breaks off at every target."""
-    async with aclosing(of.placements(**named)) as placements:
-        return [broken(placement).target.name async for placement in placements]
+    async with aclosing(of.attempts(**named)) as attempts:
+        return [broken(attempt).target.name async for attempt in attempts]
 
 
 @virtual
@@ -80,7 +80,7 @@ async def test_no_other_tier_and_no_other_route_goes_on() -> None:
 async def test_what_another_route_goes_on_with_is_asked_by_that_routes_name() -> None:
     of = world(table(r={"targets": targets("a"), "fallback_route": "s"}, s={"targets": targets("d", "e")}))
     of["a"].ordered("drained", 1)
-    told = [(p.address.model, p.fallback) async for p in of.placements() if broken(p)]
+    told = [(p.address.model, p.fallback) async for p in of.attempts() if broken(p)]
     assert told == [("s", "no_target")] * 2
 
 
@@ -108,12 +108,12 @@ async def test_an_ejected_or_drained_target_does_not_go_on_and_one_that_seems_do
 @virtual
 async def test_a_retry_before_the_first_byte_may_be_followed_by_a_resumed_answer() -> None:
     of, found = world(one("a", "b", "c", fallback=targets("d"), retry={"attempts": 2})), []
-    async with aclosing(of.placements()) as placements:
-        async for placement in placements:
-            found.append(placement.target.name)
-            placement.failed(UpstreamTimeout("silent"))
+    async with aclosing(of.attempts()) as attempts:
+        async for attempt in attempts:
+            found.append(attempt.target.name)
+            attempt.failed(UpstreamTimeout("silent"))
             if len(found) == 2:
-                placement.resume()
+                attempt.resume()
     assert sorted(found) == ["a", "b", "c"]
     of.idle()
 
@@ -122,8 +122,8 @@ async def test_a_retry_before_the_first_byte_may_be_followed_by_a_resumed_answer
 async def test_it_is_no_retry_for_the_budget() -> None:
     of = world(one("a", "b", retry={"attempts": 1}))
     started = [await of.first() for _ in range(RETRY_FLOOR + 1)]
-    for calls, placement in started:
-        broken(placement)
+    for calls, attempt in started:
+        broken(attempt)
         assert await anext(calls, None) is not None
         assert of.route.retries.retrying == 0
     for calls, _ in started:
@@ -141,9 +141,9 @@ async def test_it_waits_for_room_in_its_tier_first_in_its_tenants_line(chained: 
         routes |= {"s": {"targets": targets("z")}}
         routes["r"]["fallback_route"] = "s"
     of = world(table(**routes))
-    first, placement = await of.first(call(id="1"))
+    first, attempt = await of.first(call(id="1"))
     second, other = await of.first(call(id="2"))
-    broken(placement)
+    broken(attempt)
     waiting = asyncio.ensure_future(anext(first))  # type: ignore[arg-type] # it is awaitable
     await asyncio.sleep(0.5)
     assert not waiting.done() and of.route.queue.waiting == 1
@@ -166,9 +166,9 @@ async def test_in_vain_it_waits_as_long_as_a_call_may_and_nothing_else_is_tried(
             s={"targets": targets("z")},
         )
     )
-    first, placement = await of.first(call(id="1"))
+    first, attempt = await of.first(call(id="1"))
     second, _ = await of.first(call(id="2"))
-    broken(placement)
+    broken(attempt)
     began = of.clock()
     assert await anext(first, None) is None
     assert of.clock() - began == pytest.approx(5.0)
@@ -179,13 +179,13 @@ async def test_in_vain_it_waits_as_long_as_a_call_may_and_nothing_else_is_tried(
 @virtual
 async def test_its_prompt_is_counted_at_the_target_where_it_goes_on() -> None:
     of = world(one("a", "b"))
-    calls, placement = await of.first(tokens=300)
-    began = placement.target
-    placement.first_token()
-    broken(placement)
-    placement = await anext(calls)
-    load = placement.target.load
-    assert placement.target is not began and (load.prefill, load.waiting, load.running) == (300, 1, 1)
+    calls, attempt = await of.first(tokens=300)
+    began = attempt.target
+    attempt.first_token()
+    broken(attempt)
+    attempt = await anext(calls)
+    load = attempt.target.load
+    assert attempt.target is not began and (load.prefill, load.waiting, load.running) == (300, 1, 1)
     assert began.load.running == 0
     await calls.aclose()
     of.idle()
@@ -204,10 +204,10 @@ async def test_a_client_that_leaves_while_its_answer_waits_is_charged_once() -> 
     of = world(one("a", "b", policy="round-robin", queue={"wait": "5s"}))
     for name in "ab":
         of[name].max_inflight = 1
-    first, placement = await of.first(call(id="1"))
+    first, attempt = await of.first(call(id="1"))
     second, _ = await of.first(call(id="2"), who=key(tenant="u"))
     of.spent = Spent(input=1000, output=500)
-    broken(placement)
+    broken(attempt)
     waiting = asyncio.ensure_future(anext(first))  # type: ignore[arg-type] # it is awaitable
     await asyncio.sleep(0.5)
     waiting.cancel()
@@ -220,9 +220,9 @@ async def test_a_client_that_leaves_while_its_answer_waits_is_charged_once() -> 
 @virtual
 async def test_a_newer_tables_targets_of_the_tier_go_on() -> None:
     of = world(one("a", "b"))
-    calls, placement = await of.first()
+    calls, attempt = await of.first()
     of.reload(one("c", "d", fallback=targets("a", "b")))
-    broken(placement)
+    broken(attempt)
     found = [broken(each).target.name async for each in calls]
     assert sorted(found) == ["c", "d"]
     of.idle()
@@ -237,7 +237,7 @@ async def test_whatever_the_targets_are_like(shape: list[list[str]], attempts: i
     names = [[f"t{tier}-{n}" for n in range(len(states))] for tier, states in enumerate(shape)]
     fallback = [{**each, "tier": number} for number, tier in enumerate(names[1:], 1) for each in targets(*tier)]
     of = world(one(*names[0], fallback=fallback, retry={"attempts": attempts}, queue={"wait": "1s"}))
-    calls, placement = await of.first()
+    calls, attempt = await of.first()
     for tier, states in zip(names, shape, strict=True):
         for name, state in zip(tier, states, strict=True):
             match state:
@@ -249,12 +249,12 @@ async def test_whatever_the_targets_are_like(shape: list[list[str]], attempts: i
                     of[name].ordered("drained", 1)
                 case "full":
                     of[name].rest(9.0, "full")
-    began = placement.target
+    began = attempt.target
     states = dict(zip(names[began.tier], shape[began.tier], strict=True))
     states.pop(began.name)
     welcome = ("well",) if "full" in states.values() else ("well", "down")  # to wait is better than to ask the dead
     usable = {name for name, state in states.items() if state in welcome}
-    broken(placement)
+    broken(attempt)
     found = [broken(each).target.name async for each in calls]
     assert len(found) == len(set(found)) == min(2, len(usable)) and set(found) <= usable
     of.idle()

@@ -108,17 +108,17 @@ async def test_a_fallback_says_what_most_of_the_better_targets_lack(states: list
             of[name].rest(1.0)
         elif state == "short":
             of[name].learned(Facts(context=5))
-    calls, placement = await of.first()
-    assert (placement.target.name, placement.fallback) == ("d", why)
+    calls, attempt = await of.first()
+    assert (attempt.target.name, attempt.fallback) == ("d", why)
     await calls.aclose()
 
 
 @virtual
 async def test_a_fallback_after_failures_says_so() -> None:
     of, told = tiers("ab", "c"), []
-    async for placement in of.placements():
-        told.append((placement.target.tier, placement.fallback))
-        placement.failed(UpstreamFailed(""))
+    async for attempt in of.attempts():
+        told.append((attempt.target.tier, attempt.fallback))
+        attempt.failed(UpstreamFailed(""))
     assert told == [(0, ""), (0, ""), (1, "failed")]
 
 
@@ -169,11 +169,11 @@ async def test_a_call_whose_target_is_gone_is_no_retry() -> None:
     """It doubles nothing: nobody works on it any more. Only its attempts and its targets are bounded."""
     of = tiers("abc")
     started = [await of.first() for _ in range(8)]
-    for calls, placement in started:
-        placement.failed(Unreachable("away"))
+    for calls, attempt in started:
+        attempt.failed(Unreachable("away"))
         assert await anext(calls, None) is not None
         assert of.route.retries.retrying == 0
-        of.held.append((calls, placement))
+        of.held.append((calls, attempt))
     for calls, _ in started:
         await calls.aclose()
     of.idle()
@@ -183,14 +183,14 @@ async def test_a_call_whose_target_is_gone_is_no_retry() -> None:
 async def test_the_budget_is_given_back_however_a_call_ends() -> None:
     of = tiers("abc")
     for steps in range(5):
-        calls = of.placements()
+        calls = of.attempts()
         for _ in range(steps):
             await anext(calls, None)
         if steps == 2:
             assert (of.route.retries.in_flight, of.route.retries.retrying) == (1, 1)
         await calls.aclose()
         of.idle()
-    calls = of.placements()
+    calls = of.attempts()
     await anext(calls)
     with pytest.raises(ZeroDivisionError):
         await calls.athrow(ZeroDivisionError())

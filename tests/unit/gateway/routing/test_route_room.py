@@ -71,16 +71,16 @@ async def test_a_target_of_unknown_context_takes_any_call() -> None:
 async def test_a_call_for_a_larger_context_waits_for_it_and_not_for_others() -> None:
     of = World(one(targets=[*targets("a", context=100), *targets("b", context=1000)], queue={"wait": "5s"}))
     of["b"].rest(2.0)
-    _, placement = await of.first(call(max_tokens=500))
-    assert placement.target.name == "b" and placement.waited == pytest.approx(2.0, abs=0.06)
+    _, attempt = await of.first(call(max_tokens=500))
+    assert attempt.target.name == "b" and attempt.waited == pytest.approx(2.0, abs=0.06)
 
 
 @virtual
 async def test_a_target_that_asks_for_a_pause_has_it() -> None:
     of = World(one("a", "b"))
-    first, placement = await of.first()
-    resting = placement.target.name
-    placement.failed(UpstreamBusy("429", retry_after=5.0))
+    first, attempt = await of.first()
+    resting = attempt.target.name
+    attempt.failed(UpstreamBusy("429", retry_after=5.0))
     other = await anext(first)
     assert other.target.name != resting
     await first.aclose()
@@ -107,8 +107,8 @@ async def test_a_client_is_told_when_the_first_pause_ends_and_does_not_wait_in_v
 async def test_a_full_target_may_have_room_before_any_pause_ends() -> None:
     of = World(one(targets=[*targets("a", max_inflight=1), *targets("b")], queue={"wait": "5s"}))
     of["b"].rest(20.0)
-    held, placement = await of.first(call(id="c0"))
-    assert placement.target.name == "a"
+    held, attempt = await of.first(call(id="c0"))
+    assert attempt.target.name == "a"
     waits = asyncio.create_task(of.tried(call(id="c1")))
     await asyncio.sleep(1.0)
     await held.aclose()
@@ -121,9 +121,9 @@ async def test_a_call_waits_for_a_pause_that_ends_in_time() -> None:
     of = World(one("a", "b", queue={"wait": "5s"}))
     of["a"].rest(60.0)
     of["b"].rest(3.0)
-    calls, placement = await of.first()
-    assert placement.target.name == "b"
-    assert placement.waited == of.clock() == pytest.approx(3.0, abs=0.06)
+    calls, attempt = await of.first()
+    assert attempt.target.name == "b"
+    assert attempt.waited == of.clock() == pytest.approx(3.0, abs=0.06)
     await calls.aclose()
     of.idle()
 
@@ -148,8 +148,8 @@ async def test_calls_wait_in_turn_for_room_that_others_leave() -> None:
     placed: list[str] = []
 
     async def ask(id: str) -> None:
-        calls, placement = await of.first(call(id=id))
-        placed.append(f"{id} {placement.waited:.0f}")
+        calls, attempt = await of.first(call(id=id))
+        placed.append(f"{id} {attempt.waited:.0f}")
         await asyncio.sleep(1.0)
         await calls.aclose()
 
@@ -210,8 +210,8 @@ async def test_room_that_nobody_tells_of_is_found_soon(end: str) -> None:
         a.rest(60.0)
         a.resting_until = 2.0
         loop.call_later(1.0, setattr, a, "resting_until", 0.0)
-    calls, placement = await of.first()
-    assert placement.waited == pytest.approx(1.0, abs=0.06)
+    calls, attempt = await of.first()
+    assert attempt.waited == pytest.approx(1.0, abs=0.06)
     await calls.aclose()
     of.idle()
 
@@ -221,8 +221,8 @@ async def test_a_retry_does_not_wait() -> None:
     """Its client has waited already; what the first target said is answer enough."""
     of = World(one(targets=[*targets("a"), *targets("b", max_inflight=1)]))
     of["a"].rest(0.1)
-    held, placement = await of.first(call(id="c0"))
-    assert placement.target.name == "b"
+    held, attempt = await of.first(call(id="c0"))
+    assert attempt.target.name == "b"
     await asyncio.sleep(0.2)
     began = of.clock()
     assert await of.tried(call(id="c1")) == ["a"]
@@ -235,12 +235,12 @@ async def test_a_call_whose_target_is_gone_may_wait_for_another() -> None:
     """Nobody works on it any more: it is as if it came now."""
     of = World(one(targets=[*targets("a"), *targets("b", max_inflight=1)], queue={"wait": "5s"}))
     of["a"].rest(0.1)
-    held, placement = await of.first(call(id="c0"))
-    assert placement.target.name == "b"
+    held, attempt = await of.first(call(id="c0"))
+    assert attempt.target.name == "b"
     await asyncio.sleep(0.2)
-    calls, placement = await of.first(call(id="c1"))
+    calls, attempt = await of.first(call(id="c1"))
     await asyncio.sleep(7.0)
-    placement.failed(Unreachable("away"))
+    attempt.failed(Unreachable("away"))
     asyncio.get_running_loop().call_later(2.0, asyncio.ensure_future, held.aclose())
     began = of.clock()
     assert (await anext(calls)).target.name == "b"
@@ -278,8 +278,8 @@ async def test_a_slot_that_another_gateway_has_sends_the_call_elsewhere() -> Non
     other = World(text, limits=of.limits)
     held, _ = await other.first(call(id="theirs"))
     began = of.clock()
-    calls, placement = await of.first(call(id="ours"))
-    assert (placement.target.name, placement.fallback, of.clock()) == ("b", "full", began)
+    calls, attempt = await of.first(call(id="ours"))
+    assert (attempt.target.name, attempt.fallback, of.clock()) == ("b", "full", began)
     assert (of["a"].load.running, of["a"].load.prefill) == (0, 0)
     await calls.aclose()
     await held.aclose()
@@ -295,8 +295,8 @@ async def test_a_retry_does_not_wait_for_a_slot_either() -> None:
     other["a"].ordered("drained", 1)
     held, _ = await other.first(call(id="theirs"))
     of["b"].rest(0.1)
-    calls, placement = await of.first(call(id="ours"))
-    assert placement.target.name == "a"
+    calls, attempt = await of.first(call(id="ours"))
+    assert attempt.target.name == "a"
     await asyncio.sleep(0.2)
     began = of.clock()
     assert await anext(calls, None) is None and of.clock() == began

@@ -14,7 +14,7 @@ from unit.gateway.routing.building import World, call, key, one, table, targets,
 
 from gateway.core.errors import GatewayError, Unreachable, UpstreamBusy, UpstreamError, UpstreamFailed
 from gateway.core.types import Ask, Priority, Verdict
-from gateway.routing import Slots
+from gateway.routing import TargetSlots
 from gateway.store import StoreDown
 from gateway.store.local import LocalStore
 
@@ -63,7 +63,7 @@ def slow() -> Slow:
 
 
 class Storm:
-    """Calls as tasks that do what they are told when they have a placement."""
+    """Calls as tasks that do what they are told when they have an attempt."""
 
     def __init__(self) -> None:
         self.limits = slow()
@@ -82,20 +82,20 @@ class Storm:
         self.most: dict[str, int] = {}
 
     async def _serve(self, number: int, model: str, priority: Priority, orders: asyncio.Queue[str]) -> None:
-        placements = self.of.placements(call(model, id=f"c{number}"), tokens=100, who=key(priority))
-        async with aclosing(placements):
-            async for placement in placements:
-                running = placement.target.load.running
-                assert placement.target.max_inflight is None or running <= placement.target.max_inflight
+        attempts = self.of.attempts(call(model, id=f"c{number}"), tokens=100, who=key(priority))
+        async with aclosing(attempts):
+            async for attempt in attempts:
+                running = attempt.target.load.running
+                assert attempt.target.max_inflight is None or running <= attempt.target.max_inflight
                 while (order := await orders.get()) not in ERRORS:
                     if order == "first":
-                        placement.first_token()
+                        attempt.first_token()
                     elif order == "good":
-                        placement.answered(None)
+                        attempt.answered(None)
                         return
                     elif order == "crash":
                         raise ZeroDivisionError
-                placement.failed(ERRORS[order])
+                attempt.failed(ERRORS[order])
 
     def step(self, what: str, which: int) -> None:
         if what.endswith("call"):
@@ -143,7 +143,7 @@ async def test_all_counts_return_to_zero(steps: list[tuple[str, int, int]]) -> N
     storm.of.idle()
     assert storm.of.queued == [] or storm.of.queued[-1][1:] == (0, 0)
     storm.limits.away = False
-    slots = Slots(storm.limits)
+    slots = TargetSlots(storm.limits)
     for name, most in (("a", 2), ("b", 2), ("c", 1)):
         taken = [await slots.take(storm.of[name], f"after {n}") for n in range(most + 1)]
         assert [slot is not None for slot in taken] == [True] * most + [False], f"slots of {name}"
@@ -186,10 +186,10 @@ async def test_a_thousand_calls_at_once_all_end() -> None:
 
     async def ask(number: int) -> None:
         nonlocal served
-        calls, placement = await of.first(call(id=f"c{number}"))
+        calls, attempt = await of.first(call(id=f"c{number}"))
         async with aclosing(calls):
             await asyncio.sleep(0.05)
-            placement.first_token()
+            attempt.first_token()
             await asyncio.sleep(0.05)
             served += 1
 

@@ -13,7 +13,7 @@ from backends.capabilities import Capabilities
 from gateway.config import parse_table
 from gateway.core.errors import NoRoute
 from gateway.core.types import TargetOrder
-from gateway.routing import Builder, Routes, Slots
+from gateway.routing import Builder, Routes, TargetSlots
 from gateway.store.local import LocalStore
 from gateway.targets.load import Share
 
@@ -36,7 +36,7 @@ def capabilities(name: str) -> Capabilities:
 @pytest.fixture
 def routes(tmp_path_factory: pytest.TempPathFactory) -> Routes:
     clock = FixedClock()
-    slots = Slots(LocalStore(tmp_path_factory.getbasetemp() / "absent.json").limits)
+    slots = TargetSlots(LocalStore(tmp_path_factory.getbasetemp() / "absent.json").limits)
     builder = Builder({"b": "http://127.0.0.1:5/"}, capabilities, slots, clock)
     return builder.build(parse_table(TABLE, "t", {"K": "key"})[0], "hash")
 
@@ -123,7 +123,7 @@ def test_an_order_that_holds_already_changes_nothing() -> None:
 @virtual
 async def test_the_client_is_told_where_its_call_went_and_by_which_table() -> None:
     of = World(one("a", fallback=targets("b")))
-    told = [dict(placement.headers) async for placement in of.placements()]
+    told = [dict(attempt.headers) async for attempt in of.attempts()]
     assert told == [
         {b"x-trunkline-target": b"a", b"x-trunkline-attempts": b"1", b"x-trunkline-config": b"hash"},
         {
@@ -139,10 +139,10 @@ async def test_the_client_is_told_where_its_call_went_and_by_which_table() -> No
 async def test_an_explanation_is_told_on_request_and_as_it_was_before_the_call() -> None:
     of = World(one("a", "b"))
     Share(of["b"].load, 50)
-    placements = tried_in_turn(of.routes.attempts(of.route, call(), {}, key(), 10, explain=True), lambda: of.spent)
-    async with aclosing(placements):
-        first = dict((await anext(placements)).headers)
-        second = dict((await anext(placements)).headers)
+    attempts = tried_in_turn(of.routes.attempts(of.route, call(), {}, key(), 10, explain=True), lambda: of.spent)
+    async with aclosing(attempts):
+        first = dict((await anext(attempts)).headers)
+        second = dict((await anext(attempts)).headers)
     shown = json.loads(first[b"x-trunkline-explain"])
     assert [(each["target"], each.get("running", 0), each.get("picked", False)) for each in shown] == [
         ("a", 0, True),

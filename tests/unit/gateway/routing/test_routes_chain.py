@@ -42,16 +42,16 @@ async def hold(of: World, model: str) -> None:
 async def test_a_route_that_has_no_target_is_stood_in_for_under_the_name_that_its_target_knows() -> None:
     of = world(a=of_targets("a1"), b={"targets": [*targets("b1"), *targets("b2", model="own")]})
     drain(of, "a1")
-    told = {p.target.name: (p.fallback, p.address.model) async for p in of.placements(call("a"))}
+    told = {p.target.name: (p.fallback, p.address.model) async for p in of.attempts(call("a"))}
     assert told == {"b1": ("no_target", "b"), "b2": ("no_target", "own")}
-    told = {p.target.name: (p.fallback, p.address.model) async for p in of.placements(call("b"))}
+    told = {p.target.name: (p.fallback, p.address.model) async for p in of.attempts(call("b"))}
     assert told == {"b1": ("", None), "b2": ("", "own")}, "asked for itself it is asked by the client's name"
 
 
 @virtual
 async def test_a_route_whose_targets_all_fail_is_stood_in_for() -> None:
     of = world(a=of_targets("a1", "a2"), b=of_targets("b1"))
-    told = [(p.target.name, p.fallback) async for p in of.placements(call("a"))]
+    told = [(p.target.name, p.fallback) async for p in of.attempts(call("a"))]
     assert told[2] == ("b1", "failed") and {name for name, _ in told[:2]} == {"a1", "a2"}
 
 
@@ -76,7 +76,7 @@ async def test_a_full_route_is_stood_in_for_at_once() -> None:
     of = world(a=of_targets("a1", max_inflight=1), b=of_targets("b1"))
     await hold(of, "a")
     began = of.clock()
-    told = [(p.target.name, p.fallback) async for p in of.placements(call("a"))]
+    told = [(p.target.name, p.fallback) async for p in of.attempts(call("a"))]
     assert told == [("b1", "full")] and of.clock() == began
 
 
@@ -85,8 +85,8 @@ async def test_when_all_are_full_a_call_waits_for_its_own() -> None:
     of = world(a=of_targets("a1", max_inflight=1), b=of_targets("b1", max_inflight=1))
     of["a1"].rest(3.0)
     await hold(of, "b")
-    calls, placement = await of.first(call("a"))
-    assert (placement.target.name, placement.fallback) == ("a1", "")
+    calls, attempt = await of.first(call("a"))
+    assert (attempt.target.name, attempt.fallback) == ("a1", "")
     assert of.clock() == pytest.approx(3.0, abs=0.06)
     await calls.aclose()
 
@@ -120,9 +120,9 @@ async def test_a_call_that_only_the_other_route_can_take_waits_there(why: str) -
     if why == "drained":
         drain(of, "a1")
     of["b1"].rest(3.0)
-    calls, placement = await of.first(call("a", max_tokens=50 if why == "drained" else 500))
-    assert placement.target.name == "b1"
-    assert placement.fallback == ("no_target" if why == "drained" else "too_long")
+    calls, attempt = await of.first(call("a", max_tokens=50 if why == "drained" else 500))
+    assert attempt.target.name == "b1"
+    assert attempt.fallback == ("no_target" if why == "drained" else "too_long")
     assert of.clock() == pytest.approx(3.0, abs=0.06)
     await calls.aclose()
 
@@ -130,7 +130,7 @@ async def test_a_call_that_only_the_other_route_can_take_waits_there(why: str) -
 @virtual
 async def test_a_call_too_long_for_one_route_goes_to_the_other() -> None:
     of = world(a=of_targets("a1", context=100), b=of_targets("b1", context=1000))
-    told = [(p.target.name, p.fallback) async for p in of.placements(call("a", max_tokens=500))]
+    told = [(p.target.name, p.fallback) async for p in of.attempts(call("a", max_tokens=500))]
     assert told == [("b1", "too_long")]
 
 
@@ -172,9 +172,9 @@ async def test_what_a_call_took_is_asked_when_it_is_over_whichever_route_served_
         asked.append(over)
         return Spent(input=10, output=5)
 
-    async with aclosing(tried_in_turn(of.routes.attempts(of.route, call("a"), {}, key(), 10), spent)) as placements:
+    async with aclosing(tried_in_turn(of.routes.attempts(of.route, call("a"), {}, key(), 10), spent)) as attempts:
         for _ in range(served):
-            await anext(placements)
+            await anext(attempts)
         over = True
     assert asked == [True]
     of.idle()

@@ -25,30 +25,28 @@ class Fleet:
         self.seen: list[tuple[str, Gauges | None]] = []
         self.learned: list[tuple[str, Facts]] = []
 
-    async def scrape(self, name: str) -> Gauges | None:
+    async def read_gauges(self, name: str) -> Gauges | None:
         self.scraped.append(name)
         told = self.gauges.get(name)
         if isinstance(told, Exception):
             raise told
         return told
 
-    async def describe(self, name: str) -> Facts | None:
+    async def read_facts(self, name: str) -> Facts | None:
         self.described.append(name)
         told = self.facts.get(name)
         if isinstance(told, Exception):
             raise told
         return told
 
+    def gauges_read(self, name: str, gauges: Gauges | None) -> None:
+        self.seen.append((name, gauges))
+
+    def facts_read(self, name: str, facts: Facts) -> None:
+        self.learned.append((name, facts))
+
     def engines(self, *names: str) -> Engines:
-        return Engines(
-            names,
-            self.scrape,
-            self.describe,
-            seen=lambda name, gauges: self.seen.append((name, gauges)),
-            learned=lambda name, facts: self.learned.append((name, facts)),
-            clock=self.clock,
-            every=(0.0, 0.001),
-        )
+        return Engines(names, self, self.clock, every=(0.0, 0.001))
 
 
 @pytest.fixture
@@ -165,14 +163,8 @@ async def test_a_recovery_while_it_is_asked_is_not_lost(fleet: Fleet, clock: Fix
             engines.recovered(name)
         return Facts(version=str(len(fleet.described)))
 
-    engines = Engines(
-        ["a"],
-        fleet.scrape,
-        describe,
-        seen=lambda *_: None,
-        learned=lambda n, f: fleet.learned.append((n, f)),
-        clock=clock,
-    )
+    fleet.read_facts = describe  # type: ignore[method-assign]
+    engines = Engines(["a"], fleet, clock)
     await told(engines, fleet, FULL, FULL, FULL)
     assert fleet.learned == [("a", Facts(version="1")), ("a", Facts(version="2"))]
 
@@ -208,15 +200,8 @@ async def test_targets_that_hang_hold_up_nobody(fleet: Fleet, monkeypatch: pytes
             current -= 1
         return None
 
-    poller = Engines(
-        [*hanging, "well"],
-        scrape,
-        fleet.describe,
-        seen=lambda *_: None,
-        learned=lambda *_: None,
-        clock=asyncio.get_running_loop().time,
-        every=(0.001, 0.002),
-    )
+    fleet.read_gauges = scrape  # type: ignore[method-assign]
+    poller = Engines([*hanging, "well"], fleet, asyncio.get_running_loop().time, every=(0.001, 0.002))
     poller.open()
     while fleet.scraped.count("well") < 20:
         await asyncio.sleep(0.001)
@@ -250,7 +235,7 @@ async def test_what_a_target_says_after_it_was_removed_is_not_heard(fleet: Fleet
         await answer.wait()
         return BUSY
 
-    engines._scrape = scrape
+    fleet.read_gauges = scrape  # type: ignore[method-assign]
     look = asyncio.create_task(engines.look("a"))
     await asked.wait()
     engines.replace(["a"], anew=["a"])
@@ -276,15 +261,8 @@ async def test_a_fault_of_who_is_told_does_not_end_the_looks(fleet: Fleet, caplo
         raise RuntimeError(name)
 
     fleet.gauges["a"] = FULL
-    poller = Engines(
-        ["a"],
-        fleet.scrape,
-        fleet.describe,
-        seen=seen,
-        learned=lambda *_: None,
-        clock=asyncio.get_running_loop().time,
-        every=(0.0, 0.001),
-    )
+    fleet.gauges_read = seen  # type: ignore[method-assign]
+    poller = Engines(["a"], fleet, asyncio.get_running_loop().time, every=(0.0, 0.001))
     poller.open()
     while len(fleet.scraped) < 3:
         await asyncio.sleep(0)

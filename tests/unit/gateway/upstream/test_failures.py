@@ -18,7 +18,7 @@ from gateway.core.errors import (
     UpstreamFailed,
 )
 from gateway.upstream import retry_after
-from gateway.upstream.failures import fit
+from gateway.upstream.forwarder import fit
 from gateway.upstream.http1 import Headers
 from gateway.upstream.reading import AnswerMemory, EventReader
 

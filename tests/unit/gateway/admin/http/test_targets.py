@@ -191,7 +191,7 @@ def test_many_targets_are_not_all_named() -> None:
 def test_the_desk_goes_by_another_table_from_the_next_call_on(tmp_path: Path) -> None:
     with admin_app(tmp_path) as admin:
         admin.said("PATCH", "/targets/a", {"state": "drained"})
-        admin.desk.replace(("new",), {"n": Listed("n", "new", 0, "vllm", "http://n", 1.0)})
+        admin.context.replace(("new",), {"n": Listed("n", "new", 0, "vllm", "http://n", 1.0)})
         assert [each["name"] for each in admin.said("GET", "/targets")["data"]] == ["n"]
         admin.said("POST", "/keys", {"name": "k", "model_limits": {"new": {"rpm": 1}}})
         assert "no route 'big'" in admin.wrong("POST", "/keys", {"name": "k", "model_limits": {"big": {"rpm": 1}}})[0]

@@ -12,7 +12,7 @@ from unit.gateway.routing.building import World, call, eject, key, one, table, t
 from backends.api import Facts
 from gateway.core.errors import Disconnected, NoTarget, Unreachable, UpstreamBusy, UpstreamError, UpstreamFailed
 from gateway.routing import Attempt
-from gateway.routing.queue.cold import Hold
+from gateway.routing.queue.cold import HeldCalls
 from gateway.routing.queue.events import QueueEvents
 from gateway.routing.queue.queue import Queue, Waiter
 
@@ -37,9 +37,9 @@ def up(of: World, *names: str) -> None:
 
 async def answered(of: World, name: str = "c", **named: Any) -> str:
     """Where a call goes, which is answered at once."""
-    placements, placement = await of.first(call(id=name, **named.pop("fields", {})), **named)
-    await placements.aclose()
-    return placement.target.name
+    attempts, attempt = await of.first(call(id=name, **named.pop("fields", {})), **named)
+    await attempts.aclose()
+    return attempt.target.name
 
 
 async def held(of: World, calls: int) -> None:
@@ -102,12 +102,12 @@ async def test_a_call_that_reached_nobody_is_held_and_sent_again() -> None:
     of, tried = holding("a", "b", retry={"attempts": 2}), []
 
     async def ask() -> None:
-        async with aclosing(of.placements()) as placements:
-            async for placement in placements:
-                tried.append((placement.target.name, of.clock()))
+        async with aclosing(of.attempts()) as attempts:
+            async for attempt in attempts:
+                tried.append((attempt.target.name, of.clock()))
                 if len(tried) > 2:
                     return
-                placement.failed(Unreachable("refused"))
+                attempt.failed(Unreachable("refused"))
 
     waiting = asyncio.ensure_future(ask())
     await asyncio.sleep(5)
@@ -124,14 +124,14 @@ async def test_a_call_that_reached_nobody_is_held_whatever_table_is_in_force_by_
     of, tried = holding("a"), []
 
     async def ask() -> None:
-        async with aclosing(of.placements()) as placements:
-            async for placement in placements:
+        async with aclosing(of.attempts()) as attempts:
+            async for attempt in attempts:
                 tried.append(of.clock())
                 if len(tried) > 1:
                     return
                 for number in range(reloads):
                     of.reload(one("a", hold="30s", retry={"attempts": number + 1}))
-                placement.failed(Unreachable("refused"))
+                attempt.failed(Unreachable("refused"))
 
     waiting = asyncio.ensure_future(ask())
     await held(of, 1)
@@ -148,13 +148,13 @@ async def failing(of: World, *errors: UpstreamError) -> list[str]:
     def back(name: str) -> None:
         up(of, name)
 
-    async with aclosing(of.placements()) as placements:
-        async for placement in placements:
-            found.append(placement.target.name)
+    async with aclosing(of.attempts()) as attempts:
+        async for attempt in attempts:
+            found.append(attempt.target.name)
             if not left:
                 break
-            placement.failed(left.pop(0))
-            asyncio.get_running_loop().call_later(1.0, back, placement.target.name)
+            attempt.failed(left.pop(0))
+            asyncio.get_running_loop().call_later(1.0, back, attempt.target.name)
     return found
 
 
@@ -190,9 +190,9 @@ async def test_all_waits_together_take_no_longer_than_the_hold() -> None:
     down(of, "a")
     flapping = asyncio.ensure_future(flap())
     with pytest.raises(NoTarget):
-        async with aclosing(of.placements()) as placements:
-            async for placement in placements:
-                placement.failed(Unreachable(""))
+        async with aclosing(of.attempts()) as attempts:
+            async for attempt in attempts:
+                attempt.failed(Unreachable(""))
     assert of.clock() == pytest.approx(30.0)
     flapping.cancel()
 
@@ -266,8 +266,8 @@ async def test_priority_and_tenants_decide_who_goes_first() -> None:
     of, order = holding("a"), []
 
     async def ask(name: str, who: Any) -> None:
-        async with aclosing(of.placements(call(id=name), who=who, tokens=1000)) as placements:
-            await anext(placements)
+        async with aclosing(of.attempts(call(id=name), who=who, tokens=1000)) as attempts:
+            await anext(attempts)
             order.append(name)
 
     down(of, "a")
@@ -370,13 +370,13 @@ async def test_the_client_is_told_how_long_its_call_was_held() -> None:
     of = holding("a")
     down(of, "a")
     asyncio.get_running_loop().call_later(3.0, up, of, "a")
-    placements, placement = await of.first()
-    told = dict(placement.headers)
-    assert float(told[b"x-trunkline-held"]) == pytest.approx(3.0, abs=0.1) and placement.waited < 0.01
-    await placements.aclose()
-    placements, placement = await of.first()
-    assert b"x-trunkline-held" not in dict(placement.headers)
-    await placements.aclose()
+    attempts, attempt = await of.first()
+    told = dict(attempt.headers)
+    assert float(told[b"x-trunkline-held"]) == pytest.approx(3.0, abs=0.1) and attempt.waited < 0.01
+    await attempts.aclose()
+    attempts, attempt = await of.first()
+    assert b"x-trunkline-held" not in dict(attempt.headers)
+    await attempts.aclose()
 
 
 @virtual
@@ -386,14 +386,14 @@ async def test_the_rest_of_an_answer_is_not_held() -> None:
             return call
 
     of = World(one("a", "b", hold="30s"), adapters=lambda _: Resumes())
-    calls, placement = await of.first()
+    calls, attempt = await of.first()
     down(of, "a", "b")
 
-    def broken(placement: Attempt) -> None:
-        placement.failed(Disconnected(""))
-        placement.resume()
+    def broken(attempt: Attempt) -> None:
+        attempt.failed(Disconnected(""))
+        attempt.resume()
 
-    broken(placement)
+    broken(attempt)
     assert await anext(calls, None) is None and of.clock() == 0
     of.idle()
 
@@ -413,20 +413,20 @@ class _Resuming:
 
 
 @virtual
-@pytest.mark.parametrize("attempts", [1, 2])
-async def test_a_call_that_was_held_has_all_its_resumes(attempts: int) -> None:
-    table = one("a", "b", "c", hold="30s", retry={"attempts": attempts})
+@pytest.mark.parametrize("most", [1, 2])
+async def test_a_call_that_was_held_has_all_its_resumes(most: int) -> None:
+    table = one("a", "b", "c", hold="30s", retry={"attempts": most})
     of, tried = World(table, adapters=lambda _: _Resuming()), list[str]()
 
     async def told() -> None:
-        placements, placement = await of.first(call(id="c"))
-        while placement is not None:
-            tried.append(placement.target.name)
-            placement.failed(Disconnected(""))
-            placement.resume()
-            placement.end()
-            placement = await anext(placements, None)
-        await placements.aclose()
+        attempts, attempt = await of.first(call(id="c"))
+        while attempt is not None:
+            tried.append(attempt.target.name)
+            attempt.failed(Disconnected(""))
+            attempt.resume()
+            attempt.end()
+            attempt = await anext(attempts, None)
+        await attempts.aclose()
 
     down(of, "a", "b", "c")
     waiting = asyncio.ensure_future(told())
@@ -440,7 +440,7 @@ async def test_a_call_that_was_held_has_all_its_resumes(attempts: int) -> None:
 async def test_held_calls_do_not_wait_for_each_other() -> None:
     """Many that what is up cannot take stand before one that it can."""
     clock = asyncio.get_running_loop().time
-    hold = Hold("r", Queue(calls=100, size=1 << 20, clock=clock), clock, QueueEvents())
+    hold = HeldCalls("r", Queue(calls=100, size=1 << 20, clock=clock), clock, QueueEvents())
     ready: list[str] = []
 
     async def wait(name: str, tenant: str, seconds: float) -> None:

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.types import Priority
-from gateway.routing.queue.drain_rate import Drain
 from gateway.routing.queue.fairness import Turns
-from gateway.routing.queue.queue import LOOK, PRIORITIES, Queue, Waiter
+from gateway.routing.queue.queue import LOOK, PRIORITIES, Drain, Queue, Waiter
 
 Task = asyncio.Task[int]
 
