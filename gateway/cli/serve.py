@@ -28,7 +28,7 @@ from gateway.process.sockets import CannotListen, bind
 from gateway.process.supervisor import Supervisor, ignore_hangup
 from gateway.store import StoreDown, examine, prepare_state, shown
 
-log = logging.getLogger("trunkline.serve")
+log = logging.getLogger("trunkline.cli")
 
 ADMIN_COMMAND: Final = (sys.executable, "-P", "-m", "gateway", "admin", "serve")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -44,7 +44,8 @@ def command(work: Callable[..., Awaitable[Any]]) -> Callable[..., None]:
             finally:
                 await store.close()
 
-        logging.getLogger("trunkline").addHandler(logging.NullHandler())  # what fails is said below, once
+        ours = logging.getLogger("trunkline")
+        ours.addHandler(logging.NullHandler())  # what fails is said below, once
         try:
             asyncio.run(session())
         except StoreDown as error:
