@@ -89,8 +89,6 @@ class Fleet:
             for name, target in routes.targets.items()
             if name in before.targets and before.targets[name].address != target.address
         ]
-        for gone in before.targets.keys() - routes.targets.keys():
-            self._forget(gone)
         names = list(routes.targets)
         self.prober.replace(names, anew)
         self.engines.replace(names, anew)
@@ -99,10 +97,8 @@ class Fleet:
             old = before.get(route.name)
             if old is None or [target.spec for target in old.targets] != [target.spec for target in route.targets]:
                 self._compare(route)
-        for route in before:
-            if routes.get(route.name) is None:
-                for field in FACTS:
-                    self._metrics.forget(self._metrics.route_drift, route.name, field)
+
+        self._keep()
 
     async def report(self) -> Report:
         """How each target stands with this gateway."""
@@ -241,21 +237,13 @@ class Fleet:
             metrics.target_waiting.labels(name).set(target.load.waiting)
             if target.missed:
                 self.prober.hurry(name)
+        self._keep()
         read_at = self.gossip.read_at
         metrics.load_age.set(-1 if read_at == float("-inf") else self._clock.monotonic() - read_at)
 
-    def _forget(self, name: str) -> None:
-        metrics = self._metrics
-        for gauge in (
-            metrics.target_prefill,
-            metrics.target_running,
-            metrics.target_waiting,
-            metrics.target_up,
-            metrics.engine_running,
-            metrics.engine_waiting,
-            metrics.engine_cache,
-        ):
-            metrics.forget(gauge, name)
+    def _keep(self) -> None:
+        """Show nothing of routes and targets that are in no table any more."""
+        self._metrics.keep({"route": {route.name for route in self.routes}, "target": self.routes.targets})
 
     def state(self, name: str) -> TargetState:
         """How a target of the table in force stands."""

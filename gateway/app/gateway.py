@@ -23,6 +23,7 @@ from gateway.app.waker import Waker
 from gateway.auth import AdminKeys, Keyring, Throttle, networks
 from gateway.call import Parts
 from gateway.config import Settings, Table
+from gateway.config.settings import unknown
 from gateway.config.watch import Loaded, Source, Watcher
 from gateway.core.clock import SystemClock
 from gateway.http import openapi, operations
@@ -68,6 +69,7 @@ class Gateway:
     def __init__(self, settings: Settings, loaded: Loaded, source: Source) -> None:
         """Put the parts together. Raises `ValueError` for settings that cannot work."""
         self.settings, self.clock, self.metrics = settings, SystemClock(), Metrics()
+        self.metrics.unknown_settings.set(len(unknown()))
         self.launched, self.capabilities = _launched(settings), cache(registry.capabilities)
         table = loaded.table
         self.lines = Lines(sys.stdout.fileno(), self.metrics.dropped.inc)

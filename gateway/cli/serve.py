@@ -20,12 +20,15 @@ import click
 from backends import registry
 from gateway import __version__
 from gateway.config import Mistakes, Settings, Table
+from gateway.config.settings import unknown
 from gateway.config.watch import Source
 from gateway.process.child import Child
 from gateway.process.launch import Launcher
 from gateway.process.sockets import CannotListen, bind
 from gateway.process.supervisor import Supervisor, ignore_hangup
 from gateway.store import StoreDown, examine, prepare_state, shown
+
+log = logging.getLogger("trunkline.cli")
 
 ADMIN_COMMAND: Final = (sys.executable, "-P", "-m", "gateway", "admin", "serve")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -156,6 +159,8 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    for name in unknown():
+        log.warning("%s is no setting; nothing reads it but a table that refers to it", name)
     return settings, source, table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import getpass
+import logging
 import os
 import sys
 import time
@@ -43,6 +44,8 @@ def command(work: Callable[..., Awaitable[Any]]) -> Callable[..., None]:
             finally:
                 await store.close()
 
+        ours = logging.getLogger("trunkline")
+        ours.addHandler(logging.NullHandler())  # what fails is said below, once
         try:
             asyncio.run(session())
         except StoreDown as error:

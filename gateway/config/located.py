@@ -8,6 +8,7 @@ import re
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -64,6 +65,8 @@ class Document:
         """Of lists with parts that could not be decoded: where the others stand."""
         self._root: yaml.Node | None = None
         self._values = 0
+        self._resolved: dict[str, str] = {}
+        """What references stand for, and how they were written: the one is never shown, the other instead."""
         try:
             self._root = compose(text)
         except yaml.MarkedYAMLError as error:
@@ -118,7 +121,13 @@ class Document:
 
     def _add(self, mark: yaml.Mark | None, message: str, *, warning: bool = False, needed: bool = False) -> None:
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        self.mistakes.append(Mistake(self.file, line, column, message, warning or needed, needed))
+        self.mistakes.append(Mistake(self.file, line, column, self._as_written(message), warning or needed, needed))
+
+    def _as_written(self, message: str) -> str:
+        """The message with references instead of what they stand for, which may be a secret."""
+        for value in sorted(self._resolved, key=len, reverse=True):
+            message = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", partial(_as, self._resolved[value]), message)
+        return message
 
     def _wrong(self, path: tuple[str | int, ...], node: yaml.Node, message: str) -> None:
         """Something at a place cannot be decoded."""
@@ -232,9 +241,15 @@ class Document:
                 what = f"the file {name}" if source else f"the environment variable {name}"
                 self._add(node.start_mark, f"{what} is missing or empty; it is needed to serve", needed=True)
                 return match[0]
+            if found:
+                self._resolved[found] = self._resolved[repr(found)[1:-1]] = match[0]
             return found or default or ""
 
         return _REFERENCE.sub(look_up, text)
+
+
+def _as(text: str, _: re.Match[str]) -> str:
+    return text
 
 
 def files(text: str) -> tuple[str, ...]:

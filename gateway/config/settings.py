@@ -14,6 +14,15 @@ from msgspec import Meta, Struct
 
 PREFIX = "TRUNKLINE_"
 _SHA256 = re.compile("[0-9a-f]{64}")
+_SERVICE_LINK = re.compile(
+    PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)", re.ASCII
+)
+"""What Kubernetes sets in each container beside a Service called trunkline, or trunkline-admin."""
+_SERVICE_URL = re.compile("(tcp|udp|sctp)://")
+"""What it sets `TRUNKLINE_PORT` and `TRUNKLINE_ADMIN_PORT` to."""
+INTERNAL = ("launched", "kept")
+NEAR = 2
+"""So many letters between an unknown variable's name and a setting's are a slip."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -95,9 +104,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     def read(cls, environment: Mapping[str, str] | None = None, **options: object) -> Settings:
         """Settings from the environment, overridden by the options that are not None.
 
-        Raises `ValueError` naming the variable that cannot be read.
+        Raises `ValueError` naming the variable that cannot be read, or that is a setting's but for a slip.
         """
-        environment = os.environ if environment is None else environment
+        environment = _ours(os.environ if environment is None else environment)
+        for name in unknown(environment):
+            if near := [field.upper() for field in _public() if _slips(name, PREFIX + field.upper()) <= NEAR]:
+                raise ValueError(f"{name} is no setting; is {' or '.join(PREFIX + each for each in near)} meant?")
         hints = typing.get_type_hints(cls, include_extras=True)
         values: dict[str, object] = {}
         for field in cls.__struct_fields__:
@@ -127,3 +139,42 @@ class Settings(Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{PREFIX}PEPPERS: expected VERSION:SECRET, separated by commas")
             peppers[int(version)] = secret.encode()
         return peppers
+
+
+def unknown(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Variables that look like settings and are none."""
+    ours = _ours(os.environ if environment is None else environment)
+    return sorted(name for name in ours if name.removeprefix(PREFIX).lower() not in Settings.__struct_fields__)
+
+
+def _public() -> list[str]:
+    return [field for field in Settings.__struct_fields__ if field not in INTERNAL]
+
+
+def _ours(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that are meant for us."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(PREFIX)
+        and not _SERVICE_LINK.fullmatch(name)
+        and not (name.endswith("_PORT") and _SERVICE_URL.match(value))
+    }
+
+
+def _slips(one: str, other: str) -> int:
+    """How many letters must be put in, left out, changed, or swapped with their neighbour, to make one of the other.
+
+    Optimal string alignment.
+    """
+    before: list[int] = []
+    above = list(range(len(other) + 1))
+    for row, letter in enumerate(one, 1):
+        line = [row]
+        for column, its in enumerate(other, 1):
+            least = min(above[column] + 1, line[-1] + 1, above[column - 1] + (letter != its))
+            if row > 1 and column > 1 and letter == other[column - 2] and one[row - 2] == its:
+                least = min(least, before[column - 2] + 1)
+            line.append(least)
+        before, above = above, line
+    return above[-1]

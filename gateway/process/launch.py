@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from backends.capabilities import Capabilities
 from gateway.config import Table, TargetSpec
 from gateway.process.child import Child
 
 log = logging.getLogger("trunkline.process")
+
+INHERITED: Final = re.compile(
+    "PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|TMPDIR|LANG|LANGUAGE|LC_.*|XDG_.*|LD_LIBRARY_PATH|VIRTUAL_ENV|CONDA_.*|PYTHON.*|"
+    "SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|(HTTPS?|ALL|NO)_PROXY|"
+    "CUDA_.*|NVIDIA_.*|NCCL_.*|ROCR_.*|HIP_.*|HSA_.*|OMP_.*|MKL_.*|TORCH.*|PYTORCH_.*|TRITON_.*|"
+    "HF_.*|HUGGINGFACE_.*|TRANSFORMERS_.*|VLLM_.*|SGLANG_.*|LLAMA_.*|GGML_.*|RAY_.*",
+    re.IGNORECASE,
+)
+"""Variables of ours that a launched server gets: none of the gateway's own, no secret of another target. What else it
+needs stands in `launch.environment`."""
 
 
 class Launcher:
@@ -30,7 +42,7 @@ class Launcher:
             port = free_port()
             argv, environment = _command(target, str(path[1]), port, capabilities)
             output = Path(self._folder.name) / f"{target.name.replace('/', '_')}.log"
-            self._children.append(Child(f"target {target.name}", argv, {**os.environ, **environment}, output))
+            self._children.append(Child(f"target {target.name}", argv, {**inherited(), **environment}, output))
             self.urls[target.name] = f"http://127.0.0.1:{port}"
             log.info("target %s: its output goes to %s", target.name, output)
 
@@ -52,6 +64,11 @@ class Launcher:
         """End all children at once, without waiting; `stop`, if it waits for them, returns by that."""
         for child in self._children:
             child.kill()
+
+
+def inherited() -> dict[str, str]:
+    """What of our environment a launched server gets."""
+    return {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
 
 
 def free_port() -> int:

@@ -34,6 +34,9 @@ class Connector:
                 self._many(scheme, rest)
             else:
                 _ = urlsplit(url).port
+                database = "" if scheme == "unix" else urlsplit(url).path.strip("/")
+                if database and not database.isdecimal():
+                    raise _Unusable("the database behind the last slash must be a number, such as 0")
                 ConnectionPool.from_url(url)
         except ValueError as error:
             # What the parser says may hold the password.

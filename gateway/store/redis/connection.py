@@ -14,9 +14,10 @@ from importlib import resources
 from typing import Any
 
 import hiredis
+import redis
 from msgspec import Struct
 
-from gateway.store import StoreDown
+from gateway.store import StoreDown, shown
 from gateway.store.redis.answer_timer import AnswerTimer, in_time
 from gateway.store.redis.connect import Connector
 
@@ -93,6 +94,7 @@ class Pipe:
 
     def __init__(self, url: str, timeout: float, connected: Callable[[], None] = lambda: None) -> None:
         self._connector, self._timeout, self._connected = Connector(url, timeout), timeout, connected
+        self._where = shown(url)
         self._waiting: deque[Command] = deque()
         self._sent: deque[Command] = deque()
         self._wire: _Wire | None = None
@@ -258,8 +260,8 @@ class Pipe:
 
     def _fail(self, error: Exception) -> None:
         if self._down is None:
-            log.warning("Redis does not answer: %r", error)
-        self._down = f"Redis does not answer: {error!r}"
+            log.warning("Redis does not answer at %s: %s", self._where, _reason(error))
+        self._down = f"Redis does not answer at {self._where}: {_reason(error)}"
         failed = [*self._sent, *self._waiting]
         self._sent.clear()
         self._waiting.clear()
@@ -345,3 +347,10 @@ def _end(command: Command, error: StoreDown) -> None:
 
 class _Moved(Exception):
     """The slot of our keys is at another node."""
+
+
+def _reason(error: Exception) -> str:
+    """Why, in words; for some errors their kind is all that there is."""
+    if isinstance(error, redis.TimeoutError | TimeoutError):
+        return "no answer in time"
+    return str(error).strip().rstrip(".") or type(error).__name__

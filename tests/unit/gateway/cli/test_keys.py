@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
+
+from gateway.cli import cli
 
 Run = Callable[..., Result]
 Said = Callable[..., Any]
@@ -211,3 +214,21 @@ def test_a_revoked_key_is_not_changed(said: Said, refused: Refused, run: Run) ->
 def test_a_key_that_is_not_there(refused: Refused, command: str) -> None:
     options = ("--rpm", "1") if command == "update" else ()
     assert "there is no key 'nobody'; `trunkline keys list` shows all" in refused("keys", command, "nobody", *options)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://user:hidden@127.0.0.1:1/0", "Redis does not answer at redis://127.0.0.1:1/0: .*127.0.0.1:1"),
+        ("redis://nosuch.invalid/0", "Redis does not answer at redis://nosuch.invalid/0: .*nosuch.invalid"),
+        ("unix:///no/such.sock", "Redis does not answer at unix:///no/such.sock: .*No such file"),
+        ("redis://127.0.0.1:6379/limits", "the database behind the last slash must be a number"),
+        ("redis://127.0.0.1:x/0", "the Redis URL cannot be read"),
+        ("http://127.0.0.1", "the Redis URL must begin with one of redis://"),
+    ],
+)
+def test_a_redis_that_cannot_be_used_is_told_in_one_line(url: str, said: str) -> None:
+    done = CliRunner().invoke(cli, ["keys", "list", "--redis-url", url])
+    lines = done.output.strip().splitlines()
+    assert done.exit_code != 0 and len(lines) == 1
+    assert re.search(said, lines[0]) and "hidden" not in lines[0]

@@ -127,6 +127,29 @@ def test_a_secret_in_clear_is_refused_and_not_repeated() -> None:
             assert "secret-" not in found.message and "sk-" not in found.message and "12345" not in found.message
 
 
+@pytest.mark.parametrize("secret", ["hunter2", "two\nlines of it", "back\\slash'quote"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'policy: "${WORD}"',
+        'aliases: ["${WORD}", "${WORD}"]',
+        'timeouts: {first_byte: "${WORD}"}',
+        'targets: [{name: a, backend: "${WORD}", url: "http://x:1"}]',
+        'targets: [{name: a, backend: openai, url: "http://${WORD}:99999"}]',
+        'targets: [{name: a, backend: openai, url: "${WORD}", weight: "${WORD}"}]',
+        'fallback_route: "${WORD}"',
+    ],
+)
+def test_what_a_reference_stands_for_is_not_shown(line: str, secret: str) -> None:
+    text = "routes:\n  m:\n    " + line + "\n"
+    if "targets" not in line:
+        text += "    targets: [{name: a, backend: openai, url: 'http://x:1'}]\n"
+    with pytest.raises(Mistakes) as caught:
+        parse_table(text, "t", {"WORD": secret})
+    assert "${WORD}" in str(caught.value)
+    assert secret not in str(caught.value) and repr(secret)[1:-1] not in str(caught.value)
+
+
 def test_a_typing_error_is_answered_with_the_right_word() -> None:
     assert "'aliases'" in only(changed("aliases:", "aliasse:")).message
     assert "'url'" in mistakes(changed("url: http://b:80", "ur: http://b:80"))[0].message

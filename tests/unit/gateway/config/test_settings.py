@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Settings
+from gateway.config.settings import unknown
 
 
 def test_options_go_before_the_environment_before_defaults() -> None:
@@ -64,3 +65,52 @@ def test_the_bootstrap_hash_is_one_or_is_refused_without_being_shown() -> None:
         with pytest.raises(ValueError, match="TRUNKLINE_ADMIN_HASH") as caught:
             Settings(admin_hash=text).admin_digest()
         assert text not in str(caught.value)
+
+
+LINKS = {
+    "TRUNKLINE_PORT": "tcp://10.43.1.7:8080",
+    "TRUNKLINE_SERVICE_HOST": "10.43.1.7",
+    "TRUNKLINE_SERVICE_PORT": "8080",
+    "TRUNKLINE_SERVICE_PORT_HTTP": "8080",
+    "TRUNKLINE_PORT_8080_TCP": "tcp://10.43.1.7:8080",
+    "TRUNKLINE_PORT_8080_TCP_PROTO": "tcp",
+    "TRUNKLINE_PORT_8080_TCP_PORT": "8080",
+    "TRUNKLINE_PORT_8080_TCP_ADDR": "10.43.1.7",
+    "TRUNKLINE_ADMIN_PORT": "tcp://10.43.1.8:8081",
+    "TRUNKLINE_ADMIN_SERVICE_HOST": "10.43.1.8",
+    "TRUNKLINE_ADMIN_SERVICE_PORT": "8081",
+    "TRUNKLINE_ADMIN_PORT_8081_TCP_ADDR": "10.43.1.8",
+    "TRUNKLINE_REDIS_PORT": "tcp://10.43.1.9:6379",
+    "TRUNKLINE_REDIS_SERVICE_HOST": "10.43.1.9",
+    "TRUNKLINE_METRICS_PORT_9000_UDP_PROTO": "udp",
+}
+
+
+def test_what_kubernetes_says_of_services_is_no_setting() -> None:
+    assert Settings.read(LINKS) == Settings()
+    assert unknown(LINKS) == []
+    assert Settings.read({**LINKS, "TRUNKLINE_PORT": "9000"}).port == 9000
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("REDIS_URI", "REDIS_URL"),
+        ("REDISURL", "REDIS_URL"),
+        ("REDIS_ULR", "REDIS_URL"),
+        ("RDIS_URLS", "REDIS_URL"),
+        ("PEPPER", "PEPPERS"),
+        ("WORKER", "WORKERS"),
+        ("POTR", "PORT"),
+    ],
+)
+def test_a_slip_in_a_variables_name_is_told(name: str, meant: str) -> None:
+    """A misspelt URL of Redis would make limits those of one process, and nobody would notice."""
+    with pytest.raises(ValueError, match=f"TRUNKLINE_{name} is no setting; is .*TRUNKLINE_{meant}"):
+        Settings.read({f"TRUNKLINE_{name}": "x"})
+
+
+def test_other_unknown_variables_are_reported_and_do_no_harm() -> None:
+    environment = {"TRUNKLINE_OPENAI_KEY": "secret", "TRUNKLINE_WORKERS": "2", "PATH": "/bin"}
+    assert Settings.read(environment) == Settings(workers=2)
+    assert unknown(environment) == ["TRUNKLINE_OPENAI_KEY"]

@@ -11,7 +11,7 @@ import pytest
 from backends.capabilities import Capabilities
 from backends.llamacpp import LlamaCpp
 from gateway.config import Table, parse_table
-from gateway.process.launch import Launcher, free_port
+from gateway.process.launch import Launcher, free_port, inherited
 
 
 def llamacpp(_: str) -> Capabilities:
@@ -39,6 +39,27 @@ def test_a_launched_target_gets_a_port_and_its_environment(tmp_path: Path) -> No
     finally:
         launcher.stop()
     assert got == f"--port={url.rpartition(':')[2]} hello"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_inherited"),
+    [
+        ("PATH", True),
+        ("CUDA_VISIBLE_DEVICES", True),
+        ("HF_HOME", True),
+        ("https_proxy", True),
+        ("TRUNKLINE_PEPPERS", False),
+        ("TRUNKLINE_REDIS_URL", False),
+        ("OTHER_TARGETS_KEY", False),
+        ("MY_PATH", False),
+        ("AWS_SECRET_ACCESS_KEY", False),
+    ],
+)
+def test_a_launched_target_gets_nothing_that_is_not_its_business(
+    monkeypatch: pytest.MonkeyPatch, name: str, is_inherited: bool
+) -> None:
+    monkeypatch.setenv(name, "x")
+    assert (inherited().get(name) == "x") is is_inherited
 
 
 def test_a_launched_model_is_served_under_the_routes_name() -> None:
