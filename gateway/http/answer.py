@@ -49,33 +49,32 @@ class Answer:
 
         Raises `ValueError` for headers that would break the head apart.
         """
-        request = self._request
+        request, length = self._request, None
         closes = self.closes or not request.keeps_alive or not request.is_whole
         lines = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._connection.listener.date]
         for name, value in headers:
             if name == b"content-length":
-                self._left = int(value)
+                length = int(value)
             elif name == b"connection":
                 closes |= value.lower() == b"close"
                 continue
             lines.append(b"%b: %b\r\n" % (name, value))
-        if request.method == "HEAD" or status in _NO_BODY:
-            self._has_body = False
-        elif self._left is None:
-            if request.version == "1.0":
-                closes = True
-            else:
-                self._chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
+        has_body = request.method != "HEAD" and status not in _NO_BODY
+        chunked = has_body and length is None and request.version != "1.0"
+        if chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        elif has_body and length is None:
+            closes = True
         if closes:
             lines.append(b"connection: close\r\n")
         elif request.version == "1.0":
             lines.append(b"connection: keep-alive\r\n")
-        self.keeps_alive = not closes
         head = b"".join(lines)
-        if head.count(b"\n") != len(lines):
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
             raise ValueError(f"a header of the answer holds a line end: {head!r}")
-        self.started, self._head = True, head + b"\r\n"
+        self._has_body, self._chunked, self._left = has_body, chunked, length
+        self.keeps_alive, self.started, self._head = not closes, True, head + b"\r\n"
+        request.expects = False  # told to go on now, the client would take it for a part of the answer
 
     def write(self, data: bytes | memoryview) -> None:
         """A piece of the body."""

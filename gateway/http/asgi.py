@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+from gateway.core.errors import BodyTimeout
 from gateway.http.answer import Answer
 from gateway.http.connection import Connection
 from gateway.http.request import Request
@@ -47,26 +48,27 @@ class _Exchange:
     def __init__(self, connection: Connection, request: Request, answer: Answer) -> None:
         self._connection, self._request, self._answer = connection, request, answer
         self._was_read = False
-        self._lost: asyncio.Future[bytes] = connection.loop.create_future()
+        self._lost: asyncio.Future[None] = connection.loop.create_future()
 
     def lost(self) -> None:
         """The client has left."""
         if not self._lost.done():
-            self._lost.set_result(b"")
+            self._lost.set_result(None)
 
     async def receive(self) -> dict[str, Any]:
-        """A piece of the body; when all was read, word that the client has left."""
+        """A piece of the body; when all was read, word that the client has left. Raises `BodyTimeout`, `BadFraming`."""
         if self._was_read:
             await asyncio.shield(self._lost)
             return {"type": "http.disconnect"}
-        more: asyncio.Future[bytes] = asyncio.ensure_future(self._connection.more(BODY_SECONDS))
-        await asyncio.wait([more, self._lost], return_when=asyncio.FIRST_COMPLETED)
-        if not more.done() or more.exception() is not None:
-            more.cancel()
+        try:
+            data = await self._connection.more(BODY_SECONDS)
+        except TimeoutError:
+            raise BodyTimeout(f"Nothing of the body arrived for {BODY_SECONDS:g} s.") from None
+        except ConnectionResetError:
             self._was_read = True
             return {"type": "http.disconnect"}
         self._was_read = self._request.is_whole
-        return {"type": "http.request", "body": more.result(), "more_body": not self._was_read}
+        return {"type": "http.request", "body": data, "more_body": not self._was_read}
 
     async def send(self, message: dict[str, Any]) -> None:
         """The head, or a piece of the body."""

@@ -34,12 +34,15 @@ LINGER_SECONDS: Final = 2.0
 """How long a client may go on to send what nobody reads, so that it can still read why."""
 AHEAD_BYTES: Final = 64 * 1024
 """Of what is sent behind a request that is being served. Beyond it nothing is read, nor the client's leaving seen."""
+PIECE_BYTES: Final = 16 * 1024
+"""How much is parsed at once: requests that stand behind one another in it are all held in their memory."""
 UNREAD_BYTES: Final = 256 * 1024
 """Of a body whose reader is busy."""
 UNSENT_BYTES: Final = 32 * 1024
 """Of an answer, beyond what the kernel takes: more than that is too much to hold for a client that does not read."""
 UNSENT_SECONDS: Final = 60.0
-"""For a client to take the rest of an answer whose call is over."""
+"""For a client to take the rest of an answer whose call is over, besides what it takes at the rate below."""
+UNSENT_BYTES_PER_SECOND: Final = 32 * 1024
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -55,6 +58,7 @@ class Connection(asyncio.Protocol):
         "_patience",
         "_paused",
         "_unsent",
+        "_until",
         "due",
         "is_full",
         "listener",
@@ -92,6 +96,8 @@ class Connection(asyncio.Protocol):
         self._unsent, self._patience = 0, 0.0
         """What the client had left to take when that was last looked at, and how many seconds it is given."""
         self._paused = self._lingers = False
+        self._until = 0.0
+        """By when a client that is waited for must have taken its answer."""
 
     # The loop calls these.
 
@@ -108,12 +114,11 @@ class Connection(asyncio.Protocol):
         if self._lingers:
             return
         request = self.request
-        if request is not None and request.is_whole:
-            self._ahead += data
+        rest = self._feed(data) if request is None or not request.is_whole else data
+        if rest:
+            self._ahead += rest
             if len(self._ahead) > AHEAD_BYTES:
                 self._pause()
-            return
-        self._feed(data)
         if request is None:
             self._go_on()
 
@@ -128,6 +133,8 @@ class Connection(asyncio.Protocol):
         on_lost, self.on_lost = self.on_lost, None
         if on_lost is not None:
             on_lost()
+        _wake(self._body)
+        _wake(self._drained)
 
     def pause_writing(self) -> None:
         self.is_full = True
@@ -141,13 +148,16 @@ class Connection(asyncio.Protocol):
     async def more(self, seconds: float) -> bytes:
         """What has come of the body since the last time; empty: it has ended.
 
-        Raises `TimeoutError` after so many seconds of silence, `BadFraming` for a body that cannot be read.
+        Raises `TimeoutError` after so many seconds of silence, `BadFraming` for a body that cannot be read,
+        `ConnectionResetError` when the client has left.
         """
         request = self.request
         assert request is not None
         while not request.pieces and not request.is_whole:
             if self._parser.broken is not None:
                 raise self._parser.broken
+            if self.lost:
+                raise ConnectionResetError("the client has left")
             if request.expects:
                 request.expects = False
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -157,15 +167,17 @@ class Connection(asyncio.Protocol):
             finally:
                 self._body, self.due = None, math.inf
         data = request.take()
-        self._resume()
+        if len(self._ahead) <= AHEAD_BYTES:
+            self._resume()
         return data
 
     async def drained(self, seconds: float) -> None:
         """Wait until the client has taken what was too much to hold.
 
-        Raises `ReaderTooSlow` if it takes nothing for so many seconds; it has been cut off then.
+        Returns also when the client has left. Raises `ReaderTooSlow` if it takes nothing for so many seconds; it has
+        been cut off then.
         """
-        if not self.is_full:
+        if not self.is_full or self.lost:
             return
         self._drained, self.due = self.loop.create_future(), self.loop.time() + seconds
         self._unsent, self._patience = self.transport.get_write_buffer_size(), seconds
@@ -191,23 +203,25 @@ class Connection(asyncio.Protocol):
             unsent = self.transport.get_write_buffer_size()
             if unsent < self._unsent:
                 self._unsent, self.due = unsent, self.loop.time() + self._patience
-                return
-            if not drained.done():
+            elif not drained.done():
                 drained.set_exception(ReaderTooSlow())
-            self.reset()
+                self.on_lost = None  # it did not leave, and whoever serves it has just been told
+                self.reset()
         elif self.transport.get_write_buffer_size():
-            self.reset()
+            if self.loop.time() < self._until:
+                self.due = min(self.loop.time() + LINGER_SECONDS, self._until)
+            else:
+                self.reset()
         else:
             self.transport.abort()
 
     def close(self) -> None:
         """Close it once its client has taken all that was written."""
-        self.due = self.loop.time() + UNSENT_SECONDS
+        self.due = self.loop.time() + UNSENT_SECONDS + self._seconds_of_unsent()
         self.transport.close()
 
     def reset(self) -> None:
         """End it at once, in a way that nobody takes for the end of an answer."""
-        self.on_lost = None
         if self.lost:
             return
         with suppress(OSError, AttributeError):  # it was closed this moment
@@ -216,20 +230,29 @@ class Connection(asyncio.Protocol):
                 copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
-    def _feed(self, data: bytes | bytearray) -> None:
-        """Read on, and wake who waits for more of the body that is being read."""
-        parser, body = self._parser, self._body
-        parser.feed(data)
+    def _feed(self, data: bytes | bytearray) -> bytes | bytearray:
+        """Read on to the end of a request, or little further; what is behind that is given back.
+
+        Wakes who waits for more of the body that is being read.
+        """
+        parser, body, read = self._parser, self._body, PIECE_BYTES
+        parser.feed(data[:read])
+        while read < len(data):
+            first = self.request or (parser.requests[0] if parser.requests else None)
+            if first is not None and (isinstance(first, GatewayError) or first.is_whole):
+                break
+            parser.feed(data[read : read + PIECE_BYTES])
+            read += PIECE_BYTES
         if parser.coming is not None and parser.coming.unread > UNREAD_BYTES:
             self._pause()
         if body is not None and not body.done():
             body.set_result(None)
+        return data[read:]
 
     def _go_on(self) -> None:
         """Serve what is next, if it has come."""
         if self._ahead and not self._parser.requests:
-            data, self._ahead = self._ahead, bytearray()
-            self._feed(data)
+            self._ahead = bytearray(self._feed(self._ahead))
         if not self._parser.requests:
             if self._parser.coming is not None:
                 self._await_head()
@@ -238,10 +261,9 @@ class Connection(asyncio.Protocol):
         if isinstance(request, GatewayError):
             self._refuse(request)
             return
-        if self._ahead and not request.is_whole:
-            data, self._ahead = self._ahead, bytearray()
-            self._feed(data)
         self.request, self.due = request, math.inf
+        if self._ahead and not request.is_whole:
+            self._ahead = bytearray(self._feed(self._ahead))
         self.task = self.loop.create_task(self._serve(request))
 
     def _await_head(self) -> None:
@@ -253,8 +275,9 @@ class Connection(asyncio.Protocol):
         answer = Answer(self, request)
         try:
             await self.listener.handle(self, request, answer)
-        except Exception:
-            log.exception("%s %s: a bug of ours", request.method, request.path)
+        except Exception as error:
+            if not (self.lost and isinstance(error, ConnectionResetError)):  # `more` has said it
+                log.exception("%s %s: a bug of ours", request.method, request.path)
         finally:
             self._served(request, answer)
 
@@ -267,12 +290,16 @@ class Connection(asyncio.Protocol):
         elif not request.is_whole:
             self._linger()
         elif not answer.keeps_alive:
-            self.close()
+            if self._ahead or self._paused:
+                self._linger()
+            else:
+                self.close()
         else:
-            self.due = self.loop.time() + IDLE_SECONDS
+            self.due = self.loop.time() + IDLE_SECONDS + self._seconds_of_unsent()
             self._resume()
-            if self._parser.requests or self._ahead:
-                self._go_on()
+            self._go_on()
+            if self.listener.refuses and self.is_idle:
+                self.close()
 
     def _refuse(self, error: GatewayError) -> None:
         """Answer what could not be read, and read no more."""
@@ -285,10 +312,15 @@ class Connection(asyncio.Protocol):
     def _linger(self) -> None:
         """Close for writing, and leave a client time to read what was said: with bytes unread a close is a reset."""
         self._lingers = True
+        self._ahead.clear()
         self.due = self.loop.time() + LINGER_SECONDS
+        self._until = self.loop.time() + UNSENT_SECONDS + self._seconds_of_unsent()
         self._resume()
         with suppress(OSError, RuntimeError):
             self.transport.write_eof()
+
+    def _seconds_of_unsent(self) -> float:
+        return self.transport.get_write_buffer_size() / UNSENT_BYTES_PER_SECOND
 
     def _pause(self) -> None:
         if not self._paused and not self.transport.is_closing():

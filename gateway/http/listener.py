@@ -33,6 +33,8 @@ class Listener:
         self.handle, self.head_seconds = handle, head_seconds
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
+        self.refuses = False
+        """No more are accepted."""
         self.date = _date()
         """A header of answers, as of now."""
         self._server: asyncio.Server | None = None
@@ -45,7 +47,8 @@ class Listener:
         self._server = await self.loop.create_server(self._connection, sock=bound, backlog=BACKLOG)
 
     def refuse(self) -> None:
-        """Accept no more, and close connections on which nothing is going on."""
+        """Accept no more, and close connections on which nothing is going on, now or later."""
+        self.refuses = True
         if self._server is not None:
             self._server.close()
         for connection in [each for each in self.connections if each.is_idle]:
@@ -77,11 +80,11 @@ class Listener:
         return Connection(self)
 
     def _look(self) -> None:
+        self._timer = self.loop.call_later(LOOK_SECONDS, self._look)  # first, whatever happens below
         now = self.loop.time()
         self.date = _date()
         for connection in [each for each in self.connections if each.due <= now]:
             connection.late()
-        self._timer = self.loop.call_later(LOOK_SECONDS, self._look)
 
 
 def _date() -> bytes:

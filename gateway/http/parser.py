@@ -10,10 +10,8 @@ import httptools
 from gateway.core.errors import BadFraming, GatewayError
 from gateway.http.request import HEAD_BYTES, Request, too_large
 
-FIRST_LINE_BYTES: Final = 64
-"""Of a request's first line, besides its target."""
 WASTE_BYTES: Final = 16 * 1024
-"""What a request may have besides its head and twice its body: a chunk's size and what may stand beside it."""
+"""What a body may have besides twice itself: a chunk's size and what may stand beside it."""
 
 
 class RequestParser:
@@ -33,16 +31,15 @@ class RequestParser:
         self._parser: Any = httptools.HttpRequestParser(self)
         self._head_bytes = 0
         self._waste = 0
-        """How much of what came was neither head nor body, less what is allowed for."""
+        """How much of what came for a body was none of it, less what is allowed for."""
         self._offered: list[tuple[bytes, bytes]] = []
 
     def feed(self, data: bytes | bytearray) -> None:
-        """Read on."""
+        """Read on. Who gives it little at a time has little to hold: there is no end to requests within one piece."""
         if self.is_deaf:
             return
-        if self.coming is not None and not self.coming.method:
-            self._head_bytes += len(data)
-        size = len(data)
+        before, size = self.coming, len(data)
+        in_body = before is not None and before.method != ""
         while True:
             try:
                 self._parser.feed_data(data)
@@ -55,12 +52,21 @@ class RequestParser:
                 self._fail(BadFraming(f"This is not HTTP/1.1: {str(error).lower()}."))
                 return
             break
-        self._waste += size
-        if self._waste > WASTE_BYTES:
-            self.requests.clear()
-            self._fail(BadFraming("The body's chunks are too small, or there is too much between them."))
-        elif self._head_bytes > HEAD_BYTES and self.coming is not None and not self.coming.method:
-            self._fail(too_large())
+        if self.coming is None or self.coming is not before:
+            self._head_bytes = self._waste = 0  # what comes of it is counted from the next piece on
+        else:
+            self._weigh(size, in_body)
+
+    def _weigh(self, size: int, in_body: bool) -> None:
+        """So much has come of the same request as before."""
+        if self.coming is None or not self.coming.method:
+            self._head_bytes += size
+            if self._head_bytes > HEAD_BYTES:
+                self._fail(too_large())
+        elif in_body:
+            self._waste += size
+            if self._waste > WASTE_BYTES:
+                self._fail(BadFraming("The body's chunks are too small, or there is too much between them."))
 
     def close(self) -> None:
         """Let go of what is left: the parser below knows this object, and this one it."""
@@ -78,9 +84,12 @@ class RequestParser:
         self._parser = httptools.HttpRequestParser(self)
         self._offered = [pair for pair in request.headers if pair[0] == b"upgrade"]
         rest = [b"%b: %b\r\n" % pair for pair in request.headers if pair[0] != b"upgrade"]
-        return b"%b %b HTTP/1.1\r\n%b\r\n" % (request.method.encode(), request.target, b"".join(rest))
+        line = b"%b %b HTTP/%b\r\n" % (request.method.encode(), request.target, request.version.encode())
+        return b"".join((line, *rest, b"\r\n"))
 
     def _fail(self, error: GatewayError) -> None:
+        if self.is_deaf:  # it was said already
+            return
         coming, self.coming, self.is_deaf = self.coming, None, True
         if coming is None or not coming.method:
             self.requests.append(error)
@@ -90,18 +99,17 @@ class RequestParser:
     # llhttp calls these.
 
     def on_message_begin(self) -> None:
-        self.coming, self._head_bytes, self._waste = Request(), 0, -FIRST_LINE_BYTES
+        if not self.is_deaf:
+            self.coming = Request()
 
     def on_url(self, target: bytes) -> None:
         if (coming := self.coming) is not None:
             coming.target += target
-            self._waste -= len(target)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         coming = self.coming
         if coming is not None and not coming.method:  # nothing is taken that stands behind the body
             coming.headers.append((name.lower(), value.rstrip(b" \t")))
-            self._waste -= len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
         coming, parser = self.coming, self._parser

@@ -39,7 +39,7 @@ class Request:
         self.method, self.version, self.keeps_alive = method.decode("ascii"), version, keeps_alive
         headers, size, coded = self.headers, len(self.target), False
         for name, value in headers:
-            size += len(name) + len(value)
+            size += len(name) + len(value) + 4
             if name == b"expect":
                 self.expects = version == "1.1" and value.lower() == b"100-continue"
             elif name == b"transfer-encoding":
