@@ -47,10 +47,7 @@ def test_a_clients_id_is_echoed_and_logged_and_sent_on_where_it_is_trusted(
     assert ours is not None and ours.startswith("tl-")
     (call,) = targets[model].calls
     assert call.header("x-request-id") == (f"their-{model}" if model == "trusts" else ours)
-    line = eventually(
-        lambda: next((one for one in gateway.records() if one["request_id"] == ours), None), "it is logged"
-    )
-    assert line["client_request_id"] == f"their-{model}"
+    assert record(gateway, ours)["client_request_id"] == f"their-{model}"
 
 
 def test_an_error_echoes_the_id_too(gateway: GatewayProcess, key: str) -> None:
