@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.upstream import Target, Upstream
-from integration.client import CHAT, ask, chat, get
+from integration.client import CHAT, ask, chat, get, record
 
 
 @pytest.fixture(scope="module")
