@@ -59,7 +59,10 @@ class Ready(Struct):
 
 
 class Readiness:
-    """Ready once the store has answered, until the gateway is told to end: an outage of Redis is not ours to spread."""
+    """Ready once the store has answered anything, until the gateway is told to end.
+
+    An outage of Redis is not ours to spread: calls are served through it.
+    """
 
     def __init__(self, store: Store, draining: Callable[[], bool] = lambda: False) -> None:
         """`draining` says whether the gateway was told to end."""
@@ -82,7 +85,7 @@ class Readiness:
             await self._store.ping()
             self._seen, self._said = True, "ok"
         except StoreDown as error:
-            self._said = f"down: {error}"
+            self._seen, self._said = self._seen or self._store.has_answered, f"down: {error}"
 
 
 def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Network, ...] = ()) -> Router:
