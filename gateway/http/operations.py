@@ -91,7 +91,11 @@ def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Ne
     @get("/v1/models", tags=["models"], summary="List the models this key may use")
     async def list_models(request: Request[Any, Any, Any]) -> ModelList:
         parts, key = current(), await _key(current(), request, proxies)
-        return ModelList([Model(name) for name in parts.routes.models(lambda *names: may_use(key, *names))])
+        names = parts.routes.models(lambda *names: may_use(key, *names))
+        names += [  # those that only a pattern of the table stands for, but the key names
+            name for name in key.models if "*" not in name and name not in names and parts.routes.leads_anywhere(name)
+        ]
+        return ModelList([Model(name) for name in names])
 
     @get("/v1/models/{model_id:path}", tags=["models"], summary="One model, if this key may use it")
     async def get_model(
@@ -101,7 +105,7 @@ def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Ne
         parts, key = current(), await _key(current(), request, proxies)
         found = parts.routes.find(name, lambda *names: may_use(key, *names))
         if not may_use(key, name, found.name):
-            parts.routes.find("", lambda *names: may_use(key, *names))  # says the same as for an unknown model
+            raise parts.routes.unknown(name, lambda *names: may_use(key, *names))
         return Model(name)
 
     @route("/", http_method=["GET", "HEAD"], include_in_schema=False)
