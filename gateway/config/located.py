@@ -177,7 +177,7 @@ class Document:
             given[now] = name
             if now != name:
                 self._add(key.start_mark, f"{name!r} is {now!r} now, and gone with the next release", warning=True)
-                name = now  # noqa: PLW2901 # the key that is meant
+                name = now  # the key that is meant
             if (field := fields.get(name)) is None:
                 self._wrong(path, key, f"unknown key {name!r} in {_name(path)}; {_known(name, fields)}")
                 continue

@@ -128,9 +128,9 @@ async def test_the_first_output_is_due_whatever_comes_before(forwarder: Forwarde
         peer = await listener.peer()
         exchange = await asking.answered(peer, STREAM)
 
-        async def keep_alive(peer: Peer = peer, before: bytes = before) -> None:
+        async def keep_alive(peer: Peer = peer, data: bytes = chunk(before)) -> None:
             while True:
-                peer.send(chunk(before))
+                peer.send(data)
                 await asyncio.sleep(IDLE / 10)
 
         loop, alive = asyncio.get_running_loop(), asyncio.create_task(keep_alive())
