@@ -24,7 +24,8 @@ from harness.upstream import DONE, Gate, Target, Upstream, event, stream
 from integration.client import CHAT, ask, chat, eventually, get, request, samples, total, wire
 
 RELOADS = 20
-CALLS = 3_000
+CALLS = 1_000
+"""At least; the full size is in tests/faults."""
 CLIENTS = 8
 
 
@@ -123,7 +124,7 @@ def test_no_call_is_lost_in_twenty_reloads_one_of_them_broken(targets: list[Targ
                     replace(gateway, tables[number % 4])
                     in_force(gateway, tables[number % 4])
                 # calls were made under each of the tables
-                eventually(lambda seen=seen: sum(statuses.values()) > seen + 100 or None, "calls go on")
+                eventually(lambda seen=seen: sum(statuses.values()) > seen + 30 or None, "calls go on")
             eventually(lambda: sum(statuses.values()) >= CALLS or None, "all calls were made", 120)
         assert set(statuses) == {200}, statuses
         found = samples(gateway)
