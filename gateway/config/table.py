@@ -86,12 +86,12 @@ class Timeouts(Part, frozen=True, kw_only=True):
 
     connect: Seconds = 2.0
     """Until the connection stands."""
-    first_output: Seconds = 60.0
+    first_output: Seconds = 300.0
     """Of a stream, from the request until its first output, however many comments come before."""
-    idle: Seconds = 30.0
+    idle: Seconds = 120.0
     """Between two pieces of an answer; comments and roles are none."""
     whole: Seconds = 600.0
-    """Of an answer that is no stream, from the request until its end."""
+    """Of an answer that is no stream, from the request until its end; another target is not asked for it then."""
 
 
 class Retry(Part, frozen=True, kw_only=True):
