@@ -15,7 +15,15 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts, parse_table
-from gateway.core.errors import BadReply, Disconnected, Unreachable, UpstreamError, UpstreamFailed, UpstreamTimeout
+from gateway.core.errors import (
+    BadReply,
+    Disconnected,
+    TookTooLong,
+    Unreachable,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
 from gateway.upstream import AnswerLimits, Forwarder
 
 STREAM = head(content_type="text/event-stream", transfer_encoding="chunked")
