@@ -31,6 +31,8 @@ class Client(Protocol):
     """Unique for ever; what the client sees as its request id."""
     headers: dict[bytes, bytes]
     """The request's headers, names in lower case."""
+    own_id: str
+    """What the client calls the request; empty: it does not say."""
     source: str | None
     """The address it comes from, as far as that is known."""
     gone_at: float | None
@@ -49,6 +51,9 @@ class Client(Protocol):
 
     async def call(self) -> Call:
         """Read the body; raises `Refused` when it cannot be a call."""
+
+    def trust_own_id(self) -> None:
+        """Have targets log `own_id`, where there is one, instead of `call_id`."""
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
@@ -119,6 +124,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)
+        if route.trust_request_id:
+            client.trust_own_id()
 
         async def refresh() -> Caller:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)

@@ -150,6 +150,8 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """The proxy of its targets that name none; default: none is used, whatever the environment says."""
     forward_headers: tuple[str, ...] = ()
     """Headers of calls that go on to the targets, such as `x-data-parallel-rank`."""
+    trust_request_id: bool = False
+    """Targets get the client's `x-request-id`, where it sends one, instead of the gateway's id of the call."""
     retry: Retry = Retry()
     """When to try another target."""
     resume: Literal["text"] | None = None
