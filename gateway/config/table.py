@@ -98,7 +98,7 @@ class Retry(Part, frozen=True, kw_only=True):
     """Tries on other targets, before the first byte has reached the client."""
 
     attempts: Annotated[int, Meta(ge=1, le=3)] = 2
-    """Targets of a tier that are asked for one call, the first included; those of all tiers together are six at most."""
+    """Targets of a tier that are asked for one call, the first included; of all tiers together six at most."""
 
 
 class FallbackSpec(TargetSpec, frozen=True, kw_only=True):

@@ -55,7 +55,9 @@ async def test_a_route_whose_targets_all_fail_is_stood_in_for() -> None:
     assert told[2] == ("b1", "failed") and {name for name, _ in told[:2]} == {"a1", "a2"}
 
 
-@pytest.mark.parametrize(("first", "second", "tried"), [(1, 3, "abbb"), (2, 3, "aabbb"), (3, 3, "aaabbb"), (1, 1, "ab")])
+@pytest.mark.parametrize(
+    ("first", "second", "tried"), [(1, 3, "abbb"), (2, 3, "aabbb"), (3, 3, "aaabbb"), (1, 1, "ab")]
+)
 @virtual
 async def test_each_route_has_its_own_bound(first: int, second: int, tried: str) -> None:
     of = world(a=of_targets("a1", "a2", "a3", attempts=first), b=of_targets("b1", "b2", "b3", attempts=second))
