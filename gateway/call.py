@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
 from backends.api import Call
 from gateway.auth import Caller, Keyring, authorize, may_use
-from gateway.core.errors import Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
+from gateway.core.errors import BadReply, Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
 from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
@@ -22,6 +22,9 @@ from gateway.routing.attempt import NO_OUTCOME
 from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
 from gateway.upstream.shadow import Seen, Shadow
+
+MOST_HELD: Final = 1024 * 1024
+"""Bytes of comments and openings that wait for an answer's first output."""
 
 
 class Client(Protocol):
@@ -31,6 +34,8 @@ class Client(Protocol):
     """Unique for ever; what the client sees as its request id."""
     headers: dict[bytes, bytes]
     """The request's headers, names in lower case."""
+    own_id: str
+    """What the client calls the request; empty: it does not say."""
     source: str | None
     """The address it comes from, as far as that is known."""
     gone_at: float | None
@@ -49,6 +54,9 @@ class Client(Protocol):
 
     async def call(self) -> Call:
         """Read the body; raises `Refused` when it cannot be a call."""
+
+    def trust_own_id(self) -> None:
+        """Have targets log `own_id`, where there is one, instead of `call_id`."""
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
@@ -119,6 +127,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)
+        if route.trust_request_id:
+            client.trust_own_id()
 
         async def refresh() -> Caller:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
@@ -210,7 +220,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
 
 async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None:
     """Pass the answer on, piece by piece, as it comes."""
-    client, record, transcript, held = state.client, state.record, state.transcript, b""
+    client, record, transcript, held = state.client, state.record, state.transcript, bytearray()
     begun = done = False
     while not done:
         chunk = await exchange.next()
@@ -221,11 +231,18 @@ async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None
         if not begun and (chunk.tokens or done):
             begun = True
             attempt.first_token()
-        held += chunk.data  # comments and openings before the first output wait: they must not promise a 200
+        data = chunk.data
+        if (chunk.comment or chunk.opening) and not (done or client.started):  # they must not promise a 200
+            held += data
+            if len(held) > MOST_HELD:
+                raise BadReply(f"more than {MOST_HELD} bytes came before its first output")
+            continue
+        if held:
+            data = bytes(held + data)
+            held.clear()
         if done:
-            await client.finish(held, state.settle)
+            await client.finish(data, state.settle)
             record.sent()
-        elif held and (client.started or not (chunk.comment or chunk.opening)):
-            await client.send(held)
+        elif data:
+            await client.send(data)
             record.sent()
-            held = b""

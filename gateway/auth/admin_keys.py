@@ -55,7 +55,7 @@ class AdminKeys:
 
         A key with `once` is good for nothing but making an admin key.
         """
-        if self._bootstrap and self._is_bootstrap(presented(headers)):
+        if self._bootstrap and self._is_bootstrap(presented(headers, ADMIN)):
             return BOOTSTRAP
         return await self._authenticator.identify(headers, source, fresh=True)
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from gateway.auth.cache import Cache
 from gateway.auth.networks import within
-from gateway.auth.presented import Authenticator
+from gateway.auth.presented import CARRIERS, Authenticator
 from gateway.auth.throttle import Throttle
 from gateway.core.clock import Clock
 from gateway.core.errors import SourceNotAllowed, StoreUnavailable
@@ -68,7 +68,7 @@ class Keyring:
         store is down. `fresh` asks the store in any case: for calls that pass no admission, where nothing else would
         notice a change, and for those whose admission has noticed one.
         """
-        presented = b"%b\n%b" % (headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
+        presented = b"\n".join([headers.get(name, b"") for name in CARRIERS])
         digest = blake2b(presented, digest_size=16, key=self._digest_key).digest()
         if not fresh and (known := self._verified.get(digest)) is not None:
             changes = self._authenticator.cache.changes + self._tenants.changes

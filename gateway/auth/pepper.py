@@ -18,8 +18,9 @@ class Peppers:
     """The peppers of this gateway. New secrets are hashed under the newest, which has the highest version."""
 
     def __init__(self, versions: Mapping[int, bytes]) -> None:
-        self._versions = dict(versions)
-        self.newest = max(self._versions)
+        self._versions = versions
+        """Asked each time: what is accepted may end at a date."""
+        self.newest = max(versions)
 
     def hash(self, secret: str, not_after: float | None = None) -> Secret:
         """The stored half of a secret, under the newest pepper."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Generic
+from typing import Final, Generic
 
 from gateway.auth.cache import STALE_SECONDS, Cache
 from gateway.auth.pepper import Peppers
@@ -16,13 +16,20 @@ from gateway.core.errors import StoreUnavailable, Unauthenticated
 from gateway.core.types import Secret
 from gateway.store import Records, StoreDown
 
+CARRIERS: Final = (b"authorization", b"x-api-key", b"api-key")
+"""Headers that a key may stand in, the first of them as `Bearer`: OpenAI's clients, Anthropic's, Azure's."""
 
-def presented(headers: Mapping[bytes, bytes]) -> bytes:
-    """The key in `Authorization: Bearer` or `x-api-key`; empty if there is none."""
-    scheme, _, sent = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() != b"bearer":
-        sent = headers.get(b"x-api-key", b"")
-    return sent.strip()
+
+def presented(headers: Mapping[bytes, bytes], prefix: str = KEY) -> bytes:
+    """The key that a call came with: what looks like one of this kind, else whatever stands first; empty: nothing.
+
+    Some clients send a word of their own as `Bearer` beside the key that counts.
+    """
+    scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+    sent = [bearer.strip() if scheme.lower() == b"bearer" else b""]
+    sent += [headers[name].strip() for name in CARRIERS[1:] if name in headers]
+    like = prefix.encode() + b"_"
+    return next((each for each in sent if each.startswith(like)), next(filter(None, sent), b""))
 
 
 class Authenticator(Generic[K]):
@@ -84,7 +91,7 @@ class Authenticator(Generic[K]):
         return Unauthenticated(f"an admin key as 'Authorization: Bearer {self._prefix}_...'")
 
     def _parse(self, headers: Mapping[bytes, bytes], source: str | None) -> tuple[str, str]:
-        sent = presented(headers)
+        sent = presented(headers, self._prefix)
         try:
             return parse(sent.decode("ascii"), self._prefix)
         except ValueError:

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from gateway.admin import views
-from gateway.admin.models import KeyChange, NewKey, Status
+from gateway.admin.models import Key, KeyChange, NewKey, Status
 from gateway.admin.operations import change_key, create_key
 from gateway.cli.clear import cleared
 from gateway.cli.options import (
@@ -125,6 +125,20 @@ async def list_keys(
     any_at_all = "No keys yet; `trunkline keys create --name NAME` makes one."
     nothing = "No such keys." if tenant or labels or status else any_at_all
     rows(("id", "name", "tenant", "status", "models", "limits", "expires"), lines, nothing)
+    _tell_unpeppered(settings, [key for key in found if not all(secret.pepper for secret in key.secrets)])
+
+
+def _tell_unpeppered(settings: Settings, bare: list[Key]) -> None:
+    """Say which keys a gateway with these settings refuses, or will, because they were hashed without a pepper."""
+    if not settings.peppers or not bare:
+        return
+    versions, names = settings.pepper_versions(), ", ".join(key.id for key in bare[:10]) + ", ..." * (len(bare) > 10)
+    fate = (
+        f"accepted until {when(versions.until)}, and hashed anew when they are used"
+        if versions.takes_unpeppered
+        else "refused; TRUNKLINE_PEPPER_MIGRATE=DATE accepts them until then"
+    )
+    click.echo(f"Without a pepper, and {fate}: {names}", err=True)
 
 
 @keys.command()

@@ -135,11 +135,11 @@ def _check_routing(document: Document, table: Table) -> None:
         place = ("routes", name)
         if route.policy not in policies:
             document.report((*place, "policy"), f"unknown policy {route.policy!r}; policies: {', '.join(policies)}")
-        if route.queue_wait >= route.timeouts.first_byte:
+        if route.queue_wait >= route.timeouts.first_output:
             document.report(
                 (*place, "queue", "wait"),
                 f"route {name!r}: a call would wait in the queue for {route.queue_wait:g} s, "
-                f"longer than for its first byte ({route.timeouts.first_byte:g} s)",
+                f"longer than for its first output ({route.timeouts.first_output:g} s)",
             )
         canaries = sum(target.canary or 0 for target in route.targets)
         if route.targets and (canaries > 0.9 or all(target.canary for target in route.targets)):

@@ -24,7 +24,7 @@ OWN: Final = frozenset(
     | {"x-request-id", "traceparent", "tracestate"}
 )
 """Headers that are the gateway's to set."""
-CALLERS: Final = frozenset({"authorization", "cookie", "host", "x-api-key"})
+CALLERS: Final = frozenset({"api-key", "authorization", "cookie", "host", "x-api-key"})
 """Headers of a call that are for the gateway alone, or for nobody."""
 
 

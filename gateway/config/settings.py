@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +48,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     """The state file of a gateway without Redis, an SQLite database; empty: `trunkline/keys.db` in the user's state
     folder. `keys.json`, of an earlier version, is read once into `keys.db` beside it."""
     peppers: str = ""
-    """`1:secret,2:newer`: peppers for hashing keys, by version; the highest is used for new keys."""
+    """`1:secret,2:newer`: peppers for hashing keys, by version; the highest is used for new keys. Keys that were hashed
+    without one are refused then: who can write to the store could make some."""
+    pepper_migrate: str = ""
+    """`2026-12-31`: until when, by UTC, keys without a pepper are accepted beside `TRUNKLINE_PEPPERS`, and hashed anew
+    when they are used; `trunkline keys list` says what remains."""
     trusted_proxies: str = ""
     """`10.0.0.0/8,fd00::/8`: networks of proxies whose `X-Forwarded-For` is believed."""
     admin_host: str = "127.0.0.1"
@@ -130,15 +136,47 @@ class Settings(Struct, frozen=True, kw_only=True):
             if (value := getattr(self, field)) not in (None, "")
         }
 
-    def pepper_versions(self) -> dict[int, bytes]:
-        """The peppers by version; version 0 is always there, and empty."""
-        peppers = {0: b""}
+    def pepper_versions(self) -> PepperVersions:
+        """The peppers by version. Raises `ValueError` for what cannot be read."""
+        peppers = {}
         for item in filter(None, self.peppers.split(",")):
             version, separator, secret = item.partition(":")
             if not separator or not version.strip().isdigit() or not secret:
                 raise ValueError(f"{PREFIX}PEPPERS: expected VERSION:SECRET, separated by commas")
             peppers[int(version)] = secret.encode()
-        return peppers
+        return PepperVersions(peppers, self._migrates_until())
+
+    def _migrates_until(self) -> float:
+        if not self.pepper_migrate:
+            return 0.0
+        try:
+            until = datetime.fromisoformat(self.pepper_migrate)
+        except ValueError:
+            raise ValueError(
+                f"{PREFIX}PEPPER_MIGRATE={self.pepper_migrate!r}: expected a date such as 2026-12-31"
+            ) from None
+        return (until if until.tzinfo else until.replace(tzinfo=UTC)).timestamp()
+
+
+class PepperVersions(Mapping[int, bytes]):
+    """Peppers by version. Version 0, which is none, is there without any other, and `until` a time since the epoch."""
+
+    def __init__(self, peppers: Mapping[int, bytes], until: float = 0.0, now: Callable[[], float] = time.time) -> None:
+        self._peppers, self.until, self._now = dict(peppers), until, now
+
+    @property
+    def takes_unpeppered(self) -> bool:
+        """Keys that were hashed without a pepper are accepted."""
+        return not self._peppers or self._now() < self.until
+
+    def __getitem__(self, version: int) -> bytes:
+        return b"" if not version and self.takes_unpeppered else self._peppers[version]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([*([0] if self.takes_unpeppered else []), *self._peppers])
+
+    def __len__(self) -> int:
+        return len(self._peppers) + self.takes_unpeppered
 
 
 def unknown(environment: Mapping[str, str] | None = None) -> list[str]:

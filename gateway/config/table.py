@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -82,12 +82,16 @@ class TargetSpec(Part, frozen=True, kw_only=True):
 class Timeouts(Part, frozen=True, kw_only=True):
     """How long a target may take; a stream has no total."""
 
+    former: ClassVar = {"first_byte": "first_output"}
+
     connect: Seconds = 2.0
     """Until the connection stands."""
-    first_byte: Seconds = 60.0
-    """From the request until the first data of the answer."""
+    first_output: Seconds = 60.0
+    """Of a stream, from the request until its first output, however many comments come before."""
     idle: Seconds = 30.0
-    """Between two pieces of an answer."""
+    """Between two pieces of an answer; comments and roles are none."""
+    whole: Seconds = 600.0
+    """Of an answer that is no stream, from the request until its end."""
 
 
 class Retry(Part, frozen=True, kw_only=True):
@@ -112,8 +116,8 @@ class QueueSpec(Part, frozen=True, kw_only=True):
     size: Size = 64 * 1024**2
     """Bytes of waiting calls' bodies, in each gateway worker."""
     wait: Seconds | None = None
-    """How long a call may wait before it is refused with 429, less than `timeouts.first_byte`; default: half of that,
-    at most 10s."""
+    """How long a call may wait before it is refused with 429, less than `timeouts.first_output`; default: half of
+    that, at most 10s."""
 
 
 class ShadowSpec(Part, frozen=True, kw_only=True):
@@ -150,6 +154,8 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """The proxy of its targets that name none; default: none is used, whatever the environment says."""
     forward_headers: tuple[str, ...] = ()
     """Headers of calls that go on to the targets, such as `x-data-parallel-rank`."""
+    trust_request_id: bool = False
+    """Targets get the client's `x-request-id`, where it sends one, instead of the gateway's id of the call."""
     retry: Retry = Retry()
     """When to try another target."""
     resume: Literal["text"] | None = None
@@ -166,7 +172,7 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     @property
     def queue_wait(self) -> float:
         """Seconds that a call may wait in the queue."""
-        return min(MOST_WAIT, self.timeouts.first_byte / 2) if self.queue.wait is None else self.queue.wait
+        return min(MOST_WAIT, self.timeouts.first_output / 2) if self.queue.wait is None else self.queue.wait
 
 
 class Bodies(Part, frozen=True, kw_only=True):

@@ -38,6 +38,9 @@ from gateway.http.source import source_of
 
 _CONTENT_TYPE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,199}")
 _TRACE_VALUE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
+_OWN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+OWN_ID: Final = b"x-client-request-id"
+"""Says the client's own id back to it; `x-request-id` is ours, and unique."""
 STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 _name, _flag = Decoder(str), Decoder(bool)
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -70,6 +73,7 @@ class Client:
         "explains",
         "gone_at",
         "headers",
+        "own_id",
         "source",
         "trace",
     )
@@ -88,6 +92,10 @@ class Client:
         self.call_id = new_id()
         self.headers: dict[bytes, bytes] = dict(request.headers)
         self.trace = {"x-request-id": self.call_id}
+        self.own_id = ""
+        """What the client calls its request, if it says so in `x-request-id`."""
+        if b"x-request-id" in self.headers:
+            self._keep_own_id()
         if b"traceparent" in self.headers or b"tracestate" in self.headers:
             self._pass_trace_on()
         self.source = source_of(connection.peer, request.headers, proxies)
@@ -136,6 +144,8 @@ class Client:
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
         self._prepared = [(b"x-request-id", self.call_id.encode()), *headers]
+        if self.own_id:
+            self._prepared.append((OWN_ID, self.own_id.encode()))
 
     async def send(self, data: bytes) -> None:
         """Send a piece of a stream, the first one with the head of the response. Raises `ReaderTooSlow`."""
@@ -170,6 +180,8 @@ class Client:
         if answer.ended or self._announced or isinstance(error, ReaderTooSlow):
             return
         status, headers, body = render(error, self.call_id)
+        if self.own_id:
+            headers.append((OWN_ID, self.own_id.encode()))
         if answer.started:
             answer.end(b"data: " + body + b"\n\n")
         else:
@@ -195,6 +207,16 @@ class Client:
         if self._ended_by_us is not None:
             self.fail(self._ended_by_us)
         return True
+
+    def trust_own_id(self) -> None:
+        """Have targets log the client's own id, where it has one, instead of ours."""
+        if self.own_id:
+            self.trace["x-request-id"] = self.own_id
+
+    def _keep_own_id(self) -> None:
+        value = self.headers[b"x-request-id"]
+        if _OWN_ID.fullmatch(value):
+            self.own_id = value.decode("ascii")
 
     def _pass_trace_on(self) -> None:
         """Headers by which the target's logs can be matched with the client's."""

@@ -8,7 +8,7 @@ from typing import Final
 from gateway.core.errors import BadFraming
 
 ONCE: Final = frozenset(
-    {b"authorization", b"content-length", b"content-type", b"host", b"transfer-encoding", b"x-api-key"}
+    {b"api-key", b"authorization", b"content-length", b"content-type", b"host", b"transfer-encoding", b"x-api-key"}
 )
 """Headers of which two would be two requests in one, or two callers."""
 H2C: Final = b"h2c"

@@ -59,7 +59,10 @@ class Ready(Struct):
 
 
 class Readiness:
-    """Ready once the store has answered, until the gateway is told to end: an outage of Redis is not ours to spread."""
+    """Ready once the store has answered anything, until the gateway is told to end.
+
+    An outage of Redis is not ours to spread: calls are served through it.
+    """
 
     def __init__(self, store: Store, draining: Callable[[], bool] = lambda: False) -> None:
         """`draining` says whether the gateway was told to end."""
@@ -82,7 +85,7 @@ class Readiness:
             await self._store.ping()
             self._seen, self._said = True, "ok"
         except StoreDown as error:
-            self._said = f"down: {error}"
+            self._seen, self._said = self._seen or self._store.has_answered, f"down: {error}"
 
 
 def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Network, ...] = ()) -> Router:
@@ -91,7 +94,11 @@ def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Ne
     @get("/v1/models", tags=["models"], summary="List the models this key may use")
     async def list_models(request: Request[Any, Any, Any]) -> ModelList:
         parts, key = current(), await _key(current(), request, proxies)
-        return ModelList([Model(name) for name in parts.routes.models(lambda *names: may_use(key, *names))])
+        names = parts.routes.models(lambda *names: may_use(key, *names))
+        names += [  # those that only a pattern of the table stands for, but the key names
+            name for name in key.models if "*" not in name and name not in names and parts.routes.leads_anywhere(name)
+        ]
+        return ModelList([Model(name) for name in names])
 
     @get("/v1/models/{model_id:path}", tags=["models"], summary="One model, if this key may use it")
     async def get_model(
@@ -101,7 +108,7 @@ def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Ne
         parts, key = current(), await _key(current(), request, proxies)
         found = parts.routes.find(name, lambda *names: may_use(key, *names))
         if not may_use(key, name, found.name):
-            parts.routes.find("", lambda *names: may_use(key, *names))  # says the same as for an unknown model
+            raise parts.routes.unknown(name, lambda *names: may_use(key, *names))
         return Model(name)
 
     @route("/", http_method=["GET", "HEAD"], include_in_schema=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -10,6 +11,8 @@ from gateway.core.errors import BadFraming, GatewayError, HeadersTooLarge
 HEAD_BYTES: Final = 40 * 1024
 """Of a request's first line and headers."""
 HEAD_LINES: Final = 256
+_SLASHES: Final = re.compile("/{2,}")
+_PLAIN: Final = re.compile("/|(/(?!v1/v1/)[^/]+)+")
 
 
 class Request:
@@ -64,16 +67,27 @@ class Request:
 
     @property
     def path(self) -> str:
-        """Without the query, its quoted bytes as what they stand for."""
+        """Without the query, its quoted bytes as what they stand for.
+
+        Also without `//`, `/v1/v1` and a slash at its end, which base URLs and clients' paths often come to together.
+        """
         path = self.target.partition(b"#")[0].partition(b"?")[0]
         if not path.startswith(b"/") and b"://" in path:
             path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
-        return unquote_to_bytes(path).decode("utf-8", "replace")
+        text = unquote_to_bytes(path).decode("utf-8", "replace")
+        return text if _PLAIN.fullmatch(text) else _plain(text)
 
     @property
     def query(self) -> bytes:
         """What stands behind the question mark, as it was sent."""
         return self.target.partition(b"#")[0].partition(b"?")[2]
+
+
+def _plain(path: str) -> str:
+    path = _SLASHES.sub("/", path)
+    while path.startswith("/v1/v1/"):
+        path = path[3:]
+    return path.rstrip("/") or "/"
 
 
 def too_large() -> HeadersTooLarge:

@@ -25,6 +25,10 @@ class Client(Protocol):
     def gone_at(self) -> float | None:
         """When we learned that it had left, by the monotonic clock; None: it has not."""
 
+    @property
+    def own_id(self) -> str:
+        """What the client calls its request; empty: it does not say."""
+
 
 class Abort(Struct, frozen=True):
     """A client's leaving before its answer was sent."""

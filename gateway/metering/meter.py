@@ -232,7 +232,7 @@ class _Usage(Struct, frozen=True):
 
 
 class _Line(Struct, frozen=True):
-    """The log line. It holds ids, names of ours and numbers: nothing that a client typed."""
+    """The log line. It holds ids, names of ours and numbers, and nothing that a client typed but its request's id."""
 
     time: float
     event: Literal["call"]
@@ -259,6 +259,7 @@ class _Line(Struct, frozen=True):
     not_resumed: str | UnsetType = UNSET
     abort: dict[str, str | float] | UnsetType = UNSET
     wasted_tokens: int | UnsetType = UNSET
+    client_request_id: str | UnsetType = UNSET
 
 
 def _line(record: CallRecord, spent: Spent, total: float, own: float, now: float) -> _Line:
@@ -292,4 +293,5 @@ def _line(record: CallRecord, spent: Spent, total: float, own: float, now: float
         record.obstacle or UNSET,
         UNSET if abort is None else {"phase": abort.phase, "seconds": round(abort.seconds, 6)},
         record.wasted_tokens or UNSET,
+        UNSET if record.client is None else record.client.own_id or UNSET,
     )

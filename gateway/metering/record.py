@@ -67,7 +67,6 @@ class CallRecord:
 
     __slots__ = (
         "_asked_at",
-        "_client",
         "_clock",
         "_counted",
         "_headed",
@@ -85,6 +84,7 @@ class CallRecord:
         "call",
         "call_id",
         "chunks",
+        "client",
         "endpoint",
         "error",
         "gaps",
@@ -107,7 +107,7 @@ class CallRecord:
     )
 
     def __init__(self, meter: Meter, clock: Clock, call_id: str, endpoint: str, client: Client | None) -> None:
-        self._meter, self._clock, self._client = meter, clock, client
+        self._meter, self._clock, self.client = meter, clock, client
         self.call_id, self.endpoint = call_id, endpoint
         self.started = self._last = self._sent_at = self._asked_at = clock.monotonic()
         self.seconds = [0.0, 0.0, 0.0, 0.0]
@@ -308,7 +308,7 @@ class CallRecord:
 
     def _aborted(self, ended: float) -> Abort | None:
         """How the client left; None if it is there, and it was us who were told to stop."""
-        if self._client is None or self._client.gone_at is None:
+        if self.client is None or self.client.gone_at is None:
             return None
         phase: Phase = self._left_in or ("body" if self.call is None else "queue")
-        return Abort(phase, max(0.0, ended - self._client.gone_at))
+        return Abort(phase, max(0.0, ended - self.client.gone_at))

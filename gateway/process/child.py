@@ -21,6 +21,9 @@ PAUSE_SECONDS = (0.5, 30.0)
 STEADY_SECONDS = 60.0
 """After so long a life the next pause is the first again."""
 STOP_SECONDS = 12.0
+FORKING = threading.Lock()
+"""Held while a process is made: a fork beside Popen would inherit the pipe on which Popen waits for its child's exec,
+and keep it waiting for as long as that fork lives."""
 TAIL_LINES = 5
 
 _PR_SET_PDEATHSIG = 1
@@ -44,12 +47,7 @@ class Child:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start it, and from now on whenever it has died.
-
-        The first time in the caller's thread: should the caller fork meanwhile, as it does for its workers, the
-        fork would inherit the pipe on which Popen waits for the child's exec, and keep it waiting for as long as it
-        lives.
-        """
+        """Start it, and from now on whenever it has died."""
         self._begin()
         self._thread.start()
 
@@ -92,7 +90,7 @@ class Child:
             self._begin()
 
     def _begin(self) -> None:
-        with self._lock, ExitStack() as stack:
+        with self._lock, FORKING, ExitStack() as stack:
             self._process = None
             if self._stopping.is_set():
                 return

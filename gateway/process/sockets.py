@@ -26,12 +26,13 @@ class CannotListen(Exception):
 
 def bind(host: str, port: int, number: int) -> list[socket.socket]:
     """So many sockets on one address, among which the kernel shares out connections. Raises `CannotListen`."""
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (socket.gaierror, UnicodeError) as error:
-        raise CannotListen(f"cannot listen on {host}:{port}: there is no host of that name ({error})") from None
+        raise CannotListen(f"cannot listen on {where}: there is no host of that name ({error})") from None
     bound: list[socket.socket] = []
     try:
         if number > 1:  # sockets that share a port would also share it with another gateway's
@@ -52,7 +53,7 @@ def bind(host: str, port: int, number: int) -> list[socket.socket]:
         for one in bound:
             one.close()
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        raise CannotListen(f"cannot listen on {host}:{port}: {reason}") from None
+        raise CannotListen(f"cannot listen on {where}: {reason}") from None
     return bound
 
 

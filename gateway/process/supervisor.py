@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from gateway.process.child import die_with_parent
+from gateway.process.child import FORKING, die_with_parent
 
 log = logging.getLogger("trunkline.process")
 
@@ -109,9 +109,14 @@ class Supervisor:
         try:
             sys.stdout.flush()
             sys.stderr.flush()
-            pid = os.fork()
+            with FORKING:
+                pid = os.fork()
             if not pid:
                 self._be(worker, parent)
+        except OSError as error:
+            log.error("no worker can be started now: %s", error)
+            worker.start_at = time.monotonic() + PAUSE_SECONDS
+            return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         worker.pid, worker.born = pid, time.monotonic()

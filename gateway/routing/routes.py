@@ -43,12 +43,20 @@ class Routes:
         """The route that `model` means. Raises `NoRoute`, naming the models for which `visible` is true."""
         name = self._names.exact.get(model) or self._names.find(model)
         if name is None:
-            usable = self.models(visible)
-            shown = ", ".join(usable[:20]) + (", ..." if len(usable) > 20 else "")
-            raise NoRoute(
-                f"The model {model[:200]!r} does not exist. Models this key may use: {shown or 'none'}.", param="model"
-            )
+            raise self.unknown(model, visible)
         return self._routes[name]
+
+    def unknown(self, model: str, visible: Callable[..., bool]) -> NoRoute:
+        """What is said of a model that there is not, or not for who asks."""
+        usable = self.models(visible)
+        shown = ", ".join(usable[:20]) + (", ..." if len(usable) > 20 else "")
+        return NoRoute(
+            f"The model {model[:200]!r} does not exist. Models this key may use: {shown or 'none'}.", param="model"
+        )
+
+    def leads_anywhere(self, model: str) -> bool:
+        """A route is meant by this name, be it by a pattern."""
+        return (self._names.exact.get(model) or self._names.find(model)) is not None
 
     def models(self, visible: Callable[..., bool]) -> list[str]:
         """Names a client may ask for by their exact text: routes and aliases, in the table's order."""

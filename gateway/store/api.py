@@ -154,6 +154,10 @@ class Store(Protocol):
     async def ping(self) -> None:
         """Return once the store answers."""
 
+    @property
+    def has_answered(self) -> bool:
+        """It has answered at least once, whoever asked what."""
+
     async def verify(self) -> None:
         """Return once the store answers and has not lost what it had."""
 

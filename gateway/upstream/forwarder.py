@@ -81,7 +81,7 @@ class Forwarder:
         origin = self.origins.found.get(address) or self.origins.of(address)
         if origin.forwarded:
             headers += [(name, callers[name]) for name in origin.forwarded if name in callers]
-        due = asyncio.get_running_loop().time() + timeouts.first_byte
+        due = asyncio.get_running_loop().time() + (timeouts.first_output if call.stream else timeouts.whole)
         try:
             response = await self._pool.request(
                 origin, "POST", asked.path, headers, asked.body, timeouts.connect, deadline=due

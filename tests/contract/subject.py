@@ -102,7 +102,9 @@ class Subject:
     async def settle(self, granted: tuple[Ask, Verdict], *used: int) -> None:
         """End a call; what follows finds it ended."""
         ask, verdict = granted
-        self.store.limits.settle(ask, verdict.at, used)
+        known = self.store.limits.settle(ask, verdict.at, used)
+        if known is not None:
+            await known  # a Redis that has yet to learn the script does it later than what was sent after it
         await self.store.ping()
 
     async def grants(self, *dimensions: Wanted, times: int) -> int:

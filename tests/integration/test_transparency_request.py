@@ -110,8 +110,8 @@ def test_a_target_without_credential_gets_none(gateway: GatewayProcess, key: str
     assert key not in repr(solo.calls[0].headers)
 
 
-@pytest.mark.parametrize("name", ["authorization", "x-api-key"])
-def test_a_key_is_taken_from_either_header(gateway: GatewayProcess, key: str, solo: Target, name: str) -> None:
+@pytest.mark.parametrize("name", ["authorization", "x-api-key", "api-key"])
+def test_a_key_is_taken_from_any_of_three_headers(gateway: GatewayProcess, key: str, solo: Target, name: str) -> None:
     value = f"bearer {key}" if name == "authorization" else key
     assert ask(gateway, chat("solo"), headers={name: value}).status == 200
     assert key not in repr(solo.calls[0].headers)

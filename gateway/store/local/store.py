@@ -28,6 +28,7 @@ class LocalStore:
     """In-process counters; records are read again whenever another process has changed some."""
 
     gateways = 1
+    has_answered = True
 
     def __init__(self, state: Path, now: Callable[[], float] = time.time, *, boot: str = "") -> None:
         self._now = now

@@ -102,6 +102,8 @@ class Pipe:
         self._loop: asyncio.AbstractEventLoop | None = None
         """The one it was opened in: to ask for it costs as much as to make a future."""
         self._down: str | None = None
+        self.has_answered = False
+        """There was a connection to it once."""
         self._lost: asyncio.Future[Exception] | None = None
         self._moves, self._moving = 0, False
         self._timer = AnswerTimer(timeout, self._sent_since, self._arrived, self._fail)
@@ -243,7 +245,7 @@ class Pipe:
 
     async def _connect(self) -> None:
         connection = await in_time(self._connector.connect(), self._timeout)
-        self._wire = _Wire(connection, self)
+        self._wire, self.has_answered = _Wire(connection, self), True
         if self._down is not None:
             await self._look()
             log.warning("Redis answers again")

@@ -64,6 +64,10 @@ class RedisStore:
         for pipe in self._pipes:
             await pipe.call("PING")
 
+    @property
+    def has_answered(self) -> bool:
+        return all(pipe.has_answered for pipe in self._pipes)
+
     async def verify(self) -> None:
         await self.ping()
         await self.records.look_for_loss()

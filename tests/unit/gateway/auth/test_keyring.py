@@ -45,6 +45,10 @@ async def test_every_way_of_sending_a_key(parts: Parts) -> None:
         {b"authorization": b"bearer  " + raw + b" "},
         {b"x-api-key": raw},
         {b"authorization": b"Basic abc", b"x-api-key": raw},
+        {b"api-key": raw},
+        {b"authorization": b"Bearer none", b"x-api-key": raw},
+        {b"authorization": b"Bearer sk-dummy", b"x-api-key": b"also-none", b"api-key": raw},
+        {b"authorization": b"Bearer " + raw, b"x-api-key": b"sk-other"},
     ):
         assert (await parts.keyring.authenticate(headers, None)).key.id == record.id
 
@@ -260,6 +264,8 @@ async def test_a_token_that_was_found_good_vouches_for_no_other(parts: Parts) ->
     for other in (b"", mint()[1].encode(), held.encode()[:-1] + b"0"):
         with pytest.raises(Unauthenticated):
             await parts.keyring.authenticate({**beside, b"x-api-key": other}, None)
+        with pytest.raises(Unauthenticated):
+            await parts.keyring.authenticate({**beside, b"api-key": other}, None)
     with pytest.raises(Unauthenticated):
         await parts.keyring.authenticate(beside, None)
 

@@ -232,3 +232,16 @@ def test_a_redis_that_cannot_be_used_is_told_in_one_line(url: str, said: str) ->
     lines = done.output.strip().splitlines()
     assert done.exit_code != 0 and len(lines) == 1
     assert re.search(said, lines[0]) and "hidden" not in lines[0]
+
+
+def test_what_is_left_without_a_pepper_is_listed(run: Run, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = said("keys", "create", "--name", "old")["id"]
+    assert "Without a pepper" not in run("keys", "list").output
+    monkeypatch.setenv("TRUNKLINE_PEPPERS", "1:one")
+    said("keys", "create", "--name", "new")
+    assert (
+        f"Without a pepper, and refused; TRUNKLINE_PEPPER_MIGRATE=DATE accepts them until then: {bare}\n"
+        in run("keys", "list").output
+    )
+    monkeypatch.setenv("TRUNKLINE_PEPPER_MIGRATE", "2100-01-01")
+    assert f"and hashed anew when they are used: {bare}\n" in run("keys", "list").output

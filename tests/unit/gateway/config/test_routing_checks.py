@@ -99,7 +99,7 @@ def test_canaries_leave_something_to_others(targets: list[dict[str, Any]]) -> No
     assert "canaries" in mistake(one={"targets": targets}).message
 
 
-def test_nobody_waits_longer_than_for_the_first_byte() -> None:
+def test_nobody_waits_longer_than_for_the_first_output() -> None:
     found = mistake(one={"queue": {"wait": "2m"}})
     assert "120 s" in found.message and "60 s" in found.message
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Settings
-from gateway.config.settings import unknown
+from gateway.config.settings import PepperVersions, unknown
 
 
 def test_options_go_before_the_environment_before_defaults() -> None:
@@ -33,8 +33,8 @@ def test_the_environment_carries_all_settings_to_the_workers() -> None:
 
 
 def test_peppers_have_versions_and_zero_is_none() -> None:
-    assert Settings(peppers="").pepper_versions() == {0: b""}
-    assert Settings(peppers="1:one,2:t:w:o").pepper_versions() == {0: b"", 1: b"one", 2: b"t:w:o"}
+    assert dict(Settings(peppers="").pepper_versions()) == {0: b""}
+    assert dict(Settings(peppers="1:one,2:t:w:o").pepper_versions()) == {1: b"one", 2: b"t:w:o"}
 
 
 @pytest.mark.parametrize("text", ["secret", "x:secret", "1:", ":secret", "-1:s", "1"])
@@ -114,3 +114,20 @@ def test_other_unknown_variables_are_reported_and_do_no_harm() -> None:
     environment = {"TRUNKLINE_OPENAI_KEY": "secret", "TRUNKLINE_WORKERS": "2", "PATH": "/bin"}
     assert Settings.read(environment) == Settings(workers=2)
     assert unknown(environment) == ["TRUNKLINE_OPENAI_KEY"]
+
+
+def test_keys_without_a_pepper_are_accepted_without_peppers_or_until_a_date() -> None:
+    now = [1_800_000_000.0]
+    versions = PepperVersions({1: b"one"}, until=1_800_000_100.0, now=lambda: now[0])
+    assert dict(versions) == {0: b"", 1: b"one"} and len(versions) == 2
+    now[0] += 100
+    assert dict(versions) == {1: b"one"} and 0 not in versions
+    assert dict(Settings().pepper_versions()) == {0: b""}
+    assert dict(Settings(peppers="1:one").pepper_versions()) == {1: b"one"}
+    assert dict(Settings(peppers="1:one", pepper_migrate="2100-01-01").pepper_versions()) == {0: b"", 1: b"one"}
+
+
+@pytest.mark.parametrize("text", ["soon", "31.12.2026", "2026-13-01"])
+def test_a_date_of_migration_is_one(text: str) -> None:
+    with pytest.raises(ValueError, match=f"TRUNKLINE_PEPPER_MIGRATE='{text}'"):
+        Settings(peppers="1:one", pepper_migrate=text).pepper_versions()

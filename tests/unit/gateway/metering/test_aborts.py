@@ -25,6 +25,7 @@ SOON = 1 / 64
 
 class Client:
     gone_at: float | None = None
+    own_id: str = ""
 
 
 class Bench:

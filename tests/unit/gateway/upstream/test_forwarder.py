@@ -102,7 +102,7 @@ async def test_failures_and_that_their_connections_are_closed(
     forwarder: Forwarder, listener: Listener, sent: bytes, close: bool, reset: bool, kind: type[UpstreamError]
 ) -> None:
     address = Target("t", f"http://127.0.0.1:{listener.port}")
-    timeouts = Timeouts(first_byte=0.1, idle=0.1) if kind is UpstreamTimeout else Timeouts()
+    timeouts = Timeouts(first_output=0.1, whole=0.1, idle=0.1) if kind is UpstreamTimeout else Timeouts()
     answering = asyncio.create_task(answers(listener, sent, close=close, reset=reset))
     with pytest.raises(kind) as caught:
         exchange = await forwarder.send(a_call(False), address, OPENAI, timeouts, {})

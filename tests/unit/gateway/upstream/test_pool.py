@@ -344,10 +344,9 @@ async def test_unix_sockets(pool: Pool, tmp_path_factory: pytest.TempPathFactory
 
 async def test_a_closed_pool_makes_no_more_connections(pool: Pool, origin: Origin, serving: Listener) -> None:
     await ask(pool, origin)
-    stream = asyncio.create_task(pool.request(origin, "GET", "/", [], None, 5.0))
-    await asyncio.sleep(0.01)
+    stream = await pool.request(origin, "GET", "/", [], None, 5.0)
     await pool.close()
-    (await stream).release()
+    stream.release()
     await until_ended(*serving.peers)
     with pytest.raises(Unreachable):
         await ask(pool, origin)
