@@ -182,6 +182,8 @@ class Bodies(Part, frozen=True, kw_only=True):
     """The largest request body; more is answered with 413."""
     elements: Count = 200_000
     """Objects, lists, keys and texts in lists of the largest request body, numbers aside; more is answered with 400."""
+    prompts: Count = 2048
+    """Prompts of a completion, or inputs of an embedding, in one request; more is answered with 400."""
     answer: Size = 64 * 1024**2
     """The largest answer that is not a stream."""
     event: Size = 64 * 1024**2
