@@ -172,8 +172,8 @@ def _check_reach(document: Document, table: Table, name: str) -> None:
             place = ("routes", name, *(("fallback",) if owner == name else ("fallback_route",)))
             what = f"tier {tier}" if owner == name else f"tier {tier} of route {owner!r}"
             told = (
-                f"route {name!r}: no call that fails comes to {what} ({', '.join(targets)}): {MOST_TARGETS} targets are "
-                f"asked for one call, and the tiers before have as many. It is used only while those can take no call"
+                f"route {name!r}: no call that fails comes to {what} ({', '.join(targets)}): {MOST_TARGETS} targets "
+                f"are asked for one call, and the tiers before have as many. It serves only while those can take none"
             )
             document.report(place, told, warning=True)
         asked += min(table.routes[owner].retry.attempts, len(targets))
