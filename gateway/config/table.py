@@ -98,7 +98,7 @@ class Retry(Part, frozen=True, kw_only=True):
     """Tries on other targets, before the first byte has reached the client."""
 
     attempts: Annotated[int, Meta(ge=1, le=3)] = 2
-    """Targets tried for one call, the first included."""
+    """Targets of a tier that are asked for one call, the first included; of all tiers together six at most."""
 
 
 class FallbackSpec(TargetSpec, frozen=True, kw_only=True):
@@ -182,6 +182,8 @@ class Bodies(Part, frozen=True, kw_only=True):
     """The largest request body; more is answered with 413."""
     elements: Count = 200_000
     """Objects, lists, keys and texts in lists of the largest request body, numbers aside; more is answered with 400."""
+    prompts: Count = 2048
+    """Prompts of a completion, or inputs of an embedding, in one request; more is answered with 400."""
     answer: Size = 64 * 1024**2
     """The largest answer that is not a stream."""
     event: Size = 64 * 1024**2
@@ -246,16 +248,20 @@ class Table(Part, frozen=True, kw_only=True):
             if route.shadow is not None:
                 yield ("routes", name, "shadow", "target"), route, route.shadow.target
 
-    def order(self, route: str) -> list[str]:
-        """The names of all targets that may serve a call for the route, in the order in which tiers are asked."""
-        names: list[str] = []
+    def tiers(self, route: str) -> Iterator[tuple[str, int, list[str]]]:
+        """The tiers that may serve a call for the route, in the order in which they are asked: of which route, its
+        number, its targets' names."""
         following: str | None = route
         while following is not None:
             spec = self.routes[following]
-            names += [target.name for target in spec.targets]
-            names += [target.name for target in sorted(spec.fallback, key=lambda target: target.tier)]
+            yield following, 0, [target.name for target in spec.targets]
+            for tier in sorted({target.tier for target in spec.fallback}):
+                yield following, tier, [target.name for target in spec.fallback if target.tier == tier]
             following = spec.fallback_route
-        return names
+
+    def order(self, route: str) -> list[str]:
+        """The names of all targets that may serve a call for the route, in the order in which tiers are asked."""
+        return [name for _, _, names in self.tiers(route) for name in names]
 
     def names(self) -> NameIndex:
         """The index of route names and aliases."""
