@@ -47,8 +47,8 @@ class Progress:
         """Whether it is found to hang. `waiting`: our calls that wait for its next words; `heard_at`: when words of any
         call came last. It is found again after as many looks, as long as it stands still and calls wait."""
         signs = None if gauges is None or not gauges.steps else (gauges.steps, gauges.prefix_queries, gauges.kv_usage)
-        moved = signs is not None and self._signs is not None and signs != self._signs
-        known, self._signs, self._counts = self._signs is not None, signs or self._signs, self._counts or bool(signs)
+        moved = signs is not None and signs != self._signs
+        self._signs, self._counts = signs or self._signs, self._counts or moved
         if moved or heard_at > self._worked_at or (gauges is not None and gauges.asleep):
             self._worked(now, waiting)
         elif not waiting or self._idle:
@@ -56,7 +56,7 @@ class Progress:
         elif signs is None and self._counts:
             return False  # it did not tell now, or is another process that has done nothing yet
         else:
-            self._still += known or not self._counts
+            self._still += 1
         self._idle = not waiting
         if self._still < LOOKS or now - max(self._worked_at, self._found_at) < self._patience():
             return False

@@ -11,7 +11,7 @@ import pytest
 from harness.virtual_time import run
 
 from backends.api import Facts, Gauges
-from gateway.faults.engine import Shape, TimedEngine, Work
+from gateway.faults.engine import Segment, Shape, TimedEngine, Work
 from gateway.targets.engines import Engines
 from gateway.targets.progress import UNCOUNTED_LOOKS, Progress
 
