@@ -45,7 +45,7 @@ class HungEngines:
     def _hangs(self, target: Target, route: Route, *, found: bool) -> None:
         now = self._clock.monotonic()
         last = not any(
-            other is not target and refusal(_ANY_CALL, other, now) in (None, *BUSY) for other in route.targets
+            not other.progress.hung and refusal(_ANY_CALL, other, now) in (None, *BUSY) for other in route.targets
         )
         calls = 0
         if not last:
