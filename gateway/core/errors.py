@@ -43,6 +43,7 @@ GatewayError
     UpstreamFailed           502 the upstream's own 5xx, or an error event in its stream
     CredentialRefused        502 the target refused *our* credential
     UpstreamTimeout          504 no answer, or no next event, in time
+      TookTooLong            504 an answer that is no stream was not whole in time; another target would take as long
     UpstreamBusy             503 the target sheds load (429 or 503)
   Internal                   500 a bug of ours
 """
@@ -400,6 +401,16 @@ class UpstreamTimeout(UpstreamError):
     code = "upstream_timeout"
     error_type = "upstream_timeout"
     public = "The model server did not answer in time."
+
+
+class TookTooLong(UpstreamTimeout):
+    """Nothing tells it from an answer that is merely long: asked for again, it would be made a second time."""
+
+    code = "answer_timeout"
+    error_type = "upstream_answer_timeout"
+    public = "The model server did not complete its answer in time; ask for a shorter one, or for a stream."
+    retryable = False
+    should_retry = False
 
 
 class UpstreamBusy(UpstreamError):

@@ -142,7 +142,10 @@ class Client:
         elements, large = self._bodies.elements, None
         if len(raw) > min(SURELY_FEW, 2 * elements) and is_large(raw, elements):
             large = await _in_windows(self._endpoint, raw, elements)
-        return read(self.call_id, self._endpoint, raw, content_type, large)
+        call = read(self.call_id, self._endpoint, raw, content_type, large)
+        if call.asked.prompts > self._bodies.prompts:
+            raise _too_many_prompts(call, self._bodies.prompts)
+        return call
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
@@ -313,6 +316,13 @@ def read(
         raise BadRequest(f"'model' must be at most {MAX_MODEL} printable characters.", param="model")
     wanted = bytes(options.get("include_usage", b"")) == b"true"
     return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted, what)
+
+
+def _too_many_prompts(call: Call, limit: int) -> BadRequest:
+    name = "prompt" if call.endpoint == "completions" else "input"
+    return BadRequest(
+        f"{name!r} has {call.asked.prompts} entries, more than the limit of {limit} (bodies.prompts).", param=name
+    )
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -347,7 +347,7 @@ async def test_a_newer_table_takes_over_what_is_held() -> None:
 async def test_a_route_that_is_up_and_yet_takes_nothing_is_not_asked_for_ever() -> None:
     of = holding("a")
     of["a"].ordered("drained", 1)
-    of.route.waits_for = lambda prompt: False  # type: ignore[method-assign]
+    of.route.waits_for = lambda prompt, spent=(): False  # type: ignore[method-assign]
     with pytest.raises(NoTarget):
         await answered(of)
 
