@@ -42,6 +42,9 @@ def check(document: Document, table: Table) -> None:
 def _check_bodies(document: Document, bodies: Bodies) -> None:
     if bodies.elements < LEAST_ELEMENTS:
         document.report(("bodies", "elements"), f"expected at least {LEAST_ELEMENTS}: long conversations have as many")
+    if bodies.being_read < bodies.request:
+        told = f"'in_flight' is what all may hold together, and less than one may: 'request', {bodies.request}"
+        document.report(("bodies", "in_flight"), told)
     for name in ("answer", "event"):
         if bodies.together < getattr(bodies, name):
             told = f"'answers' is what all may hold together, and less than one may: {name!r}, {getattr(bodies, name)}"
