@@ -87,3 +87,19 @@ def test_the_context_is_checked_for_each_prompt(walled: GatewayProcess, targets:
     long = ask(walled, prompts("narrow", ["x", "word " * 2000], max_tokens=50), key, COMPLETIONS)
     assert (long.status, long.error["code"]) == (400, "context_length_exceeded")
     assert len(targets["narrow"].calls) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["data: ", '"data:', [{"type": "image_url", "image_url": {"url": "data: "}}]], ids=str
+)
+@pytest.mark.parametrize("size", [100_000, 2_500_000])
+def test_text_that_looks_like_media_is_reserved_as_text(
+    walled: GatewayProcess, targets: dict[str, Target], content: Any, size: int
+) -> None:
+    issued = walled.issue(limit=Limit(itpm=10_000))
+    text = "word " * (size // 5)
+    written = json.dumps({"model": "plain", "messages": [{"role": "user", "content": content}]})
+    body = written.replace("data: ", "data: " + text).replace('"data:', '"data:' + text).encode()
+    refused = ask(walled, body, issued.secret)
+    assert (refused.status, refused.error["code"]) == (400, "exceeds_limit")
+    assert not targets["plain"].calls

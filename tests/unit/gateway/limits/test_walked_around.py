@@ -85,3 +85,56 @@ def context(asked: Call) -> int:
 def test_the_context_is_checked_for_each_prompt(prompt: Any, tokens: int) -> None:
     assert tokens + 100 <= context(call(prompt=prompt, max_tokens=100)) <= tokens * 1.1 + 120
     assert in_windows("completions", prompt=prompt).longest <= 1
+
+
+def chat(content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+TEXT = WORDS * 2000
+TEXTS: dict[str, Any] = {
+    "begins with data:": "data: " + TEXT,
+    "a data URL and more": "data:image/png;base64,AAAA " + TEXT,
+    "holds a quoted data:": '{"url":"data:image/png;base64,' + TEXT + '"} ',
+    "in a part": [{"type": "text", "text": '"data:' + TEXT}],
+    "in a part of no type": [{"text": '"data:' + TEXT}],
+    "beside a picture": [{"type": "text", "text": TEXT, "image_url": {"url": "data:x"}}],
+    "as a picture": [{"type": "image_url", "image_url": {"url": "data: " + TEXT}}],
+    "as a bare picture": [{"type": "image_url", "image_url": TEXT}],
+    "beside a link": [{"type": "image_url", "image_url": {"url": "http://pictures/1.png", "detail": TEXT}}],
+    "as a recording": [{"type": "input_audio", "input_audio": {"data": TEXT, "format": "wav"}}],
+    "with escapes for blanks": [{"type": "image_url", "image_url": {"url": TEXT.replace(" ", "\n")}}],
+    "of other letters": [{"type": "image_url", "image_url": {"url": "图片" * (len(TEXT) // 6)}}],
+    "as rows": [{"type": "image_embeds", "image_embeds": [TEXT]}],
+}
+
+
+@pytest.mark.parametrize("content", TEXTS.values(), ids=TEXTS)
+def test_text_that_looks_like_media_is_text(content: Any) -> None:
+    """Once 600,060 tokens of text passed a limit of 20,000 as one picture."""
+    small, windows = call("chat/completions", **chat(content)).asked, in_windows("chat/completions", **chat(content))
+    assert small.text >= len(TEXT) * 0.9
+    assert (windows.text, windows.media) == (small.text, small.media)
+
+
+SHOWN: dict[str, Any] = {
+    "image_url": {"image_url": {"url": "data:image/png;base64," + PIXELS, "detail": "high"}},
+    "escaped": {"image_url": {"url": "data:image/png;base64," + PIXELS.replace("A", "/")}},
+    "link": {"image_url": {"url": "https://pictures/1.png?" + "x" * 60_000}},
+    "input_audio": {"input_audio": {"data": PIXELS, "format": "wav"}},
+    "image_embeds": {"image_embeds": PIXELS},
+    "rows": {"image_embeds": [[0.5, -1.25]] * 8000},
+}
+
+
+@pytest.mark.parametrize("shown", SHOWN.values(), ids=SHOWN)
+def test_media_is_what_stands_where_media_stands(shown: dict[str, Any]) -> None:
+    raw = json.dumps({"model": "m", **chat([{"type": next(iter(shown)), **shown}])}).replace("/", "\\/").encode()
+    small = Call("c", "chat/completions", "m", Body(raw)).asked
+    assert small.media == 1 and small.text < 1000
+
+
+def test_media_in_a_large_body_is_no_text() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + PIXELS * 30}}
+    found = in_windows("chat/completions", **chat([picture] * 2))
+    assert found.media == 2 and found.text < 1000
