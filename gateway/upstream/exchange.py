@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from backends.api import Chunk
-from gateway.core.errors import Rejected, UpstreamError, UpstreamTimeout
+from gateway.core.errors import Rejected, TookTooLong, UpstreamError, UpstreamTimeout
 from gateway.upstream.connection import Response
 from gateway.upstream.failures import conceal
 from gateway.upstream.reading import AnswerReader
@@ -14,6 +14,11 @@ from gateway.upstream.reading import AnswerReader
 TAIL_SECONDS: Final = 0.2
 """After its terminator a stream has nothing left but the end of the HTTP message."""
 LATE: Final = "no answer, or no next piece of it, in time"
+
+
+def late(*, whole: bool) -> UpstreamTimeout:
+    """A target that was waited for; `whole`: for as long as an answer that is no stream may take."""
+    return TookTooLong("the answer was not whole in time") if whole else UpstreamTimeout(LATE)
 
 
 class Exchange:
@@ -61,12 +66,13 @@ class Exchange:
                         self._due = now + self._idle if self._alive else self._due + now - came_at
                         response.limit = self._due
                     elif now >= self._due:  # whatever keeps coming, and however fast
+                        response.limit = self._due
                         raise TimeoutError
                     elif reader.whole:
                         response.limit = min(self._due, now + self._idle)
                 data = b"" if response.complete and not response.pieces else await response.read()
             except TimeoutError:  # the reader may hold back the end of an answer, which the client is to get
-                data, broken = b"", UpstreamTimeout(LATE)
+                data, broken = b"", late(whole=reader.whole and response.limit == self._due)
             except UpstreamError as error:
                 data, broken = b"", error
             self._came_at, self._alive = self._loop.time(), True

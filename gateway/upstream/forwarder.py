@@ -15,7 +15,7 @@ from backends.capabilities import Capabilities
 from gateway.config import Timeouts
 from gateway.core.errors import BadReply, GatewayError, Rejected, Unsupported, UpstreamTimeout
 from gateway.upstream.connection import Response
-from gateway.upstream.exchange import LATE, Exchange
+from gateway.upstream.exchange import LATE, Exchange, late
 from gateway.upstream.failures import conceal, status_refusal, worded_refusal
 from gateway.upstream.http1 import Headers
 from gateway.upstream.origins import Origins
@@ -87,7 +87,7 @@ class Forwarder:
                 origin, "POST", asked.path, headers, asked.body, timeouts.connect, deadline=due
             )
         except TimeoutError:
-            raise UpstreamTimeout(LATE) from None
+            raise late(whole=not call.stream) from None
         try:
             if response.status != 200:
                 raise await self._refusal(call, address, capabilities, response)

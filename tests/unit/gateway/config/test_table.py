@@ -38,7 +38,7 @@ def one(extra: str = "", *, url: str = "http://a", key: str = "") -> str:
 def test_defaults_are_those_of_the_design() -> None:
     read = table(one())
     spec = read.routes["one"]
-    assert msgspec.structs.astuple(spec.timeouts) == (2, 60, 30, 600)
+    assert msgspec.structs.astuple(spec.timeouts) == (2, 300, 120, 600)
     assert spec.retry.attempts == 2
     assert spec.targets[0].weight == 1.0 and spec.targets[0].model is None
     assert read.limits.default.rpm is None and read.limits.default.concurrency is None

@@ -15,7 +15,15 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts
-from gateway.core.errors import BadReply, Disconnected, Rejected, UpstreamBusy, UpstreamError, UpstreamTimeout
+from gateway.core.errors import (
+    BadReply,
+    Disconnected,
+    Rejected,
+    TookTooLong,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from gateway.upstream import AnswerLimits, Exchange, Forwarder
 
 STREAM = head(content_type="text/event-stream", transfer_encoding="chunked")
@@ -172,7 +180,14 @@ async def test_a_whole_answer_has_a_total(forwarder: Forwarder, listener: Listen
     dripping = asyncio.create_task(drip())
     chunks, error = await rest(exchange)
     dripping.cancel()
-    assert not chunks and isinstance(error, UpstreamTimeout)
+    assert not chunks and isinstance(error, TookTooLong)
+
+
+async def test_a_whole_answer_that_stops_in_its_middle_is_no_long_one(forwarder: Forwarder, listener: Listener) -> None:
+    asking = Asking(forwarder, listener, stream=False)
+    peer = await listener.peer()
+    chunks, error = await rest(await asking.answered(peer, head(content_length=10) + b"{"))
+    assert not chunks and type(error) is UpstreamTimeout and error.retryable
 
 
 async def test_a_target_that_says_nothing_is_late(forwarder: Forwarder, listener: Listener) -> None:
