@@ -59,11 +59,11 @@ def worded_refusal(call: Call, address: Address, capabilities: Capabilities, sta
     if own is None:
         return Rejected(status if status != 404 else 400, _REFUSED.format(status=status))
     status, body = own
-    said = _said(body)
-    if said is None or said.error is None:
-        words = None if said is None else said.message or said.detail
+    refusal = _read(body)
+    if refusal.error is None:
+        words = refusal.message or refusal.detail
         return Rejected(status, words if isinstance(words, str) and words else _REFUSED.format(status=status))
-    if status == 404 and address.model is not None and _names(said.error, address.model):
+    if status == 404 and address.model is not None and _names(refusal.error, address.model):
         return ModelUnknown(f"it does not know the model {address.model!r}")
     return Rejected(status, "", body=body)
 
@@ -73,7 +73,7 @@ class _Error(Struct):
     code: str | int | None = None
 
 
-class _Said(Struct):
+class _Refusal(Struct):
     """A refusal in the envelope that clients know, or in that of a framework, whose words are put into ours."""
 
     error: _Error | None = None
@@ -81,12 +81,13 @@ class _Said(Struct):
     detail: Any = None
 
 
-def _said(body: bytes) -> _Said | None:
-    """None: what is said is in no form that clients know."""
+def _read(body: bytes) -> _Refusal:
+    """Empty where nothing is said in a form that clients know."""
     try:
-        return answers.decoded(_refusals, body)
+        found: _Refusal = answers.decoded(_refusals, body)
     except (ValueError, RecursionError):
-        return None
+        return _Refusal()
+    return found
 
 
 def _names(error: _Error, model: str) -> bool:
@@ -114,7 +115,7 @@ def blame(fault: UpstreamFault) -> GatewayError:
     return UpstreamFailed(f"an error in an answer of status 200 ({fault.status})")  # its text may hold the prompt
 
 
-_refusals = msgspec.json.Decoder(_Said)
+_refusals = msgspec.json.Decoder(_Refusal)
 
 
 def retry_after(header: bytes | None) -> float | None:
