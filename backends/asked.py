@@ -6,6 +6,7 @@ limit: `100`, `1e2`, `100.0`, `"100"`, `" +100"` and `"\\u0031\\u0030\\u0030"` a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Final
@@ -21,6 +22,9 @@ FIRST: Final = 16
 """Messages that are looked at: by its beginning a conversation is known, and the rest is only passed over."""
 MOST_PARTS: Final = 8192
 """Objects in messages; in more than these media are not told from text."""
+
+BYTES_OF_TOKEN: Final = 4
+"""Roughly, where the lengths of prompts are compared."""
 
 BOUNDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 """Fields that bound an answer. Whichever of them a target honours, the largest is enough."""
@@ -68,6 +72,8 @@ _first = msgspec.json.Decoder(_First)
 _in_turn = attrgetter(*_First.__struct_fields__)
 _parts = msgspec.json.Decoder(list[_Parts])
 _values = msgspec.json.Decoder(list[Raw])
+_named = msgspec.json.Decoder(dict[str, Raw])
+_DIGIT = re.compile(rb"[0-9]")
 
 
 class Conversation(Struct, frozen=True):
@@ -102,6 +108,8 @@ class Asked(Struct, frozen=True):
     """Tokens of prompts that come as token ids."""
     media: int = 0
     """Images, recordings and the like, within the body or behind links."""
+    longest: float = 1.0
+    """The part of its tokens that its longest prompt has; 0: nobody knows."""
     conversation: Conversation | None = None
     """None: it was not looked at, for not every call's is needed."""
 
@@ -133,19 +141,20 @@ def read(
             text = bytes(short[name])
             output = max(output, int(text) if text.isdigit() and len(text) < 16 else _odd_number(text))
     candidates = max(choices, number(short["best_of"])) if "best_of" in short else choices
-    prompts, token_ids, media, prompt = 1, 0, 0, length
-    for name in NO_PROMPT:
-        if name in fields:
-            prompt -= len(fields[name])
+    prompts, token_ids, media, longest = 1, 0, 0, 1.0
+    prompt = length - sum(map(len, filter(None, map(fields.get, NO_PROMPT))))
     if endpoint != "chat/completions":
-        prompts, token_ids, taken = _prompts("prompt" if endpoint == "completions" else "input", fields, short)
-        media, prompt = "prompt_embeds" in fields, prompt - taken
+        name = "prompt" if endpoint == "completions" else "input"
+        prompts, token_ids, taken, longest = _prompts(name, fields, short, size)
+        prompt -= taken
+        if "prompt_embeds" in fields and (media := _embedded(short["prompt_embeds"])):
+            prompts, longest = media + (prompts if bytes(fields.get(name, b"null")) != b"null" else 0), 0.0
     if endpoint != "completions" and "messages" in fields:
         messages = bytes(short["messages"])
         if messages.find(b"[", 1) >= 0:
             shown, taken = _media(messages, size)
             media, prompt = media + shown, prompt - taken
-    return Asked(prompts, choices, candidates, output, prompt, token_ids, media)
+    return Asked(prompts, choices, candidates, output, prompt, token_ids, media, longest)
 
 
 def conversation(endpoint: str, fields: Mapping[str, Raw]) -> Conversation:
@@ -193,24 +202,60 @@ def _odd_number(written: bytes) -> int:
     return int(value) if value >= 1 else 0
 
 
-def _prompts(name: str, fields: Mapping[str, Raw], short: Mapping[str, Raw]) -> tuple[int, int, int]:
-    """How many prompts the field of this name holds, how many token ids they are, and the bytes that these take."""
+def _prompts(
+    name: str, fields: Mapping[str, Raw], short: Mapping[str, Raw], size: Callable[[Raw], int]
+) -> tuple[int, int, int, float]:
+    """How many prompts the field of this name holds, how many token ids they are, the bytes that these take, and the
+    longest prompt's part of all of them."""
     if name not in fields or bytes(memoryview(short[name])[:1]) != b"[":
-        return 1, 0, 0
-    prompts, token_ids = _listed(bytes(short[name]))
-    return prompts, token_ids, len(fields[name]) if token_ids else 0
+        return 1, 0, 0, 1.0
+    values, length = bytes(short[name]), len(fields[name])
+    if values.count(b"[") == 1 and b'"' not in values and b"{" not in values:
+        token_ids = values.count(b",") + 1 if _DIGIT.search(values) else 0
+        return 1, token_ids, length if token_ids else 0, 1.0
+    rows, texts, numbers = list[Raw](), list[Raw](), 0
+    for part in _values.decode(values):
+        first = bytes(memoryview(part)[:1])
+        if first == b"[":
+            rows.append(part)
+        elif first in (b'"', b"{"):
+            texts.append(part)
+        else:
+            numbers += 1
+    if texts and numbers and not rows:
+        return 1, numbers, 0, 1.0  # a prompt of both, as llama.cpp alone takes it
+    ids = [bytes(row).count(b",") + 1 for row in rows]
+    plain = [row for row in rows if b'"' not in bytes(row)]
+    taken = sum(map(size, plain)) if texts or len(plain) < len(rows) else length
+    weights = [*ids, *(size(text) // BYTES_OF_TOKEN for text in texts)]
+    # Of the rows of a large body only the ends are known.
+    longest = max(weights) / max(1, sum(weights)) if short is fields or not rows else 1 / len(weights)
+    return len(weights) + numbers, sum(ids) + numbers, taken, longest
 
 
-def _listed(values: bytes) -> tuple[int, int]:
-    """How many prompts a list is, and how many token ids they are; 0: they are text."""
-    first = values[1:].lstrip()[:1]
+def _embedded(raw: Raw) -> int:
+    """How many prompts come as embeddings, in base64."""
+    first = bytes(memoryview(raw)[:1])
+    return bytes(raw).count(b'"') // 2 if first == b"[" else int(first == b'"')
+
+
+def _media_size(part: Raw, size: Callable[[Raw], int]) -> int:
+    """How many bytes of a part's field are what it shows or plays."""
+    if bytes(memoryview(part)[:1]) != b"{":
+        return size(part) if _is_media(part) else 0
+    try:
+        return sum(size(value) for value in _named.decode(part).values() if _is_media(value))
+    except msgspec.DecodeError:
+        return 0  # a key that is no text
+
+
+def _is_media(raw: Raw) -> bool:
+    """Whether a value looks like base64, a link or a row of numbers. A text has blanks, line ends or other letters."""
+    value = bytes(raw)
+    first = value[:1]
     if first == b"[":
-        return values.count(b"[") - 1, values.count(b",") + 1
-    if first != b'"':
-        return 1, 0 if first in (b"]", b"{", b"n", b"t", b"f") else values.count(b",") + 1
-    if b"\\" not in values:
-        return values.count(b'"') // 2, 0
-    return len(_values.decode(values)), 0
+        return b'"' not in value
+    return first == b'"' and b" " not in value and value.isascii() and value.count(b"\\") == value.count(b"\\/")
 
 
 def _media(messages: bytes, size: Callable[[Raw], int]) -> tuple[int, int]:
@@ -226,6 +271,6 @@ def _media(messages: bytes, size: Callable[[Raw], int]) -> tuple[int, int]:
         if type(message.content) is not list:
             continue
         for part in message.content:
-            if type(part) is _Part and part.type != "text" and (shown := sum(map(size, filter(None, _shown(part))))):
-                media, taken = media + 1, taken + shown
+            if type(part) is _Part and part.type != "text" and any(shown := _shown(part)):
+                media, taken = media + 1, taken + sum(_media_size(each, size) for each in shown if each)
     return media, taken

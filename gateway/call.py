@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
 from backends.api import Call
 from gateway.auth import Caller, Keyring, authorize, may_use
-from gateway.core.errors import Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
+from gateway.core.errors import BadReply, Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
+from gateway.core.types import KeyRecord
 from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
@@ -22,6 +23,9 @@ from gateway.routing.attempt import NO_OUTCOME
 from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
 from gateway.upstream.shadow import Seen, Shadow
+
+MOST_HELD: Final = 1024 * 1024
+"""Bytes of comments and openings that wait for an answer's first output."""
 
 
 class Client(Protocol):
@@ -49,8 +53,11 @@ class Client(Protocol):
     def check(self) -> None:
         """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
 
-    async def call(self) -> Call:
-        """Read the body; raises `Refused` when it cannot be a call."""
+    async def call(self, key: KeyRecord) -> Call:
+        """Read the body of a call with this key.
+
+        Raises `Refused` when it cannot be a call, or the key is sending too much at once.
+        """
 
     def trust_own_id(self) -> None:
         """Have targets log `own_id`, where there is one, instead of `call_id`."""
@@ -120,7 +127,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
-        call = state.call = await client.call()  # 400, 408, 413
+        call = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)
@@ -217,7 +224,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
 
 async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None:
     """Pass the answer on, piece by piece, as it comes."""
-    client, record, transcript, held = state.client, state.record, state.transcript, b""
+    client, record, transcript, held = state.client, state.record, state.transcript, bytearray()
     begun = done = False
     while not done:
         chunk = await exchange.next()
@@ -228,11 +235,18 @@ async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None
         if not begun and (chunk.tokens or done):
             begun = True
             attempt.first_token()
-        held += chunk.data  # comments and openings before the first output wait: they must not promise a 200
+        data = chunk.data
+        if (chunk.comment or chunk.opening) and not (done or client.started):  # they must not promise a 200
+            held += data
+            if len(held) > MOST_HELD:
+                raise BadReply(f"more than {MOST_HELD} bytes came before its first output")
+            continue
+        if held:
+            data = bytes(held + data)
+            held.clear()
         if done:
-            await client.finish(held, state.settle)
+            await client.finish(data, state.settle)
             record.sent()
-        elif held and (client.started or not (chunk.comment or chunk.opening)):
-            await client.send(held)
+        elif data:
+            await client.send(data)
             record.sent()
-            held = b""

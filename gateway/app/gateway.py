@@ -33,6 +33,7 @@ from gateway.limits import Admission, AdmissionEvents
 from gateway.metering import Lines, Meter, Metrics
 from gateway.metering.connections import ConnectionMetrics
 from gateway.metering.ledger import LedgerWriter
+from gateway.metering.loop_lag import LoopLag
 from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
 from gateway.routing import Builder, Routes, TargetSlots
@@ -266,15 +267,17 @@ class Pulse:
 
     def __init__(self, admission: Admission, store: Store, metrics: Metrics, forwarder: Forwarder) -> None:
         self._admission, self._store, self._metrics, self._forwarder = admission, store, metrics, forwarder
-        self._connections = ConnectionMetrics(metrics)
+        self._connections, self._lag = ConnectionMetrics(metrics), LoopLag(metrics.loop_lag)
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Begin to look every second."""
+        self._lag.open()
         self._task = asyncio.create_task(self._run(), name="pulse")
 
     async def close(self) -> None:
         """End."""
+        self._lag.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

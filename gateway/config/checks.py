@@ -21,8 +21,8 @@ _NAME = re.compile("[!-~](?:[ -~]{0,98}[!-~])?")
 """It stands in headers and labels."""
 LEAST_HOLD, MOST_HOLD = 1.0, 600.0
 """Seconds: targets are probed twice a second, and clients give up after ten minutes."""
-
-
+MOST_TARGETS = 6
+"""Asked for one call, those of all its tiers and of fallback routes together."""
 LEAST_ELEMENTS = 1_000
 """Of a body; a long conversation with tools has as many."""
 
@@ -42,6 +42,9 @@ def check(document: Document, table: Table) -> None:
 def _check_bodies(document: Document, bodies: Bodies) -> None:
     if bodies.elements < LEAST_ELEMENTS:
         document.report(("bodies", "elements"), f"expected at least {LEAST_ELEMENTS}: long conversations have as many")
+    if bodies.being_read < bodies.request:
+        told = f"'in_flight' is what all may hold together, and less than one may: 'request', {bodies.request}"
+        document.report(("bodies", "in_flight"), told)
     for name in ("answer", "event"):
         if bodies.together < getattr(bodies, name):
             told = f"'answers' is what all may hold together, and less than one may: {name!r}, {getattr(bodies, name)}"
@@ -135,17 +138,18 @@ def _check_routing(document: Document, table: Table) -> None:
         place = ("routes", name)
         if route.policy not in policies:
             document.report((*place, "policy"), f"unknown policy {route.policy!r}; policies: {', '.join(policies)}")
-        if route.queue_wait >= route.timeouts.first_byte:
+        if route.queue_wait >= route.timeouts.first_output:
             document.report(
                 (*place, "queue", "wait"),
                 f"route {name!r}: a call would wait in the queue for {route.queue_wait:g} s, "
-                f"longer than for its first byte ({route.timeouts.first_byte:g} s)",
+                f"longer than for its first output ({route.timeouts.first_output:g} s)",
             )
         canaries = sum(target.canary or 0 for target in route.targets)
         if route.targets and (canaries > 0.9 or all(target.canary for target in route.targets)):
             document.report((*place, "targets"), f"route {name!r}: canaries leave too little to the other targets")
         _check_hold(document, name, route)
-        _check_fallback_route(document, table, name)
+        if not _runs_in_a_circle(document, table, name):
+            _check_reach(document, table, name)
 
 
 def _check_hold(document: Document, name: str, route: RouteSpec) -> None:
@@ -163,7 +167,22 @@ def _check_hold(document: Document, name: str, route: RouteSpec) -> None:
         document.report(place, told, warning=True)
 
 
-def _check_fallback_route(document: Document, table: Table, name: str) -> None:
+def _check_reach(document: Document, table: Table, name: str) -> None:
+    """Tell which tiers no call comes to whose targets have failed before: it has asked as many as it may."""
+    asked = 0
+    for owner, tier, targets in table.tiers(name):
+        if asked >= MOST_TARGETS:
+            place = ("routes", name, *(("fallback",) if owner == name else ("fallback_route",)))
+            what = f"tier {tier}" if owner == name else f"tier {tier} of route {owner!r}"
+            told = (
+                f"route {name!r}: no call that fails comes to {what} ({', '.join(targets)}): {MOST_TARGETS} targets "
+                f"are asked for one call, and the tiers before have as many. It serves only while those can take none"
+            )
+            document.report(place, told, warning=True)
+        asked += min(table.routes[owner].retry.attempts, len(targets))
+
+
+def _runs_in_a_circle(document: Document, table: Table, name: str) -> bool:
     place, seen = ("routes", name, "fallback_route"), [name]
     following = table.routes[name].fallback_route
     if following is not None and following not in table.routes and not document.broken("routes", following):
@@ -171,9 +190,10 @@ def _check_fallback_route(document: Document, table: Table, name: str) -> None:
     while following is not None and following in table.routes:
         if following in seen:
             document.report(place, f"fallback routes in a circle: {' -> '.join([*seen, following])}")
-            return
+            return True
         seen.append(following)
         following = table.routes[following].fallback_route
+    return following is not None  # there is none of that name
 
 
 def _check_money(document: Document, table: Table) -> None:

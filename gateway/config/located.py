@@ -18,7 +18,7 @@ from msgspec import Struct
 from yaml.constructor import SafeConstructor
 
 from gateway.config.composer import compose
-from gateway.config.shapes import Shape, fields_of, shape_of
+from gateway.config.shapes import Shape, fields_of, former_names, shape_of
 
 _REFERENCE = re.compile(r"\$\{(?:(file):)?([^}:]+?)(?::-([^}]*))?\}")
 _MISSING: Any = object()
@@ -168,7 +168,16 @@ class Document:
     def _struct(self, node: yaml.Node, kind: type[Struct], path: tuple[str | int, ...]) -> Any:
         fields = fields_of(kind)
         before, values = len(self.mistakes), {}
+        former, given = former_names(kind), dict[str, str]()
         for name, key, value in self._pairs(node, path):
+            now = former.get(name, name)
+            if now in given:
+                self._wrong(path, key, f"{name!r} and {given[now]!r} are the same key: give {now!r} alone")
+                continue
+            given[now] = name
+            if now != name:
+                self._add(key.start_mark, f"{name!r} is {now!r} now, and gone with the next release", warning=True)
+                name = now  # the key that is meant
             if (field := fields.get(name)) is None:
                 self._wrong(path, key, f"unknown key {name!r} in {_name(path)}; {_known(name, fields)}")
                 continue

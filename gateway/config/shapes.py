@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
@@ -32,6 +33,12 @@ class Field(Struct, frozen=True):
     name: str
     required: bool
     shape: Shape
+
+
+def former_names(kind: type[Struct]) -> Mapping[str, str]:
+    """Names that keys had a release ago, and have still, with those that they have now."""
+    found: Mapping[str, str] = getattr(kind, "former", {})
+    return found
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -25,6 +25,8 @@ Place = tuple[str | int, ...]
 MOST_WAIT = 10.0
 """Seconds in a queue, where the table says nothing."""
 
+BODIES_AT_ONCE = 16
+"""Request bodies of the largest size that a worker may read at once, where the table says nothing."""
 LARGEST_AT_ONCE = 8
 """Answers of the largest size that a worker may collect, where the table says nothing."""
 
@@ -82,19 +84,23 @@ class TargetSpec(Part, frozen=True, kw_only=True):
 class Timeouts(Part, frozen=True, kw_only=True):
     """How long a target may take; a stream has no total."""
 
+    former: ClassVar = {"first_byte": "first_output"}
+
     connect: Seconds = 2.0
     """Until the connection stands."""
-    first_byte: Seconds = 60.0
-    """From the request until the first data of the answer."""
-    idle: Seconds = 30.0
-    """Between two pieces of an answer."""
+    first_output: Seconds = 300.0
+    """Of a stream, from the request until its first output, however many comments come before."""
+    idle: Seconds = 120.0
+    """Between two pieces of an answer; comments and roles are none."""
+    whole: Seconds = 600.0
+    """Of an answer that is no stream, from the request until its end; another target is not asked for it then."""
 
 
 class Retry(Part, frozen=True, kw_only=True):
     """Tries on other targets, before the first byte has reached the client."""
 
     attempts: Annotated[int, Meta(ge=1, le=3)] = 2
-    """Targets tried for one call, the first included."""
+    """Targets of a tier that are asked for one call, the first included; of all tiers together six at most."""
 
 
 class FallbackSpec(TargetSpec, frozen=True, kw_only=True):
@@ -112,8 +118,8 @@ class QueueSpec(Part, frozen=True, kw_only=True):
     size: Size = 64 * 1024**2
     """Bytes of waiting calls' bodies, in each gateway worker."""
     wait: Seconds | None = None
-    """How long a call may wait before it is refused with 429, less than `timeouts.first_byte`; default: half of that,
-    at most 10s."""
+    """How long a call may wait before it is refused with 429, less than `timeouts.first_output`; default: half of
+    that, at most 10s."""
 
 
 class ShadowSpec(Part, frozen=True, kw_only=True):
@@ -168,7 +174,7 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     @property
     def queue_wait(self) -> float:
         """Seconds that a call may wait in the queue."""
-        return min(MOST_WAIT, self.timeouts.first_byte / 2) if self.queue.wait is None else self.queue.wait
+        return min(MOST_WAIT, self.timeouts.first_output / 2) if self.queue.wait is None else self.queue.wait
 
 
 class Bodies(Part, frozen=True, kw_only=True):
@@ -176,8 +182,13 @@ class Bodies(Part, frozen=True, kw_only=True):
 
     request: Size = 20 * 1024**2
     """The largest request body; more is answered with 413."""
+    in_flight: Size | None = None
+    """All request bodies that are being read, in each gateway worker. A key may have a quarter of it, a tenant half;
+    more is answered with 429, and beyond all of it with 503, before it is read. Default: sixteen of the largest."""
     elements: Count = 200_000
     """Objects, lists, keys and texts in lists of the largest request body, numbers aside; more is answered with 400."""
+    prompts: Count = 2048
+    """Prompts of a completion, or inputs of an embedding, in one request; more is answered with 400."""
     answer: Size = 64 * 1024**2
     """The largest answer that is not a stream."""
     event: Size = 64 * 1024**2
@@ -189,6 +200,11 @@ class Bodies(Part, frozen=True, kw_only=True):
     """How long a client may take to send its body."""
     reader: Seconds = 60.0
     """How long a client may leave unread what was sent to it before its call is ended."""
+
+    @property
+    def being_read(self) -> int:
+        """Bytes of all request bodies that may be read at once."""
+        return BODIES_AT_ONCE * self.request if self.in_flight is None else self.in_flight
 
     @property
     def together(self) -> int:
@@ -242,16 +258,20 @@ class Table(Part, frozen=True, kw_only=True):
             if route.shadow is not None:
                 yield ("routes", name, "shadow", "target"), route, route.shadow.target
 
-    def order(self, route: str) -> list[str]:
-        """The names of all targets that may serve a call for the route, in the order in which tiers are asked."""
-        names: list[str] = []
+    def tiers(self, route: str) -> Iterator[tuple[str, int, list[str]]]:
+        """The tiers that may serve a call for the route, in the order in which they are asked: of which route, its
+        number, its targets' names."""
         following: str | None = route
         while following is not None:
             spec = self.routes[following]
-            names += [target.name for target in spec.targets]
-            names += [target.name for target in sorted(spec.fallback, key=lambda target: target.tier)]
+            yield following, 0, [target.name for target in spec.targets]
+            for tier in sorted({target.tier for target in spec.fallback}):
+                yield following, tier, [target.name for target in spec.fallback if target.tier == tier]
             following = spec.fallback_route
-        return names
+
+    def order(self, route: str) -> list[str]:
+        """The names of all targets that may serve a call for the route, in the order in which tiers are asked."""
+        return [name for _, _, names in self.tiers(route) for name in names]
 
     def names(self) -> NameIndex:
         """The index of route names and aliases."""

@@ -22,6 +22,7 @@ GatewayError
       RateLimited            a rate or the number of calls at once: wait, and come again
       OutOfBudget            a budget is spent
     Throttled                429 too many wrong keys came from this address; known keys still pass
+    TooManyBodies            429 the key, or its tenant, sends as many large bodies at once as it may
     QueueFull                429 all targets are busy, and no more calls may wait for them
     QueueTimeout             429 all targets stayed busy for as long as a call may wait
     Rejected                 the upstream's own 4xx, in its own words where they are fit to pass on
@@ -31,6 +32,7 @@ GatewayError
     NoTarget                 every target of the route failed or is ejected
     StoreUnavailable         Redis cannot be asked about a key we do not know
     LimitsUnavailable        Redis cannot be asked, and a limit of the call is closed then
+    BodyMemoryFull           bodies that are being read take up all of the memory that there is for them
     AnswerMemoryFull         large answers take up all of the memory that there is for them
     ShuttingDown             the gateway stops, and the call has not ended in the time for that
   AnswerTooLarge             502 the answer, or one event of it, is larger than we take into memory
@@ -41,6 +43,7 @@ GatewayError
     UpstreamFailed           502 the upstream's own 5xx, or an error event in its stream
     CredentialRefused        502 the target refused *our* credential
     UpstreamTimeout          504 no answer, or no next event, in time
+      TookTooLong            504 an answer that is no stream was not whole in time; another target would take as long
     UpstreamBusy             503 the target sheds load (429 or 503)
   Internal                   500 a bug of ours
 """
@@ -219,6 +222,23 @@ class Throttled(Refused):
     should_retry = True
 
 
+class TooManyBodies(Refused):
+    """Before a body is read: those of its key, or tenant, that are being read take up their part of the memory."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_bodies"
+    error_type = "policy_too_many_bodies"
+    outcome = "shed"
+    should_retry = True
+
+    def __init__(self, whose: str, bytes_: int) -> None:
+        super().__init__(
+            f"The {whose} may send bodies of {bytes_} bytes together at once, and is doing so; wait for some of them.",
+            retry_after=1,
+        )
+
+
 class QueueFull(Refused):
     """Refused at once, or pushed out of the queue by a call that goes first."""
 
@@ -287,6 +307,21 @@ class LimitsUnavailable(Unavailable):
 
     code = "limits_unavailable"
     error_type = "gateway_limits_unavailable"
+
+
+class BodyMemoryFull(Unavailable):
+    """Before a body is read: those that are being read take up all the memory that a worker has for them."""
+
+    code = "body_memory_full"
+    error_type = "gateway_body_memory_full"
+    should_retry = True
+
+    def __init__(self, bound: int) -> None:
+        super().__init__(
+            f"Bodies that are being read take up all of the memory that the gateway has for them, {bound} bytes "
+            "(bodies.in_flight).",
+            retry_after=1,
+        )
 
 
 class AnswerMemoryFull(Unavailable):
@@ -366,6 +401,16 @@ class UpstreamTimeout(UpstreamError):
     code = "upstream_timeout"
     error_type = "upstream_timeout"
     public = "The model server did not answer in time."
+
+
+class TookTooLong(UpstreamTimeout):
+    """Nothing tells it from an answer that is merely long: asked for again, it would be made a second time."""
+
+    code = "answer_timeout"
+    error_type = "upstream_answer_timeout"
+    public = "The model server did not complete its answer in time; ask for a shorter one, or for a stream."
+    retryable = False
+    should_retry = False
 
 
 class UpstreamBusy(UpstreamError):

@@ -327,6 +327,9 @@ class Metrics:
         self.config_bad = self._gauge(
             "config_refused", "1 while the newest table cannot be used and the last good one serves.", "livemax"
         )
+        self.loop_lag = self._histogram(
+            "loop_lag_seconds", "How late the event loop comes to what is due: what calls wait for each other.", SHORT
+        )
         self.unknown_settings = self._gauge(
             "unknown_settings", "Variables named TRUNKLINE_... that are no settings.", "livemax"
         )

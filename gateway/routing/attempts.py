@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from backends.api import Call
+from gateway.config.checks import MOST_TARGETS
 from gateway.core.errors import ContextTooLong, GatewayError, NoTarget, QueueFull, QueueTimeout
 from gateway.core.types import KeyRecord, Spent
 from gateway.routing.attempt import NO_OUTCOME, Attempt, Outcome
 from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.queue import Waiter
 from gateway.routing.route import Route
-from gateway.routing.route_attempts import RouteAttempts
+from gateway.routing.route_attempts import NOTHING_ASKED, RouteAttempts
+from gateway.targets.target import Target
 
-MOST_ATTEMPTS: Final = 3
-"""Targets tried for one call, those of a fallback route included."""
 MOST_IN_ALL: Final = 10
 """The same for a call that can be held: at most so many times, too, it is sent to a target that is not there."""
 _PASSED_BY: Final = (NoTarget, ContextTooLong, QueueFull, QueueTimeout)
@@ -41,6 +41,7 @@ class Attempts:
         "_held_until",
         "_key",
         "_last",
+        "_lost",
         "_made",
         "_most",
         "_own_refusal",
@@ -50,7 +51,6 @@ class Attempts:
         "_route",
         "_strict",
         "_tried",
-        "_tries",
         "_turns",
         "_unserved",
         "_worked",
@@ -72,10 +72,12 @@ class Attempts:
         self._current: RouteAttempts | None = None
         self._last: Attempt | None = None
         """The attempt that is under way."""
+        self._lost: list[Target] = []
+        """Targets whose connection has ended in this round: they may be gone."""
         self._made = 0
         """Attempts so far."""
-        self._worked = 0
-        """Of these, those whose target was sent the call."""
+        self._worked: dict[str, dict[int, int]] = {}
+        """Of these, those whose target was sent the call, by route and tier."""
         self._unserved = True
         """All have come to nothing, and no target works on any."""
         self._resumes = False
@@ -83,7 +85,7 @@ class Attempts:
         self._held_until: float | None = None
         """When it is held no longer, by the clock; None: it never was."""
         self._held_seconds = 0.0
-        self._begin(MOST_ATTEMPTS, MOST_ATTEMPTS)
+        self._begin()
 
     async def next(self, outcome: Outcome = NO_OUTCOME) -> Attempt | None:
         """The next attempt, after the last one had this outcome. None: there is no other left to try.
@@ -92,8 +94,12 @@ class Attempts:
         `QueueTimeout`, `ContextTooLong`, and `NoTarget` if there is no target to try at all.
         """
         if self._last is not None:
+            if self._current is not None and not outcome.unreached:
+                tiers, tier = self._worked.setdefault(self._current.route.name, {}), self._last.target.tier
+                tiers[tier] = tiers.get(tier, 0) + 1
+            if outcome.lost:
+                self._lost.append(self._last.target)
             self._last = None
-            self._worked += not outcome.unreached
             self._unserved = self._unserved and (outcome.lost or outcome.away) and not outcome.resumes
             self._resumes = self._resumes or outcome.resumes
         while True:
@@ -108,7 +114,7 @@ class Attempts:
                 if refusal is not None:
                     raise refusal
                 return None
-            self._begin(min(MOST_ATTEMPTS, self._route.attempts) - self._worked, MOST_ATTEMPTS - self._worked)
+            self._begin()
 
     def close(self, spent: Spent) -> None:
         """The call is over; if that was while its target worked on it, it took `spent`."""
@@ -116,9 +122,9 @@ class Attempts:
         if current is not None:
             current.close(spent if self._last is not None or self._resumes else NOTHING_SPENT)
 
-    def _begin(self, tries: int, most: int) -> None:
-        """A round along the chain: at most `most` attempts, `tries` until an answer has begun."""
-        self._tries, self._most, self._tried = tries, most, 0
+    def _begin(self) -> None:
+        """A round along the chain. Targets that never had the call do not count from one round to the next."""
+        self._most, self._tried = MOST_TARGETS - sum(sum(tiers.values()) for tiers in self._worked.values()), 0
         # Nobody waits for one route, or tries what seems to be down there, while another can take the call. After
         # that the call waits for the first that is only full, and if none is, takes what there is.
         alone = len(self._chain) == 1
@@ -132,7 +138,7 @@ class Attempts:
         while True:
             current = self._current
             if current is None:
-                if not self._turns or self._tried >= self._tries:
+                if not self._turns or self._tried >= self._most:
                     break
                 route, wait, lenient = self._turns.popleft()
                 outcome = NO_OUTCOME
@@ -146,7 +152,7 @@ class Attempts:
                         self._read(route),
                         self._key,
                         self._most - self._tried,
-                        tries=self._tries - self._tried,
+                        asked=dict(self._worked.get(route.name, NOTHING_ASKED)),
                         wait=wait,
                         lenient=lenient,
                     )
@@ -196,9 +202,13 @@ class Attempts:
 
     async def _waited(self, *, refused: bool) -> bool:
         """Whether the call can be tried again, after it was held if that could help; `refused`: there was no target."""
-        most = min(MOST_ATTEMPTS, self._route.attempts)
-        if not self._unserved or self._made >= MOST_IN_ALL or self._worked >= most:
+        if not self._unserved or self._made >= MOST_IN_ALL:
             return False
+        # Who has died may listen a moment longer, for nobody: before they get the call again a probe must have found
+        # them, else it would be lost once more.
+        for target in self._lost:
+            target.miss()
+        self._lost.clear()
         prompt, began = self._read(self._route), self._clock()
         waits = self._waits_for(prompt)
         if waits is None or (refused and not waits):
@@ -218,6 +228,10 @@ class Attempts:
         return not waits
 
     def _waits_for(self, prompt: Prompt) -> bool | None:
-        """As a chooser's, of the whole chain."""
-        each = [route.waits_for(prompt) for route in self._chain]
+        """As a chooser's, of the whole chain, but for the tiers that have been asked as often as they may be."""
+        each = [route.waits_for(prompt, self._spent(route)) for route in self._chain]
         return None if all(waits is None for waits in each) else False not in each
+
+    def _spent(self, route: Route) -> list[int]:
+        worked = self._worked.get(route.name, NOTHING_ASKED)
+        return [tier for tier, times in worked.items() if times >= route.attempts]

@@ -48,8 +48,9 @@ def read(
     answer, alone = asked.output, tokens
     if call.endpoint == "embeddings":  # of many inputs, each of which has the context to itself
         context = least = alone = 0
-    elif call.endpoint == "completions" and bytes(memoryview(fields.get("prompt", b""))[:1]) != b'"':
-        context, least, alone = answer, answer, 0  # nothing is known of one of its prompts
+    elif call.endpoint == "completions":  # each of its prompts has the context to itself
+        alone = int(tokens * asked.longest)
+        context, least = alone + answer, alone // SURE + answer
     else:
         context, least = tokens + answer, tokens // SURE + answer
     if not keyed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from gateway.config import RouteSpec
 from gateway.routing.attempt import Attempt
@@ -95,10 +95,10 @@ class Route:
                 target.load.freed.remove(self.freed)
                 target.load.changed.remove(target.changed)
 
-    def waits_for(self, prompt: Prompt) -> bool | None:
+    def waits_for(self, prompt: Prompt, barred: Collection[int] = ()) -> bool | None:
         """As the chooser's, of the newest table; a route that is not there any more waits for nothing."""
         latest = self.latest
-        return None if latest._closed else latest.chooser.waits_for(prompt)
+        return None if latest._closed else latest.chooser.waits_for(prompt, barred)
 
     def freed(self, load: Load | None = None) -> None:
         """There may be room: at targets with this load, or anywhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from backends.api import Call
@@ -11,8 +12,12 @@ from gateway.routing.attempt import Attempt, Outcome
 from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.queue import Waiter
 from gateway.routing.route import Route
+from gateway.routing.selection import Chooser
 from gateway.targets.target import Target
 
+MOST_OF_A_TIER: Final = 3
+"""Targets of a tier that go on with one answer, the one that began it included."""
+NOTHING_ASKED: Final[Mapping[int, int]] = {}
 SLOT_LEFT_SECONDS: Final = 0.075
 """How long a freed slot is left to other gateways, which look each 0.05 s."""
 SLOT_TAKEN_SECONDS: Final = 0.05
@@ -24,14 +29,15 @@ class RouteAttempts:
 
     __slots__ = (
         "_again",
+        "_asked",
         "_begun",
         "_call",
         "_lenient",
         "_most",
+        "_most_of_a_tier",
         "_prompt",
         "_seconds",
         "_tried",
-        "_tries",
         "_waiter",
         "route",
         "waits",
@@ -45,11 +51,11 @@ class RouteAttempts:
         key: KeyRecord,
         most: int,
         *,
-        tries: int | None = None,
+        asked: Mapping[int, int] = NOTHING_ASKED,
         wait: bool = True,
         lenient: bool = True,
     ) -> None:
-        """At most `most` attempts, `tries` until an answer has begun, and never more than the route's own bound.
+        """At most `most` attempts, and in each tier no more than the route allows; so many had `asked` before, by tier.
 
         Without `wait` the call does not wait while all targets are full; if `lenient`, and there is nothing better, it
         also goes to a target that seems to be down. Raises `ContextTooLong`.
@@ -58,7 +64,8 @@ class RouteAttempts:
         self._prompt = route.chooser.fitted(prompt)
         self._waiter = Waiter(key.priority, key.tenant, prompt.tokens, len(call.body.raw))
         self._seconds = route.wait if wait else 0.0
-        self._most, self._tries = most, min(most if tries is None else tries, route.attempts)
+        self._most, self._asked = most, asked
+        self._most_of_a_tier = route.attempts
         self._tried: list[Target] = []
         self._again = False
         """The attempt at hand is a retry in the sense of the budget: the target before may still work on the call."""
@@ -97,14 +104,17 @@ class RouteAttempts:
             if outcome.resumes and self._begun is None:
                 self._begun, self._lenient, self._seconds = self._tried[-1], True, self.route.wait
             moves, self._waiter.deadline = outcome.lost or self._begun is not None, None
-            if len(self._tried) >= (self._tries if self._begun is None else self._most):
+            if len(self._tried) >= self._most:
                 return None
-            if not (moves or self.route.retries.allows()):
+            if self._begun is not None and self._times(self._begun.tier) >= MOST_OF_A_TIER:
                 return None
-            self._again = not moves
+            self._again = not moves and self.route.retries.allows()
             self.route.retries.retrying += self._again
+            self._most_of_a_tier = self.route.attempts if moves or self._again else 1
         attempt = await self._place(self._seconds if moves else None)
         if attempt is not None:
+            if self._again and all(target.tier != attempt.target.tier for target in self._tried):
+                self._end_retry()  # another tier is there for what fails in this one
             self._tried.append(attempt.target)
         return attempt
 
@@ -149,7 +159,7 @@ class RouteAttempts:
     def _can_retry(self, seconds: float | None) -> bool:
         """Whether there is another target to try: with room now, or with `seconds` one that may have it then."""
         chooser = self.route.latest.chooser
-        chosen = chooser.choose(self._prompt, chooser.barred(self._tried, self._begun))
+        chosen = chooser.choose(self._prompt, self._barred(chooser))
         return bool(chosen.usable) or (bool(seconds) and chosen.tier is not None)
 
     def _choose(self) -> Attempt | None:
@@ -158,7 +168,8 @@ class RouteAttempts:
         if not route.is_latest:
             route = route.latest
         chooser = route.chooser
-        chosen = chooser.choose(prompt, chooser.barred(tried, self._begun) if tried else (), lenient=self._lenient)
+        barred = self._barred(chooser) if tried or self._asked else ()
+        chosen = chooser.choose(prompt, barred, lenient=self._lenient)
         tier = chosen.tier
         if tier is None:
             raise NoTarget(f"No target of {route.name!r} can take the call now.", retry_after=1)
@@ -172,7 +183,17 @@ class RouteAttempts:
 
     def _soonest(self) -> float | None:
         chooser = self.route.latest.chooser
-        return chooser.soonest(self._prompt, chooser.barred(self._tried, self._begun))
+        return chooser.soonest(self._prompt, self._barred(chooser))
+
+    def _barred(self, chooser: Chooser) -> Sequence[Target]:
+        """As the chooser's."""
+        tiers = {target.tier for target in self._tried} | self._asked.keys()
+        spent = [tier for tier in tiers if self._times(tier) >= self._most_of_a_tier]
+        return chooser.barred(self._tried, spent, self._begun)
+
+    def _times(self, tier: int) -> int:
+        """How many targets of a tier have been asked."""
+        return self._asked.get(tier, 0) + sum(target.tier == tier for target in self._tried)
 
     async def _has_slot(self, attempt: Attempt) -> bool:
         """Whether the target has a slot left, counted for all gateways."""

@@ -56,15 +56,15 @@ class Chooser:
                     return Chosen(tier)
         return Chosen()
 
-    def barred(self, tried: Sequence[Target], begun: Target | None) -> Sequence[Target]:
-        """Where a call must not go: where it was; and with an answer that `begun` began, wherever it cannot go on.
+    def barred(self, tried: Sequence[Target], spent: Collection[int], begun: Target | None) -> Sequence[Target]:
+        """Where a call must not go: where it was, and in tiers whose numbers are `spent`; with an answer that `begun`
+        began, wherever it cannot go on.
 
         It can at targets of the same tier, which serve the same model, whose adapters know how.
         """
-        if begun is None:
-            return tried
-        stays = [each for each in self.targets if each.tier != begun.tier or not each.resumes]
-        return [*tried, *stays]
+        if begun is not None:
+            return [*tried, *(each for each in self.targets if each.tier != begun.tier or not each.resumes)]
+        return [*tried, *(each for each in self.targets if each.tier in spent)] if spent else tried
 
     def passed_over(self, prompt: Prompt, chosen: Tier, tried: Collection[Target]) -> str:
         """Why the tiers before `chosen` were not: what most of their targets lack; empty if it is the first."""
@@ -104,8 +104,10 @@ class Chooser:
                 left.append(target.resting_until - now)
         return min(left, default=None)
 
-    def waits_for(self, prompt: Prompt) -> bool | None:
+    def waits_for(self, prompt: Prompt, barred: Collection[int] = ()) -> bool | None:
         """Whether the call could go somewhere only if a target came up: False if one is up, that may be full.
+
+        Tiers whose numbers are `barred` do not count.
 
         None: nowhere, whatever happens.
         """
@@ -115,6 +117,8 @@ class Chooser:
         except ContextTooLong:
             return None
         for target in self.targets:
+            if target.tier in barred:
+                continue
             if refusal(prompt, target, now, (DOWN, EJECTED)) in _UP:
                 return False
             if target.cold and refusal(prompt, target, now, (COLD, DOWN, EJECTED)) in _UP:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from backends.api import Chunk
-from gateway.core.errors import Rejected, UpstreamError, UpstreamTimeout
+from gateway.core.errors import Rejected, TookTooLong, UpstreamError, UpstreamTimeout
 from gateway.upstream.connection import Response
 from gateway.upstream.failures import conceal
 from gateway.upstream.reading import AnswerReader
@@ -16,44 +16,70 @@ TAIL_SECONDS: Final = 0.2
 LATE: Final = "no answer, or no next piece of it, in time"
 
 
+def late(*, whole: bool) -> UpstreamTimeout:
+    """A target that was waited for; `whole`: for as long as an answer that is no stream may take."""
+    return TookTooLong("the answer was not whole in time") if whole else UpstreamTimeout(LATE)
+
+
 class Exchange:
     """A target's good answer. It ends with `close`, whatever came of it."""
 
-    __slots__ = ("_alive", "_came_at", "_due", "_idle", "_loop", "_reader", "_response", "_secret", "content_type")
+    __slots__ = (
+        "_alive",
+        "_begun",
+        "_came_at",
+        "_due",
+        "_idle",
+        "_loop",
+        "_reader",
+        "_response",
+        "_secret",
+        "content_type",
+    )
 
     def __init__(
         self, response: Response, reader: AnswerReader, content_type: str, due: float, idle: float, secret: str | None
     ) -> None:
-        """The first piece must come until `due`, in the loop's time, each other `idle` seconds after the one before;
-        `secret` is our credential for the target, which no refusal of its may quote."""
+        """The first output must come until `due`, in the loop's time; of a whole answer that is all of it. No piece may
+        come later than `idle` seconds after the one before. `secret` is our credential for the target, which no refusal
+        of its may quote."""
         self.content_type = b"content-type", content_type.encode()
         self._response, self._reader, self._due, self._idle = response, reader, due, idle
         self._secret = secret
         self._loop = asyncio.get_running_loop()
         self._came_at: float | None = None
         """When the last piece came. A client that takes its time with it is not the target's fault."""
+        self._begun = False
+        """The first output has come."""
         self._alive = True
-        """It was more than comments, which a server may send while its engine hangs."""
+        """It was more than comments and roles, which a server may send while its engine hangs."""
 
     async def next(self) -> Chunk:
         """The next piece of the answer; the last one is `done`. Raises `UpstreamError`, `Rejected`."""
         reader, response = self._reader, self._response
         broken: UpstreamError | None = None
         while reader.failure is None:
-            if self._came_at is not None:
-                now = self._loop.time()
-                self._due = now + self._idle if self._alive else self._due + now - self._came_at
-                response.limit = self._due
             try:
+                if (came_at := self._came_at) is not None:
+                    now = self._loop.time()
+                    if self._begun:
+                        self._due = now + self._idle if self._alive else self._due + now - came_at
+                        response.limit = self._due
+                    elif now >= self._due:  # whatever keeps coming, and however fast
+                        response.limit = self._due
+                        raise TimeoutError
+                    elif reader.whole:
+                        response.limit = min(self._due, now + self._idle)
                 data = b"" if response.complete and not response.pieces else await response.read()
             except TimeoutError:  # the reader may hold back the end of an answer, which the client is to get
-                data, broken = b"", UpstreamTimeout(LATE)
+                data, broken = b"", late(whole=reader.whole and response.limit == self._due)
             except UpstreamError as error:
                 data, broken = b"", error
             self._came_at, self._alive = self._loop.time(), True
             chunk = reader.feed(data) if data else reader.end(broken)
             if chunk is not None:
-                self._alive = not chunk.comment
+                self._alive = not (chunk.comment or chunk.opening)
+                self._begun = self._begun or self._alive
                 return chunk
         if isinstance(reader.failure, Rejected):
             conceal(reader.failure, self._secret)

@@ -15,7 +15,7 @@ from backends.capabilities import Capabilities
 from gateway.config import Timeouts
 from gateway.core.errors import BadReply, GatewayError, Rejected, Unsupported, UpstreamTimeout
 from gateway.upstream.connection import Response
-from gateway.upstream.exchange import LATE, Exchange
+from gateway.upstream.exchange import LATE, Exchange, late
 from gateway.upstream.failures import conceal, status_refusal, worded_refusal
 from gateway.upstream.http1 import Headers
 from gateway.upstream.origins import Origins
@@ -81,13 +81,13 @@ class Forwarder:
         origin = self.origins.found.get(address) or self.origins.of(address)
         if origin.forwarded:
             headers += [(name, callers[name]) for name in origin.forwarded if name in callers]
-        due = asyncio.get_running_loop().time() + timeouts.first_byte
+        due = asyncio.get_running_loop().time() + (timeouts.first_output if call.stream else timeouts.whole)
         try:
             response = await self._pool.request(
                 origin, "POST", asked.path, headers, asked.body, timeouts.connect, deadline=due
             )
         except TimeoutError:
-            raise UpstreamTimeout(LATE) from None
+            raise late(whole=not call.stream) from None
         try:
             if response.status != 200:
                 raise await self._refusal(call, address, capabilities, response)

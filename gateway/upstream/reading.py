@@ -50,6 +50,8 @@ class AnswerReader:
     """Why the answer is no good one, or not whole; the chunk that was given last holds what came before."""
     done = False
     """The answer is whole; what was given last was the end of it."""
+    whole = False
+    """The answer is no stream, and was not to be one."""
     counted = 0
     """Bytes that are counted in the memory for it."""
     _memory: AnswerMemory
@@ -92,6 +94,7 @@ class WholeReader(AnswerReader):
 
     def __init__(self, call: Call, capabilities: Capabilities, limit: int, memory: AnswerMemory) -> None:
         self._call, self._capabilities, self._limit, self._memory = call, capabilities, limit, memory
+        self.whole = not call.stream
         self._pieces: list[bytes] = []
         self._size = 0
 

@@ -100,7 +100,8 @@ def serving(upstream: Upstream, name: str) -> Target:
 def route(upstream: Upstream, at: str, name: str = "", **fields: Any) -> dict[str, Any]:
     """A route to the scripted target `at`, under a name of its own if others go there too; a token costs a micro."""
     target = {"name": name or at, "backend": "openai", "url": upstream.target(at).url}
-    calm = {"connect": "30s", "first_byte": "30s", "idle": "60s"}  # a busy machine is not what is tested
+    # A busy machine is not what is tested.
+    calm = {"connect": "30s", "first_output": "30s", "whole": "30s", "idle": "60s"}
     return {"targets": [target], "price": {"input": 1, "output": 1}, "timeouts": calm, **fields}
 
 

@@ -23,7 +23,7 @@ from gateway.admin import Registrar
 from gateway.core.clock import SystemClock
 from gateway.store.local import LocalStore
 
-HASTY = {"connect": "500ms", "first_byte": "1s", "idle": "1s"}
+HASTY = {"connect": "500ms", "first_output": "1s", "whole": "1s", "idle": "1s"}
 CLIENTS = 16
 ANSWER = " ".join(f"w{number}" for number in range(1, 17))
 

@@ -23,7 +23,7 @@ def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
     routes = {
         name: {
             "targets": [{"name": f"memory-{name}", "backend": "openai", "url": upstream.target(f"m-{name}").url}],
-            "timeouts": {"first_byte": "120s", "idle": "120s"},
+            "timeouts": {"first_output": "120s", "whole": "120s", "idle": "120s"},
         }
         for name in ("still", "flood")
     }

@@ -10,7 +10,7 @@ from faults.fleet import ANSWER, serving
 from faults.volley import OUTPUT, PROMPT, Exchange
 from harness.upstream import DONE, Act, Script, Slowly, Upstream, chunk, event, head, stream, usage_event, whole
 
-HASTY = {"connect": "10s", "first_byte": "400ms", "idle": "400ms"}
+HASTY = {"connect": "10s", "first_output": "400ms", "whole": "400ms", "idle": "400ms"}
 GOOD = (*[event("x") for _ in range(8)], event(finish="stop"), usage_event(PROMPT, OUTPUT), DONE)
 ERROR = {"error": {"message": "no", "type": "x", "param": None, "code": None}}
 

@@ -28,7 +28,8 @@ def routed(replicas: Replicas, policy: str) -> Iterator[tuple[GatewayProcess, st
         {"name": name, "backend": "vllm", "url": replica.url} for name, replica in zip(NAMES, replicas, strict=True)
     ]
     limits = {"default": {"rpm": 100_000, "concurrency": 64}}
-    route = {"policy": policy, "targets": targets, "timeouts": {"first_byte": "300s"}, "queue": {"wait": "120s"}}
+    timeouts = {"first_output": "300s", "whole": "300s"}
+    route = {"policy": policy, "targets": targets, "timeouts": timeouts, "queue": {"wait": "120s"}}
     with gateway_process(json.dumps({"routes": {MODEL: route}, "limits": limits})) as gateway:
         yield gateway, gateway.issue().secret
 

@@ -15,7 +15,7 @@ FAILURES: Final[dict[str, tuple[Script, int, str]]] = {
     "503": (whole({"error": "secret-of-upstream"}, 503), 503, "upstream_busy"),
     "504": (whole(b"secret-of-upstream", 504), 502, "upstream_failed"),
     "429": (whole({"error": "secret-of-upstream"}, 429, retry_after=7), 503, "upstream_busy"),
-    "hang": ([Act.STALL], 504, "upstream_timeout"),
+    "stream-hang": ([Act.STALL], 504, "upstream_timeout"),
     "eof": ([Act.CUT], 502, "upstream_disconnected"),
     "reset": ([Act.RESET], 502, "upstream_disconnected"),
     "eof-in-head": ([b"HTTP/1.1 200 OK\r\ncontent-le", Act.CUT], 502, "upstream_"),

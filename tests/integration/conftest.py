@@ -19,7 +19,7 @@ UPSTREAM_KEY = "canary-upstream-credential"
 BEHIND_PROXY = {"TRUNKLINE_TRUSTED_PROXIES": "127.0.0.1/32"}
 """Lets a test choose the address that it calls from."""
 SHEDDING = 16
-HASTY = {"connect": "1s", "first_byte": "700ms", "idle": "700ms"}
+HASTY = {"connect": "1s", "first_output": "700ms", "whole": "700ms", "idle": "700ms"}
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def metered_gateway(upstream: Upstream, redis_url: str | None) -> Iterator[Gatew
         "modest": route("modest", limits={"rpm": 4}),
         "private": route("private", key_limits={"rpm": 2}),
         "pair": route("pair", "t-pair-a", "t-pair-b", policy="round-robin"),
-        "hasty": route("hasty", timeouts={"first_byte": "300ms"}),
+        "hasty": route("hasty", timeouts={"first_output": "300ms", "whole": "300ms"}),
     }
     with gateway_process(json.dumps({"routes": routes}), redis_url=redis_url) as started:
         yield started

@@ -14,12 +14,12 @@ from harness.upstream import Script, Step, Target, Upstream
 from harness.verdicts import heard
 from integration.client import Reply, Wire, ask, record, request
 
-HASTY = {"connect": "2s", "first_byte": "900ms", "idle": "900ms"}
+HASTY = {"connect": "2s", "first_output": "900ms", "whole": "900ms", "idle": "900ms"}
 """For silence alone: a busy machine is slow to answer everything else."""
 SECRET = "secret-of-upstream"
 """What a target says when it fails: no client ever sees it."""
 LARGEST_EVENT = 1024 * 1024
-CALM = {"connect": "20s", "first_byte": "40s", "idle": "40s"}
+CALM = {"connect": "20s", "first_output": "40s", "whole": "40s", "idle": "40s"}
 ASKED: dict[str, Any] = {"stream_options": {"include_usage": True}}
 WORDS = [["Once", " upon", " a", " tïme 🐎"], ["Or", " then", " only", " twice", " \n\ndata: [DONE]\n\n", " äh", "!"]]
 """What the choices say: the first ends while the second still has something to say."""

@@ -30,7 +30,7 @@ def own_redis() -> Iterator[RedisServer]:
 @pytest.fixture(scope="module")
 def gateway(upstream: Upstream, own_redis: RedisServer) -> Iterator[GatewayProcess]:
     targets = [{"name": "pipe", "backend": "vllm", "url": upstream.target("pipe").url}]
-    timeouts = {"first_byte": "700ms", "idle": "700ms"}
+    timeouts = {"first_output": "700ms", "whole": "700ms", "idle": "700ms"}
     table = json.dumps({"routes": {"pipe": {"targets": targets, "timeouts": timeouts}}})
     with gateway_process(table, redis_url=own_redis.url) as started:
         yield started

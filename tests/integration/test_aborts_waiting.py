@@ -45,11 +45,12 @@ def gateway(upstream: Upstream, redis_link: Link) -> Iterator[GatewayProcess]:
     def spec(name: str, **fields: Any) -> dict[str, Any]:
         return {"name": f"wait-{name}", "backend": "vllm", "url": upstream.target(f"wait-{name}").url, **fields}
 
+    due = f"{FIRST_BYTE * 1000:.0f}ms"
     routes: dict[str, Any] = {
         "queue": {"targets": [spec("queue", max_inflight=1)], "queue": {"wait": "30s"}},
         "retry": {"targets": [spec("first")], "fallback": [spec("second")]},
         "shadow": {"targets": [spec("primary")], "shadow": {"target": spec("copy"), "share": 1.0}},
-        "late": {"targets": [spec("late")], "timeouts": {"first_byte": f"{FIRST_BYTE * 1000:.0f}ms"}},
+        "late": {"targets": [spec("late")], "timeouts": {"first_output": due, "whole": due}},
         "good": {"targets": [spec("good")]},
         "cold": {"targets": [{**spec("cold"), "url": f"http://127.0.0.1:{free_port()}"}], "hold": "60s"},
     }

@@ -50,7 +50,7 @@ def gateway(kit: dict[str, FakeProcess]) -> Iterator[GatewayProcess]:
     routes = {
         name: {
             "targets": [{"name": name, "backend": name, "url": f"http://127.0.0.1:{port}"}],
-            "timeouts": {"connect": "1s", "first_byte": "500ms", "idle": "500ms"},
+            "timeouts": {"connect": "1s", "first_output": "500ms", "whole": "500ms", "idle": "500ms"},
         }
         for name, port in PORTS.items()
     }

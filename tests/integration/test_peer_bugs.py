@@ -22,7 +22,7 @@ from integration.test_admin import administer, said
 
 from gateway.core.types import Allowance, Budget, Limit
 
-HASTY = {"connect": "1s", "first_byte": "500ms", "idle": "500ms"}
+HASTY = {"connect": "1s", "first_output": "500ms", "whole": "500ms", "idle": "500ms"}
 EMBEDDING = {"object": "list", "data": [], "model": "m", "usage": {"prompt_tokens": 5, "total_tokens": 5}}
 CALLS: dict[str, tuple[dict[str, Any], Any]] = {
     "/v1/chat/completions": ({"messages": [{"role": "user", "content": "Hi"}]}, answer()),

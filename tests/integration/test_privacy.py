@@ -60,7 +60,7 @@ def talkative(upstream: Upstream) -> Iterator[GatewayProcess]:
     dead = [
         {"name": "privacy-dead", "backend": "vllm", "url": f"http://127.0.0.1:{free_port()}", "api_key": "${CANARY}"}
     ]
-    timeouts = {"connect": "500ms", "first_byte": "500ms", "idle": "500ms"}
+    timeouts = {"connect": "500ms", "first_output": "500ms", "whole": "500ms", "idle": "500ms"}
     routes = {"m": {"targets": targets, "timeouts": timeouts}, "dead": {"targets": dead}}
     env = {"CANARY": CREDENTIAL, "TRUNKLINE_LOG_LEVEL": "debug"}
     with gateway_process(json.dumps({"routes": routes}), env=env) as started:

@@ -44,6 +44,17 @@ def test_the_other_target_is_tried(gateway: GatewayProcess, key: str, upstream: 
     assert bad.calls[0].body in {call.body for call in good.calls}
 
 
+def test_a_whole_answer_that_takes_long_is_not_made_twice(
+    gateway: GatewayProcess, key: str, upstream: Upstream
+) -> None:
+    first, second = pair(upstream, "stream-hang")
+    first.script = second.script = [Act.STALL]
+    answer = ask(gateway, chat("pair-stream-hang"), key)
+    assert (answer.status, answer.error["code"], answer.header("x-should-retry")) == (504, "answer_timeout", "false")
+    assert len(first.calls) + len(second.calls) == 1
+    eventually(lambda: all(call.closed.is_set() for call in first.calls + second.calls), "its connection is closed")
+
+
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
 def test_the_callers_fault_is_not_tried_again(
     gateway: GatewayProcess, key: str, upstream: Upstream, status: int

@@ -12,7 +12,7 @@ from harness.upstream import DONE, Act, Step, Upstream, stream
 from integration.client import eventually, record
 from integration.streaming import SECRET, WORDS, Speaking, datas, speaking
 
-SPARES = 12
+SPARES = 14
 COMMENT = b": still here\n\n"
 
 
@@ -73,6 +73,18 @@ def test_a_failure_in_place_of_the_first_word_has_a_status(speak: Speaking, kind
         assert answer.status == status, (case, answer)
         assert answer.error["type"] == "server_error"
         assert SECRET not in repr(answer), case
+
+
+def test_what_waits_for_the_first_word_is_bounded(speak: Speaking) -> None:
+    kind = KINDS[0]
+    route, first, other = speak.spare(kind.dialect.name)
+    flood = b"".join(b": %d\n\n" % number for number in range(9000))
+    first.script = stream(*[flood] * 40, *datas(kind.stream(WORDS)))
+    other.script = stream(*datas(kind.stream(WORDS)))
+    answer = speak.call(kind, route)
+    assert answer.status == 200 and flood not in answer.body
+    assert len(first.calls) == len(other.calls) == 1
+    assert answer.header("x-trunkline-attempts") == "2"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -42,7 +42,7 @@ def test_a_failure_before_the_first_byte_has_its_status(
     assert len(target.calls) in most_calls(case)  # there is no other target to try
 
 
-@pytest.mark.parametrize("case", ["500", "503", "hang", "eof", "reset", "html-200", "redirect"])
+@pytest.mark.parametrize("case", ["500", "503", "stream-hang", "eof", "reset", "html-200", "redirect"])
 def test_a_stream_fails_with_the_same_status(
     gateway: GatewayProcess, key: str, hasty: Target, sheds: Sheds, case: str
 ) -> None:

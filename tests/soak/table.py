@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-HASTY = {"connect": "1s", "first_byte": "1500ms", "idle": "1s"}
-CALM = {"connect": "20s", "first_byte": "20s", "idle": "20s"}
+HASTY = {"connect": "1s", "first_output": "1500ms", "whole": "1500ms", "idle": "1s"}
+CALM = {"connect": "20s", "first_output": "20s", "whole": "20s", "idle": "20s"}
 PRICE = {"input": 1, "output": 2}
 WIDE = 6
 """Calls at once at each target of the route `plain`."""

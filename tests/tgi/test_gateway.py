@@ -19,7 +19,7 @@ TABLE = """
 routes:
   served-by-tgi:
     targets: [{{name: tgi, backend: tgi, url: "{url}"}}]
-    timeouts: {{connect: 2s, first_byte: 40s, idle: 20s}}
+    timeouts: {{connect: 2s, first_output: 40s, whole: 40s, idle: 20s}}
 """
 
 

@@ -68,7 +68,7 @@ def gateway(pair: Pair) -> Iterator[GatewayProcess]:
     targets = [
         {"name": name, "backend": "vllm", "url": server.url} for name, server in zip(NAMES, pair.servers, strict=True)
     ]
-    times = {"first_byte": "200s", "idle": "60s"}
+    times = {"first_output": "200s", "whole": "200s", "idle": "60s"}
     route = {"targets": targets, "policy": "round-robin", "resume": "text", "timeouts": times, "queue": {"wait": "90s"}}
     with gateway_process(json.dumps({"routes": {MODEL: route}})) as started:
         yield started

@@ -60,7 +60,7 @@ def test_the_order_of_routes_and_targets_is_no_change() -> None:
         ("rpm: 600", "rpm: 2000", "limits default rpm", "600", "2k"),
         ("rpm: 600", "rpm: 600, outage: {tpm: open}", "limits default outage tpm", "-", "open"),
         ("mini, ", "", "routes qwen2.5 aliases", "mini gpt-4*", "gpt-4*"),
-        ("  other:\n", "  other:\n    timeouts: {idle: 250ms}\n", "routes other timeouts idle", "30s", "250ms"),
+        ("  other:\n", "  other:\n    timeouts: {idle: 250ms}\n", "routes other timeouts idle", "2m", "250ms"),
         ("  other:\n", "  other:\n    policy: session\n", "routes other policy", "home-cost", "session"),
         ("limits:", "bodies: {request: 1MiB}\nlimits:", "bodies request", "20MiB", "1MiB"),
         ("{default", "{ietf_headers: true, default", "limits ietf_headers", "false", "true"),

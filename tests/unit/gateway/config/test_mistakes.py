@@ -56,6 +56,22 @@ def test_the_good_table_is_good() -> None:
     assert list(table.routes) == ["one"] and not warnings
 
 
+def test_a_former_name_works_and_is_warned_of() -> None:
+    text = changed("{connect: 1s}", "{connect: 1s, first_byte: 7s}")
+    table, (warning,) = parse_table(text, "table.yaml", {})
+    assert table.routes["one"].timeouts.first_output == 7.0
+    assert warning.warning and not warning.needed and (warning.line, warning.column) == place(text, "first_byte")
+    assert "'first_byte'" in warning.message and "'first_output'" in warning.message
+
+
+def test_both_names_of_a_key_are_one_too_many() -> None:
+    for names in (("first_byte", "first_output"), ("first_output", "first_byte")):
+        text = changed("{connect: 1s}", "{" + ", ".join(f"{name}: 7s" for name in names) + "}")
+        found = [mistake for mistake in mistakes(text) if not mistake.warning]
+        assert len(found) == 1 and place(text, names[1]) == (found[0].line, found[0].column), names
+        assert "'first_output'" in found[0].message
+
+
 CASES = [
     # what is changed, into what, where the report points, what it says
     ("backend: tgi", "backend: tgii", "backend: tgii", ["'tgii'", "vllm", "tgi", "openai", "llamacpp"]),
@@ -133,7 +149,7 @@ def test_a_secret_in_clear_is_refused_and_not_repeated() -> None:
     [
         'policy: "${WORD}"',
         'aliases: ["${WORD}", "${WORD}"]',
-        'timeouts: {first_byte: "${WORD}"}',
+        'timeouts: {first_output: "${WORD}"}',
         'targets: [{name: a, backend: "${WORD}", url: "http://x:1"}]',
         'targets: [{name: a, backend: openai, url: "http://${WORD}:99999"}]',
         'targets: [{name: a, backend: openai, url: "${WORD}", weight: "${WORD}"}]',

@@ -67,14 +67,14 @@ def test_an_unknown_policy_is_told_which_there_are() -> None:
         assert name in mistake.message
 
 
-@pytest.mark.parametrize(("first_byte", "wait"), [("60s", 10.0), ("8s", 4.0), ("100ms", 0.05)])
-def test_who_says_nothing_waits_for_half_of_the_first_bytes_time(first_byte: str, wait: float) -> None:
-    assert table(one(f", timeouts: {{first_byte: {first_byte}}}")).routes["one"].queue_wait == wait
+@pytest.mark.parametrize(("first_output", "wait"), [("60s", 10.0), ("8s", 4.0), ("100ms", 0.05)])
+def test_who_says_nothing_waits_for_half_of_the_first_outputs_time(first_output: str, wait: float) -> None:
+    assert table(one(f", timeouts: {{first_output: {first_output}}}")).routes["one"].queue_wait == wait
 
 
 @pytest.mark.parametrize(("wait", "good"), [("4s", True), ("5s", False), ("6s", False)])
-def test_a_wait_ends_before_the_first_byte_is_due(wait: str, good: bool) -> None:
-    text = one(f", timeouts: {{first_byte: 5s}}, queue: {{wait: {wait}}}")
+def test_a_wait_ends_before_the_first_output_is_due(wait: str, good: bool) -> None:
+    text = one(f", timeouts: {{first_output: 5s}}, queue: {{wait: {wait}}}")
     if good:
         assert table(text)
         return

@@ -99,9 +99,9 @@ def test_canaries_leave_something_to_others(targets: list[dict[str, Any]]) -> No
     assert "canaries" in mistake(one={"targets": targets}).message
 
 
-def test_nobody_waits_longer_than_for_the_first_byte() -> None:
-    found = mistake(one={"queue": {"wait": "2m"}})
-    assert "120 s" in found.message and "60 s" in found.message
+def test_nobody_waits_longer_than_for_the_first_output() -> None:
+    found = mistake(one={"queue": {"wait": "6m"}})
+    assert "360 s" in found.message and "300 s" in found.message
 
 
 def test_calls_can_only_be_held_where_some_may_wait() -> None:
@@ -123,3 +123,17 @@ def test_a_shadow_has_a_name_and_place_like_other_targets() -> None:
         good(one={"shadow": shadow})
     with pytest.raises(Mistakes, match="needs either 'url' or 'launch'"):
         good(one={"shadow": {"target": {"name": "s", "backend": "vllm"}, "share": 0.1}})
+
+
+def warned(**routes: Any) -> list[str]:
+    return [each.message for each in parse_table(text(**routes), "t", {})[1]]
+
+
+def test_tiers_that_no_failing_call_comes_to() -> None:
+    full = {"targets": [target("a"), target("b"), target("c")], "retry": {"attempts": 3}}
+    tiers = [target("d"), target("e"), target("f"), target("g", tier=2), target("h", tier=2)]
+    (told,) = warned(one={**full, "fallback": tiers})
+    assert "tier 2 (g, h)" in told and "6 targets" in told
+    assert not warned(one={**full, "fallback": tiers, "retry": {"attempts": 2}})
+    (told,) = warned(one={**full, "fallback": tiers[:3], "fallback_route": "two"}, two={})
+    assert "tier 0 of route 'two' (t-two)" in told

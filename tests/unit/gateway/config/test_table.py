@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gateway.config import Mistake, Mistakes, Table, load_table, parse_table
@@ -37,7 +38,7 @@ def one(extra: str = "", *, url: str = "http://a", key: str = "") -> str:
 def test_defaults_are_those_of_the_design() -> None:
     read = table(one())
     spec = read.routes["one"]
-    assert (spec.timeouts.connect, spec.timeouts.first_byte, spec.timeouts.idle) == (2.0, 60.0, 30.0)
+    assert msgspec.structs.astuple(spec.timeouts) == (2, 300, 120, 600)
     assert spec.retry.attempts == 2
     assert spec.targets[0].weight == 1.0 and spec.targets[0].model is None
     assert read.limits.default.rpm is None and read.limits.default.concurrency is None

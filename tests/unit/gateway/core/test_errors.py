@@ -79,7 +79,8 @@ def test_who_is_to_blame_agrees_with_the_class(kind: type[GatewayError]) -> None
     if issubclass(kind, errors.Refused):
         assert (blame in ("caller", "policy") and 400 <= kind.status < 500) or kind is Rejected
     if issubclass(kind, UpstreamError):
-        assert blame == "upstream" and kind.status >= 500 and kind.retryable and kind.public
+        assert blame == "upstream" and kind.status >= 500 and kind.public
+        assert kind.retryable is (kind is not errors.TookTooLong)
     if issubclass(kind, errors.Unavailable):
         assert blame == "gateway" and kind.status == 503
     if kind is not Rejected:  # its status is the upstream's
@@ -127,5 +128,5 @@ def test_only_what_time_heals_is_to_be_tried_again() -> None:
     """What clients are told to try again must be a matter of time."""
     for kind in RAISED:
         if kind.should_retry:
-            assert kind.status == 429 or kind in (errors.ShuttingDown, errors.AnswerMemoryFull)
+            assert kind.status == 429 or kind in (errors.ShuttingDown, errors.AnswerMemoryFull, errors.BodyMemoryFull)
     assert errors.NeverFits.should_retry is False and errors.NeverFits.status == 400

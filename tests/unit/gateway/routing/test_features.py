@@ -192,7 +192,7 @@ def test_many_prompts_in_one_call_have_the_context_each_to_itself() -> None:
     batch = prompt({"input": ["x" * 1000] * 100}, endpoint="embeddings", tokens=50_000)
     assert (batch.context, batch.least_context) == (0, 0)
     several = prompt({"prompt": ["x" * 1000] * 100, "max_tokens": 7}, endpoint="completions", tokens=50_000)
-    assert (several.context, several.least_context) == (7, 7)
+    assert (several.context, several.least_context) == (500 + 7, 125 + 7)
     assert prompt({"prompt": "x", "max_tokens": 7}, endpoint="completions").context == 107
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -64,12 +65,15 @@ async def test_each_target_is_tried_at_most_once_the_best_first(
             await of.tried()
         return of.idle()
     found = await of.tried()
-    assert len(found) == len(set(found)) <= attempts and set(found) <= usable
+    assert len(found) == len(set(found)) <= 6 and set(found) <= usable
+    asked = Counter(of[name].tier for name in found)
+    assert all(times <= attempts for times in asked.values())
     ranks = [("ejected" in states[name], "down" in states[name], name[:2]) for name in found]
     best = sorted(("ejected" in states[name], "down" in states[name], name[:2]) for name in usable)
     assert ranks[0] == best[0] and ranks == sorted(ranks)
-    healthy = sum(not ejected for ejected, _, _ in best)
-    assert len(found) == min(attempts, max(1, healthy)), "only a first attempt goes to an ejected target"
+    healthy = Counter(of[name].tier for name in usable if states[name] != "ejected")
+    asking = sum(min(attempts, targets) for targets in healthy.values())
+    assert len(found) == min(6, max(1, asking)), "only a first attempt goes to an ejected target"
     of.idle()
 
 
@@ -77,6 +81,17 @@ async def test_each_target_is_tried_at_most_once_the_best_first(
 async def test_a_tier_is_used_up_before_the_next() -> None:
     found = await tiers("ab", "c").tried()
     assert sorted(found[:2]) == ["a", "b"] and found[2] == "c"
+
+
+@pytest.mark.parametrize(("attempts", "found"), [(1, "ace"), (2, "abcde"), (3, "abcde")])
+@virtual
+async def test_to_go_down_a_tier_costs_no_attempt(attempts: int, found: str) -> None:
+    assert "".join(await tiers("ab", "cd", "e", attempts=attempts).tried()) == found
+
+
+@virtual
+async def test_six_targets_are_asked_at_most() -> None:
+    assert "".join(await tiers("abc", "de", "fg", "h").tried()) == "abcdef"
 
 
 @virtual
@@ -161,6 +176,21 @@ async def test_retries_are_a_small_part_of_the_load(calls: int, retries: int) ->
     assert sum(retried) == retries
     for each in started:
         await each.aclose()
+    of.idle()
+
+
+@virtual
+async def test_where_no_retry_is_allowed_the_next_tier_is_asked_which_costs_none() -> None:
+    of = tiers("ab", "cd", attempts=2)
+    started = [await of.first() for _ in range(RETRY_FLOOR + 5)]
+    second = [await anext(calls) for calls, _ in started]
+    assert [attempt.target.tier for attempt in second] == [0] * RETRY_FLOOR + [1] * 5
+    assert of.route.retries.retrying == RETRY_FLOOR
+    for calls, _ in started[:RETRY_FLOOR]:
+        assert (await anext(calls)).target.tier == 1
+    assert of.route.retries.retrying == 0, "their retries are over"
+    for calls, _ in started:
+        await calls.aclose()
     of.idle()
 
 

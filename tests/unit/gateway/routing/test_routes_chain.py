@@ -1,4 +1,4 @@
-"""Another route stands in: at once when the first cannot, never twice at one target, within three attempts in all."""
+"""Another route stands in: at once when the first cannot, never twice at one target, at six at most."""
 
 from __future__ import annotations
 
@@ -55,11 +55,21 @@ async def test_a_route_whose_targets_all_fail_is_stood_in_for() -> None:
     assert told[2] == ("b1", "failed") and {name for name, _ in told[:2]} == {"a1", "a2"}
 
 
-@pytest.mark.parametrize(("first", "second", "tried"), [(1, 3, "abb"), (2, 3, "aab"), (3, 3, "aaa"), (1, 1, "ab")])
+@pytest.mark.parametrize(
+    ("first", "second", "tried"), [(1, 3, "abbb"), (2, 3, "aabbb"), (3, 3, "aaabbb"), (1, 1, "ab")]
+)
 @virtual
-async def test_three_targets_are_tried_for_one_call_at_most(first: int, second: int, tried: str) -> None:
+async def test_each_route_has_its_own_bound(first: int, second: int, tried: str) -> None:
     of = world(a=of_targets("a1", "a2", "a3", attempts=first), b=of_targets("b1", "b2", "b3", attempts=second))
     assert "".join(name[0] for name in await of.tried(call("a"))) == tried
+
+
+@virtual
+async def test_six_targets_are_asked_for_one_call_at_most_its_fallback_tiers_before_another_route() -> None:
+    tiers = {"fallback": [*targets("a4", "a5", tier=1), *targets("a6", tier=2)]}
+    of = world(a={**of_targets("a1", "a2", "a3", attempts=2), **tiers}, b=of_targets("b1", "b2"))
+    found = await of.tried(call("a"))
+    assert set(found[:2]) < {"a1", "a2", "a3"} and sorted(found[2:]) == ["a4", "a5", "a6", "b1"]
 
 
 @virtual

@@ -109,7 +109,7 @@ def test_a_slower_target_is_full_with_less_to_read() -> None:
     """A weight says how fast a target is beside the others of its tier, and nothing else."""
     of = World(one(targets=[*targets("a", weight=4), *targets("b", weight=1), *targets("c", weight=2)]))
     assert [of[name].prefill_limit for name in "abc"] == [480_000, 120_000, 240_000]
-    alone = World(one(targets=targets("a", weight=0.5), timeouts={"first_byte": "3s"}))
+    alone = World(one(targets=targets("a", weight=0.5), timeouts={"first_output": "3s", "whole": "3s"}))
     assert alone["a"].prefill_limit == 480_000, "in how long a call must be answered changes nothing"
 
 

@@ -46,7 +46,7 @@ def test_nothing_said_is_no_bound() -> None:
 
 def test_what_it_is_given_to_read_is_bounded_however_long_calls_may_wait() -> None:
     for seconds in (3.0, 60.0, 600.0):
-        assert target(timeouts=Timeouts(first_byte=seconds)).prefill_limit == PREFILL_LIMIT == 480_000
+        assert target(timeouts=Timeouts(first_output=seconds, whole=seconds)).prefill_limit == PREFILL_LIMIT == 480_000
 
 
 def test_of_two_rests_the_longer_holds() -> None:

@@ -15,7 +15,15 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts
-from gateway.core.errors import BadReply, Disconnected, Rejected, UpstreamBusy, UpstreamError, UpstreamTimeout
+from gateway.core.errors import (
+    BadReply,
+    Disconnected,
+    Rejected,
+    TookTooLong,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from gateway.upstream import AnswerLimits, Exchange, Forwarder
 
 STREAM = head(content_type="text/event-stream", transfer_encoding="chunked")
@@ -24,6 +32,8 @@ END = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"st
 LAST_CHUNK = b"0\r\n\r\n"
 WHOLE = b'{"choices":[]}'
 IDLE = 0.2
+FIRST = 4 * IDLE
+ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant"},"finish_reason":null}]}\n\n'
 
 
 @pytest.fixture
@@ -41,7 +51,7 @@ class Asking:
     ) -> None:
         call = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=stream)
         target = Target("t", f"http://127.0.0.1:{listener.port}", api_key=key)
-        timeouts = Timeouts(first_byte=10 * IDLE, idle=IDLE)
+        timeouts = Timeouts(first_output=FIRST, whole=FIRST, idle=IDLE)
         self.sending = asyncio.ensure_future(
             forwarder.send(call, target, Capabilities.of(OpenAI()), timeouts, {"x-request-id": "c"})
         )
@@ -117,6 +127,67 @@ async def test_comments_are_no_progress(forwarder: Forwarder, listener: Listener
     chunks, error = await rest(exchange)
     commenting.cancel()
     assert all(chunk.comment for chunk in chunks) and isinstance(error, UpstreamTimeout)
+
+
+async def test_the_first_output_is_due_whatever_comes_before(forwarder: Forwarder, listener: Listener) -> None:
+    """Comments and roles, with and without pauses, do not move the moment."""
+    for before in (b": still here\n\n", ROLE):
+        asking = Asking(forwarder, listener)
+        peer = await listener.peer()
+        exchange = await asking.answered(peer, STREAM)
+
+        async def keep_alive(peer: Peer = peer, data: bytes = chunk(before)) -> None:
+            while True:
+                peer.send(data)
+                await asyncio.sleep(IDLE / 10)
+
+        loop, alive = asyncio.get_running_loop(), asyncio.create_task(keep_alive())
+        began = loop.time()
+        chunks, error = await rest(exchange)
+        alive.cancel()
+        assert chunks and all(chunk.comment or chunk.opening for chunk in chunks), before
+        assert isinstance(error, UpstreamTimeout)
+        assert loop.time() - began >= FIRST / 2, "it is not `idle` that ends it"
+
+
+async def test_a_role_is_no_sign_of_life_after_the_first_output(forwarder: Forwarder, listener: Listener) -> None:
+    asking = Asking(forwarder, listener)
+    peer = await listener.peer()
+    exchange = await asking.answered(peer, STREAM + chunk(FEW[0]))
+    assert (await exchange.next()).tokens == 1
+
+    async def name_roles() -> None:
+        while True:
+            peer.send(chunk(ROLE))
+            await asyncio.sleep(IDLE / 10)
+
+    naming = asyncio.create_task(name_roles())
+    chunks, error = await rest(exchange)
+    naming.cancel()
+    assert all(chunk.opening for chunk in chunks) and isinstance(error, UpstreamTimeout)
+
+
+async def test_a_whole_answer_has_a_total(forwarder: Forwarder, listener: Listener) -> None:
+    asking = Asking(forwarder, listener, stream=False)
+    peer = await listener.peer()
+    exchange = await asking.answered(peer, head(content_length=10**6))
+
+    async def drip() -> None:
+        while True:
+            peer.send(b" ")
+            await asyncio.sleep(IDLE / 10)
+
+    dripping = asyncio.create_task(drip())
+    chunks, error = await rest(exchange)
+    dripping.cancel()
+    assert not chunks and isinstance(error, TookTooLong)
+
+
+async def test_a_whole_answer_that_stops_in_its_middle_is_no_long_one(forwarder: Forwarder, listener: Listener) -> None:
+    asking = Asking(forwarder, listener, stream=False)
+    peer = await listener.peer()
+    chunks, error = await rest(await asking.answered(peer, head(content_length=10) + b"{"))
+    assert not chunks and type(error) is UpstreamTimeout and error.retryable
 
 
 async def test_a_target_that_says_nothing_is_late(forwarder: Forwarder, listener: Listener) -> None:

@@ -15,7 +15,15 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts, parse_table
-from gateway.core.errors import BadReply, Disconnected, Unreachable, UpstreamError, UpstreamFailed, UpstreamTimeout
+from gateway.core.errors import (
+    BadReply,
+    Disconnected,
+    TookTooLong,
+    Unreachable,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
 from gateway.upstream import AnswerLimits, Forwarder
 
 STREAM = head(content_type="text/event-stream", transfer_encoding="chunked")
@@ -94,7 +102,7 @@ async def test_headers_that_the_table_names_go_on_and_no_others(forwarder: Forwa
         pytest.param(b"", False, True, Disconnected, id="reset"),
         pytest.param(head(content_length=100) + b"{", True, False, Disconnected, id="short"),
         pytest.param(head(500, content_length=2) + b"no", False, False, UpstreamFailed, id="500"),
-        pytest.param(b"", False, False, UpstreamTimeout, id="silent"),
+        pytest.param(b"", False, False, TookTooLong, id="silent"),
         pytest.param(head(content_length=100) + b"{", False, False, UpstreamTimeout, id="stalled"),
     ],
 )
@@ -102,10 +110,10 @@ async def test_failures_and_that_their_connections_are_closed(
     forwarder: Forwarder, listener: Listener, sent: bytes, close: bool, reset: bool, kind: type[UpstreamError]
 ) -> None:
     address = Target("t", f"http://127.0.0.1:{listener.port}")
-    timeouts = Timeouts(first_byte=0.1, idle=0.1) if kind is UpstreamTimeout else Timeouts()
+    silent = Timeouts(whole=0.2, idle=0.1) if issubclass(kind, UpstreamTimeout) else Timeouts()
     answering = asyncio.create_task(answers(listener, sent, close=close, reset=reset))
     with pytest.raises(kind) as caught:
-        exchange = await forwarder.send(a_call(False), address, OPENAI, timeouts, {})
+        exchange = await forwarder.send(a_call(False), address, OPENAI, silent, {})
         try:
             await exchange.next()
         finally:

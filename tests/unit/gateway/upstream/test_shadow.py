@@ -163,7 +163,7 @@ async def test_the_first_token_is_timed_and_not_the_end(world: World) -> None:
 )
 async def test_what_goes_wrong_is_a_status(world: World, script: Any, status: int) -> None:
     patience = 0.2 if status == 504 else 10.0
-    world.mirror(timeouts=Timeouts(first_byte=patience, idle=patience))
+    world.mirror(timeouts=Timeouts(first_output=patience, whole=patience, idle=patience))
     world.target.script = script
     world.ended(STREAM if b"event-stream" in (script[0] if isinstance(script[0], bytes) else b"") else WHOLE)
     found = await world.result()
