@@ -230,7 +230,7 @@ async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None
         chunk = await exchange.next()
         if transcript is not None:
             chunk = transcript.take(chunk)
-        record.received(len(chunk.data), chunk.tokens, chunk.usage)
+        record.received(len(chunk.data), chunk.tokens, chunk.usage, chunk.text)
         done = chunk.done
         if not begun and (chunk.tokens or done):
             begun = True

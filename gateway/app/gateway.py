@@ -32,6 +32,7 @@ from gateway.http.server import DataPlane
 from gateway.limits import Admission, AdmissionEvents
 from gateway.metering import Lines, Meter, Metrics
 from gateway.metering.connections import ConnectionMetrics
+from gateway.metering.counting import Learned
 from gateway.metering.ledger import LedgerWriter
 from gateway.metering.loop_lag import LoopLag
 from gateway.metering.reconcile import Reconciler
@@ -70,6 +71,7 @@ class Gateway:
     def __init__(self, settings: Settings, loaded: Loaded, source: Source) -> None:
         """Put the parts together. Raises `ValueError` for settings that cannot work."""
         self.settings, self.clock, self.metrics = settings, SystemClock(), Metrics()
+        self.learned = Learned()
         self.metrics.unknown_settings.set(len(unknown()))
         self.launched, self.capabilities = _launched(settings), cache(registry.capabilities)
         table = loaded.table
@@ -181,7 +183,9 @@ class Gateway:
             routes=routes,
             admission=self.admission,
             forwarder=self.forwarder,
-            meter=Meter(self.metrics, self.clock, self.lines.write, enter=self.ledger.add, learn=learn),
+            meter=Meter(
+                self.metrics, self.clock, self.lines.write, enter=self.ledger.add, learn=learn, learned=self.learned
+            ),
             shadow=self.shadow,
         )
 

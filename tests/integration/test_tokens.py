@@ -175,10 +175,12 @@ def test_a_client_that_leaves_before_the_first_token_pays_for_its_prompt(
     with wire(metered, request(body, issued.secret)):
         plain.wait_for_calls()
     line = of(metered, issued)
-    assert (line["outcome"], line["usage"]["source"], line["usage"]["completion_tokens"]) == ("gone", "estimated", 0)
+    assert (line["outcome"], line["usage"]["source"]) == ("gone", "estimated")
+    made = line["usage"]["completion_tokens"]
+    assert made == 0 if streamed else made < 1000, "of a whole answer, what its time allowed"
     prompt = line["usage"]["prompt_tokens"]
     assert 500 <= prompt <= 4000  # 8,000 bytes by what was learned here
-    assert 10_000 - prompt - PROMPT <= left(metered, issued) <= 10_000 - prompt + 1500
+    assert 10_000 - prompt - made - PROMPT <= left(metered, issued) <= 10_000 - prompt + 1500
 
 
 @pytest.mark.parametrize(
