@@ -15,7 +15,7 @@ export UV_PYTHON_DOWNLOADS := never
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow check test-vllm test-tgi test-faults test-engines soak fuzz bench docs wheel lock clean
+.PHONY: help demo test test-slow check test-vllm test-tgi test-faults test-abuse test-engines soak fuzz bench docs wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ test-tgi: $(VENV)/.dev ## the TGI suite: against TGI_URL, else against the stand
 test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis that can be had here (about 20 minutes)
 	$(BIN)/python tests/harness/redis_flavours.py
 	$(BIN)/python -m pytest tests/faults -o timeout=180 --show-capture=no $(ARGS)
+
+test-abuse: $(VENV)/.dev ## what docs/security.md says that callers, targets and operators can do, tried
+	$(BIN)/python -m pytest -n 2 $(shell grep -oh 'tests/[a-z_/*]*\.py\|tests/unit/gateway/auth/' docs/security.md | sort -u) $(ARGS)
 
 soak: $(VENV)/.dev ## mixed calls and mixed chaos for 20 minutes, then nothing may be left, lost or grown (ARGS="--minutes N")
 	$(BIN)/python tests/soak/soak.py $(ARGS)

@@ -108,6 +108,8 @@ class Chunk(Struct, frozen=True):
     """Only keeps the connection alive; before the first event it promises nothing and is held back."""
     opening: bool = False
     """Only names the role that will speak; before the first output it promises nothing and is held back."""
+    text: int = 0
+    """Bytes of the output's text, as JSON writes it; 0 where the adapter does not tell."""
 
 
 class RequestRefused(Exception):

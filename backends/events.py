@@ -18,6 +18,8 @@ from backends.api import Call, Chunk
 _TEXT = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments)":[ ]?"(?!")')
 """Where a string begins that differs from event to event. In valid JSON this is never inside a string: there the second
 of these quotes would end it."""
+TEXTS: Final = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments)":\s?"([^"\\]*+(?:\\.[^"\\]*+)*+)"')
+"""The pieces of text in an event."""
 _STRING = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
 """The inside of a JSON string."""
 MOST_MISSES: Final = 8
@@ -40,23 +42,26 @@ class Events:
     it: the usage event follows at once.
     """
 
-    __slots__ = ("_adapter", "_after", "_before", "_finished", "_held", "_misses", "_waits")
+    __slots__ = ("_adapter", "_after", "_before", "_finished", "_fixed", "_held", "_misses", "_waits")
 
     def __init__(self, adapter: Reads, call: Call) -> None:
         self._adapter = adapter
         self._before = self._after = b""
         """The mould."""
+        self._fixed = 0
+        """Bytes of text in the mould itself."""
         self._misses = 0
         self._waits = 0 if call.include_usage else call.choices
         """So many choices end before the usage event comes."""
         self._finished = 0
         self._held: Chunk | None = None
 
-    def skim(self, data: bytes, start: int) -> tuple[int, int]:
-        """How many events of `data`, from `start` on, are one more piece of output each, and where the last ends."""
-        before, after, count = self._before, self._after, 0
+    def skim(self, data: bytes, start: int) -> tuple[int, int, int]:
+        """Where those events of `data`, from `start` on, end that are one more piece of output each, how many they are,
+        and the bytes of their text."""
+        before, after, count, begun = self._before, self._after, 0, start
         if not before or self._held is not None:
-            return start, 0
+            return start, 0, 0
         length, rest, inside = len(before), len(after), _STRING.match
         while data.startswith(before, start):
             text = inside(data, start + length)
@@ -67,7 +72,7 @@ class Events:
             count += 1
         if count:
             self._misses = 0
-        return start, count
+        return start, count, start - begun - count * (length + rest - self._fixed)
 
     def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
         """Read one event."""
@@ -81,7 +86,7 @@ class Events:
                 self._held = chunk
                 return ()
         elif chunk.tokens == 1 and not chunk.choice and chunk.usage is None and self._misses < MOST_MISSES:
-            self._mould(event)
+            self._mould(event, chunk.text)
         return (chunk,)
 
     def close(self) -> tuple[Chunk, ...]:
@@ -89,8 +94,9 @@ class Events:
         held, self._held = self._held, None
         return () if held is None else (held,)
 
-    def _mould(self, event: bytes) -> None:
-        """Keep what surrounds the text of an event, which tells of one piece of output and of nothing else."""
+    def _mould(self, event: bytes, size: int) -> None:
+        """Keep what surrounds the text of an event, which tells of one piece of output and of nothing else; of all
+        texts in it there are `size` bytes."""
         text = _TEXT.search(event)
         if text is None or b'"role"' in event or b"\r" in event:  # one of a role may say nothing with an empty text
             return
@@ -100,6 +106,7 @@ class Events:
             return
         end = _STRING.match(event, text.end()).end()  # type: ignore[union-attr] # it matches nothing, too
         self._before, self._after = event[: text.end()], event[end:]
+        self._fixed = size - (end - text.end())
 
 
 def _joined(held: Chunk, event: bytes) -> Chunk:

@@ -9,7 +9,7 @@ from msgspec import Raw
 
 from backends import answers, sse
 from backends.api import Call, Chunk, Facts, Reply, RequestRefused, StreamReader, Target, UpstreamRequest
-from backends.events import Events
+from backends.events import TEXTS, Events
 from backends.facts import MODELS, listed
 
 USAGE_WANTED = b'{"include_usage":true}'
@@ -83,7 +83,7 @@ class OpenAI:
             highest = max(highest, choice.index)
         if not finished and b'"role"' in event and answers.opens(data):
             return (Chunk(event, usage=counts, choice=highest, opening=True),)
-        return (Chunk(event, len(choices), counts, finished, highest),)
+        return (Chunk(event, len(choices), counts, finished, highest, text=sum(map(len, TEXTS.findall(event)))),)
 
     def refusal(self, call: Call, status: int, body: bytes) -> tuple[int, bytes] | None:
         """Pass on what the server said, if it said it in JSON."""

@@ -15,6 +15,7 @@ from msgspec import Struct
 from backends.api import Call
 from gateway.auth import Caller, Keyring, authorize, may_use
 from gateway.core.errors import BadReply, Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
+from gateway.core.types import KeyRecord
 from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
@@ -52,8 +53,11 @@ class Client(Protocol):
     def check(self) -> None:
         """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
 
-    async def call(self) -> Call:
-        """Read the body; raises `Refused` when it cannot be a call."""
+    async def call(self, key: KeyRecord) -> Call:
+        """Read the body of a call with this key.
+
+        Raises `Refused` when it cannot be a call, or the key is sending too much at once.
+        """
 
     def trust_own_id(self) -> None:
         """Have targets log `own_id`, where there is one, instead of `call_id`."""
@@ -123,7 +127,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
-        call = state.call = await client.call()  # 400, 408, 413
+        call = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)
@@ -226,7 +230,7 @@ async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None
         chunk = await exchange.next()
         if transcript is not None:
             chunk = transcript.take(chunk)
-        record.received(len(chunk.data), chunk.tokens, chunk.usage)
+        record.received(len(chunk.data), chunk.tokens, chunk.usage, chunk.text)
         done = chunk.done
         if not begun and (chunk.tokens or done):
             begun = True

@@ -32,7 +32,9 @@ from gateway.http.server import DataPlane
 from gateway.limits import Admission, AdmissionEvents
 from gateway.metering import Lines, Meter, Metrics
 from gateway.metering.connections import ConnectionMetrics
+from gateway.metering.counting import Learned
 from gateway.metering.ledger import LedgerWriter
+from gateway.metering.loop_lag import LoopLag
 from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
 from gateway.routing import Builder, Routes, TargetSlots
@@ -69,6 +71,7 @@ class Gateway:
     def __init__(self, settings: Settings, loaded: Loaded, source: Source) -> None:
         """Put the parts together. Raises `ValueError` for settings that cannot work."""
         self.settings, self.clock, self.metrics = settings, SystemClock(), Metrics()
+        self.learned = Learned()
         self.metrics.unknown_settings.set(len(unknown()))
         self.launched, self.capabilities = _launched(settings), cache(registry.capabilities)
         table = loaded.table
@@ -180,7 +183,9 @@ class Gateway:
             routes=routes,
             admission=self.admission,
             forwarder=self.forwarder,
-            meter=Meter(self.metrics, self.clock, self.lines.write, enter=self.ledger.add, learn=learn),
+            meter=Meter(
+                self.metrics, self.clock, self.lines.write, enter=self.ledger.add, learn=learn, learned=self.learned
+            ),
             shadow=self.shadow,
         )
 
@@ -266,15 +271,17 @@ class Pulse:
 
     def __init__(self, admission: Admission, store: Store, metrics: Metrics, forwarder: Forwarder) -> None:
         self._admission, self._store, self._metrics, self._forwarder = admission, store, metrics, forwarder
-        self._connections = ConnectionMetrics(metrics)
+        self._connections, self._lag = ConnectionMetrics(metrics), LoopLag(metrics.loop_lag)
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Begin to look every second."""
+        self._lag.open()
         self._task = asyncio.create_task(self._run(), name="pulse")
 
     async def close(self) -> None:
         """End."""
+        self._lag.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -68,8 +68,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     grace: Annotated[float, Meta(ge=0)] = 30.0
     """Seconds that calls in flight may go on after that."""
     head_timeout: Annotated[float, Meta(ge=1, le=60)] = 10.0
-    """Seconds, from 1 to 60, in which a request's head must arrive. A connection without a request is closed after as
-    long: a load balancer must close its own idle connections before that."""
+    """Seconds, from 1 to 60, in which a request's head must arrive, the first one from the connection's beginning on. A
+    connection is kept for 75 s between two requests: load balancers must close their idle ones before that."""
     connection_idle: Annotated[float, Meta(ge=0)] = 4.0
     """Seconds that a connection to a target is kept without a request; servers close theirs after 5 s, and ours must be
     gone before."""

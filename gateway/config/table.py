@@ -25,6 +25,8 @@ Place = tuple[str | int, ...]
 MOST_WAIT = 10.0
 """Seconds in a queue, where the table says nothing."""
 
+BODIES_AT_ONCE = 16
+"""Request bodies of the largest size that a worker may read at once, where the table says nothing."""
 LARGEST_AT_ONCE = 8
 """Answers of the largest size that a worker may collect, where the table says nothing."""
 
@@ -180,6 +182,9 @@ class Bodies(Part, frozen=True, kw_only=True):
 
     request: Size = 20 * 1024**2
     """The largest request body; more is answered with 413."""
+    in_flight: Size | None = None
+    """All request bodies that are being read, in each gateway worker. A key may have a quarter of it, a tenant half;
+    more is answered with 429, and beyond all of it with 503, before it is read. Default: sixteen of the largest."""
     elements: Count = 200_000
     """Objects, lists, keys and texts in lists of the largest request body, numbers aside; more is answered with 400."""
     prompts: Count = 2048
@@ -195,6 +200,11 @@ class Bodies(Part, frozen=True, kw_only=True):
     """How long a client may take to send its body."""
     reader: Seconds = 60.0
     """How long a client may leave unread what was sent to it before its call is ended."""
+
+    @property
+    def being_read(self) -> int:
+        """Bytes of all request bodies that may be read at once."""
+        return BODIES_AT_ONCE * self.request if self.in_flight is None else self.in_flight
 
     @property
     def together(self) -> int:

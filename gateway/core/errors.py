@@ -22,6 +22,7 @@ GatewayError
       RateLimited            a rate or the number of calls at once: wait, and come again
       OutOfBudget            a budget is spent
     Throttled                429 too many wrong keys came from this address; known keys still pass
+    TooManyBodies            429 the key, or its tenant, sends as many large bodies at once as it may
     QueueFull                429 all targets are busy, and no more calls may wait for them
     QueueTimeout             429 all targets stayed busy for as long as a call may wait
     Rejected                 the upstream's own 4xx, in its own words where they are fit to pass on
@@ -31,6 +32,7 @@ GatewayError
     NoTarget                 every target of the route failed or is ejected
     StoreUnavailable         Redis cannot be asked about a key we do not know
     LimitsUnavailable        Redis cannot be asked, and a limit of the call is closed then
+    BodyMemoryFull           bodies that are being read take up all of the memory that there is for them
     AnswerMemoryFull         large answers take up all of the memory that there is for them
     ShuttingDown             the gateway stops, and the call has not ended in the time for that
   AnswerTooLarge             502 the answer, or one event of it, is larger than we take into memory
@@ -41,6 +43,7 @@ GatewayError
     BadReply                 502 the answer is not what its dialect promises
     UpstreamFailed           502 the upstream's own 5xx, or an error event in its stream
     CredentialRefused        502 the target refused *our* credential
+    ModelUnknown             502 the target does not know the model that our table wrote
     UpstreamTimeout          504 no answer, or no next event, in time
       TookTooLong            504 an answer that is no stream was not whole in time; another target would take as long
     UpstreamBusy             503 the target sheds load (429 or 503)
@@ -221,6 +224,23 @@ class Throttled(Refused):
     should_retry = True
 
 
+class TooManyBodies(Refused):
+    """Before a body is read: those of its key, or tenant, that are being read take up their part of the memory."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_bodies"
+    error_type = "policy_too_many_bodies"
+    outcome = "shed"
+    should_retry = True
+
+    def __init__(self, whose: str, bytes_: int) -> None:
+        super().__init__(
+            f"The {whose} may send bodies of {bytes_} bytes together at once, and is doing so; wait for some of them.",
+            retry_after=1,
+        )
+
+
 class QueueFull(Refused):
     """Refused at once, or pushed out of the queue by a call that goes first."""
 
@@ -289,6 +309,21 @@ class LimitsUnavailable(Unavailable):
 
     code = "limits_unavailable"
     error_type = "gateway_limits_unavailable"
+
+
+class BodyMemoryFull(Unavailable):
+    """Before a body is read: those that are being read take up all the memory that a worker has for them."""
+
+    code = "body_memory_full"
+    error_type = "gateway_body_memory_full"
+    should_retry = True
+
+    def __init__(self, bound: int) -> None:
+        super().__init__(
+            f"Bodies that are being read take up all of the memory that the gateway has for them, {bound} bytes "
+            "(bodies.in_flight).",
+            retry_after=1,
+        )
 
 
 class AnswerMemoryFull(Unavailable):
@@ -370,6 +405,12 @@ class CredentialRefused(UpstreamError):
     code = "upstream_credential"
     error_type = "upstream_credential"
     public = "The gateway's credential was refused by the model server; tell the operator."
+
+
+class ModelUnknown(UpstreamError):
+    code = "upstream_model"
+    error_type = "upstream_model"
+    public = "The model server does not know the model that the gateway asked it for; tell the operator."
 
 
 class UpstreamTimeout(UpstreamError):

@@ -28,7 +28,9 @@ from gateway.core.errors import (
     ReaderTooSlow,
     ShuttingDown,
 )
+from gateway.core.types import KeyRecord
 from gateway.http.answer import Answer
+from gateway.http.bodies import BodyMemory
 from gateway.http.connection import Connection
 from gateway.http.errors import render
 from gateway.http.framing import SUSPECT, refuse_ambiguous
@@ -66,6 +68,7 @@ class Client:
         "_connection",
         "_ended_by_us",
         "_endpoint",
+        "_memory",
         "_prepared",
         "_request",
         "_task",
@@ -86,7 +89,10 @@ class Client:
         endpoint: Endpoint,
         bodies: Bodies,
         proxies: tuple[Network, ...] = (),
+        memory: BodyMemory | None = None,
     ) -> None:
+        """`memory` is of all bodies that the worker is reading."""
+        self._memory = memory or BodyMemory()
         self._connection, self._request, self._answer = connection, request, answer
         self._endpoint, self._bodies = endpoint, bodies
         self.call_id = new_id()
@@ -120,8 +126,8 @@ class Client:
         if len(self.headers) != len(head) or not SUSPECT.isdisjoint(self.headers):
             refuse_ambiguous(head)
 
-    async def call(self) -> Call:
-        """Read the whole body."""
+    async def call(self, key: KeyRecord) -> Call:
+        """Read the whole body, which counts as the key's until then."""
         headers = self.headers
         if sum(map(len, headers)) + sum(map(len, headers.values())) > MAX_HEADERS:
             raise HeadersTooLarge(f"The headers are larger than {MAX_HEADERS} bytes.")
@@ -131,7 +137,7 @@ class Client:
         if announced.isdigit() and (len(announced) > 15 or int(announced) > limit):
             raise _too_large(limit)
         request = self._request
-        raw = request.take() if request.is_whole and request.unread <= limit else await self._body()
+        raw = request.take() if request.is_whole and request.unread <= limit else await self._body(key)
         content_type = headers.get(b"content-type", b"application/json")
         elements, large = self._bodies.elements, None
         if len(raw) > min(SURELY_FEW, 2 * elements) and is_large(raw, elements):
@@ -224,21 +230,29 @@ class Client:
             if (value := self.headers.get(name.encode())) is not None and _TRACE_VALUE.fullmatch(value):
                 self.trace[name] = value.decode("ascii")
 
-    async def _body(self) -> bytes:
-        """The whole body. Raises `BodyTimeout`, `BodyTooLarge`, `BadFraming`."""
-        limit, time_out, loop = self._bodies.request, self._bodies.timeout, self._connection.loop
-        by, pieces, size = loop.time() + time_out, list[bytes](), 0
-        patience = min(PIECE_SECONDS, time_out)
+    async def _body(self, key: KeyRecord) -> bytes:
+        """The whole body. Raises `BodyTimeout`, `BodyTooLarge`, `BadFraming`, `TooManyBodies`, `BodyMemoryFull`."""
+        bodies, loop, memory = self._bodies, self._connection.loop, self._memory
+        by, patience = loop.time() + bodies.timeout, min(PIECE_SECONDS, bodies.timeout)
+        announced = int(self.headers.get(b"content-length", b"0"))
+        pieces, size, taken = list[bytes](), 0, 0
         try:
+            memory.take(key, announced, bodies)
+            taken = announced
             while piece := await self._connection.more(min(patience, by - loop.time())):
                 pieces.append(piece)
                 size += len(piece)
-                if size > limit:
-                    raise _too_large(limit)
+                if size > bodies.request:
+                    raise _too_large(bodies.request)
+                if size > taken:  # it comes in chunks, and nobody knows how many
+                    memory.take(key, size - taken, bodies)
+                    taken = size
         except TimeoutError:
             raise BodyTimeout(
-                f"The body did not arrive within {time_out:g} s, or nothing of it for {patience:g} s."
+                f"The body did not arrive within {bodies.timeout:g} s, or nothing of it for {patience:g} s."
             ) from None
+        finally:
+            memory.give_back(key, taken)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _send_most(self, data: memoryview) -> memoryview:

@@ -13,6 +13,7 @@ from gateway.config.table import Bodies
 from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated
 from gateway.http import asgi
 from gateway.http.answer import Answer
+from gateway.http.bodies import BodyMemory
 from gateway.http.client import Client
 from gateway.http.connection import Connection
 from gateway.http.request import Request
@@ -40,6 +41,7 @@ class DataPlane:
         self.parts, self._bodies = parts, bodies
         self._others, self._proxies, self._explains = others, proxies, explains
         self._calls: set[Client] = set()
+        self._memory = BodyMemory()
         self.draining = False
         """The gateway is about to end: answers ask their clients to go elsewhere next time."""
 
@@ -70,7 +72,7 @@ class DataPlane:
         if endpoint is None:
             await asgi.serve(self._others, connection, request, answer)
             return
-        client = Client(connection, request, answer, endpoint, self._bodies, self._proxies)
+        client = Client(connection, request, answer, endpoint, self._bodies, self._proxies, self._memory)
         self._calls.add(client)
         try:
             if request.method != "POST":

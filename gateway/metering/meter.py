@@ -13,6 +13,7 @@ from backends.api import Call
 from gateway.core.clock import Clock
 from gateway.core.types import Entry, Spent
 from gateway.metering.aborts import Client
+from gateway.metering.counting import Learned
 from gateway.metering.metrics import Metrics
 from gateway.metering.record import CLIENT, QUEUE, TARGET, WAITED_SECONDS, CallRecord, Choice
 
@@ -30,11 +31,13 @@ class Meter:
         *,
         enter: Callable[[Entry], None] = lambda _: None,
         learn: Callable[[Call, str, str, int, int], None] = lambda *_: None,
+        learned: Learned | None = None,
     ) -> None:
         """`write` takes a log line, `enter` an entry of the ledger, `learn` what a target counted for a call: the key's
-        id, the route, prompt and completion tokens."""
+        id, the route, prompt and completion tokens. `learned` is what was learned of targets before."""
         self.metrics, self._clock, self._write = metrics, clock, write
         self._enter, self._learn = enter, learn
+        self.learned = learned or Learned()
         self._children: dict[tuple[Any, ...], Any] = {}
         self._times: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
         self._streams: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
@@ -103,6 +106,7 @@ class Meter:
             sums.cost += spent.cost
             if record.call is not None:
                 self._learn(record.call, record.key_id, record.route, spent.input, spent.output)
+                self.learned.learn(record, spent, seconds[TARGET])
         else:
             self._count(record, spent)
         for attempt in attempts:

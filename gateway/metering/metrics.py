@@ -315,6 +315,14 @@ class Metrics:
             "mostrecent",
             "target",
         )
+        self.target_warning = self._gauge(
+            "target_warning",
+            "1 while something is wrong with a target that serves: `model` (it does not know the model that the table "
+            "names). The log and `trunkline targets list` say what.",
+            "mostrecent",
+            "target",
+            "about",
+        )
         self.route_drift = self._gauge(
             "route_drift",
             "1 while targets of one route differ in what they tell of themselves, by field: context, models, version, "
@@ -332,6 +340,9 @@ class Metrics:
         )
         self.config_bad = self._gauge(
             "config_refused", "1 while the newest table cannot be used and the last good one serves.", "livemax"
+        )
+        self.loop_lag = self._histogram(
+            "loop_lag_seconds", "How late the event loop comes to what is due: what calls wait for each other.", SHORT
         )
         self.unknown_settings = self._gauge(
             "unknown_settings", "Variables named TRUNKLINE_... that are no settings.", "livemax"

@@ -13,19 +13,15 @@ from gateway.core.clock import Clock
 from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamError, ended_by
 from gateway.core.types import KeyRecord, Spent
 from gateway.metering.aborts import Abort, Client, Phase
+from gateway.metering.counting import MOST_TOKENS, count
 
 if TYPE_CHECKING:
     from gateway.metering.meter import Meter
 
 log = logging.getLogger("trunkline.metering")
 
-BYTES_PER_TOKEN = 4.0
-"""Of an answer that nobody counted."""
 WAITED_SECONDS = 0.001
 """Less is not waiting, but choosing."""
-MOST_TOKENS = 1 << 32
-"""That a target is believed to have read or written for one call."""
-
 MOST_GAPS = 64
 """Between pieces of a stream, that are observed together: one by one they are a tenth of what a piece costs."""
 
@@ -68,15 +64,11 @@ class CallRecord:
     __slots__ = (
         "_asked_at",
         "_clock",
-        "_counted",
         "_headed",
         "_last",
-        "_left_in",
         "_meter",
         "_price",
-        "_prompt",
         "_sent_at",
-        "_size",
         "_waits_for",
         "abort",
         "admitted_at",
@@ -87,19 +79,25 @@ class CallRecord:
         "client",
         "endpoint",
         "error",
+        "events",
         "gaps",
         "key_id",
+        "left_after",
+        "left_in",
         "obstacle",
         "outcome",
+        "prompt",
         "resumed",
         "resuming",
         "route",
         "seconds",
+        "size",
         "spent",
         "started",
         "stream",
         "target",
         "tenant",
+        "text",
         "ttft",
         "usage",
         "usage_source",
@@ -120,16 +118,21 @@ class CallRecord:
         """Seconds from its arrival until the first piece of the answer was sent."""
         self.gaps: list[float] = []
         """Seconds between pieces of a stream, those that were not observed yet."""
-        self.chunks = self._counted = self._size = 0
+        self.chunks = 0
+        self.events = self.size = self.text = 0
+        """What has come of the answer: events with output, bytes, and bytes of text."""
         self.usage: Usage | None = None
         self.usage_source = ""
         self.admitted_at = 0.0
         self.call: Call | None = None
         self._price: Price | None = None
-        self._prompt = 0
+        self.prompt = 0
+        """Estimated tokens."""
         self._headed = False
-        self._left_in: Phase | None = None
+        self.left_in: Phase | None = None
         """Where the attempt at hand was when its client left."""
+        self.left_after = 0.0
+        """Seconds, from when its target was asked."""
         self.wasted_tokens = 0
         """Of answers that came to nothing."""
         self.abort: Abort | None = None
@@ -160,7 +163,7 @@ class CallRecord:
     def admitted(self, at: float, prompt: int) -> None:
         """The call may go on, and waits for a target; `at` is when, in seconds since the epoch, and its prompt is
         estimated to be of so many tokens."""
-        self.admitted_at, self._prompt = at, prompt
+        self.admitted_at, self.prompt = at, prompt
         now = self._clock.monotonic()
         self.seconds[NOBODY] += now - self._last
         self._last, self._waits_for = now, QUEUE
@@ -170,7 +173,7 @@ class CallRecord:
         self.target, self.usage, self._headed = target, None, False
         now = self._wait_for(TARGET)
         if not self.resuming:
-            self._counted = self._size = 0  # what another target said before it failed
+            self.events = self.size = self.text = 0  # what another target said before it failed
             self._asked_at = now  # of an answer in parts it is when its first one was asked for
         self.attempts.append(AttemptRecord(target, choice))
 
@@ -181,7 +184,7 @@ class CallRecord:
     def attempt_failed(self, error: GatewayError) -> None:
         """The attempt at hand failed."""
         if isinstance(error, ClientGone):
-            self._left_in = self._phase()
+            self.left_in, self.left_after = self._phase(), self._clock.monotonic() - self._asked_at
         self.attempts[-1].outcome = error.error_type
         if isinstance(error, UpstreamError):
             log.warning("call %s: target %s: %s: %s", self.call_id, self.target, error.error_type, error.message)
@@ -198,15 +201,16 @@ class CallRecord:
         failed = self.attempts[-1].outcome != "ok"
         self._wait_for(QUEUE if failed else NOBODY)  # perhaps for another target
         if failed and not self.resuming:
-            self._waste(gone=self._left_in is not None)
+            self._waste(gone=self.left_in is not None)
 
-    def received(self, size: int, tokens: int, usage: Usage | None) -> None:
-        """A chunk of so many bytes has come from the target; until it is sent, we wait for the client."""
+    def received(self, size: int, tokens: int, usage: Usage | None, text: int = 0) -> None:
+        """A chunk of so many bytes, `text` of them of text, has come; until it is sent, we wait for the client."""
         now = self._clock.monotonic()  # as `_wait_for`, which would be a tenth of what a piece costs
         self.seconds[self._waits_for] += now - self._last
         self._last, self._waits_for = now, CLIENT
-        self._counted += tokens
-        self._size += size
+        self.events += tokens
+        self.size += size
+        self.text += text
         if usage is not None:
             self.usage = usage
 
@@ -233,7 +237,7 @@ class CallRecord:
     def final_usage(self) -> Spent:
         """What the call took. Fixed when it is first asked for: what is charged is what is written."""
         if self.spent is None:
-            input, cached, output, self.usage_source = self._counts()
+            input, cached, output, self.usage_source = count(self, self._meter.learned)
             cost = 0 if self._price is None else self._price.cost(input, cached, output)
             self.spent = Spent(input, cached, output, cost)
         return self.spent
@@ -264,22 +268,6 @@ class CallRecord:
         self._last, self._waits_for = now, whom
         return now
 
-    def _counts(self) -> tuple[int, int, int, str]:
-        """Prompt, cached and completion tokens, and where they come from: "" if no target has worked for the call."""
-        usage = self.usage
-        if usage is not None:
-            input, output = usage.prompt_tokens, usage.completion_tokens
-            input, output = max(0, min(input, MOST_TOKENS)), max(0, min(output, MOST_TOKENS))
-            return input, max(0, min(usage.cached_tokens or 0, input)), output, "upstream"
-        if self._counted:
-            return self._prompt, 0, self._counted, "counted"
-        if self._size and not self.stream:
-            embeds = self.endpoint == "embeddings"
-            return self._prompt, 0, 0 if embeds else max(1, int(self._size / BYTES_PER_TOKEN)), "estimated"
-        if self._left_in:
-            return self._prompt, 0, 0, "estimated"  # the target has read the prompt, or was about to
-        return 0, 0, 0, ""
-
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
             error = ended_by(error)
@@ -295,13 +283,14 @@ class CallRecord:
         """Where the attempt at hand is."""
         if not self.stream:
             return "whole"
-        if self._counted or self.resuming:
+        if self.events or self.resuming:
             return "stream"
         return "first_token" if self._headed else "headers"
 
     def _waste(self, *, gone: bool) -> None:
         """What has come so far came to nothing: its client is `gone`, or it broke off."""
-        made = self._counted if self.usage is None else max(0, min(self.usage.completion_tokens, MOST_TOKENS))
+        usage, learned = self.usage, self._meter.learned
+        made = learned.made(self) if usage is None else max(0, min(usage.completion_tokens, MOST_TOKENS))
         if made:
             self.wasted_tokens += made
             self._meter.wasted(self, "client_gone" if gone else "attempt_failed", made)
@@ -310,5 +299,5 @@ class CallRecord:
         """How the client left; None if it is there, and it was us who were told to stop."""
         if self.client is None or self.client.gone_at is None:
             return None
-        phase: Phase = self._left_in or ("body" if self.call is None else "queue")
+        phase: Phase = self.left_in or ("body" if self.call is None else "queue")
         return Abort(phase, max(0.0, ended - self.client.gone_at))

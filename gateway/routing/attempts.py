@@ -15,6 +15,7 @@ from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.queue import Waiter
 from gateway.routing.route import Route
 from gateway.routing.route_attempts import NOTHING_ASKED, RouteAttempts
+from gateway.targets.target import Target
 
 MOST_IN_ALL: Final = 10
 """The same for a call that can be held: at most so many times, too, it is sent to a target that is not there."""
@@ -40,6 +41,7 @@ class Attempts:
         "_held_until",
         "_key",
         "_last",
+        "_lost",
         "_made",
         "_most",
         "_own_refusal",
@@ -70,6 +72,8 @@ class Attempts:
         self._current: RouteAttempts | None = None
         self._last: Attempt | None = None
         """The attempt that is under way."""
+        self._lost: list[Target] = []
+        """Targets whose connection has ended in this round: they may be gone."""
         self._made = 0
         """Attempts so far."""
         self._worked: dict[str, dict[int, int]] = {}
@@ -93,6 +97,8 @@ class Attempts:
             if self._current is not None and not outcome.unreached:
                 tiers, tier = self._worked.setdefault(self._current.route.name, {}), self._last.target.tier
                 tiers[tier] = tiers.get(tier, 0) + 1
+            if outcome.lost:
+                self._lost.append(self._last.target)
             self._last = None
             self._unserved = self._unserved and (outcome.lost or outcome.away) and not outcome.resumes
             self._resumes = self._resumes or outcome.resumes
@@ -198,6 +204,11 @@ class Attempts:
         """Whether the call can be tried again, after it was held if that could help; `refused`: there was no target."""
         if not self._unserved or self._made >= MOST_IN_ALL:
             return False
+        # Who has died may listen a moment longer, for nobody: before they get the call again a probe must have found
+        # them, else it would be lost once more.
+        for target in self._lost:
+            target.miss()
+        self._lost.clear()
         prompt, began = self._read(self._route), self._clock()
         waits = self._waits_for(prompt)
         if waits is None or (refused and not waits):

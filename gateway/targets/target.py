@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, Literal, get_args
 
 from backends.api import Facts
 from backends.api import Target as Address
@@ -25,6 +25,10 @@ PREFILL_LIMIT: Final = 480_000
 quarter of one for a fast one. It bounds what piles up in engines, where calls can no longer be moved; to wait for less
 would send calls away from where their prompts are cached."""
 UNBOUNDED: Final = 1 << 60
+MOST_NAMED: Final = 4
+"""Models that a warning names."""
+Warning = Literal["model"]  # the word of the metric
+WARNINGS: Final = get_args(Warning)
 THERE: Final = ("credential", "status 4", "cannot")
 """How the complaints of probes begin that something answered to: it may take calls though it does not please them."""
 
@@ -96,6 +100,8 @@ class Target:
         self.up: bool | None = None
         self.why = ""
         """What the last probe complained of."""
+        self.warnings: dict[Warning, str] = {}
+        """What is wrong with it though it serves, in a few words, by what it is about."""
         self.missed = False
         """A call could not reach it, and no probe has since."""
         self.order: OrderState = "open"
@@ -113,8 +119,18 @@ class Target:
         self.up, self.why = before.up, before.why
         self.order, self.order_version = before.order, before.order_version
         self.asleep, self.missed, self.progress = before.asleep, before.missed, before.progress
+        if self.address == before.address:
+            self.warnings = before.warnings
         self.resting, self.resting_until = before.resting, before.resting_until
         self.learned(before.facts)
+
+    def lists_model(self) -> None:
+        """Look whether the engine lists the model that the table writes into calls."""
+        model, known = self.spec.model, (*(self.facts.models or ()), *(self.facts.loras or ()))
+        self.warnings.pop("model", None)
+        if model is not None and known and model not in known:
+            shown = ", ".join(known[:MOST_NAMED]) + (", ..." if len(known) > MOST_NAMED else "")
+            self.warnings["model"] = f"its engine lists no model {model!r}, but {shown}"
 
     @property
     def resumes(self) -> bool:
@@ -125,6 +141,11 @@ class Target:
     def cold(self) -> bool:
         """It is not there, or sleeps: a call sent there now would come to nothing, one that waits may be served."""
         return self.asleep or self.missed or (self.up is False and not self.why.startswith(THERE))
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with it, in a few words; empty when nothing is."""
+        return self.why or ("asleep" if self.asleep else "hung" if self.progress.hung else "")
 
     def rest(self, seconds: float | None, why: str = "resting") -> None:
         """Send nothing for so long, at most 30 s."""

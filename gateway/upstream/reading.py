@@ -154,12 +154,12 @@ class EventReader(AnswerReader):
         if self.done or self.failure is not None:
             return None
         events, chunks = self._splitter.take(data), list[Chunk]()
-        start, count = 0, 0
+        start = count = text = 0
         if len(events) <= self._limit and (events.isascii() or _is_text(events)):
-            start, count = self._skim(events, 0)
+            start, count, text = self._skim(events, 0)
         if count:
             self._spoke = True
-            chunks.append(Chunk(events[:start], count))  # nearly always all of them
+            chunks.append(Chunk(events[:start], count, text=text))  # nearly always all of them
         if start < len(events):
             self._take(events, start, chunks)
         held = len(events) + len(self._splitter.rest)
@@ -230,10 +230,10 @@ class EventReader(AnswerReader):
                 self._note(chunk, chunks)
                 if self._over:
                     return
-            start, count = skim(events, end)
+            start, count, said = skim(events, end)
             if count:
                 self._spoke = True
-                chunks.append(Chunk(events[end:start], count))
+                chunks.append(Chunk(events[end:start], count, text=said))
 
     def _take_rest(self, chunks: list[Chunk]) -> None:
         """What the adapter's reader has held back until it knows what follows."""
@@ -260,9 +260,10 @@ def merged(chunks: list[Chunk]) -> Chunk | None:
     """Chunks that came together, as one; None for none."""
     if not chunks:
         return None
-    tokens, usage, finished, choice, done, comment, opening = 0, None, 0, 0, False, True, True
+    tokens, text, usage, finished, choice, done, comment, opening = 0, 0, None, 0, 0, False, True, True
     for chunk in chunks:
         tokens += chunk.tokens
+        text += chunk.text
         usage = chunk.usage or usage
         finished += chunk.finished
         choice = max(choice, chunk.choice)
@@ -270,7 +271,7 @@ def merged(chunks: list[Chunk]) -> Chunk | None:
         comment &= chunk.comment
         opening &= chunk.opening or chunk.comment
     data = b"".join([chunk.data for chunk in chunks])
-    return Chunk(data, tokens, usage, finished, choice, done, comment, opening)
+    return Chunk(data, tokens, usage, finished, choice, done, comment, opening, text)
 
 
 def too_large(what: Literal["answer", "event"], limit: int) -> AnswerTooLarge:
@@ -285,8 +286,8 @@ def caused(error: Failure, by: Exception) -> Failure:
     return error
 
 
-def _skims_nothing(events: bytes, start: int) -> tuple[int, int]:
-    return start, 0
+def _skims_nothing(events: bytes, start: int) -> tuple[int, int, int]:
+    return start, 0, 0
 
 
 def _is_text(events: bytes) -> bool:

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from harness.gateway_process import GatewayProcess
+from harness.gateway_process import GatewayProcess, gateway_process
 from harness.upstream import Gate, Target, Upstream, answer, head
 from integration.client import CHAT, ask, chat, get, request, wire
+
+from gateway.core.types import Limit
 
 MESSAGES = b'"messages":[{"role":"user","content":"Hi"}]'
 MIB = 1024 * 1024
@@ -196,3 +198,21 @@ def test_the_gateway_lives(gateway: GatewayProcess, key: str) -> None:
     assert get(gateway, "/health").status == 200
     assert gateway.process.poll() is None
     assert "Traceback" not in gateway.stderr()
+
+
+def test_bodies_of_one_key_that_are_being_read_take_no_memory_from_others(upstream: Upstream) -> None:
+    """Limits are checked when the body is there: until then it is the key's and the tenant's part that bounds it."""
+    upstream.target("solo").restore()
+    target = {"name": "b", "backend": "openai", "url": upstream.target("solo").url}
+    bodies = {"request": "1MiB", "in_flight": "4MiB"}
+    body = json.dumps(chat("m", padding="x" * 700_000)).encode()
+    with gateway_process(json.dumps({"routes": {"m": {"targets": [target]}}, "bodies": bodies})) as gateway:
+        greedy, other = gateway.issue(limit=Limit(concurrency=1)).secret, gateway.issue(tenant="other").secret
+        raw = request(body, greedy)
+        with wire(gateway, raw[:-1000]) as first, wire(gateway, raw[:200_000]) as second:
+            refused = second.answer()
+            assert (refused.status, refused.error["code"]) == (429, "too_many_bodies")
+            assert ask(gateway, body, other).status == 200
+            first.send(raw[-1000:])
+            assert first.answer().status == 200
+        assert ask(gateway, body, greedy).status == 200

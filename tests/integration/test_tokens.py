@@ -120,7 +120,10 @@ def test_without_a_bound_the_learned_length_is_reserved(metered: GatewayProcess,
     assert reserved() == 256, "what is assumed of a model that nobody knows"
     for _ in range(10):
         assert ask(metered, chat("learned"), issued.secret).status == 200
-    assert 2000 < reserved() < 4500
+    assert reserved() == 1024, "no more than four times, of what others' answers were"
+    own = tokens(ask(metered, chat("learned"), issued.secret))
+    targets["learned"].script = used(prompt=20, completion=0)
+    assert own - tokens(ask(metered, chat("learned"), issued.secret)) > 2000, "its own were longer"
 
 
 def test_a_cut_stream_is_charged_what_was_counted(metered: GatewayProcess, plain: Target) -> None:
@@ -175,10 +178,12 @@ def test_a_client_that_leaves_before_the_first_token_pays_for_its_prompt(
     with wire(metered, request(body, issued.secret)):
         plain.wait_for_calls()
     line = of(metered, issued)
-    assert (line["outcome"], line["usage"]["source"], line["usage"]["completion_tokens"]) == ("gone", "estimated", 0)
+    assert (line["outcome"], line["usage"]["source"]) == ("gone", "estimated")
+    made = line["usage"]["completion_tokens"]
+    assert made == 0 if streamed else made < 1000, "of a whole answer, what its time allowed"
     prompt = line["usage"]["prompt_tokens"]
     assert 500 <= prompt <= 4000  # 8,000 bytes by what was learned here
-    assert 10_000 - prompt - PROMPT <= left(metered, issued) <= 10_000 - prompt + 1500
+    assert 10_000 - prompt - made - PROMPT <= left(metered, issued) <= 10_000 - prompt + 1500
 
 
 @pytest.mark.parametrize(

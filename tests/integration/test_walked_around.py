@@ -10,8 +10,9 @@ from typing import Any, Final
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.redis_server import RedisServer
-from harness.upstream import Target, Upstream
-from integration.client import ask
+from harness.upstream import Act, Target, Upstream, event, stream
+from integration.client import ask, chat, request, wire
+from integration.metered import of
 
 from gateway.core.types import Limit
 
@@ -87,3 +88,32 @@ def test_the_context_is_checked_for_each_prompt(walled: GatewayProcess, targets:
     long = ask(walled, prompts("narrow", ["x", "word " * 2000], max_tokens=50), key, COMPLETIONS)
     assert (long.status, long.error["code"]) == (400, "context_length_exceeded")
     assert len(targets["narrow"].calls) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["data: ", '"data:', [{"type": "image_url", "image_url": {"url": "data: "}}]], ids=str
+)
+@pytest.mark.parametrize("size", [100_000, 2_500_000])
+def test_text_that_looks_like_media_is_reserved_as_text(
+    walled: GatewayProcess, targets: dict[str, Target], content: Any, size: int
+) -> None:
+    issued = walled.issue(limit=Limit(itpm=10_000))
+    text = "word " * (size // 5)
+    written = json.dumps({"model": "plain", "messages": [{"role": "user", "content": content}]})
+    body = written.replace("data: ", "data: " + text).replace('"data:', '"data:' + text).encode()
+    refused = ask(walled, body, issued.secret)
+    assert (refused.status, refused.error["code"]) == (400, "exceeds_limit")
+    assert not targets["plain"].calls
+
+
+def test_a_stream_left_early_is_charged_its_text(walled: GatewayProcess, targets: dict[str, Target]) -> None:
+    """Each event holds about twenty tokens, and no usage has come yet."""
+    issued = walled.issue(limit=Limit(otpm=2000))
+    targets["plain"].script = stream(*[event("word " * 20)] * 49, event("the last"), Act.STALL)
+    with wire(walled, request(chat("plain", stream=True, max_tokens=1500), issued.secret)) as connection:
+        connection.read_until(b"the last")
+    line = of(walled, issued)
+    assert (line["outcome"], line["usage"]["source"]) == ("gone", "counted")
+    assert 49 * 100 / 8 <= line["usage"]["completion_tokens"] <= 1500
+    after = ask(walled, chat("plain", max_tokens=1500), issued.secret)
+    assert after.status == 429, "what came is charged"

@@ -13,12 +13,14 @@ import pytest
 from gateway.core import errors
 from gateway.core.errors import (
     AnswerMemoryFull,
+    BodyMemoryFull,
     GatewayError,
     Internal,
     OutOfBudget,
     RateLimited,
     Rejected,
     ShuttingDown,
+    TooManyBodies,
     Unauthenticated,
     UpstreamError,
 )
@@ -42,6 +44,8 @@ def make(kind: type[GatewayError]) -> GatewayError:
         Unauthenticated: Unauthenticated,
         ShuttingDown: ShuttingDown,
         AnswerMemoryFull: lambda: AnswerMemoryFull(1024),
+        BodyMemoryFull: lambda: BodyMemoryFull(1024),
+        TooManyBodies: lambda: TooManyBodies("key", 1024),
     }
     error: GatewayError = special.get(kind, lambda: kind(SECRET, param="p"))()
     return error

@@ -13,9 +13,11 @@ from backends import large
 from backends.api import Call
 from gateway.config.table import Bodies
 from gateway.core.errors import BadRequest
+from gateway.core.types import KeyRecord
 from gateway.http.client import Client
 from gateway.http.request import Request
 
+KEY = KeyRecord(id="k", name="n", secrets=(), created=1.0)
 TEXT = "The quick brown fox jumps over the lazy dog. " * 70_000
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": TEXT}], "max_tokens": "7"}).encode()
 JUNK = b'{"model":"m","messages":[],"junk":[' + b",".join([b'{"":0}'] * 150_000) + b"]}"
@@ -27,7 +29,7 @@ async def read(raw: bytes, bodies: Bodies | None = None) -> Call:
     request.pieces = [raw[start : start + 65_536] for start in range(0, len(raw), 65_536)]
     request.is_whole = True
     connection, answer = exchange(request)
-    return await Client(connection, request, answer, "chat/completions", bodies or Bodies()).call()
+    return await Client(connection, request, answer, "chat/completions", bodies or Bodies()).call(KEY)
 
 
 async def turns(seen: list[int]) -> None:

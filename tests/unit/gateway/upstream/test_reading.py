@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -36,6 +37,12 @@ EVENTS = "text/event-stream; charset=utf-8"
 OPENAI = Capabilities.of(OpenAI())
 
 
+def spoken(data: bytes, tokens: int, usage: Usage | None = None, finished: int = 0, done: bool = False) -> Chunk:
+    """A chunk that counts the text in its events."""
+    text = sum(map(len, re.findall(rb'"content":"([^"]*)"', data)))
+    return Chunk(data, tokens, usage, finished, done=done, text=text)
+
+
 def chunk(content: str, finish: str = "null") -> bytes:
     return b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":%s}]}\n\n' % (
         content.encode(),
@@ -60,7 +67,7 @@ def told(reader: AnswerReader) -> str:
 def test_events_that_came_together_become_one_chunk() -> None:
     came = [chunk("a"), b": ping\n\n", chunk("b", '"stop"'), USAGE, DONE]
     reader = events()
-    assert reader.feed(b"".join(came)) == Chunk(b"".join(came), tokens=2, usage=Usage(3, 2), finished=1, done=True)
+    assert reader.feed(b"".join(came)) == spoken(b"".join(came), tokens=2, usage=Usage(3, 2), finished=1, done=True)
     assert reader.done and reader.failure is None
 
 
@@ -71,12 +78,12 @@ def test_comments_alone_stay_a_comment() -> None:
 def test_nothing_is_passed_on_of_nothing_or_of_half_an_event() -> None:
     reader = events()
     assert reader.feed(b"") is None and reader.feed(chunk("a")[:-1]) is None and told(reader) == "open"
-    assert reader.feed(b"\n") == Chunk(chunk("a"), tokens=1)
+    assert reader.feed(b"\n") == spoken(chunk("a"), tokens=1)
 
 
 def test_what_came_before_a_failure_is_passed_on() -> None:
     reader = events()
-    assert reader.feed(chunk("a") + ERROR + DONE) == Chunk(chunk("a"), tokens=1)
+    assert reader.feed(chunk("a") + ERROR + DONE) == spoken(chunk("a"), tokens=1)
     assert isinstance(reader.failure, UpstreamFailed) and not reader.done
     assert reader.feed(chunk("b")) is None and reader.end(None) is None, "nothing comes after it"
 
@@ -139,8 +146,8 @@ def test_how_a_stream_ends(came: list[bytes], broken: Any, expected: str, passed
 @pytest.mark.parametrize("broken", [UpstreamTimeout(""), BadReply("chunk size")])
 def test_the_end_of_an_answer_that_waits_for_its_usage_is_passed_on(broken: Any) -> None:
     reader = events(UNASKED)
-    assert reader.feed(chunk("a")) == Chunk(chunk("a"), 1) and reader.feed(END) is None
-    assert reader.end(broken) == Chunk(END, 1, finished=1) and reader.failure is broken
+    assert reader.feed(chunk("a")) == spoken(chunk("a"), 1) and reader.feed(END) is None
+    assert reader.end(broken) == spoken(END, 1, finished=1) and reader.failure is broken
 
 
 @pytest.mark.parametrize(
@@ -172,7 +179,7 @@ def test_a_lenient_stream_may_end_without_telling_why(came: list[bytes], expecte
 def test_an_event_beyond_the_bound_is_nobodys_failure() -> None:
     reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, 1000), AnswerMemory(10**9))
     first = reader.feed(chunk("a") + b"data: {" + b"x" * 500)
-    assert first == Chunk(chunk("a"), tokens=1) and told(reader) == "open"
+    assert first == spoken(chunk("a"), tokens=1) and told(reader) == "open"
     assert reader.feed(b"x" * 500) is None
     assert isinstance(reader.failure, AnswerTooLarge) and not reader.failure.retryable
     assert "bodies.event" in reader.failure.message and "1000 bytes" in reader.failure.message
@@ -182,7 +189,7 @@ def test_each_event_is_held_against_the_bound() -> None:
     first, large = [chunk("a"), chunk("b"), chunk("c")], chunk("x" * 2000)
     reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, len(large) - 1), AnswerMemory(10**9))
     passed = [reader.feed(first[0]), reader.feed(b"".join([*first[1:], large, *first]))]
-    assert passed == [Chunk(first[0], 1), Chunk(first[1] + first[2], 2)]
+    assert passed == [spoken(first[0], 1), spoken(first[1] + first[2], 2)]
     assert isinstance(reader.failure, AnswerTooLarge)
 
 
@@ -191,7 +198,7 @@ def test_an_event_of_the_bound_passes() -> None:
     reader = reader_for(CALL, OPENAI, EVENTS, AnswerLimits(10, len(large)), AnswerMemory(10**9))
     assert reader.feed(large[:4000]) is None
     assert reader.feed(large[4000:-1]) is None and told(reader) == "open"
-    assert reader.feed(large[-1:]) == Chunk(large, tokens=1)
+    assert reader.feed(large[-1:]) == spoken(large, tokens=1)
 
 
 LARGE = 100_000
@@ -220,7 +227,7 @@ def test_a_large_event_counts_until_its_client_has_it() -> None:
     reader, large = reader_for(CALL, OPENAI, EVENTS, MANY, memory), chunk("x" * LARGE)
     for _ in range(3):
         assert reader.feed(large[:-1]) is None and memory.held == len(large) - 1
-        assert reader.feed(large[-1:]) == Chunk(large, tokens=1) and memory.held == len(large)
+        assert reader.feed(large[-1:]) == spoken(large, tokens=1) and memory.held == len(large)
     reader.feed(chunk("a"))
     assert memory.held == 0 == reader.counted
 
@@ -232,13 +239,13 @@ def test_an_event_for_which_there_is_no_room_ends_its_stream_and_no_other() -> N
         reader.feed(b"data: " + b"x" * LARGE)
     assert [told(reader) for reader in readers] == ["open", "AnswerMemoryFull", "AnswerMemoryFull"]
     small = reader_for(CALL, OPENAI, EVENTS, MANY, memory)
-    assert small.feed(chunk("a")) == Chunk(chunk("a"), tokens=1) and small.counted == 0
+    assert small.feed(chunk("a")) == spoken(chunk("a"), tokens=1) and small.counted == 0
 
 
 def test_events_that_have_come_are_passed_on_however_much_is_held() -> None:
     memory = AnswerMemory(10)
     reader = reader_for(CALL, OPENAI, EVENTS, MANY, memory)
-    assert reader.feed(chunk("x" * LARGE)) == Chunk(chunk("x" * LARGE), tokens=1)
+    assert reader.feed(chunk("x" * LARGE)) == spoken(chunk("x" * LARGE), tokens=1)
     assert told(reader) == "open" and memory.held > LARGE
 
 

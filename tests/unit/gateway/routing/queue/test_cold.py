@@ -141,6 +141,28 @@ async def test_a_call_that_reached_nobody_is_held_whatever_table_is_in_force_by_
     of.idle()
 
 
+@virtual
+async def test_a_target_that_was_lost_gets_the_call_again_only_when_a_probe_has_found_it() -> None:
+    """A process that has died may listen a moment longer: connections stand, and end at once."""
+    of, tried = holding("a"), []
+
+    async def ask() -> None:
+        async with aclosing(of.attempts()) as attempts:
+            async for attempt in attempts:
+                tried.append(of.clock())
+                if len(tried) == 2:
+                    return
+                attempt.failed(Disconnected("it died"))
+
+    waiting = asyncio.ensure_future(ask())
+    await held(of, 1)
+    assert len(tried) == 1
+    up(of, "a")
+    await waiting
+    assert len(tried) == 2
+    of.idle()
+
+
 async def failing(of: World, *errors: UpstreamError) -> list[str]:
     """Where a call goes that fails so, one after the other; all targets seem up again 1 s after each failure."""
     found, left = [], list(errors)
