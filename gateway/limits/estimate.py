@@ -1,9 +1,12 @@
 """How many tokens a call will take, before anybody has counted them: from its bytes, and from what calls took before.
 
-Bytes per token are learned per route as an exponentially weighted mean of what targets reported, starting at four. The
-answer's length, where the call does not bound it, is the learned 90th percentile of its key on its route, by the
+Both are learned for each key on each route. Bytes per token are an exponentially weighted mean of what targets
+reported, starting at four. The answer's length, where the call does not bound it, is the 90th percentile, by the
 stochastic approximation of a quantile (Robbins and Monro): a step of 0.9 up for an answer above it, of 0.1 down for one
 below.
+
+A key that is new to a route begins with what the route's other keys have taught, within bounds: nobody's calls make
+those of others reserve wildly more, or less.
 """
 
 from __future__ import annotations
@@ -25,6 +28,12 @@ FIRST_OUTPUT: Final = 256.0
 """Tokens assumed of an answer as long as nothing is known."""
 QUANTILE: Final = 0.9
 STEP: Final = 0.1
+OTHERS_RATIO: Final = 2.0, 6.0
+OTHERS_OUTPUT: Final = FIRST_OUTPUT / 4, FIRST_OUTPUT * 4
+"""Within these bounds a new key is taken to be like the others."""
+OWN_OUTPUT: Final = 1.0, float(HUGE)
+OWN_RATIO: Final = 1.0, 8.0
+"""What a key can teach of its own text; more is no text, and would let it reserve next to nothing for what is."""
 MEDIA_TOKENS: Final = 1000
 """Tokens assumed of an image or a recording: neither its base64 text nor a link says anything about them."""
 MAX_KEYS: Final = 10_000
@@ -45,19 +54,13 @@ class Estimator:
     """Learns from every answer; one gateway's knowledge, lost with it."""
 
     def __init__(self) -> None:
-        self._bytes_per_token: dict[str, float] = {}
+        self._ratios: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._outputs: OrderedDict[tuple[str, str], float] = OrderedDict()
-
-    def input(self, call: Call, route: str) -> int:
-        """Prompt tokens of `call`."""
-        asked = call.asked
-        ratio = self._bytes_per_token.get(route, BYTES_PER_TOKEN)
-        return max(1, int(asked.text / ratio) + asked.token_ids) + asked.media * MEDIA_TOKENS
 
     def estimate(self, call: Call, key_id: str, route: str) -> Estimate:
         """What to reserve for a call of this key on this route."""
         asked = call.asked
-        ratio = self._bytes_per_token.get(route, BYTES_PER_TOKEN)
+        ratio = self._ratios.get((key_id, route)) or self._ratios.get(("", route), BYTES_PER_TOKEN)
         prompt = max(1, int(asked.text / ratio) + asked.token_ids) + asked.media * MEDIA_TOKENS
         least = asked.text // MOST_BYTES_PER_TOKEN + asked.token_ids
         if call.endpoint == "embeddings":
@@ -72,9 +75,12 @@ class Estimator:
         asked = call.asked
         size = asked.text
         if input > 0 and size >= LEAST_PROMPT and not asked.media and not asked.token_ids:
-            known = self._bytes_per_token.get(route, BYTES_PER_TOKEN)
-            ratio = min(16.0, max(0.5, size / input))
-            self._bytes_per_token[route] = known + WEIGHT * (ratio - known)
+            ratios = self._ratios
+            for key, (least, most) in (((key_id, route), OWN_RATIO), (("", route), OTHERS_RATIO)):
+                known = ratios.pop(key, 0.0) or ratios.get(("", route), BYTES_PER_TOKEN)
+                ratios[key] = known + WEIGHT * (min(most, max(least, size / input)) - known)
+            while len(ratios) > MAX_KEYS:
+                ratios.popitem(last=False)
         if call.endpoint == "embeddings":
             return
         output = output / (asked.prompts * asked.candidates)
@@ -86,6 +92,7 @@ class Estimator:
             else:
                 scale = STEP * max(1.0, known, output)
                 known += scale * (QUANTILE if output > known else QUANTILE - 1)
-            outputs[key] = max(1.0, known)
+            least, most = OWN_OUTPUT if key[0] else OTHERS_OUTPUT
+            outputs[key] = min(most, max(least, known))
         while len(outputs) > MAX_KEYS:
             outputs.popitem(last=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 from gateway.http.answer import Answer
@@ -73,7 +74,8 @@ class Wire:
 
     def reset(self) -> None:
         """Leave with a TCP reset."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with suppress(OSError):  # the other side was faster
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 
@@ -113,6 +115,7 @@ async def serving(handle: Handle, head_seconds: float = 10.0) -> AsyncIterator[S
     listener, port = Listener(handle, head_seconds), bound.getsockname()[1]
     before = asyncio.all_tasks()
     await listener.open(bound)
+    sockets = open_sockets()
     served = Served(listener, port)
     try:
         yield served
@@ -121,6 +124,16 @@ async def serving(handle: Handle, head_seconds: float = 10.0) -> AsyncIterator[S
             wire.close()
         await listener.close(5)
         await until(lambda: not listener.connections and asyncio.all_tasks() <= before)
+        await until(lambda: open_sockets() < sockets)
+
+
+def open_sockets() -> int:
+    """How many this process has, the event loop's own ones included."""
+    number = 0
+    for each in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            number += os.readlink(f"/proc/self/fd/{each}").startswith("socket:")
+    return number
 
 
 async def until(found: Callable[[], object]) -> None:

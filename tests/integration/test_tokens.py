@@ -120,7 +120,10 @@ def test_without_a_bound_the_learned_length_is_reserved(metered: GatewayProcess,
     assert reserved() == 256, "what is assumed of a model that nobody knows"
     for _ in range(10):
         assert ask(metered, chat("learned"), issued.secret).status == 200
-    assert 2000 < reserved() < 4500
+    assert reserved() == 1024, "no more than four times, of what others' answers were"
+    own = tokens(ask(metered, chat("learned"), issued.secret))
+    targets["learned"].script = used(prompt=20, completion=0)
+    assert own - tokens(ask(metered, chat("learned"), issued.secret)) > 2000, "its own were longer"
 
 
 def test_a_cut_stream_is_charged_what_was_counted(metered: GatewayProcess, plain: Target) -> None:

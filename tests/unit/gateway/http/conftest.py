@@ -14,6 +14,7 @@ CONNECTIONS = {
     "test_connection.py",
     "test_leaving.py",
     "test_listener.py",
+    "test_storm.py",
     "test_too_late.py",
 }
 

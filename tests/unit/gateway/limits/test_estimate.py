@@ -166,9 +166,9 @@ def test_bytes_per_token_are_learned_for_each_model() -> None:
     for _ in range(200):
         estimator.learn(asked, "k", "dense", size // 2, 10)
         estimator.learn(asked, "k", "sparse", size // 6, 10)
-    assert estimator.input(asked, "dense") == pytest.approx(size / 2, rel=0.01)
-    assert estimator.input(asked, "sparse") == pytest.approx(size / 6, rel=0.01)
-    assert estimator.input(asked, "new") == size // 4
+    assert estimator.estimate(asked, "new", "dense").input == pytest.approx(size / 2, rel=0.01)
+    assert estimator.estimate(asked, "new", "sparse").input == pytest.approx(size / 6, rel=0.01)
+    assert estimator.estimate(asked, "new", "new").input == size // 4
 
 
 def test_what_one_key_sends_does_not_lock_others_out() -> None:
@@ -196,7 +196,7 @@ def test_images_teach_nothing_about_text() -> None:
     estimator = Estimator()
     for _ in range(100):
         estimator.learn(seen([image(200_000)]), "k", "r", 300, 10)
-    assert estimator.input(prompt(4000), "r") == len(prompt(4000).body.raw) // 4
+    assert estimator.estimate(prompt(4000), "new", "r").input == len(prompt(4000).body.raw) // 4
 
 
 def test_calls_that_are_all_envelope_teach_nothing_about_text() -> None:
@@ -204,7 +204,7 @@ def test_calls_that_are_all_envelope_teach_nothing_about_text() -> None:
     tiny = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'))
     for _ in range(100):
         estimator.learn(tiny, "k", "r", 500, 10)
-    assert estimator.input(prompt(4000), "r") == len(prompt(4000).body.raw) // 4
+    assert estimator.estimate(prompt(4000), "new", "r").input == len(prompt(4000).body.raw) // 4
 
 
 def test_the_length_of_answers_is_learned_for_a_key_on_a_model() -> None:
@@ -220,8 +220,8 @@ def test_the_length_of_answers_is_learned_for_a_key_on_a_model() -> None:
 def test_a_key_that_is_new_to_a_model_is_taken_to_be_like_the_others() -> None:
     estimator = Estimator()
     for _ in range(50):
-        estimator.learn(call(), "k", "r", 10, 1200)
-    assert estimator.estimate(call(), "new", "r").output == pytest.approx(1200, rel=0.2)
+        estimator.learn(call(), "k", "r", 10, 1000)
+    assert estimator.estimate(call(), "new", "r").output == pytest.approx(1000, rel=0.2)
 
 
 def test_the_learned_length_is_one_that_few_answers_exceed() -> None:

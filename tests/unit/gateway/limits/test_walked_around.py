@@ -263,3 +263,46 @@ def test_the_speed_that_is_learned_has_bounds(bench: Bench) -> None:
 
 def test_embeddings_that_nobody_waits_for_have_no_answer(bench: Bench) -> None:
     assert bench.left(call("embeddings", input="x"), 9.0).output == 0
+
+
+def test_long_answers_of_one_key_make_others_reserve_little_more() -> None:
+    """Once another's first call reserved 1,000 times too much."""
+    estimator = Estimator()
+    for _ in range(500):
+        estimator.learn(talk(), "long", "r", 10, 300_000)
+    assert estimator.estimate(talk(), "long", "r").output > 100_000
+    assert estimator.estimate(talk(), "new", "r").output <= 4 * 256
+    estimator.learn(talk(), "new", "r", 10, 20)
+    assert estimator.estimate(talk(), "new", "r").output <= 4 * 256
+
+
+def test_short_answers_of_one_key_make_others_reserve_little_less() -> None:
+    estimator = Estimator()
+    for _ in range(500):
+        estimator.learn(talk(), "short", "r", 10, 1)
+    assert estimator.estimate(talk(), "short", "r").output < 10
+    assert estimator.estimate(talk(), "new", "r").output >= 256 / 4
+
+
+@pytest.mark.parametrize(
+    ("tokens", "least", "most"), [(2, 1 / 6, 1 / 4), (10**6, 1 / 4, 1 / 2)], ids=["sparse", "dense"]
+)
+def test_text_of_one_key_makes_others_reserve_little_more_or_less(tokens: int, least: float, most: float) -> None:
+    estimator, asked = Estimator(), talk(user=WORDS * 100)
+    size = len(asked.body.raw)
+    for _ in range(500):
+        estimator.learn(asked, "odd", "r", tokens, 10)
+    assert size * least - 1 <= estimator.estimate(asked, "new", "r").input <= size * most + 1
+    own = estimator.estimate(asked, "odd", "r").input
+    assert size / 8 - 1 <= own <= size + 1, "a text is never nearly free, not even by what its key has taught"
+
+
+def test_what_a_key_has_learned_is_its_own() -> None:
+    estimator, asked = Estimator(), talk(user=WORDS * 100)
+    size = len(asked.body.raw)
+    for _ in range(300):
+        estimator.learn(asked, "code", "r", size // 3, 10)
+        for _ in range(3):
+            estimator.learn(asked, "others", "r", size // 6, 10)
+    assert estimator.estimate(asked, "code", "r").input == pytest.approx(size / 3, rel=0.02)
+    assert estimator.estimate(asked, "others", "r").input == pytest.approx(size / 6, rel=0.02)
