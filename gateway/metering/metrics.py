@@ -94,9 +94,15 @@ class Metrics:
         )
         self.usage_source = self._counter(
             "usage_source_total",
-            "Calls that reached a target, by where their token counts come from: upstream, counted or estimated.",
+            "Calls that reached a target, by where their token counts come from: upstream, capped, counted, estimated.",
             "route",
             "source",
+        )
+        self.usage_refused = self._counter(
+            "usage_refused_total",
+            "Calls whose target told more tokens than their bytes and max_tokens allow, and that were charged no more.",
+            "route",
+            "target",
         )
         self.cost = self._counter(
             "cost_micros_total",
