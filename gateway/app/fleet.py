@@ -23,7 +23,7 @@ from gateway.targets import Target
 from gateway.targets.engines import FIELDS as FACTS
 from gateway.targets.engines import Engines, differences
 from gateway.targets.health import Prober
-from gateway.targets.target import UNBOUNDED
+from gateway.targets.target import UNBOUNDED, WARNINGS
 from gateway.upstream import Forwarder
 
 log = logging.getLogger("trunkline.app")
@@ -52,6 +52,8 @@ class Fleet:
         self._orders: dict[str, TargetOrder] = {}
         self._orders_at, self._asked = float("-inf"), asyncio.Event()
         self._route_of = _route_of(routes)
+        self._warned: dict[tuple[str, str], str] = {}
+        """The warnings of targets that the log has, by target and what they are about."""
         self.prober = Prober(list(routes.targets), self._probe)
         self.engines = Engines(list(routes.targets), self, clock.monotonic)
         self.gossip = Gossip(store.board.exchange, routes, clock.monotonic)
@@ -184,6 +186,7 @@ class Fleet:
         if facts == before:
             return
         target.learned(facts)
+        target.lists_model()
         if changed := [field for field in FACTS if getattr(before, field) not in (None, getattr(facts, field))]:
             log.warning("target %s has changed: %s", name, ", ".join(changed))
         self._compare(self._route_of[name])
@@ -237,9 +240,21 @@ class Fleet:
             metrics.target_waiting.labels(name).set(target.load.waiting)
             if target.missed:
                 self.prober.hurry(name)
+            self._warn(target)
         self._keep()
         read_at = self.gossip.read_at
         metrics.load_age.set(-1 if read_at == float("-inf") else self._clock.monotonic() - read_at)
+
+    def _warn(self, target: Target) -> None:
+        """Tell what is wrong with a target that serves, once, and that it is no longer."""
+        for about in WARNINGS:
+            told, why = self._warned.get((target.name, about), ""), target.warnings.get(about, "")
+            self._metrics.target_warning.labels(target.name, about).set(bool(why))
+            if told == why:
+                continue
+            self._warned[target.name, about] = why
+            if why:
+                log.warning("target %s: %s", target.name, why)
 
     def _keep(self) -> None:
         """Show nothing of routes and targets that are in no table any more."""
@@ -260,7 +275,7 @@ class Fleet:
             url=target.address.url,
             backend=target.spec.backend,
             state=state,
-            why=target.why or ("asleep" if target.asleep else ""),
+            why="; ".join(filter(None, [target.why or ("asleep" if target.asleep else ""), *target.warnings.values()])),
             order=target.order_version,
             weight=round(ripe(target, now), 4),
             running=target.load.running,

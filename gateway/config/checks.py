@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 POLICIES = "trunkline.policies"
 _NAME = re.compile("[!-~](?:[ -~]{0,98}[!-~])?")
 """It stands in headers and labels."""
+_ROUTE = re.compile(
+    "(https?://[^/]+(?:/.*?)??)/+(?:v1|(?:v1/+)?"
+    "(?:(?:chat/)?completions|embeddings|models|responses|generate(?:_stream)?|invocations|tokenize|health|metrics))/*"
+)
+"""A URL that is not the base of a server; some serve under a path, such as `/proxy/v1/...`."""
 LEAST_HOLD, MOST_HOLD = 1.0, 600.0
 """Seconds: targets are probed twice a second, and clients give up after ten minutes."""
 MOST_TARGETS = 6
@@ -87,13 +92,19 @@ def _check_place(document: Document, path: Place, target: TargetSpec) -> None:
     elif target.url is not None and not is_base_url(target.url):
         shown = target.url.rpartition("@")[2].partition("?")[0]  # what is before may be a password
         document.report((*path, "url"), f"{shown!r} is not a base URL such as 'http://vllm-a:8000'")
-    elif target.url is not None and target.url.rstrip("/").endswith("/v1"):
-        document.report((*path, "url"), f"{target.url!r}: leave out '/v1', the gateway adds it")
+    elif target.url is not None and (base := _before_route(target.url)) is not None:
+        document.report((*path, "url"), f"{target.url!r}: write the base URL, {base!r}: the gateway adds the rest")
     if target.api_key is not None and not target.api_key.isprintable():
         told = f"target {target.name!r}: the credential holds a line break or another control character"
         document.report((*path, "api_key"), told)
     if target.launch is not None:
         _check_launch(document, path, target, target.launch)
+
+
+def _before_route(url: str) -> str | None:
+    """The base URL in one that names a route of a model server; None: it names none."""
+    found = _ROUTE.fullmatch(url)
+    return None if found is None else found[1]
 
 
 def _check_launch(document: Document, path: Place, target: TargetSpec, launch: Launch) -> None:

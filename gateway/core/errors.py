@@ -42,6 +42,7 @@ GatewayError
     BadReply                 502 the answer is not what its dialect promises
     UpstreamFailed           502 the upstream's own 5xx, or an error event in its stream
     CredentialRefused        502 the target refused *our* credential
+    ModelUnknown             502 the target does not know the model that our table wrote
     UpstreamTimeout          504 no answer, or no next event, in time
       TookTooLong            504 an answer that is no stream was not whole in time; another target would take as long
     UpstreamBusy             503 the target sheds load (429 or 503)
@@ -394,6 +395,12 @@ class CredentialRefused(UpstreamError):
     code = "upstream_credential"
     error_type = "upstream_credential"
     public = "The gateway's credential was refused by the model server; tell the operator."
+
+
+class ModelUnknown(UpstreamError):
+    code = "upstream_model"
+    error_type = "upstream_model"
+    public = "The model server does not know the model that the gateway asked it for; tell the operator."
 
 
 class UpstreamTimeout(UpstreamError):

@@ -315,6 +315,14 @@ class Metrics:
             "mostrecent",
             "target",
         )
+        self.target_warning = self._gauge(
+            "target_warning",
+            "1 while something is wrong with a target that serves: `model` (it does not know the model that the table "
+            "names). The log and `trunkline targets list` say what.",
+            "mostrecent",
+            "target",
+            "about",
+        )
         self.route_drift = self._gauge(
             "route_drift",
             "1 while targets of one route differ in what they tell of themselves, by field: context, models, version, "

@@ -13,6 +13,7 @@ from gateway.core.errors import (
     ContextTooLong,
     Disconnected,
     GatewayError,
+    ModelUnknown,
     NoTarget,
     QueueFull,
     QueueTimeout,
@@ -163,6 +164,8 @@ class Attempt:
 
     def answered(self, usage: Usage | None) -> None:
         """The target answered well."""
+        if self.target.warnings:
+            self.target.warnings.pop("model", None)
         if self.target.breaker.succeeded():
             self.target.returned()
         if usage is not None and usage.cached_tokens is not None:
@@ -176,6 +179,8 @@ class Attempt:
         self.outcome = Outcome(error)
         if isinstance(error, UpstreamBusy):
             self.target.rest(error.retry_after)
+        if isinstance(error, ModelUnknown):
+            self.target.warnings["model"] = error.message
         if self.outcome.away:
             self.target.miss()
         if not isinstance(error, UpstreamBusy) or error.broken:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, Literal, get_args
 
 from backends.api import Facts
 from backends.api import Target as Address
@@ -24,6 +24,10 @@ PREFILL_LIMIT: Final = 480_000
 quarter of one for a fast one. It bounds what piles up in engines, where calls can no longer be moved; to wait for less
 would send calls away from where their prompts are cached."""
 UNBOUNDED: Final = 1 << 60
+MOST_NAMED: Final = 4
+"""Models that a warning names."""
+Warning = Literal["model"]  # the word of the metric
+WARNINGS: Final = get_args(Warning)
 THERE: Final = ("credential", "status 4", "cannot")
 """How the complaints of probes begin that something answered to: it may take calls though it does not please them."""
 
@@ -93,6 +97,8 @@ class Target:
         self.up: bool | None = None
         self.why = ""
         """What the last probe complained of."""
+        self.warnings: dict[Warning, str] = {}
+        """What is wrong with it though it serves, in a few words, by what it is about."""
         self.missed = False
         """A call could not reach it, and no probe has since."""
         self.order: OrderState = "open"
@@ -110,8 +116,18 @@ class Target:
         self.up, self.why = before.up, before.why
         self.order, self.order_version = before.order, before.order_version
         self.asleep, self.missed = before.asleep, before.missed
+        if self.address == before.address:
+            self.warnings = before.warnings
         self.resting, self.resting_until = before.resting, before.resting_until
         self.learned(before.facts)
+
+    def lists_model(self) -> None:
+        """Look whether the engine lists the model that the table writes into calls."""
+        model, known = self.spec.model, (*(self.facts.models or ()), *(self.facts.loras or ()))
+        self.warnings.pop("model", None)
+        if model is not None and known and model not in known:
+            shown = ", ".join(known[:MOST_NAMED]) + (", ..." if len(known) > MOST_NAMED else "")
+            self.warnings["model"] = f"its engine lists no model {model!r}, but {shown}"
 
     @property
     def resumes(self) -> bool:

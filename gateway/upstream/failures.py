@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Final
+from typing import Any, Final
 
+import msgspec
+from msgspec import Struct
+
+from backends import answers
 from backends.api import Call, UpstreamFault
+from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.core.errors import (
     CredentialRefused,
     GatewayError,
+    ModelUnknown,
     Rejected,
     UpstreamBusy,
     UpstreamFailed,
 )
 
 MAX_RETRY_AFTER = 120.0
+_REFUSED: Final = "The model server refused the call with status {status}."
 SHORTEST_SECRET: Final = 8
 """Shorter ones are words such as "none", for servers that want any; they are found in every other text."""
 
@@ -37,8 +44,11 @@ def status_refusal(status: int, retry_header: bytes | None, capabilities: Capabi
     return None
 
 
-def worded_refusal(call: Call, capabilities: Capabilities, status: int, body: bytes) -> GatewayError:
-    """The target's refusal of the call, in its own words where its adapter finds them fit for the client."""
+def worded_refusal(call: Call, address: Address, capabilities: Capabilities, status: int, body: bytes) -> GatewayError:
+    """The target's refusal of the call, in its own words where its adapter finds them fit for the client.
+
+    That it does not know a model which the table has written is its own fault: the caller did not choose the name.
+    """
     if status == 500:
         said = None if capabilities.mistaken is None else capabilities.mistaken.mistake(call, body)
         return UpstreamFailed(f"status {status}") if said is None else Rejected(400, said)
@@ -47,8 +57,42 @@ def worded_refusal(call: Call, capabilities: Capabilities, status: int, body: by
     except UpstreamFault as fault:
         return blame(fault)
     if own is None:
-        return Rejected(status if status != 404 else 400, f"The model server refused the call with status {status}.")
-    return Rejected(own[0], "", body=own[1])
+        return Rejected(status if status != 404 else 400, _REFUSED.format(status=status))
+    status, body = own
+    refusal = _read(body)
+    if refusal.error is None:
+        words = refusal.message or refusal.detail
+        return Rejected(status, words if isinstance(words, str) and words else _REFUSED.format(status=status))
+    if status == 404 and address.model is not None and _names(refusal.error, address.model):
+        return ModelUnknown(f"it does not know the model {address.model!r}")
+    return Rejected(status, "", body=body)
+
+
+class _Error(Struct):
+    message: str
+    code: str | int | None = None
+
+
+class _Refusal(Struct):
+    """A refusal in the envelope that clients know, or in that of a framework, whose words are put into ours."""
+
+    error: _Error | None = None
+    message: Any = None
+    detail: Any = None
+
+
+def _read(body: bytes) -> _Refusal:
+    """Empty where nothing is said in a form that clients know."""
+    try:
+        found: _Refusal = answers.decoded(_refusals, body)
+    except (ValueError, RecursionError):
+        return _Refusal()
+    return found
+
+
+def _names(error: _Error, model: str) -> bool:
+    """Whether the error is about the model, not about a path or something else that is not there."""
+    return error.code == "model_not_found" or model in error.message
 
 
 def conceal(refusal: Rejected, secret: str | None) -> None:
@@ -69,6 +113,9 @@ def blame(fault: UpstreamFault) -> GatewayError:
     if 400 <= fault.status < 500 and fault.status not in (401, 403, 408):
         return Rejected(fault.status, fault.message, param=fault.param)
     return UpstreamFailed(f"an error in an answer of status 200 ({fault.status})")  # its text may hold the prompt
+
+
+_refusals = msgspec.json.Decoder(_Refusal)
 
 
 def retry_after(header: bytes | None) -> float | None:

@@ -116,7 +116,7 @@ class Forwarder:
                         return BadReply(f"the answer is larger than {ERROR_BODY_LIMIT} bytes")
             except TimeoutError:
                 return UpstreamTimeout(LATE)
-            refusal = worded_refusal(call, capabilities, response.status, bytes(body))
+            refusal = worded_refusal(call, address, capabilities, response.status, bytes(body))
             if isinstance(refusal, Rejected):
                 conceal(refusal, address.api_key)
         return refusal

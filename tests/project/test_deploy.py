@@ -540,6 +540,7 @@ def test_the_dashboard_can_be_narrowed_to_routes() -> None:
 
 NOT_SHOWN = {
     "trunkline_cost_micros_total": "a matter of accounting: `trunkline usage`",
+    "trunkline_target_warning": "an alert tells of it, and `trunkline targets list` what it is",
     "trunkline_config_loaded_timestamp_seconds": "'Gateways by routing table' shows changes",
 }
 

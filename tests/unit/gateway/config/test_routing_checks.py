@@ -137,3 +137,16 @@ def test_tiers_that_no_failing_call_comes_to() -> None:
     assert not warned(one={**full, "fallback": tiers, "retry": {"attempts": 2}})
     (told,) = warned(one={**full, "fallback": tiers[:3], "fallback_route": "two"}, two={})
     assert "tier 0 of route 'two' (t-two)" in told
+
+
+@pytest.mark.parametrize("base", ["http://a:8000", "https://proxy/serve/a", "http://a/v1beta"])
+@pytest.mark.parametrize(
+    "path", ["/v1", "/v1/", "/v1/chat/completions", "/v1/models", "/chat/completions", "/v1/embeddings/", "/health"]
+)
+def test_a_url_of_one_request_is_no_base_url(base: str, path: str) -> None:
+    assert f"write the base URL, {base!r}" in mistake(one={"targets": [target("a") | {"url": base + path}]}).message
+
+
+@pytest.mark.parametrize("url", ["http://a/v1beta", "http://a/v1/serve/b", "http://health", "unix:///run/v1"])
+def test_other_paths_may_lead_to_a_server(url: str) -> None:
+    assert good(one={"targets": [target("a") | {"url": url}]})
