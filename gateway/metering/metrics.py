@@ -98,12 +98,6 @@ class Metrics:
             "route",
             "source",
         )
-        self.usage_refused = self._counter(
-            "usage_refused_total",
-            "Calls whose target told more tokens than their bytes and max_tokens allow, and that were charged no more.",
-            "route",
-            "target",
-        )
         self.cost = self._counter(
             "cost_micros_total",
             "What calls cost by the routes' prices, in millionths of the table's currency.",
@@ -146,6 +140,12 @@ class Metrics:
 
     def _make_limits(self) -> None:
         """Admission, the store and the ledger."""
+        self.usage_refused = self._counter(
+            "usage_refused_total",
+            "Calls whose target told more tokens than their bytes and max_tokens allow, and that were charged no more.",
+            "route",
+            "target",
+        )
         self.denials = self._counter(
             "limit_denials_total",
             "Calls denied by a limit, by whose it is (key, tenant, model, key_model) and its dimension.",
