@@ -44,8 +44,8 @@ def command(work: Callable[..., Awaitable[Any]]) -> Callable[..., None]:
             finally:
                 await store.close()
 
-        ours = logging.getLogger("trunkline")
-        ours.addHandler(logging.NullHandler())  # what fails is said below, once
+        if logging.lastResort is not None:
+            logging.lastResort.addFilter(_is_not_said_below)
         try:
             asyncio.run(session())
         except StoreDown as error:
@@ -62,6 +62,11 @@ def command(work: Callable[..., Awaitable[Any]]) -> Callable[..., None]:
             raise click.ClickException(str(error)) from None
 
     return run
+
+
+def _is_not_said_below(record: logging.LogRecord) -> bool:
+    """A store that cannot be used is what the command says itself, once."""
+    return not record.getMessage().startswith("Redis does not answer")
 
 
 def registrar(store: Store, settings: Settings) -> Registrar:

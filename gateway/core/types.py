@@ -242,7 +242,7 @@ class Entry(Struct, frozen=True, omit_defaults=True, kw_only=True):
     output: int = 0
     cost_micros: int = 0
     source: str = ""
-    """Where the token counts come from: `upstream`, `counted`, `estimated`; empty: no target was asked."""
+    """Where the token counts come from: `upstream`, `capped`, `counted`, `estimated`; empty: no target was asked."""
 
 
 class Sum(Struct, frozen=True, kw_only=True):

@@ -19,8 +19,14 @@ TOKENS_PER_SECOND: Final = 30.0
 SLOWEST, FASTEST = 1.0, 1000.0
 WEIGHT: Final = 0.05
 """Of one answer in what is learned."""
-MOST_TOKENS = 1 << 32
-"""That a target is believed to have read or written for one call."""
+TEMPLATE: Final = 8192
+"""Tokens that a target may add to each prompt: its chat template, a system prompt of its own."""
+MOST_OF_MEDIA: Final = 200_000
+"""Tokens of an image, a recording, a film."""
+BEYOND: Final = 64
+"""Tokens that an answer may have beyond its bound: engines that guess several tokens ahead stop a little late."""
+LONGEST: Final = 1 << 20
+"""Tokens of an answer that is not bounded."""
 
 
 class Learned:
@@ -45,7 +51,10 @@ class Learned:
             self._speeds[target] = known + WEIGHT * (seen - known)
 
     def made(self, record: CallRecord) -> int:
-        """Tokens of what has come of a stream: its events, or those of its text, if several stand in one event."""
+        """Tokens of what has come of a stream: what its target counted, else its events, or those of its text if that
+        is more, as several may stand in one event."""
+        if record.usage is not None:
+            return max(0, min(record.usage.completion_tokens, _believable(record)[1]))
         events, text = record.events, int(record.text / self._bytes.get(record.target, BYTES_PER_TOKEN))
         return events if text <= events else max(events, min(text, _bound(record)))
 
@@ -61,9 +70,10 @@ def count(record: CallRecord, learned: Learned) -> tuple[int, int, int, str]:
     """Prompt, cached and completion tokens, and where they come from: "" if no target has worked for the call."""
     usage, prompt = record.usage, record.prompt
     if usage is not None:
-        input, output = usage.prompt_tokens, usage.completion_tokens
-        input, output = max(0, min(input, MOST_TOKENS)), max(0, min(output, MOST_TOKENS))
-        return input, max(0, min(usage.cached_tokens or 0, input)), output, "upstream"
+        most_input, most_output = _believable(record)
+        input, output = max(0, min(usage.prompt_tokens, most_input)), max(0, min(usage.completion_tokens, most_output))
+        capped = usage.prompt_tokens > most_input or usage.completion_tokens > most_output
+        return input, max(0, min(usage.cached_tokens or 0, input)), output, "capped" if capped else "upstream"
     if record.events:
         return prompt, 0, learned.made(record), "counted"
     if record.size and not record.stream:
@@ -72,6 +82,20 @@ def count(record: CallRecord, learned: Learned) -> tuple[int, int, int, str]:
     if record.left_in:  # the target has read the prompt, or was about to
         return prompt, 0, learned.made_unseen(record) if record.left_in == "whole" else 0, "estimated"
     return 0, 0, 0, ""
+
+
+def _believable(record: CallRecord) -> tuple[int, int]:
+    """The most tokens of prompts and answers that a target can have seen and made of such a call.
+
+    No text has more tokens than bytes.
+    """
+    if record.call is None:
+        return 0, 0
+    asked = record.call.asked
+    prompts = asked.text + asked.token_ids + asked.media * MOST_OF_MEDIA + asked.prompts * TEMPLATE
+    if record.endpoint == "embeddings":
+        return prompts, 0
+    return prompts, min(HUGE, asked.output + BEYOND if asked.output else LONGEST) * asked.answers
 
 
 def _bound(record: CallRecord) -> int:

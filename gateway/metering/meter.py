@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from gateway.metering.aborts import Client
 from gateway.metering.counting import Learned
 from gateway.metering.metrics import Metrics
 from gateway.metering.record import CLIENT, QUEUE, TARGET, WAITED_SECONDS, CallRecord, Choice
+
+log = logging.getLogger("trunkline.metering")
 
 _encoder = msgspec.json.Encoder()
 
@@ -79,6 +82,14 @@ class Meter:
     def wasted(self, record: CallRecord, cause: str, tokens: int) -> None:
         """A target has made tokens for nothing."""
         self.child(self.metrics.wasted, record.route, cause).inc(tokens)
+
+    def usage_refused(self, record: CallRecord) -> None:
+        """A target has told more tokens than the call can have had."""
+        told, route, target = record.usage, record.route, record.target
+        assert told is not None
+        self.child(self.metrics.usage_refused, route, target).inc()
+        counts = told.prompt_tokens, told.completion_tokens
+        log.warning("call %s: target %s: impossible token counts: %d and %d", record.call_id, target, *counts)
 
     def ended(self, record: CallRecord, ended: float) -> None:
         """The call is over, at this moment of the monotonic clock."""

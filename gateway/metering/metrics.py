@@ -94,7 +94,7 @@ class Metrics:
         )
         self.usage_source = self._counter(
             "usage_source_total",
-            "Calls that reached a target, by where their token counts come from: upstream, counted or estimated.",
+            "Calls that reached a target, by where their token counts come from: upstream, capped, counted, estimated.",
             "route",
             "source",
         )
@@ -140,6 +140,12 @@ class Metrics:
 
     def _make_limits(self) -> None:
         """Admission, the store and the ledger."""
+        self.usage_refused = self._counter(
+            "usage_refused_total",
+            "Calls whose target told more tokens than their bytes and max_tokens allow, and that were charged no more.",
+            "route",
+            "target",
+        )
         self.denials = self._counter(
             "limit_denials_total",
             "Calls denied by a limit, by whose it is (key, tenant, model, key_model) and its dimension.",
@@ -235,6 +241,12 @@ class Metrics:
         )
         self.target_up = self._gauge(
             "target_up", "Whether the target's health route answered its last probe.", "livemin", "target"
+        )
+        self.target_hung = self._gauge(
+            "target_hung",
+            "Whether the target's engine makes no progress while calls wait for it, though its server answers.",
+            "livemax",
+            "target",
         )
         self.target_prefill = self._gauge(
             "target_prefill_tokens",

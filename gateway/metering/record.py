@@ -13,7 +13,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamError, ended_by
 from gateway.core.types import KeyRecord, Spent
 from gateway.metering.aborts import Abort, Client, Phase
-from gateway.metering.counting import MOST_TOKENS, count
+from gateway.metering.counting import count
 
 if TYPE_CHECKING:
     from gateway.metering.meter import Meter
@@ -238,6 +238,8 @@ class CallRecord:
         """What the call took. Fixed when it is first asked for: what is charged is what is written."""
         if self.spent is None:
             input, cached, output, self.usage_source = count(self, self._meter.learned)
+            if self.usage_source == "capped":
+                self._meter.usage_refused(self)
             cost = 0 if self._price is None else self._price.cost(input, cached, output)
             self.spent = Spent(input, cached, output, cost)
         return self.spent
@@ -289,8 +291,7 @@ class CallRecord:
 
     def _waste(self, *, gone: bool) -> None:
         """What has come so far came to nothing: its client is `gone`, or it broke off."""
-        usage, learned = self.usage, self._meter.learned
-        made = learned.made(self) if usage is None else max(0, min(usage.completion_tokens, MOST_TOKENS))
+        made = self._meter.learned.made(self)
         if made:
             self.wasted_tokens += made
             self._meter.wasted(self, "client_gone" if gone else "attempt_failed", made)

@@ -118,7 +118,7 @@ def test_what_was_spent_meanwhile_is_owed(
 
     eventually(owed, "what was spent meanwhile")
     target.script = whole(answer(prompt=100, completion=10_000 - 100 - before - 480))
-    assert ask(alone, chat("m", max_tokens=10), issued.secret).status == 200
+    assert ask(alone, chat("m"), issued.secret).status == 200
     eventually(lambda: spent(own_redis, issued) == 10_000 or None, "all of it is spent")
     denied = ask(alone, chat("m", max_tokens=10), issued.secret)
     assert (denied.status, denied.error["code"]) == (429, "insufficient_quota")

@@ -10,11 +10,11 @@ from typing import Any, Final
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.redis_server import RedisServer
-from harness.upstream import Act, Target, Upstream, event, stream
-from integration.client import ask, chat, request, wire
-from integration.metered import of
+from harness.upstream import DONE, Act, Target, Upstream, event, stream, usage_event
+from integration.client import ask, chat, request, samples, total, wire
+from integration.metered import of, used
 
-from gateway.core.types import Limit
+from gateway.core.types import Allowance, Budget, Limit
 
 COMPLETIONS: Final = "/v1/completions"
 CONTEXT: Final = 300
@@ -117,3 +117,18 @@ def test_a_stream_left_early_is_charged_its_text(walled: GatewayProcess, targets
     assert 49 * 100 / 8 <= line["usage"]["completion_tokens"] <= 1500
     after = ask(walled, chat("plain", max_tokens=1500), issued.secret)
     assert after.status == 429, "what came is charged"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_lie_of_a_target_is_bounded(walled: GatewayProcess, targets: dict[str, Target], streamed: bool) -> None:
+    issued = walled.issue(limit=Limit(otpm=100_000, budget=Budget(day=Allowance(tokens=1_000_000))))
+    lie = stream(event("Hi"), event(finish="stop"), usage_event(10**12, 10**12), DONE)
+    targets["plain"].scripts = [lie if streamed else used(prompt=10**12, completion=10**12)]
+    before = total(samples(walled), "usage_refused_total", route="plain", target="w-plain")
+    assert ask(walled, chat("plain", max_tokens=500, stream=streamed), issued.secret).status == 200
+    line = of(walled, issued)
+    assert line["usage"]["source"] == "capped"
+    assert (line["usage"]["prompt_tokens"], line["usage"]["completion_tokens"]) < (10_000, 565)
+    assert line["usage"]["completion_tokens"] == 564
+    assert total(samples(walled), "usage_refused_total", route="plain", target="w-plain") == before + 1
+    assert ask(walled, chat("plain", max_tokens=500), issued.secret).status == 200, "its budget is not eaten up"

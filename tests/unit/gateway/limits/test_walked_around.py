@@ -306,3 +306,50 @@ def test_what_a_key_has_learned_is_its_own() -> None:
             estimator.learn(asked, "others", "r", size // 6, 10)
     assert estimator.estimate(asked, "code", "r").input == pytest.approx(size / 3, rel=0.02)
     assert estimator.estimate(asked, "others", "r").input == pytest.approx(size / 6, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told", "charged"),
+    [
+        ({"max_tokens": 100}, Usage(20, 10**9), (20, 164)),
+        ({"max_tokens": 100, "n": 3}, Usage(20, 10**9), (20, 3 * 164)),
+        ({}, Usage(20, 10**9), (20, 1 << 20)),
+        ({"max_tokens": 100}, Usage(10**9, 5), (8192, 5)),
+        ({"max_tokens": 100}, Usage(10**9, 10**9, 10**9), (8192, 164)),
+    ],
+)
+def test_a_target_that_tells_too_much_is_capped(
+    bench: Bench, fields: dict[str, Any], told: Usage, charged: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with recorded(bench.meter) as record:
+        bench.open(record, asked := talk(**fields))
+        record.received(500, 0, told)
+        record.sent()
+        record.attempt_ended()
+    spent = record.final_usage()
+    assert charged[0] <= spent.input <= charged[0] + asked.asked.text and spent.output == charged[1]
+    assert spent.cached <= spent.input
+    refused = bench.metrics.registry.get_sample_value("trunkline_usage_refused_total", {"route": "r", "target": "a"})
+    assert refused == 1 and json.loads(bench.lines[-1])["usage"]["source"] == "capped"
+    (message,) = caplog.messages
+    assert "target a" in message and str(told.completion_tokens) in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"max_tokens": 100}, Usage(3000, 100)),
+        ({"max_tokens": 100}, Usage(20, 110)),
+        ({"max_tokens": 100, "n": 4}, Usage(20, 400)),
+        ({"user": "x" * 50_000}, Usage(50_000, 200_000)),
+        (chat([{"type": "image_url", "image_url": {"url": "http://pictures/1.png"}}]), Usage(100_000, 5)),
+    ],
+)
+def test_what_is_possible_is_believed(bench: Bench, fields: dict[str, Any], told: Usage) -> None:
+    with recorded(bench.meter) as record:
+        bench.open(record, talk(**fields))
+        record.received(500, 0, told)
+        record.sent()
+        record.attempt_ended()
+    assert record.final_usage() == Spent(told.prompt_tokens, 0, told.completion_tokens, 0)
+    assert record.usage_source == "upstream"
