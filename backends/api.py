@@ -227,6 +227,8 @@ class Gauges(Struct, frozen=True):
     """LoRA adapters that have calls now."""
     asleep: bool = False
     """The server is well but has put its model away, and answers no call until it is woken."""
+    steps: int | None = None
+    """Steps that its engines have made since they started, or what only such steps make grow."""
     started: float | None = None
     """When its process started, in seconds of Unix time."""
 

@@ -47,6 +47,7 @@ class LlamaCpp(OpenAI):
             kv_usage=told.mean("llamacpp:kv_cache_usage_ratio"),
             prefix_queries=None if read is None or cached is None else read + cached,
             prefix_hits=cached,
+            steps=told.total("llamacpp:n_decode_total"),
         )
 
     def facts(self, answers: Mapping[str, bytes], model: str | None) -> Facts:

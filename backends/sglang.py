@@ -52,6 +52,7 @@ class SGLang(OpenAI):
             kv_tokens=_summed(told, "max_total_num_tokens"),
             prefix_queries=told.total(*_named("prompt_tokens_total")),
             prefix_hits=told.total(*_named("cached_tokens_total")),
+            steps=told.total(*_named("realtime_tokens_total")),
             started=told.mean("process_start_time_seconds"),
         )
 

@@ -46,6 +46,7 @@ class VLLM(OpenAI):
             prefix_hits=_prefix(told, "hits"),
             loras=_busy_loras(told),
             asleep=_asleep(told),
+            steps=told.total("vllm:iteration_tokens_total_count"),
             started=told.mean("process_start_time_seconds"),
         )
 

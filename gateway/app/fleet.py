@@ -11,6 +11,7 @@ import msgspec
 from msgspec import structs
 
 from backends.api import Facts, Gauges
+from gateway.app.hung import HungEngines
 from gateway.app.waker import Waker
 from gateway.core.clock import Clock
 from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
@@ -58,6 +59,7 @@ class Fleet:
         self.engines = Engines(list(routes.targets), self, clock.monotonic)
         self.gossip = Gossip(store.board.exchange, routes, clock.monotonic)
         self.waker = Waker(routes, self.prober, self.engines, forwarder, clock.monotonic)
+        self._hung = HungEngines(forwarder, metrics, clock)
         self._task: asyncio.Task[None] | None = None
         store.records.watch(self._changed)
 
@@ -152,7 +154,10 @@ class Fleet:
     async def read_gauges(self, name: str) -> Gauges | None:
         """Ask a target's engine for its load; None: it does not tell it now."""
         target = self.routes.targets[name]
-        return await self._forwarder.gauges(target.address, target.capabilities, target.timeouts)
+        gauges = await self._forwarder.gauges(target.address, target.capabilities, target.timeouts)
+        if (now := self.routes.targets.get(name)) is not None:  # perhaps of another table
+            self._hung.look(now, gauges, self._route_of[name])
+        return gauges
 
     async def read_facts(self, name: str) -> Facts | None:
         """Ask a target what it is; None: it does not tell it now."""
@@ -275,7 +280,7 @@ class Fleet:
             url=target.address.url,
             backend=target.spec.backend,
             state=state,
-            why="; ".join(filter(None, [target.why or ("asleep" if target.asleep else ""), *target.warnings.values()])),
+            why="; ".join(filter(None, [target.complaint, *target.warnings.values()])),
             order=target.order_version,
             weight=round(ripe(target, now), 4),
             running=target.load.running,

@@ -18,6 +18,13 @@ def may_use(key: KeyRecord, *names: str) -> bool:
     return False
 
 
+def is_good(key: KeyRecord, now: float) -> bool:
+    """Whether any secret of the key opens anything as of `now`, in seconds since the epoch."""
+    if key.revoked is not None or (key.expires is not None and key.expires <= now):
+        return False
+    return any(secret.not_after is None or secret.not_after > now for secret in key.secrets)
+
+
 def authorize(key: KeyRecord, endpoint: str, model: str, route: str) -> None:
     """Raise `Forbidden` unless the key may use the endpoint, and the model by alias or by the route's own name."""
     endpoints, models = key.endpoints, key.models

@@ -17,20 +17,22 @@ from backends import registry
 from backends.api import Call, Facts
 from backends.body import Body, Malformed
 from gateway.admin.targets import reports
-from gateway.auth import may_use
+from gateway.auth import authorize, may_use
+from gateway.auth.rights import is_good
 from gateway.auth.token import parse
 from gateway.cli.session import command, console
 from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, load_table
-from gateway.core.errors import NoRoute
+from gateway.core.errors import ContextTooLong, Forbidden, NoRoute, NoTarget
 from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState
-from gateway.routing import Builder, Routes, TargetSlots
+from gateway.limits.estimate import Estimator
+from gateway.routing import Builder, Route, Routes, TargetSlots
 from gateway.routing.explain import Candidacy
+from gateway.routing.policies.api import Prompt
 from gateway.store import Store, StoreDown
 from gateway.targets import Target
 from gateway.targets.load import LoadReport
 
-BYTES_PER_TOKEN = 4.0
 COLUMNS = ("", "target", "route", "tier", "cost", "cached", "reason", "refused", "running", "waiting", "prefill")
 
 
@@ -49,6 +51,8 @@ class Answer(Struct):
     gateways: int
     """How many told how their targets stand."""
     picked: str | None
+    refused: str
+    """What the caller would be told instead, such as "401: ..."; empty: it would be answered, or wait."""
     candidates: list[Candidacy]
 
 
@@ -79,14 +83,41 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
         route = routes.find(call.model, lambda *names: may_use(key, *names))
     except NoRoute as error:
         raise click.ClickException(error.message) from None
-    tokens = max(1, int(len(call.body.raw) / BYTES_PER_TOKEN))
-    found = routes.explain(route, routes.read(route, call, {}, key, tokens))
+    tokens = Estimator().estimate(call, key.id, route.name).input
+    prompt = routes.read(route, call, {}, key, tokens)
+    found = routes.explain(route, prompt)
     picked = next((each.target for each in found if each.picked), None)
-    answer = Answer(call.model, route.name, found[0].policy, tokens, len(said), picked, found)
+    refused = _refused(key, call, route) or ("" if picked is not None else _nowhere(routes, route, prompt))
+    answer = Answer(call.model, route.name, found[0].policy, tokens, len(said), picked, refused, found)
     if as_json:
         click.echo(msgspec.json.encode(answer))
         return
-    _show(answer, allowed=may_use(key, call.model, route.name))
+    _show(answer)
+
+
+def _refused(key: KeyRecord, call: Call, route: Route) -> str:
+    """Why the key's call is refused wherever its targets are."""
+    if key.id and not is_good(key, time.time()):
+        return f"401: the key is {'revoked' if key.revoked is not None else 'expired'}"
+    try:
+        authorize(key, call.endpoint, call.model, route.name)
+    except Forbidden as error:
+        return f"{error.status}: {error.message}"
+    return ""
+
+
+def _nowhere(routes: Routes, route: Route, prompt: Prompt) -> str:
+    """What a call is told that no target can take now; nothing if it waits for room, or is held."""
+    if routes.waits(route, prompt):
+        return ""
+    if route.hold is not None and True in [each.waits_for(prompt) for each in routes.chain(route)]:
+        return ""
+    try:
+        for each in reversed([*routes.chain(route)]):
+            each.chooser.fitted(prompt)
+    except ContextTooLong as error:
+        return f"{error.status}: {error.message}"
+    return f"{NoTarget.status}: no target of {route.name!r} can take the call now"
 
 
 def _call(model: str | None, file: BinaryIO | None) -> Call:
@@ -112,7 +143,7 @@ async def _key(store: Store, id: str | None) -> KeyRecord:
         id, _ = parse(id)
     record = await store.records.get(KeyRecord, id)
     if record is None:
-        raise ValueError("there is no such key; `trunkline keys list` shows all")
+        raise ValueError("there is no such key, its calls are refused with 401; `trunkline keys list` shows all")
     return record
 
 
@@ -140,7 +171,10 @@ def _stand(target: Target, states: Sequence[TargetState]) -> None:
     conditions = [state.state for state in states]
     target.learned(Facts(context=max(state.context or 0 for state in states) or None))
     if all(condition == "down" for condition in conditions):
-        target.probed(states[0].why or "down")
+        if states[0].why.startswith("asleep"):
+            target.sleeps(True)
+        else:
+            target.probed(states[0].why or "down")
     if all(condition == "ejected" for condition in conditions):
         target.breaker.eject(A_WHILE)
     for condition in ("resting", "full"):
@@ -148,7 +182,7 @@ def _stand(target: Target, states: Sequence[TargetState]) -> None:
             target.rest(A_WHILE, condition)
 
 
-def _show(answer: Answer, *, allowed: bool) -> None:
+def _show(answer: Answer) -> None:
     lines: list[tuple[object, ...]] = [
         (
             "->" if each.picked else "",
@@ -176,5 +210,5 @@ def _show(answer: Answer, *, allowed: bool) -> None:
             f"{answer.policy} picks {answer.picked} ({seen}).",
             markup=False,
         )
-    if not allowed:
-        out.print("The key may not use this model: the call would be refused with 403.")
+    if answer.refused:
+        out.print(f"The call would be refused with {answer.refused}.", markup=False)

@@ -85,7 +85,8 @@ def fake_backend(**options: Any) -> None:
     their bytes / 4, equal beginnings are cached, calls wait for room, /metrics tell it all, and `ignore_eos` makes an
     answer of exactly `max_tokens`.
 
-    GET /fake tells what happened so far; POST /fake with `{"fault": "SPEC"}` changes --fault while it runs.
+    GET /fake tells what happened so far; POST /fake with `{"fault": "SPEC"}` changes --fault while it runs, with
+    `{"engine": "stop"}` or `"go"` the engine of --engine stops and goes on, while /health and /metrics answer.
     """
     if options["engine"] and options["dialect"] != "vllm":
         raise click.UsageError("--engine: speaks --dialect vllm only")

@@ -39,6 +39,7 @@ GatewayError
   UpstreamError              a target failed; the text stays in our log
     Unreachable              502 no connection
     Disconnected             502 the connection ended before an answer
+      EngineHung             504 its engine made no progress, so we ended the connection
     BadReply                 502 the answer is not what its dialect promises
     UpstreamFailed           502 the upstream's own 5xx, or an error event in its stream
     CredentialRefused        502 the target refused *our* credential
@@ -383,6 +384,15 @@ class Disconnected(UpstreamError):
     code = "upstream_disconnected"
     error_type = "upstream_disconnected"
     public = "The model server closed the connection before its answer was complete."
+
+
+class EngineHung(Disconnected):
+    """Its server answers, but nothing works on the call any more."""
+
+    status = 504
+    code = "upstream_hung"
+    error_type = "upstream_hung"
+    public = "The model server stopped working on the answer."
 
 
 class BadReply(UpstreamError):

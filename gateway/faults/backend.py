@@ -21,8 +21,9 @@ from gateway.faults.wire import Connection, HttpRequest
 
 DIALECTS: Final[dict[str, type[OpenAI]]] = {kind.name: kind for kind in (VLLM, TGI, OpenAI)}
 CONTROL: Final = "/fake"
-"""GET tells what happened so far, POST {"fault": SPEC} sets the default fault."""
-
+"""GET tells what happened so far, POST {"fault": SPEC} sets the default fault, POST {"engine": "stop"} stops the engine
+alone: /health and /metrics answer as before."""
+ENGINE: Final = {"stop": True, "go": False}
 
 AWAKE_SECONDS: Final = 0.02
 """Between two looks whether the server is awake again."""
@@ -195,11 +196,16 @@ class FakeBackend:
         if request.method == "POST":
             try:
                 body = request.json()
-                self.orders.default = parse(body["fault"])
+                if (engine := body.get("engine")) is None:
+                    self.orders.default = parse(body["fault"])
+                elif self.engine is None or engine not in ENGINE:
+                    return whole({"error": f"expected --engine, and one of {', '.join(ENGINE)}"}, 400)
+                else:
+                    self.engine.stop(ENGINE[engine])
             except BadOrder as error:
                 return whole({"error": str(error)}, 400)
-            except (ValueError, KeyError, TypeError):
-                return whole({"error": 'expected {"fault": "stall=3"}'}, 400)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return whole({"error": 'expected {"fault": "stall=3"} or {"engine": "stop"}'}, 400)
         return whole(self.tells())
 
     def tells(self) -> dict[str, Any]:

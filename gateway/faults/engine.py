@@ -248,10 +248,26 @@ class TimedEngine(Engine):
         super().__init__(shape)
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._busy = self._late = 0.0
+        self.stopped = False
+        """As if its process were: calls come and wait, and no step is made."""
+
+    def stop(self, stopped: bool = True) -> None:
+        """Stop in the middle of a step, or go on from there."""
+        if stopped is self.stopped:
+            return
+        self.stopped, timer = stopped, self._timer
+        if stopped and timer is not None:
+            timer.cancel()
+        elif not stopped:
+            loop = asyncio.get_running_loop()
+            if timer is None:
+                self._timer = loop.call_soon(self._begin, loop.time()) if self.waiting else None
+            else:
+                self._timer = loop.call_soon(self._end, loop.time())
 
     def add(self, work: Work) -> None:
         super().add(work)
-        if self._timer is None:  # calls that come in the same turn are in the same step
+        if self._timer is None and not self.stopped:  # calls that come in the same turn are in the same step
             loop = asyncio.get_running_loop()
             self._timer = loop.call_soon(self._begin, loop.time())
 

@@ -56,6 +56,8 @@ class PacedVLLM(VLLM):
     def __init__(self, served: Served, state: State, engine: TimedEngine) -> None:
         super().__init__(served, state)
         self.engine = engine
+        self._measured: list[tuple[str, str, float]] = []
+        """What the engine told last: one that is stopped tells nothing new."""
 
     def size(self, text: str) -> int:
         return max(1, -(-len(text.encode(errors="replace")) // TOKEN))
@@ -70,6 +72,11 @@ class PacedVLLM(VLLM):
         return {**super().usage(asked), "prompt_tokens_details": {"cached_tokens": None}}
 
     def measured(self) -> list[tuple[str, str, float]]:
+        if not self.engine.stopped or not self._measured:
+            self._measured = self._measure()
+        return self._measured
+
+    def _measure(self) -> list[tuple[str, str, float]]:
         engine, asleep = self.engine, self.state.asleep
         blocks = f'block_size="{PIECE}",num_gpu_blocks="{engine.shape.kv_tokens // PIECE}"'
         return [

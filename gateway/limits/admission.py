@@ -131,7 +131,7 @@ class Admission:
             headers = self._local_headers(terms, ask, verdict)
         else:
             headers = terms.headers.of(verdict.standings, verdict.denied)
-        error = denial(ask.plan.dimensions, verdict, headers)
+        error = denial(ask, verdict, headers)
         self._events.denied(error.scope, error.dimension)
         return error
 

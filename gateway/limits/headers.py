@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gateway.core.dimensions import WORDS
 from gateway.core.errors import LimitReached, NeverFits, OutOfBudget, RateLimited
-from gateway.core.types import Dimension, Standing, Verdict
+from gateway.core.types import Ask, Dimension, Standing, Verdict
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -70,8 +70,9 @@ class _Group:
         """The header that tells the limit of a member."""
 
 
-def denial(dimensions: Sequence[Dimension], verdict: Verdict, headers: Headers) -> LimitReached:
-    """The error for the dimension that said no."""
+def denial(ask: Ask, verdict: Verdict, headers: Headers) -> LimitReached:
+    """The error for the dimension that said no to what was asked for."""
+    dimensions = ask.plan.dimensions
     assert verdict.denied is not None
     dimension, wait = dimensions[verdict.denied], verdict.retry_after
     whose = _WHOSE[dimension.scope]
@@ -82,13 +83,24 @@ def denial(dimensions: Sequence[Dimension], verdict: Verdict, headers: Headers) 
     else:
         what = f"{dimension.limit} tokens" if dimension.unit == "tokens" else "money"
         message = f"{whose} has used up its budget of {what} for the {dimension.period}."
-        reserved = wait < verdict.standings[verdict.denied].reset
+        standing, amount = verdict.standings[verdict.denied], ask.amounts[verdict.denied]
+        reserved = wait < standing.reset
         if reserved:  # by calls under way, which may use less
             message = f"{whose} has no budget of {what} left for this call while others are under way."
+        if standing.remaining > 0:
+            left, needed = (_amount(each, dimension.unit) for each in (standing.remaining, amount))
+            message = f"{whose} has {left} left of its budget of {what} for the {dimension.period}"
+            message += ", others under way aside" if reserved else ""
+            message += f"; this call would reserve {needed}."
         error = OutOfBudget(message, retry_after=wait, reserved=reserved)
     error.dimension, error.scope = dimension.name, dimension.scope
     error.headers = {name.decode(): value.decode() for name, value in headers}
     return error
+
+
+def _amount(amount: int, unit: str) -> str:
+    """An amount of a budget for people: money is counted in millionths."""
+    return f"{amount / 1e6:.6g}" if unit == "cost" else f"{amount} tokens"
 
 
 def never_fits(dimension: Dimension) -> NeverFits:

@@ -242,6 +242,12 @@ class Metrics:
         self.target_up = self._gauge(
             "target_up", "Whether the target's health route answered its last probe.", "livemin", "target"
         )
+        self.target_hung = self._gauge(
+            "target_hung",
+            "Whether the target's engine makes no progress while calls wait for it, though its server answers.",
+            "livemax",
+            "target",
+        )
         self.target_prefill = self._gauge(
             "target_prefill_tokens",
             "Prompt tokens sent to the target and not yet read, estimated.",

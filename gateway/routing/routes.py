@@ -122,9 +122,15 @@ class Routes:
             for each in chain:
                 decided = any(candidacy.picked for candidacy in found)
                 found += each.chooser.explain(prompt, decided=decided, lenient=lenient)
-            if any(candidacy.picked for candidacy in found):
+            if any(candidacy.picked for candidacy in found) or self.waits(route, prompt):
                 break
         return found
+
+    def waits(self, route: Route, prompt: Prompt) -> bool:
+        """Whether the call would wait for room: none can take it now, and some only lack that."""
+        lenient = route.fallback_route is None
+        chosen = [each.chooser.fitting(prompt, lenient=lenient) for each in self.chain(route)]
+        return not any(each.usable for each in chosen) and any(each.tier is not None for each in chosen)
 
     def ordered(self, orders: Mapping[str, TargetOrder], now: float) -> None:
         """Apply operators' orders as of `now`, in seconds since the epoch."""

@@ -56,6 +56,13 @@ class Chooser:
                     return Chosen(tier)
         return Chosen()
 
+    def fitting(self, prompt: Prompt, *, lenient: bool) -> Chosen:
+        """As `choose`, of a prompt as it was read; nothing for one that is too long."""
+        try:
+            return self.choose(self.fitted(prompt), lenient=lenient)
+        except ContextTooLong:
+            return Chosen()
+
     def barred(self, tried: Sequence[Target], spent: Collection[int], begun: Target | None) -> Sequence[Target]:
         """Where a call must not go: where it was, and in tiers whose numbers are `spent`; with an answer that `begun`
         began, wherever it cannot go on.

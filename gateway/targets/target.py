@@ -10,8 +10,9 @@ from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.core.types import OrderState
-from gateway.targets.health import Breaker
+from gateway.targets.health import EJECT_SECONDS, Breaker
 from gateway.targets.load import Load
+from gateway.targets.progress import Progress
 
 KV_TOKENS: Final = 1_000_000
 """Assumed of a prefix cache that tells nothing of its size: twice too much costs nothing, half costs 3 to 8 %."""
@@ -90,6 +91,8 @@ class Target:
         """Tokens of a prompt alone, where the server bounds them apart."""
         self.facts = Facts()
         """What its engine says that it is."""
+        self.progress = Progress()
+        """Whether its engine works."""
         self.asleep = False
         """The server has put its model away."""
         self.prefill_limit = float(PREFILL_LIMIT)
@@ -115,7 +118,7 @@ class Target:
         self.since, self.attempts, self.inflight = before.since, before.attempts, before.inflight
         self.up, self.why = before.up, before.why
         self.order, self.order_version = before.order, before.order_version
-        self.asleep, self.missed = before.asleep, before.missed
+        self.asleep, self.missed, self.progress = before.asleep, before.missed, before.progress
         if self.address == before.address:
             self.warnings = before.warnings
         self.resting, self.resting_until = before.resting, before.resting_until
@@ -138,6 +141,11 @@ class Target:
     def cold(self) -> bool:
         """It is not there, or sleeps: a call sent there now would come to nothing, one that waits may be served."""
         return self.asleep or self.missed or (self.up is False and not self.why.startswith(THERE))
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with it, in a few words; empty when nothing is."""
+        return self.why or ("asleep" if self.asleep else "hung" if self.progress.hung else "")
 
     def rest(self, seconds: float | None, why: str = "resting") -> None:
         """Send nothing for so long, at most 30 s."""
@@ -189,6 +197,19 @@ class Target:
         self.breaker.failed(trial)
         self.changed()
         self.load.notify()  # its successor in a newer table has the same breaker
+
+    def hangs(self) -> None:
+        """Its engine makes no progress: send it no calls, but one that tries it now and then."""
+        if not self.breaker.ejections:  # else the call that tries it fails
+            self.breaker.eject(EJECT_SECONDS)
+        self.changed()
+        self.load.notify()
+
+    def works(self) -> None:
+        """Its engine, which hung, makes progress again."""
+        if self.breaker.succeeded():
+            self.returned()
+        self.changed()
 
     def _line(self) -> Iterator[Target]:
         """It, and its successors in newer tables."""

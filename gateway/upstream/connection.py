@@ -33,6 +33,10 @@ class Response(Answer):
     _failure: UpstreamError | None = None
     limit: float | None = None
     """The deadline, in the loop's time."""
+    call = False
+    """It answers a call, not a question of ours."""
+    heard_at = -math.inf
+    """When output of it last came, in the loop's time; who reads it says so."""
     _tail: asyncio.TimerHandle | None = None
     """Its reader has all that it wants; what is left is the end of the message."""
 
@@ -40,6 +44,11 @@ class Response(Answer):
     def ended(self) -> bool:
         """The message has ended well, and all of it has been read: `read` would return nothing."""
         return self.complete and not self.pieces
+
+    @property
+    def waited_for(self) -> bool:
+        """Somebody reads it, or its head, and all that has come was taken."""
+        return self._waiter is not None
 
     def deadline(self, moment: float | None) -> None:
         """By when, in the loop's time, the next bytes must have come; None: whenever they come.
@@ -173,6 +182,12 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment] # uvloop's is no asyncio.Transport
         if self.ended:  # given up while it was made
             transport.abort()  # type: ignore[attr-defined]
+
+    @property
+    def call(self) -> Response | None:
+        """The answer to a call that comes over it now."""
+        response = self._response
+        return response if response is not None and response.call else None
 
     def data_received(self, data: bytes) -> None:
         response = self._response

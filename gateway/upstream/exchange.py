@@ -47,8 +47,8 @@ class Exchange:
         self._response, self._reader, self._due, self._idle = response, reader, due, idle
         self._secret = secret
         self._loop = asyncio.get_running_loop()
-        self._came_at: float | None = None
-        """When the last piece came. A client that takes its time with it is not the target's fault."""
+        self._came_at = 0.0
+        """When the last piece came; 0: none has. A client that takes its time with it is not the target's fault."""
         self._begun = False
         """The first output has come."""
         self._alive = True
@@ -60,16 +60,15 @@ class Exchange:
         broken: UpstreamError | None = None
         while reader.failure is None:
             try:
-                if (came_at := self._came_at) is not None:
+                if self._begun:
                     now = self._loop.time()
-                    if self._begun:
-                        self._due = now + self._idle if self._alive else self._due + now - came_at
-                        response.limit = self._due
-                    elif now >= self._due:  # whatever keeps coming, and however fast
-                        response.limit = self._due
-                        raise TimeoutError
-                    elif reader.whole:
-                        response.limit = min(self._due, now + self._idle)
+                    self._due = now + self._idle if self._alive else self._due + now - self._came_at
+                    response.limit = self._due
+                elif self._came_at and (now := self._loop.time()) >= self._due:  # whatever comes, and however fast
+                    response.limit = self._due
+                    raise TimeoutError
+                elif self._came_at and reader.whole:
+                    response.limit = min(self._due, now + self._idle)
                 data = b"" if response.complete and not response.pieces else await response.read()
             except TimeoutError:  # the reader may hold back the end of an answer, which the client is to get
                 data, broken = b"", late(whole=reader.whole and response.limit == self._due)
@@ -79,7 +78,8 @@ class Exchange:
             chunk = reader.feed(data) if data else reader.end(broken)
             if chunk is not None:
                 self._alive = not (chunk.comment or chunk.opening)
-                self._begun = self._begun or self._alive
+                if self._alive:
+                    self._begun, response.heard_at = True, self._came_at
                 return chunk
         if isinstance(reader.failure, Rejected):
             conceal(reader.failure, self._secret)
@@ -89,4 +89,6 @@ class Exchange:
         """Let go of the connection: it serves again if all of the answer has come, or its end follows at once."""
         if self._reader.counted:
             self._reader.count(0)
+        if self._begun and (connection := self._response.connection) is not None:
+            connection.origin.heard_at = max(connection.origin.heard_at, self._response.heard_at)
         self._response.release(TAIL_SECONDS if self._reader.done else 0.0)

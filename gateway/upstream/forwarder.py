@@ -13,7 +13,7 @@ from backends.api import Call, Facts, Gauges, RequestRefused
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.config import Timeouts
-from gateway.core.errors import BadReply, GatewayError, Rejected, Unsupported, UpstreamTimeout
+from gateway.core.errors import BadReply, EngineHung, GatewayError, Rejected, Unsupported, UpstreamTimeout
 from gateway.upstream.connection import Response
 from gateway.upstream.exchange import LATE, Exchange, late
 from gateway.upstream.failures import conceal, status_refusal, worded_refusal
@@ -120,6 +120,14 @@ class Forwarder:
             if isinstance(refusal, Rejected):
                 conceal(refusal, address.api_key)
         return refusal
+
+    def waited_for(self, address: Address) -> tuple[int, float]:
+        """How many calls wait for the target's next words, and when words of any came last, in the loop's time."""
+        return self._pool.waited_for(self.origins.of(address))
+
+    def give_up(self, address: Address) -> int:
+        """Its engine hangs: fail the calls that are there, with `EngineHung`; how many they were."""
+        return self._pool.give_up(self.origins.of(address), lambda: EngineHung("its engine makes no progress"))
 
     async def probe(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> str:
         """Why the target cannot serve, by its health route: "unreachable", "timeout", "status 503", "credential

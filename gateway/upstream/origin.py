@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from base64 import b64encode
 from collections.abc import Callable, Mapping
@@ -57,7 +58,8 @@ class Origin:
     """One target as requests reach it, and the connections to it.
 
     Counts for metrics: `open` connections, `made` and `reused` since the start; `idle` are those that wait, the one
-    used last at the end; `seconds` has how long it took to make each since it was last emptied. `url` is where
+    used last at the end, `connections` are all; `heard_at` is when output of a call that is over last came, in the
+    loop's time; `seconds` has how long it took to make each since it was last emptied. `url` is where
     questions are asked, `path` its path, which stands before all others; a unix socket's are `http://localhost`'s.
     """
 
@@ -65,7 +67,9 @@ class Origin:
         "__weakref__",
         "_prefix",
         "_tail",
+        "connections",
         "forwarded",
+        "heard_at",
         "idle",
         "made",
         "name",
@@ -108,7 +112,9 @@ class Origin:
         lines = [f"{key}: {value}\r\n" for key, value in {"host": host, **fields}.items()]
         self._tail = b" HTTP/1.1\r\n" + "".join(lines).encode()
         self.starts: dict[tuple[str, str], bytes] = {}
+        self.connections: set[Connection] = set()
         self.idle: list[Connection] = []
+        self.heard_at = -math.inf
         self.open = self.made = self.reused = 0
         self.seconds: list[float] = []
 

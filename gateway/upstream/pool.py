@@ -18,10 +18,11 @@ has read the request cannot be known, and who may send it again is for the retry
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from socket import MSG_PEEK
 from typing import Final
 
-from gateway.core.errors import Unreachable
+from gateway.core.errors import Unreachable, UpstreamError
 from gateway.upstream.connection import Connection, Response, spoken
 from gateway.upstream.dial import Dialer, Resolve, look_up
 from gateway.upstream.http1 import HEAD_BYTES, HEAD_LINES, Pairs, request_head
@@ -84,7 +85,7 @@ class Pool:
         if connection is None:
             connection = await self._dial(origin, connect)
         response = Response(self._head_bytes, self._head_lines, without_body=method == "HEAD")
-        response.limit = deadline
+        response.limit, response.call = deadline, bool(body)
         connection.send(response, head, body or b"")
         try:
             await response.head()
@@ -92,6 +93,19 @@ class Pool:
             response.release()
             raise
         return response
+
+    def waited_for(self, origin: Origin) -> tuple[int, float]:
+        """How many calls wait for the target's next words, and when words of any came last, in the loop's time."""
+        answers = [answer for connection in origin.connections if (answer := connection.call) is not None]
+        heard_at = max([origin.heard_at, *(answer.heard_at for answer in answers)])
+        return sum(answer.waited_for for answer in answers), heard_at
+
+    def give_up(self, origin: Origin, failure: Callable[[], UpstreamError]) -> int:
+        """Fail the calls that are at a target; how many they were. Each has a `failure` of its own."""
+        answers = [answer for connection in origin.connections if (answer := connection.call) is not None]
+        for answer in answers:
+            answer.fail(failure())
+        return len(answers)
 
     async def close(self) -> None:
         """End every connection, also those in use; no other is made."""
@@ -111,6 +125,7 @@ class Pool:
             return  # it was given up before it was ours
         self._connections.discard(connection)
         origin = connection.origin
+        origin.connections.discard(connection)
         origin.open -= 1
         if connection in origin.idle:
             origin.idle.remove(connection)
@@ -165,6 +180,7 @@ class Pool:
             raise Unreachable("the connection ended as soon as it stood")
         # Not when the loop says that it is made: uvloop does not say that one has ended whose maker was cancelled.
         self._connections.add(connection)
+        origin.connections.add(connection)
         origin.open += 1
         origin.made += 1
         origin.seconds.append(loop.time() - began)

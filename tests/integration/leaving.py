@@ -87,6 +87,18 @@ class Counted:
         eventually(lambda: so_far()["timed"] >= expected["timed"] or None, "aborts are counted")
         assert so_far() == expected
 
+    def one_of(self, *phases: str) -> None:
+        """Assert that it is one call, in one of these phases."""
+
+        def so_far() -> dict[str, float]:
+            now = aborts(self._gateway, self._route)
+            return {name: now[name] - self._before[name] for name in now}
+
+        eventually(lambda: so_far()["timed"] >= 1 or None, "an abort is counted")
+        found = so_far()
+        if found["timed"] != 1 or sum(found[phase] for phase in phases) != 1:
+            raise AssertionError(f"one call, in {' or '.join(phases)}: {found}")
+
 
 def held(gateway: GatewayProcess, redis: RedisServer) -> dict[str, float]:
     """What calls hold now, here and in the store."""

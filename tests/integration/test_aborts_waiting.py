@@ -177,7 +177,7 @@ def test_a_client_need_not_wait_for_redis_to_leave(
             eventually(lambda: "trunkline_in_flight 1.0" in gateway.metrics() or None, "it waits for its admission")
             opened.leave()
             eventually(lambda: "trunkline_in_flight 0.0" in gateway.metrics() or None, "it has ended")
-        counted(queue=1)
+        counted.one_of("queue", "body")  # a key that was last looked at a second ago is looked at first
         if spoiled == "late":
             eventually(lambda: held(gateway, own_redis)["slots"] or None, "the slot was granted")
     finally:

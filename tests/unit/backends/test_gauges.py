@@ -75,6 +75,7 @@ def test_a_real_vllm() -> None:
         kv_tokens=364 * 128,
         prefix_queries=0,
         prefix_hits=0,
+        steps=0,
         started=1.79534656099e09,
     )
 
@@ -111,7 +112,7 @@ def test_a_vllm_that_tells_one_of_both_is_told_half() -> None:
 
 def test_a_real_llamacpp() -> None:
     assert LlamaCpp().gauges(recorded("llamacpp/llamacpp-metrics")) == Gauges(
-        running=0, waiting=0, prefix_queries=0, prefix_hits=0
+        running=0, waiting=0, prefix_queries=0, prefix_hits=0, steps=0
     )
 
 

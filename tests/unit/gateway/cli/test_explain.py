@@ -134,6 +134,30 @@ def test_a_key_that_may_not_is_told_of(run: Run, said: Said) -> None:
     assert "403" not in run("explain", "--model", "small", "--key", id).stdout
 
 
+def test_a_key_that_is_no_longer_good_is_told_of(run: Run, said: Said) -> None:
+    id = said("keys", "create", "--name", "n")["id"]
+    assert not said("explain", "--model", "big", "--key", id)["refused"]
+    assert run("keys", "revoke", id).exit_code == 0
+    assert "401: the key is revoked" in run("explain", "--model", "big", "--key", id).stdout
+
+
+def test_a_key_that_may_not_use_the_endpoint_is_told_of(said: Said) -> None:
+    id = said("keys", "create", "--name", "n", "--endpoint", "embeddings")["id"]
+    assert said("explain", "--model", "big", "--key", id)["refused"].startswith("403: ")
+
+
+def test_what_a_call_is_told_that_nothing_can_take(said: Said, run: Run) -> None:
+    for name in ("a", "b", "spare", "s"):
+        assert run("targets", "drain", name).exit_code == 0
+    assert said("explain", "--model", "big")["refused"].startswith("503: ")
+
+
+def test_media_are_counted_as_the_gateway_counts_them(said: Said, tmp_path: Path) -> None:
+    link = {"type": "image_url", "image_url": {"url": "https://x/" + "y" * 40_000}}
+    file = body(tmp_path, messages=[{"role": "user", "content": [link]}])
+    assert said("explain", "--body", file)["tokens"] < 2_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

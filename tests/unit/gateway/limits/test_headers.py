@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.core.errors import LimitReached, NeverFits, OutOfBudget, RateLimited
-from gateway.core.types import Dimension, Standing, Verdict
+from gateway.core.types import Ask, Dimension, Plan, Standing, Verdict
 from gateway.limits.headers import RateHeaders, denial, duration, never_fits
 
 PIECE = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+)s)?(?:(\d+)ms)?")
@@ -82,11 +82,14 @@ def test_the_ietfs_headers_are_sent_where_they_are_asked_for() -> None:
     assert found["x-ratelimit-limit-requests"] == "60"
 
 
-def no(dimension: Dimension, wait: float, *others: Dimension, reset: float = 1.0) -> LimitReached:
-    """The denial by `dimension`, which stands after the others."""
+def no(
+    dimension: Dimension, wait: float, *others: Dimension, reset: float = 1.0, left: int = 0, asked: int = 1
+) -> LimitReached:
+    """The denial by `dimension`, which stands after the others and of which so much is `left`."""
     dimensions = (*others, dimension)
-    standings = tuple(Standing(0, reset) for _ in dimensions)
-    return denial(dimensions, Verdict(standings, len(others), wait), [(b"x-ratelimit-limit-requests", b"60")])
+    standings = tuple(Standing(left, reset) for _ in dimensions)
+    ask = Ask("c", Plan((), dimensions), [asked] * len(dimensions))
+    return denial(ask, Verdict(standings, len(others), wait), [(b"x-ratelimit-limit-requests", b"60")])
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,16 @@ def test_a_budget_that_others_have_only_reserved_is_worth_another_try() -> None:
     assert isinstance(error, OutOfBudget)
     assert error.should_retry is True and error.retry_after == 1.0
     assert "used up" not in error.message
+
+
+@pytest.mark.parametrize("wait", [1.0, 3600.0])
+def test_a_budget_of_which_something_is_left_says_how_much_and_what_the_call_would_take(wait: float) -> None:
+    error = no(budget(100), wait, reset=3600.0, left=25, asked=40)
+    assert "used up" not in error.message
+    assert "25 tokens left of its budget of 100 tokens" in error.message and "reserve 40 tokens" in error.message
+    assert ("others under way" in error.message) == (wait < 3600.0)
+    money = no(budget(12_500_000, "cost"), 9.0, reset=9.0, left=1_250_000, asked=2_000_000)
+    assert "1.25 left" in money.message and "reserve 2" in money.message
 
 
 def test_money_is_not_shown_in_micro_units() -> None:

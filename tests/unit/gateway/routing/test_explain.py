@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.gateway.routing.building import World, call, eject, key, one, table, targets, virtual
 
+from backends.api import Facts
+from gateway.core.errors import GatewayError
 from gateway.routing.explain import Candidacy, explained
 from gateway.routing.policies.registry import installed
 from gateway.targets.load import LoadReport, Share
@@ -144,3 +147,56 @@ def test_it_is_one_line_without_what_is_not_to_be_said() -> None:
     shown = json.loads(line)
     assert [each["target"] for each in shown] == ["a", "b"]
     assert shown[0].keys() <= set(Candidacy.__struct_fields__)
+
+
+STATES = ("well", "down", "ejected", "drained", "resting", "short")
+
+
+@given(
+    st.lists(
+        st.lists(st.lists(st.sampled_from(STATES), min_size=1, max_size=2), min_size=1, max_size=2),
+        min_size=1,
+        max_size=2,
+    )
+)
+@virtual
+async def test_it_agrees_with_what_calls_really_do(shape: list[list[list[str]]]) -> None:
+    """What is picked of targets in any state, in tiers and routes, is where the call goes at once; else it does not."""
+    names = [
+        [[f"{r}{t}{n}" for n in range(len(tier))] for t, tier in enumerate(route)] for r, route in enumerate(shape)
+    ]
+    routes: dict[str, dict[str, object]] = {}
+    for number, tiers in enumerate(names):
+        fallback = [{**each, "tier": tier} for tier, of in enumerate(tiers[1:], 1) for each in targets(*of)]
+        more = {"fallback_route": f"r{number + 1}"} if number + 1 < len(names) else {}
+        routes[f"r{number}"] = {"targets": targets(*tiers[0]), "fallback": fallback, "queue": {"wait": "2s"}, **more}
+    of = World(table(**routes))
+    for tier, states in zip(chain(*names), chain(*shape), strict=True):
+        for name, state in zip(tier, states, strict=True):
+            match state:
+                case "down":
+                    of[name].probed("away")
+                case "ejected":
+                    eject(of[name])
+                case "drained":
+                    of[name].ordered("drained", 1)
+                case "resting":
+                    of[name].rest(1.0)
+                case "short":
+                    of[name].learned(Facts(context=5))
+    for route in of.routes:
+        route.measure()
+    prompt = of.routes.read(of.route, call("r0"), {}, key(), 10)
+    shown = picked(of.routes.explain(of.route, prompt))
+    waits = of.routes.waits(of.route, prompt)
+    began = of.clock()
+    try:
+        calls, attempt = await of.first(call("r0"))
+    except GatewayError:
+        assert not shown
+        return
+    await calls.aclose()
+    if of.clock() > began:
+        assert not shown and waits
+    else:
+        assert shown == [attempt.target.name] and not waits

@@ -18,6 +18,7 @@ from gateway.config import Timeouts
 from gateway.core.errors import (
     BadReply,
     Disconnected,
+    EngineHung,
     Rejected,
     TookTooLong,
     UpstreamBusy,
@@ -50,7 +51,7 @@ class Asking:
         self, forwarder: Forwarder, listener: Listener, *, stream: bool = True, key: str | None = None
     ) -> None:
         call = Call("c", "chat/completions", "m", Body(b'{"model":"m","messages":[]}'), stream=stream)
-        target = Target("t", f"http://127.0.0.1:{listener.port}", api_key=key)
+        self.target = target = Target("t", f"http://127.0.0.1:{listener.port}", api_key=key)
         timeouts = Timeouts(first_output=FIRST, whole=FIRST, idle=IDLE)
         self.sending = asyncio.ensure_future(
             forwarder.send(call, target, Capabilities.of(OpenAI()), timeouts, {"x-request-id": "c"})
@@ -282,3 +283,26 @@ async def test_what_was_counted_is_free_when_the_exchange_ends(forwarder: Forwar
     await asyncio.wait([waiting])
     exchange.close()
     assert forwarder.memory.held == 0
+
+
+async def test_calls_that_wait_for_a_target_are_known_and_can_be_given_up(
+    forwarder: Forwarder, listener: Listener
+) -> None:
+    streaming, waiting = Asking(forwarder, listener), Asking(forwarder, listener, stream=False)
+    first, second = await listener.peer(), await listener.peer()
+    exchange = await streaming.answered(first, STREAM + chunk(FEW[0]))
+    await second.request()
+    now = asyncio.get_running_loop().time()
+    assert forwarder.waited_for(streaming.target) == (1, float("-inf")), "the stream's client is not waiting yet"
+    assert (await exchange.next()).tokens == 1
+    reading = asyncio.ensure_future(exchange.next())
+    await asyncio.sleep(0)
+    calls, heard_at = forwarder.waited_for(streaming.target)
+    assert calls == 2 and heard_at >= now
+    assert forwarder.give_up(streaming.target) == 2
+    for asked in (reading, waiting.sending):
+        with pytest.raises(EngineHung):
+            await asked
+    exchange.close()
+    assert forwarder.waited_for(streaming.target) == (0, heard_at)
+    await asyncio.gather(first.ended.wait(), second.ended.wait())

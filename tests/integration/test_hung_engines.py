@@ -1,0 +1,154 @@
+"""Engines are stopped under load while their servers answer on: their calls are taken away from them.
+
+Twenty at once, each on a route with another target; half of the routes resume streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from harness.gateway_process import GatewayProcess, gateway_process
+from integration.client import Reply, ask, chat, eventually, get, samples, total
+
+from gateway.faults.backend import FakeBackend
+from gateway.faults.engine import Shape
+from gateway.faults.openai import Served
+from gateway.faults.orders import Orders
+
+ENGINES = 20
+WORDS = 400
+SHAPE = Shape(step=0.02, rate=1e6)
+"""An answer of so many words takes eight seconds."""
+
+
+class Farm:
+    """Servers with timed engines, all in a thread of their own: `a0` to be stopped, beside it `b0`, and so on."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engines", daemon=True)
+        self._thread.start()
+        self.backends: dict[str, FakeBackend] = {}
+        self.ports: dict[str, int] = {}
+        for name in [f"{side}{number}" for number in range(ENGINES) for side in "ab"]:
+            backend = FakeBackend("vllm", Served(), Orders("", name=name), engine=SHAPE)
+            self.ports[name] = asyncio.run_coroutine_threadsafe(backend.open(), self._loop).result(5)
+            self.backends[name] = backend
+
+    def stop_engines(self, stopped: bool = True) -> None:
+        """Those beside which there is another."""
+
+        def stop() -> None:
+            for number in range(ENGINES):
+                engine = self.backends[f"a{number}"].engine
+                assert engine is not None
+                engine.stop(stopped)
+
+        self._loop.call_soon_threadsafe(stop)
+
+    def close(self) -> None:
+        for backend in self.backends.values():
+            asyncio.run_coroutine_threadsafe(backend.close(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+
+@contextmanager
+def farm() -> Iterator[Farm]:
+    made = Farm()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def engines() -> Iterator[Farm]:
+    with farm() as made:
+        yield made
+
+
+@pytest.fixture
+def gateway(engines: Farm) -> Iterator[GatewayProcess]:
+    def target(name: str) -> dict[str, Any]:
+        return {"name": name, "backend": "vllm", "url": f"http://127.0.0.1:{engines.ports[name]}"}
+
+    routes: dict[str, Any] = {
+        f"r{number}": {
+            "targets": [target(f"a{number}"), target(f"b{number}")],
+            "policy": "round-robin",
+            **({"resume": "text"} if number % 2 else {}),
+        }
+        for number in range(ENGINES)
+    }
+    with gateway_process(json.dumps({"routes": routes})) as started:
+        yield started
+
+
+def spoken(reply: Reply) -> list[str]:
+    """The words of a stream."""
+    events = [json.loads(data) for data in reply.data if data.startswith(b"{")]
+    return "".join(
+        choice["delta"].get("content") or "" for event in events for choice in event.get("choices", ())
+    ).split()
+
+
+def test_calls_are_taken_away_from_engines_that_hang(gateway: GatewayProcess, engines: Farm) -> None:
+    key = gateway.issue().secret
+    up = lambda: set(get(gateway, "/ready").json()["targets"].values()) == {"up"} or None  # noqa: E731
+    eventually(up, "all targets are up")
+
+    def one(number: int, **fields: Any) -> tuple[int, Reply]:
+        asked = chat(f"r{number}", ignore_eos=True, **fields)
+        return number, ask(gateway, asked, key)
+
+    numbers = list(range(ENGINES)) * 2  # round robin: one of two is at the engine that stops
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(6 * ENGINES))
+        begun = [pool.submit(one, number, stream=True, max_tokens=WORDS) for number in numbers]
+        eventually(lambda: _running(gateway) == len(begun) or None, "all streams have begun")
+        eventually(lambda: _looked_at(gateway) == 2 * ENGINES or None, "looks have seen the engines work")
+        engines.stop_engines()
+        stopped = time.monotonic()
+        later = [pool.submit(one, number, stream=True, max_tokens=5) for number in numbers]
+        whole = [pool.submit(one, number, max_tokens=5) for number in numbers]
+        eventually(lambda: total(samples(gateway), "target_hung") == ENGINES or None, "all are found to hang", 60)
+        print(f"all are out {time.monotonic() - stopped:.1f} s after they stopped")
+        first = [future.result() for future in later + whole]
+        streams = [future.result() for future in begun]
+
+    assert [reply.status for _, reply in first] == [200] * len(first), "none is lost before its first token"
+    assert all(len(spoken(reply)) == 5 for _, reply in first[: len(later)])
+    ended = {True: 0, False: 0}
+    for number, reply in streams:
+        words, whole_one = spoken(reply), reply.data[-1] == b"[DONE]"
+        assert words == [f"w{count}" for count in range(1, len(words) + 1)]
+        assert whole_one == (len(words) == WORDS), "none ends silently"
+        if not whole_one:
+            assert number % 2 == 0, "this route resumes"
+            assert b'"upstream_hung"' in reply.data[-1]
+        ended[whole_one] += 1
+    assert ended == {True: 3 * ENGINES // 2, False: ENGINES // 2}
+
+    engines.stop_engines(False)
+    eventually(lambda: total(samples(gateway), "target_hung") == 0 or None, "they make progress again", 60)
+
+
+def _running(gateway: GatewayProcess) -> int:
+    """Calls with a first token."""
+    found = samples(gateway)
+    return round(total(found, "target_running") - total(found, "target_waiting"))
+
+
+def _looked_at(gateway: GatewayProcess) -> int:
+    """Engines that have told that they work."""
+    return sum(value > 0 for (name, _), value in samples(gateway).items() if name == "trunkline_engine_running")
