@@ -25,6 +25,7 @@ from gateway.call import Parts
 from gateway.config import Settings, Table
 from gateway.config.settings import unknown
 from gateway.config.watch import Loaded, Source, Watcher
+from gateway.config.weak_secrets import weak_secrets
 from gateway.core.clock import SystemClock
 from gateway.http import openapi, operations
 from gateway.http.identity import BOOT
@@ -73,6 +74,7 @@ class Gateway:
         self.settings, self.clock, self.metrics = settings, SystemClock(), Metrics()
         self.learned = Learned()
         self.metrics.unknown_settings.set(len(unknown()))
+        self.metrics.weak_secrets.set(len([*weak_secrets(settings)]))
         self.launched, self.capabilities = _launched(settings), cache(registry.capabilities)
         table = loaded.table
         self.lines = Lines(sys.stdout.fileno(), self.metrics.dropped.inc)

@@ -22,6 +22,7 @@ from gateway import __version__
 from gateway.config import Mistakes, Settings, Table
 from gateway.config.settings import unknown
 from gateway.config.watch import Source
+from gateway.config.weak_secrets import weak_secrets
 from gateway.process.child import Child
 from gateway.process.launch import Launcher
 from gateway.process.sockets import CannotListen, bind
@@ -161,6 +162,8 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:
     )
     for name in unknown():
         log.warning("%s is no setting; nothing reads it but a table that refers to it", name)
+    for weak in weak_secrets(settings):
+        log.warning("%s", weak)
     return settings, source, table
 
 

@@ -353,6 +353,12 @@ class Metrics:
         self.unknown_settings = self._gauge(
             "unknown_settings", "Variables named TRUNKLINE_... that are no settings.", "livemax"
         )
+        self.weak_secrets = self._gauge(
+            "weak_secrets",
+            "Secrets of the gateway that are easily guessed: short peppers, the hash of a common word. The log names "
+            "them.",
+            "livemax",
+        )
         self.build = self._gauge("build_info", "Always 1; the label tells the version.", "livemax", "version")
         self.build.labels(__version__).set(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import pytest
@@ -95,3 +96,15 @@ def test_answers_are_in_our_envelope_whatever_the_target_says(
     fleet["alone-wrong"].script = None
     assert reply.status == 404 and words in reply.error["message"]
     assert set(reply.error) == {"message", "type", "param", "code"}
+
+
+def test_weak_secrets_are_named_at_the_start_and_never_shown(fleet: dict[str, Engine]) -> None:
+    weak = {
+        "TRUNKLINE_PEPPERS": "1:short-pepper",
+        "TRUNKLINE_ADMIN_HASH": hashlib.sha256(b"changeme").hexdigest(),
+    }
+    with gateway_process(table({"m": {"targets": [fleet["named-well"].spec()]}}), env=weak) as started:
+        said = started.stderr()
+        assert "TRUNKLINE_PEPPERS: pepper 1 has fewer than 16 characters" in said
+        assert "TRUNKLINE_ADMIN_HASH is the hash of a word" in said and "short-pepper" not in said
+        assert total(samples(started), "weak_secrets") == 2
