@@ -157,6 +157,8 @@ class Fleet:
         gauges = await self._forwarder.gauges(target.address, target.capabilities, target.timeouts)
         if (now := self.routes.targets.get(name)) is not None:  # perhaps of another table
             self._hung.look(now, gauges, self._route_of[name])
+            if now.progress.doubtful:
+                self.engines.doubt(name)
         return gauges
 
     async def read_facts(self, name: str) -> Facts | None:

@@ -39,7 +39,8 @@ class _Looks:
 
     def __init__(self, due: float) -> None:
         self.due = due
-        self.looking = False
+        self.looking = self.doubtful = False
+        """`doubtful`: it may hang, which is to be known soon, however many targets there are."""
         self.gauges: Gauges | None = None
         """What the last look has seen."""
         self.facts_due = due
@@ -119,6 +120,11 @@ class Engines:
             engine.facts_due = self._clock()
             self._look_at(name, engine.facts_due)
 
+    def doubt(self, name: str) -> None:
+        """Its engine may hang: look at it again in a second or two."""
+        if (engine := self._engines.get(name)) is not None:
+            engine.doubtful = True
+
     def hurry(self, name: str) -> None:
         """Look at the target as soon as may be: a call waits for it."""
         if (engine := self._engines.get(name)) is not None and not engine.looking:
@@ -183,8 +189,9 @@ class Engines:
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("target %s: a look at its engine failed", name, exc_info=error)
             now = self._clock()
-            pause = self._slower * random.uniform(*self._every)  # noqa: S311 # only to spread
-            engine.looking = False
+            pause = random.uniform(*self._every)  # noqa: S311 # only to spread
+            pause *= 1.0 if engine.doubtful else self._slower
+            engine.looking = engine.doubtful = False
             if self._engines.get(name) is engine:
                 self._look_at(name, now + (SLOW_SECONDS if now - began >= SCRAPE_SECONDS else pause))
             self._wake.set()

@@ -43,6 +43,11 @@ class Progress:
         self._looks = 0
         """Those that saw it work while calls waited."""
 
+    @property
+    def doubtful(self) -> bool:
+        """The last look saw no progress, though calls wait."""
+        return self._still > 0
+
     def look(self, gauges: Gauges | None, waiting: int, heard_at: float, now: float) -> bool:
         """Whether it is found to hang. `waiting`: our calls that wait for its next words; `heard_at`: when words of any
         call came last. It is found again after as many looks, as long as it stands still and calls wait."""

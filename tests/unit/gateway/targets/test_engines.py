@@ -293,3 +293,14 @@ def test_differences(other: tuple[str, Facts], fields: tuple[str, ...]) -> None:
 
 def test_nobody_and_one_alone_do_not_differ() -> None:
     assert differences([]) == differences([("vllm", SAME)]) == ()
+
+
+async def test_an_engine_that_is_in_doubt_is_looked_at_soon_however_many_there_are(clock: FixedClock) -> None:
+    made = Fleet(clock)
+    looked = Engines([str(number) for number in range(4 * engines.MANY)], made, clock, every=(1.0, 1.0))
+    looked.doubt("3")
+    for name in ("3", "4"):
+        looked._start(name)
+    await asyncio.gather(*looked._looks)
+    await asyncio.sleep(0)
+    assert [looked._engines[name].due - clock() for name in ("3", "4")] == [1.0, 4.0]
