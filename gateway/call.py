@@ -14,7 +14,16 @@ from msgspec import Struct
 
 from backends.api import Call
 from gateway.auth import Caller, Keyring, authorize, may_use
-from gateway.core.errors import BadReply, Forbidden, GatewayError, NoTarget, Rejected, UpstreamError, ended_by
+from gateway.core.errors import (
+    BadReply,
+    Forbidden,
+    GatewayError,
+    NoTarget,
+    Rejected,
+    UpstreamError,
+    denied_field,
+    ended_by,
+)
 from gateway.core.types import KeyRecord
 from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
@@ -143,6 +152,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             authorize(caller.key, endpoint, call.model, route.name)  # 403
         except Forbidden:
             caller = await refresh()  # the key may have been given more since it was loaded
+        if not route.denied.isdisjoint(call.body.fields):
+            raise denied_field(route.denied.intersection(call.body.fields))  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
         record.admitted(lease.at, lease.input)
         if route.resumes and call.stream:

@@ -133,6 +133,14 @@ class ShadowSpec(Part, frozen=True, kw_only=True):
     """Copies at once, in each gateway worker; what comes while all are busy is not copied."""
 
 
+class BodySpec(Part, frozen=True, kw_only=True):
+    """What of callers' bodies is the gateway's to decide."""
+
+    deny: tuple[str, ...] = ("priority",)
+    """Fields at the top of a body that callers may not send, as they act on other callers' calls; a body that has one
+    is answered with 400."""
+
+
 class RouteSpec(Part, frozen=True, kw_only=True):
     """A public model name and where it is served."""
 
@@ -164,6 +172,8 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """`text`: a stream whose target dies goes on at another target of its tier, from the text that the client has."""
     hold: Seconds | None = None
     """How long a call may wait for targets that are starting, restarting or asleep; default: it is not held."""
+    body: BodySpec = BodySpec()
+    """What callers' bodies may hold."""
     limits: LimitSpec = LimitSpec()
     """Of the model as a whole: all callers together."""
     key_limits: LimitSpec = LimitSpec()
@@ -373,6 +383,7 @@ def parts() -> list[type[Struct]]:
         Retry,
         QueueSpec,
         ShadowSpec,
+        BodySpec,
         Price,
     ]
     limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec]

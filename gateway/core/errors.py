@@ -52,7 +52,7 @@ GatewayError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 
@@ -161,6 +161,12 @@ class MethodNotAllowed(Refused):
     status = 405
     code = "method_not_allowed"
     error_type = "caller_wrong_method"
+
+
+def denied_field(names: Iterable[str]) -> BadRequest:
+    """A body has fields that are the gateway's to set on its route."""
+    name = min(names)
+    return BadRequest(f"The field {name!r} is not taken from callers on this route: leave it out.", param=name)
 
 
 class BodyTimeout(Refused):

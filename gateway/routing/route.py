@@ -40,6 +40,8 @@ class Route:
         `held` while none is there, by `clock`."""
         self.name, self.attempts = name, spec.retry.attempts
         self.price, self.fallback_route = spec.price, spec.fallback_route
+        self.denied = frozenset(spec.body.deny)
+        """Fields that bodies of its calls must not have."""
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
         """A stream whose target dies goes on at another."""
         self.queue, self._bounds, self.wait = queue, (spec.queue.calls, spec.queue.size), spec.queue_wait

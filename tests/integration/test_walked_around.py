@@ -18,7 +18,7 @@ from gateway.core.types import Allowance, Budget, Limit
 
 COMPLETIONS: Final = "/v1/completions"
 CONTEXT: Final = 300
-ROUTES: Final = ("plain", "narrow")
+ROUTES: Final = ("plain", "narrow", "strict")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,11 @@ def walled(upstream: Upstream, redis: RedisServer) -> Iterator[GatewayProcess]:
             "targets": [{"name": f"w-{name}", "backend": "openai", "url": upstream.target(f"w-{name}").url, **fields}]
         }
 
-    routes = {"plain": route("plain"), "narrow": route("narrow", context=CONTEXT)}
+    routes = {
+        "plain": route("plain"),
+        "strict": route("strict") | {"body": {"deny": ["cache_salt", "user"]}},
+        "narrow": route("narrow", context=CONTEXT),
+    }
     with gateway_process(json.dumps({"routes": routes}), redis_url=redis.url) as started:
         yield started
 
@@ -132,3 +136,26 @@ def test_a_lie_of_a_target_is_bounded(walled: GatewayProcess, targets: dict[str,
     assert line["usage"]["completion_tokens"] == 564
     assert total(samples(walled), "usage_refused_total", route="plain", target="w-plain") == before + 1
     assert ask(walled, chat("plain", max_tokens=500), issued.secret).status == 200, "its budget is not eaten up"
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "status"),
+    [
+        ("plain", '"priority": -1000', 400),
+        ("plain", '"priorit\\u0079": 0', 400),
+        ("plain", '"cache_salt": "x"', 200),
+        ("strict", '"cache_salt": "x"', 400),
+        ("strict", '"user": null', 400),
+        ("strict", '"priority": 1', 200),
+        ("strict", '"metadata": {"user": "x"}', 200),
+    ],
+)
+def test_fields_that_act_on_others_are_not_taken(
+    walled: GatewayProcess, targets: dict[str, Target], model: str, field: str, status: int
+) -> None:
+    body = '{"model": "%s", "messages": [{"role": "user", "content": "Hi"}], %s}' % (model, field)  # noqa: UP031
+    reply = ask(walled, body.encode(), walled.issue(limit=Limit(rpm=10)).secret)
+    assert reply.status == status
+    assert len(targets[model].calls) == (status == 200)
+    if status == 400:
+        assert reply.error["param"] in field.encode().decode("unicode_escape")
