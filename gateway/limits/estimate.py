@@ -31,7 +31,7 @@ STEP: Final = 0.1
 OTHERS_RATIO: Final = 2.0, 6.0
 OTHERS_OUTPUT: Final = FIRST_OUTPUT / 4, FIRST_OUTPUT * 4
 """Within these bounds a new key is taken to be like the others."""
-OWN_OUTPUT: Final = 1.0, float(HUGE)
+OWN_MOST: Final = float(HUGE)
 OWN_RATIO: Final = 1.0, 8.0
 """What a key can teach of its own text; more is no text, and would let it reserve next to nothing for what is."""
 MEDIA_TOKENS: Final = 1000
@@ -67,7 +67,10 @@ class Estimator:
             return Estimate(prompt, 0, (least, 0))
         answers = asked.prompts * asked.candidates
         bound = min(HUGE, asked.output * answers)
-        expected = self._outputs.get((key_id, route)) or self._outputs.get(("", route), FIRST_OUTPUT)
+        expected = self._outputs.get((key_id, route))
+        if expected is None:
+            least_of_others, most_of_others = OTHERS_OUTPUT
+            expected = min(most_of_others, max(least_of_others, self._outputs.get(("", route), FIRST_OUTPUT)))
         return Estimate(prompt, bound or min(HUGE, int(expected * answers)), (least, bound))
 
     def learn(self, call: Call, key_id: str, route: str, input: int, output: float) -> None:
@@ -92,7 +95,6 @@ class Estimator:
             else:
                 scale = STEP * max(1.0, known, output)
                 known += scale * (QUANTILE if output > known else QUANTILE - 1)
-            least, most = OWN_OUTPUT if key[0] else OTHERS_OUTPUT
-            outputs[key] = min(most, max(least, known))
+            outputs[key] = min(OWN_MOST if key[0] else OTHERS_OUTPUT[1], max(1.0, known))
         while len(outputs) > MAX_KEYS:
             outputs.popitem(last=False)
