@@ -265,7 +265,8 @@ class Fleet:
 
     def _keep(self) -> None:
         """Show nothing of routes and targets that are in no table any more."""
-        self._metrics.keep({"route": {route.name for route in self.routes}, "target": self.routes.targets})
+        targets = {*self.routes.targets, *(route.shadow_target for route in self.routes)}
+        self._metrics.keep({"route": {route.name for route in self.routes}, "target": targets})
 
     def state(self, name: str) -> TargetState:
         """How a target of the table in force stands."""

@@ -378,7 +378,7 @@ class Metrics:
         self.drift_tokens.labels(target, direction).set(tokens)
         self.drift_ratio.labels(target, direction).set(ratio)
 
-    def keep(self, names: Mapping[str, Container[str]]) -> None:
+    def keep(self, names: Mapping[str, Container[str | None]]) -> None:
         """Show nothing of routes and targets that are in no table any more, by label; but their calls until they end.
 
         Uses private parts of prometheus_client: a test fails when they change.

@@ -42,6 +42,7 @@ class Route:
         self.price, self.fallback_route = spec.price, spec.fallback_route
         self.denied = frozenset(spec.body.deny)
         """Fields that bodies of its calls must not have."""
+        self.shadow_target = None if spec.shadow is None else spec.shadow.target.name
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
         """A stream whose target dies goes on at another."""
         self.queue, self._bounds, self.wait = queue, (spec.queue.calls, spec.queue.size), spec.queue_wait

@@ -40,7 +40,8 @@ class Wire:
         return found
 
     def send(self, data: bytes) -> None:
-        self.writer.write(data)
+        if not self.writer.transport.is_closing():  # the other side was faster
+            self.writer.write(data)
 
     async def drip(self, data: bytes) -> None:
         """Send it byte by byte, each in a packet of its own."""

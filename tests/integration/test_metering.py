@@ -124,7 +124,7 @@ def test_waiting_for_the_target_is_no_overhead(gateway: GatewayProcess, key: str
     hasty.script = [Act.STALL]
     reply = ask(gateway, chat("hasty"), key)
     line = record(gateway, reply.header("x-request-id"))
-    assert line["duration_s"] > 0.7
+    assert line["duration_s"] > 0.69  # the loop's clock stands still for a turn
     assert line["overhead_s"] < 0.3
 
 
