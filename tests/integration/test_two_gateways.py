@@ -152,7 +152,7 @@ def test_a_key_without_limits_makes_no_redis_call(
     assert all("ratelimit" not in repr(reply.headers) for reply in replies)
     about = [line for line in said if free.record.id in line]
     assert all("{tl}:usage" in line or "ledger" in line for line in about), about[:3]
-    assert len(about) < 20
+    assert len(about) <= len(replies), "at most one batch of the ledger a call, on a machine that is slow"
     with overheard(redis) as said:
         for _ in range(5):
             ask(pair[1], chat("m"), limited.secret)

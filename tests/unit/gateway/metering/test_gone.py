@@ -65,3 +65,12 @@ def test_with_several_workers_it_is_no_number(tmp_path: Path, monkeypatch: pytes
     for _ in range(2):
         made.keep(KNOWN)
     assert math.isnan(made.queue_calls.labels("gone")._value.get())
+
+
+def test_what_a_target_that_is_gone_was_doing_is_not_shown() -> None:
+    """Nobody sets it any more, so that it would stay for ever."""
+    made = Metrics()
+    made.target_running.labels("lost").set(3)
+    made.route_drift.labels("gone", "context").set(1)
+    made.keep(KNOWN)
+    assert not shown(made)
