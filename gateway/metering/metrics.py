@@ -379,7 +379,7 @@ class Metrics:
         self.drift_ratio.labels(target, direction).set(ratio)
 
     def keep(self, names: Mapping[str, Container[str | None]]) -> None:
-        """Show nothing of routes and targets that are in no table any more, by label; but a route's calls that still wait.
+        """Show nothing of routes and targets that are in no table any more, by label; but calls of a route that wait.
 
         Uses private parts of prometheus_client: a test fails when they change.
         """
@@ -394,9 +394,8 @@ class Metrics:
                     if values[place] in known:
                         continue
                     value = child._value.get()
-                    waits = (
-                        value and label == "route" and gauge._multiprocess_mode == "livesum"
-                    )  # and goes on being set
+                    # What waits is set until it waits no more; all else would stay as it is for ever.
+                    waits = value and label == "route" and gauge._multiprocess_mode == "livesum"
                     if not math.isnan(value) and not waits:
                         self.forget(gauge, *values)
 
