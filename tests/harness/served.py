@@ -75,7 +75,7 @@ class Wire:
 
     def reset(self) -> None:
         """Leave with a TCP reset."""
-        with suppress(OSError):  # the other side was faster
+        with suppress(OSError, AttributeError):  # the other side was faster
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
