@@ -102,6 +102,7 @@ class Fleet:
             if old is None or [target.spec for target in old.targets] != [target.spec for target in route.targets]:
                 self._compare(route)
 
+        self._warned = {place: why for place, why in self._warned.items() if place[0] in routes.targets}
         self._keep()
 
     async def report(self) -> Report:
