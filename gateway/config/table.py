@@ -14,7 +14,7 @@ from backends import registry
 from gateway.config import checks, units
 from gateway.config.addresses import check_addresses
 from gateway.config.connections import TLSSpec
-from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price
+from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price, StorageSpec
 from gateway.config.located import Document, Mistake, Mistakes, unread
 from gateway.config.names import NameIndex
 from gateway.config.units import Count, Seconds, SecretRef, Size, Text
@@ -386,7 +386,7 @@ def parts() -> list[type[Struct]]:
         BodySpec,
         Price,
     ]
-    limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec]
+    limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec, StorageSpec]
     return [Table, *route, *limits, Bodies, TableTest, Ask, Expect]
 
 

@@ -13,6 +13,8 @@ GatewayError
       SourceNotAllowed       403 the key may not be used from this address
     NoRoute                  404 no route by that model name
     NotFound                 404 no such path
+      NoFile                 404 the tenant has no such file
+      NoBatch                404 the tenant has no such batch
     MethodNotAllowed         405 the path answers to other methods
     BodyTimeout              408 the client stopped sending its body
     Conflicting              409 the record was changed since the caller read it
@@ -21,6 +23,7 @@ GatewayError
     LimitReached             429 a limit of the key, its tenant or the model
       RateLimited            a rate or the number of calls at once: wait, and come again
       OutOfBudget            a budget is spent
+    StorageFull              429 the tenant may have no more files or batches
     Throttled                429 too many wrong keys came from this address; known keys still pass
     TooManyBodies            429 the key, or its tenant, sends as many large bodies at once as it may
     QueueFull                429 all targets are busy, and no more calls may wait for them
@@ -157,6 +160,20 @@ class NotFound(Refused):
     error_type = "caller_unknown_path"
 
 
+class NoFile(NotFound):
+    """Not there, or another tenant's: the answer does not tell which."""
+
+    code = "file_not_found"
+    error_type = "caller_unknown_file"
+
+
+class NoBatch(NotFound):
+    """As `NoFile`."""
+
+    code = "batch_not_found"
+    error_type = "caller_unknown_batch"
+
+
 class MethodNotAllowed(Refused):
     status = 405
     code = "method_not_allowed"
@@ -218,6 +235,15 @@ class OutOfBudget(LimitReached):
     def __init__(self, message: str, *, retry_after: float, reserved: bool) -> None:
         super().__init__(message, retry_after=retry_after)
         self.should_retry = reserved
+
+
+class StorageFull(Refused):
+    """Waiting does not help: something must be deleted, or end."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "storage_limit_reached"
+    error_type = "policy_storage_full"
 
 
 class Throttled(Refused):

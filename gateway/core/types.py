@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from gateway.core.batches import Storage
 from gateway.core.dimensions import COUNTS
 
 Outage = Literal["share", "closed", "open"]
@@ -115,6 +116,7 @@ class Tenant(Struct, frozen=True, omit_defaults=True, kw_only=True):
     created: float
     version: int = 1
     limit: Limit = Limit()
+    storage: Storage = Storage()
     labels: dict[str, str] = {}
 
 
