@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final, Literal
+from urllib.parse import quote
 
 from msgspec import Struct
 
@@ -45,6 +46,11 @@ class Storage(Struct, frozen=True, omit_defaults=True, kw_only=True):
         return Storage(**{**theirs, **mine})
 
 
+def path_of(tenant: str, id: str) -> str:
+    """Where the content of a file lies."""
+    return f"files/{quote(tenant, safe='')}/{id}"
+
+
 class StoredFile(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A file of a tenant; what is in it lies in the file storage."""
 
@@ -60,7 +66,7 @@ class StoredFile(Struct, frozen=True, omit_defaults=True, kw_only=True):
     @property
     def path(self) -> str:
         """Where its content lies."""
-        return f"files/{self.tenant}/{self.id}"
+        return path_of(self.tenant, self.id)
 
 
 class LineError(Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -34,6 +34,7 @@ GatewayError
   Unavailable                503 we cannot serve now
     NoTarget                 every target of the route failed or is ejected
     StoreUnavailable         Redis cannot be asked about a key we do not know
+    FilesUnavailable         the storage of files fails
     LimitsUnavailable        Redis cannot be asked, and a limit of the call is closed then
     BodyMemoryFull           bodies that are being read take up all of the memory that there is for them
     AnswerMemoryFull         large answers take up all of the memory that there is for them
@@ -341,6 +342,19 @@ class LimitsUnavailable(Unavailable):
 
     code = "limits_unavailable"
     error_type = "gateway_limits_unavailable"
+
+
+class FilesUnavailable(Unavailable):
+    """The folder or bucket that files are stored in cannot be used."""
+
+    code = "files_unavailable"
+    error_type = "gateway_files_unavailable"
+    should_retry = True
+
+    def __init__(self, why: str) -> None:
+        super().__init__("Files cannot be stored or read at the moment; try again.", retry_after=5)
+        self.why = why
+        """For our log."""
 
 
 class BodyMemoryFull(Unavailable):

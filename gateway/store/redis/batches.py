@@ -99,7 +99,7 @@ class RedisBatches:
         files, batches = list[StoredFile](), list[Batch]()
         for name in map(bytes.decode, names):
             kind, _, rest = name.partition(":")
-            tenant, _, id = rest.partition("/")
+            tenant, _, id = rest.rpartition("/")
             raw = await self._pipe.call("HGET", _files(tenant) if kind == "file" else _of(tenant), id)
             if raw is None:
                 await self._pipe.call("ZREM", _EXPIRING, name)
@@ -178,7 +178,7 @@ class RedisBatches:
         return asyncio.shield(self._pipe.run(what, keys, *arguments))
 
     async def _named(self, names: Iterable[bytes]) -> list[Batch]:
-        pairs = [name.decode().partition("/") for name in names]
+        pairs = [name.decode().rpartition("/") for name in names]
         found = await asyncio.gather(*(self._pipe.call("HGET", _of(tenant), id) for tenant, _, id in pairs))
         return [_batch(raw) for raw in found if raw is not None]
 
