@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from litestar import Request, Response, Router, delete, get, post
+from litestar.exceptions import InternalServerException
 from litestar.params import Parameter
 from litestar.response import Stream
 from msgspec import Struct
@@ -14,7 +15,7 @@ from gateway.auth import Network
 from gateway.batches.files import Files
 from gateway.call import Parts
 from gateway.core.batches import StoredFile
-from gateway.core.errors import BadRequest, NotFound
+from gateway.core.errors import BadRequest, ClientGone, NotFound
 from gateway.http.operations import caller
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ def router(current: Callable[[], Parts], proxies: tuple[Network, ...], files: Fi
     async def upload(request: Request[Any, Any, Any]) -> FileShown:
         who = await caller(current(), request, proxies)
         content_type = request.headers.get("content-type", "")
-        return shown(await on(files).upload(who, content_type, request.stream()))
+        return shown(await on(files).upload(who, content_type, _pieces(request)))
 
     @get("/", tags=["files"], summary="List the files of the key's tenant, newest first")
     async def list_files(
@@ -115,6 +116,19 @@ def router(current: Callable[[], Parts], proxies: tuple[Network, ...], files: Fi
         return FileDeleted(id=file.id)
 
     return Router("/v1/files", route_handlers=[upload, list_files, get_file, content, remove])
+
+
+async def _pieces(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises `ClientGone`."""
+    stream = request.stream()
+    while True:
+        try:
+            piece = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except InternalServerException:  # so Litestar calls it
+            raise ClientGone("The client left before all of the file had come.") from None
+        yield piece
 
 
 def on(files: T | None) -> T:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
-from integration.client import Reply, ask, get
+from integration.client import Reply, ask, eventually, get
 
 MEBIBYTE = 1024 * 1024
 LIMITS = {"storage": {"bytes": 4 * MEBIBYTE, "files": 4}}
@@ -124,3 +125,19 @@ def test_only_keys_come_to_files(storing: GatewayProcess) -> None:
 def test_where_files_are_off_it_is_said(gateway: GatewayProcess, key: str) -> None:
     reply = get(gateway, "/v1/files", key)
     assert (reply.status, "TRUNKLINE_FILES" in reply.error["message"]) == (404, True)
+
+
+def test_a_client_that_leaves_in_its_upload_leaves_nothing(storing: GatewayProcess, folder: Path) -> None:
+    issued = storing.issue(tenant="leaving")
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {issued.secret}\r\ncontent-type: {FORM}\r\n"
+        "content-length: 2000000\r\n\r\n"
+        '--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    )
+    before = storing.stderr()
+    with socket.create_connection(("127.0.0.1", storing.port)) as wire:
+        wire.sendall(head.encode() + bytes(500_000))
+    with client(storing, "leaving") as next_one:
+        next_one.files.create(file=("b", b"."), purpose="batch")
+    eventually(lambda: len(content(folder, "leaving")) == 1, "what had come is gone")
+    assert "Traceback" not in storing.stderr().removeprefix(before)
