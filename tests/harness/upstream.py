@@ -155,6 +155,10 @@ class Target:
         return self.calls[count - 1]
 
 
+BACKLOG = 4096
+"""A gateway that starts asks all its targets at once; a connection too many would wait a second for its next try."""
+
+
 class Upstream:
     """A TCP server in a thread of its own; each target is a path prefix on it."""
 
@@ -180,7 +184,7 @@ class Upstream:
         """Take connections (again), always on the same port."""
 
         async def start() -> asyncio.Server:
-            return await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port)
+            return await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port, backlog=BACKLOG)
 
         self._server = asyncio.run_coroutine_threadsafe(start(), self._loop).result(5)
         self.port = self._server.sockets[0].getsockname()[1]
