@@ -1,7 +1,7 @@
 """Chat answers and events as the dialects read them.
 
-Texts stay JSON, so that what a model says goes on byte for byte; only halves of surrogate pairs become blanks. The inside
-of a string is what stands between its quotes: insides can be joined, and put into other JSON as they are.
+Texts stay JSON, so that what a model says goes on byte for byte; only halves of surrogate pairs become blanks.
+The inside of a string is what stands between its quotes: insides can be joined, and put into other JSON as they are.
 """
 
 from __future__ import annotations
