@@ -23,7 +23,7 @@ def denial(said: str, command: bytes, script: str = "", text: bytes = b"") -> st
     """What was refused, in a sentence: `command` as it was sent, the name and the text of the script that it calls."""
     reader = hiredis.Reader()
     reader.feed(command)
-    parts: list[bytes] = reader.gets()  # type: ignore[assignment] # a command is a list of words
+    parts: list[bytes] = reader.gets()
     if script:
         what, keys = f"the script {script}{_within(said, text)}", parts[3 : 3 + int(parts[2])]
     else:
