@@ -24,7 +24,7 @@ ENDPOINTS = {"chat": CHAT, "completion": "/v1/completions"}
 def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
     def route(*names: str, backend: str = "vllm", **fields: Any) -> dict[str, Any]:
         targets = [{"name": name, "backend": backend, "url": upstream.target(name).url} for name in names]
-        times = {"connect": "1s", "first_output": "2s", "whole": "2s", "idle": "700ms"}
+        times = {"connect": "20s", "first_output": "20s", "whole": "20s", "idle": "2s"}
         return {"targets": targets, "policy": "round-robin", "timeouts": times, "resume": "text", **fields}
 
     fallback = {"name": "tier-b", "backend": "vllm", "url": upstream.target("tier-b").url}
