@@ -79,6 +79,7 @@ PUBLIC = {
         "LEASE_SECONDS",
         "Ledger",
         "Limits",
+        "NotAllowed",
         "PLURALS",
         "R",
         "RENEW_SECONDS",
