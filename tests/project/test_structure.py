@@ -80,6 +80,7 @@ PUBLIC = {
         "LEASE_SECONDS",
         "Ledger",
         "Limits",
+        "NotAllowed",
         "PLURALS",
         "R",
         "RENEW_SECONDS",
