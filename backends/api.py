@@ -66,6 +66,8 @@ class Target(Struct, frozen=True):
     """Its streams are asked to tell their usage; some servers refuse the wish."""
     lenient: bool = False
     """Its streams may end without telling why."""
+    continuous_usage: bool = False
+    """Its streams are asked to tell in every event what they have taken so far; its adapter is `ContinuousUsage`."""
 
 
 class UpstreamRequest(Struct, frozen=True):
@@ -160,6 +162,17 @@ class StreamReader(Protocol):
 
     def chunk(self, call: Call, event: bytes) -> Iterable[Chunk]:
         """Read one event, as `Adapter.chunk`."""
+
+
+@runtime_checkable
+class ContinuousUsage(Protocol):
+    """For servers that tell in every event of a stream what it has taken so far, if they are asked to."""
+
+    def open_continuous(self, call: Call) -> StreamReader:
+        """A reader for a stream whose `request` was made for a target with `continuous_usage`.
+
+        A client that has not asked for these numbers itself does not get them.
+        """
 
 
 @runtime_checkable

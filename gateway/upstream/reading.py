@@ -80,12 +80,14 @@ def reader_for(
     memory: AnswerMemory,
     *,
     lenient: bool = False,
+    continuous: bool = False,
 ) -> AnswerReader:
-    """A reader for an answer of status 200. `lenient`: the target's streams may end without telling why."""
+    """A reader for an answer of status 200. `lenient`: the target's streams may end without telling why; `continuous`:
+    they were asked to tell their usage in every event."""
     if not call.stream:
         return WholeReader(call, capabilities, limits.answer, memory)
     if content_type[:17].lower() == "text/event-stream":
-        return EventReader(call, capabilities, limits.event, memory, lenient=lenient)
+        return EventReader(call, capabilities, limits.event, memory, lenient=lenient, continuous=continuous)
     return WholeReader(call, capabilities, ERROR_BODY_LIMIT, memory)  # an error in a 200, or nonsense
 
 
@@ -139,9 +141,18 @@ class EventReader(AnswerReader):
     """Reads a stream; knows how many choices have begun, and how many have told why they ended."""
 
     def __init__(
-        self, call: Call, capabilities: Capabilities, limit: int, memory: AnswerMemory, *, lenient: bool = False
+        self,
+        call: Call,
+        capabilities: Capabilities,
+        limit: int,
+        memory: AnswerMemory,
+        *,
+        lenient: bool = False,
+        continuous: bool = False,
     ) -> None:
         reader = capabilities.adapter if capabilities.stateful is None else capabilities.stateful.open(call)
+        if continuous and capabilities.continuous is not None:
+            reader = capabilities.continuous.open_continuous(call)
         self._call, self._limit, self._memory, self._lenient = call, limit, memory, lenient
         self._uncounted = min(limit, UNCOUNTED_BYTES)
         self._chunk = reader.chunk
