@@ -31,7 +31,6 @@ from gateway.core.types import Entry
 from gateway.metering.reconcile import Reconciler
 from gateway.store.local import LocalStore
 from gateway.upstream import AnswerLimits, Forwarder
-from gateway.upstream import forwarder as forward
 
 PRICE = {"input": 0.15, "cached": 0.075, "output": 0.60}
 
@@ -264,7 +263,6 @@ async def test_drift_between_a_scripted_engine_and_the_ledger(
 async def test_a_scrape_gives_the_text_or_nothing(
     upstream: Upstream, script: Any, text: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "PROBE_SECONDS", 0.3)
     target = upstream.target("scraped")
     target.restore()
     seen = []
@@ -275,8 +273,8 @@ async def test_a_scrape_gives_the_text_or_nothing(
 
     monkeypatch.setattr(target, "answers", answers)
     forwarder = Forwarder(AnswerLimits(1000, 1000))
-    address = Address("scraped", target.url, None, "upstream-secret")
-    assert await forwarder.scrape(address, Capabilities.of(VLLM()), Timeouts(connect=0.2)) == text
+    address, silent = Address("scraped", target.url, None, "upstream-secret"), Act.STALL in script
+    assert await forwarder.scrape(address, Capabilities.of(VLLM()), Timeouts(connect=0.2 if silent else 20)) == text
     assert seen[0] == ("GET", "/metrics", "Bearer upstream-secret")
     seen.clear()
     assert await forwarder.scrape(address, Capabilities.of(OpenAI()), Timeouts()) is None and not seen
