@@ -135,7 +135,7 @@ def overheard(redis: RedisServer) -> Iterator[list[str]]:
             yield said
         finally:
             redis.ask("ECHO", mark)
-            thread.join(10)
+            thread.join(30)
 
 
 def test_a_key_without_limits_makes_no_redis_call(
