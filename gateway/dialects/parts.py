@@ -34,7 +34,8 @@ class Parts(ABC):
         self._begun = False
         self._open: Part | None = None
         self._calls: set[int] = set()
-        self._ended = ""
+        self.reason = ""
+        """Why the answer ended, in a chat's words; empty: it has not."""
         self.stop_reason = Raw()
         """vLLM: at which stop sequence it ended."""
         self.usage = Raw()
@@ -75,7 +76,7 @@ class Parts(ABC):
             if choice.delta is not None:
                 self._say(choice.delta, choice.logprobs, said)
             if choice.finish_reason:
-                self._ended, self.stop_reason = chat.ended(choice.finish_reason), Raw(bytes(choice.stop_reason))
+                self.reason, self.stop_reason = chat.ended(choice.finish_reason), Raw(bytes(choice.stop_reason))
                 self._close(said)
         return b"".join(said)
 
@@ -84,7 +85,7 @@ class Parts(ABC):
         said = [] if self._begun else [self.begin(chat.Answer())]
         self._begun = True
         self._close(said)
-        said.append(self.finish(self._ended or "stop"))
+        said.append(self.finish(self.reason or "stop"))
         return b"".join(said)
 
     def _say(self, delta: chat.Said, logprobs: Raw, said: list[bytes]) -> None:
