@@ -12,9 +12,13 @@ if version + 1 ~= tonumber(ARGV[2]) then return 0 end
 if version == 0 and tonumber(ARGV[8]) >= 0 and redis.call('SCARD', KEYS[4]) >= tonumber(ARGV[8]) then return -1 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
 redis.call('ZADD', KEYS[2], ARGV[5], ARGV[4])
-local change = ARGV[6] == '1' and 'SREM' or 'SADD'
-redis.call(change, KEYS[3], ARGV[4])
-redis.call(change, KEYS[4], ARGV[4])
+for i = 3, 4 do
+  if ARGV[6] == '1' then
+    redis.call('SREM', KEYS[i], ARGV[4])
+  else
+    redis.call('SADD', KEYS[i], ARGV[4])
+  end
+end
 redis.call('ZADD', KEYS[5], ARGV[7], 'batch:' .. ARGV[4])
 redis.call('PUBLISH', ARGV[9], ARGV[10])
 return 1
