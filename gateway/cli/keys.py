@@ -18,8 +18,10 @@ from gateway.cli.options import (
     F,
     Parsed,
     Quantity,
+    body_rules,
     collected,
     combined,
+    field_value,
     label,
     limit_change,
     limit_options,
@@ -75,6 +77,27 @@ def _key_options(command: F) -> F:
             "sources",
             multiple=True,
             help="A network it may be used from, such as 10.0.0.0/8. Repeatable. [default: anywhere]",
+        ),
+        click.option(
+            "--body-deny",
+            "denied",
+            multiple=True,
+            metavar="FIELD",
+            help="A field that its bodies may not have, such as logit_bias: such a call gets 400. Repeatable.",
+        ),
+        click.option(
+            "--body-set",
+            "set_fields",
+            multiple=True,
+            type=Parsed("FIELD=JSON", field_value),
+            help="A field that its bodies get, whatever they say, such as max_tokens=512; null takes it out. Repeatable.",
+        ),
+        click.option(
+            "--body-default",
+            "defaults",
+            multiple=True,
+            type=Parsed("FIELD=JSON", field_value),
+            help="A field that its bodies get where they have none, such as max_tokens=512. Repeatable.",
         ),
     ]
     for option in reversed(options):
@@ -163,7 +186,7 @@ async def show(store: Store, settings: Settings, as_json: bool, key_id: str) -> 
     multiple=True,
     type=Parsed("FIELD", cleared),
     help="Remove a limit or another field: rpm, budget, budget:day, budget:day:tokens, outage:rpm, model-limit:ROUTE, "
-    "label:NAME, source, expires, ... Repeatable.",
+    "label:NAME, source, body, body:set, expires, ... Repeatable.",
 )
 @command
 async def update(store: Store, settings: Settings, as_json: bool, key_id: str, **options: Any) -> None:
@@ -203,6 +226,8 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
     }
     change |= {name: list(options[name]) for name in ("models", "endpoints", "sources") if options[name]}
     change |= {name: collected(options[name]) for name in ("model_limits", "labels") if options[name]}
+    if rules := body_rules(options):
+        change["body"] = rules
     if limit := limit_change(options):
         change["limit"] = limit
     if options["expires"] is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, get_args
 
 import click
+import msgspec
 
 from gateway.config.units import COUNT, MONEY, Unit
 from gateway.core.dimensions import COUNTED, COUNTS, DIMENSIONS
@@ -114,6 +115,25 @@ def label(text: str) -> dict[str, str]:
     if not name or not separator:
         raise ValueError(f"{text!r}: expected NAME=VALUE")
     return {name: value}
+
+
+def field_value(text: str) -> tuple[str, Any]:
+    """`max_tokens=512`: the name of a field of a body, and its value in JSON."""
+    name, separator, value = text.partition("=")
+    try:
+        if not name or not separator:
+            raise ValueError
+        return name, msgspec.json.decode(value)
+    except (ValueError, RecursionError):
+        raise ValueError(
+            f"{text!r}: expected FIELD=VALUE, VALUE in JSON: max_tokens=512, user='\"acme\"', stop=null"
+        ) from None
+
+
+def body_rules(options: dict[str, Any]) -> dict[str, Any]:
+    """The rules for bodies that these options give; what was not given is not in it."""
+    given = {"deny": [*options["denied"]], "set": dict(options["set_fields"]), "default": dict(options["defaults"])}
+    return {name: value for name, value in given.items() if value}
 
 
 def merge(into: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
