@@ -97,11 +97,8 @@ def lifetime(expires: float | None, now: float) -> float | None:
 
 def _fields(record: KeyRecord, body: KeyChange, now: float) -> dict[str, Any]:
     """The record's fields that change, as they will be."""
-    fields: dict[str, Any] = {
-        name: value
-        for name in ("name", "tenant", "models", "endpoints", "priority")
-        if (value := getattr(body, name)) is not UNSET
-    }
+    plain = ("name", "tenant", "models", "endpoints", "priority")
+    fields: dict[str, Any] = {name: value for name in plain if (value := getattr(body, name)) is not UNSET}
     if body.limit is not UNSET:
         fields["limit"] = merged(record.limit, body.limit)
     if body.model_limits is not UNSET:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import click
@@ -31,6 +31,7 @@ from gateway.cli.session import command, registrar, when
 from gateway.cli.tables import fields, limits, rows
 from gateway.config import Settings
 from gateway.config.units import DURATION
+from gateway.core.body_rules import NO_RULES, BodyRules
 from gateway.core.types import KeyRecord, Priority
 from gateway.store import Store
 
@@ -90,7 +91,7 @@ def _key_options(command: F) -> F:
             "set_fields",
             multiple=True,
             type=Parsed("FIELD=JSON", field_value),
-            help="A field that its bodies get, whatever they say, such as max_tokens=512; null takes it out. Repeatable.",
+            help="A field that its bodies get, whatever they say: max_tokens=512; null takes it out. Repeatable.",
         ),
         click.option(
             "--body-default",
@@ -243,7 +244,16 @@ def _show(record: KeyRecord, as_json: bool) -> None:
     secrets = [
         f"pepper {each.pepper}" + (f", until {when(each.not_after)}" if each.not_after else "") for each in key.secrets
     ]
-    fields({**{name: getattr(key, name) for name in key.__struct_fields__}, "secrets": "\n".join(secrets)})
+    told = {"secrets": "\n".join(secrets), "body": "\n".join(_rules(key.body or NO_RULES))}
+    fields({name: getattr(key, name) for name in key.__struct_fields__} | told)
+
+
+def _rules(body: BodyRules) -> Iterator[str]:
+    """A line for each field that is ruled, as its option would have it."""
+    yield from (f"deny {name}" for name in body.deny)
+    for part in ("set", "default"):
+        for name, value in getattr(body, part).items():
+            yield f"{part} {name}={msgspec.json.encode(value).decode()}"
 
 
 def _show_secret(record: KeyRecord, secret: str, as_json: bool) -> None:
