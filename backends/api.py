@@ -157,7 +157,9 @@ class Stateful(Protocol):
 class StreamReader(Protocol):
     """The `chunk` half of an adapter, remembering what went before in its stream.
 
-    One that holds events back also has `close() -> Iterable[Chunk]`: what it holds when the stream has ended.
+    One that holds events back also has `close() -> Iterable[Chunk]`: what it holds when the stream has ended. One of
+    another language than OpenAI's has `terminator() -> Chunk`: what the client gets at the end of a whole answer whose
+    server closed the stream without a terminator.
     """
 
     def chunk(self, call: Call, event: bytes) -> Iterable[Chunk]:

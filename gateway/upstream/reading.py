@@ -158,6 +158,7 @@ class EventReader(AnswerReader):
         self._chunk = reader.chunk
         self._skim = getattr(reader, "skim", _skims_nothing)
         self._close = getattr(reader, "close", tuple)
+        self._terminator = getattr(reader, "terminator", _done)
         self._splitter = sse.Splitter()
         self._begun, self._finished, self._spoke = 1, 0, False
 
@@ -198,7 +199,7 @@ class EventReader(AnswerReader):
                 self.failure = lost
             else:  # some servers close instead of a terminator, and what they had to say is said
                 self.done = True
-                chunks.append(Chunk(DONE, done=True))
+                chunks.append(self._terminator())
         return chunks[0] if len(chunks) == 1 else merged(chunks)
 
     @property
@@ -295,6 +296,10 @@ def caused(error: Failure, by: Exception) -> Failure:
     """The error, as raised because of another."""
     error.__cause__ = by
     return error
+
+
+def _done() -> Chunk:
+    return Chunk(DONE, done=True)
 
 
 def _skims_nothing(events: bytes, start: int) -> tuple[int, int, int]:
