@@ -18,10 +18,10 @@ from gateway.cli.options import (
     F,
     Parsed,
     Quantity,
+    body_options,
     body_rules,
     collected,
     combined,
-    field_value,
     label,
     limit_change,
     limit_options,
@@ -79,27 +79,7 @@ def _key_options(command: F) -> F:
             multiple=True,
             help="A network it may be used from, such as 10.0.0.0/8. Repeatable. [default: anywhere]",
         ),
-        click.option(
-            "--body-deny",
-            "denied",
-            multiple=True,
-            metavar="FIELD",
-            help="A field that its bodies may not have, such as logit_bias: such a call gets 400. Repeatable.",
-        ),
-        click.option(
-            "--body-set",
-            "set_fields",
-            multiple=True,
-            type=Parsed("FIELD=JSON", field_value),
-            help="A field that its bodies get, whatever they say: max_tokens=512; null takes it out. Repeatable.",
-        ),
-        click.option(
-            "--body-default",
-            "defaults",
-            multiple=True,
-            type=Parsed("FIELD=JSON", field_value),
-            help="A field that its bodies get where they have none, such as max_tokens=512. Repeatable.",
-        ),
+        body_options,
     ]
     for option in reversed(options):
         command = option(command)

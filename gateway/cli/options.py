@@ -130,6 +130,28 @@ def field_value(text: str) -> tuple[str, Any]:
         ) from None
 
 
+def body_options(command: F) -> F:
+    """The options that make up rules for bodies; `body_rules` reads them."""
+    whatever = "A field that its bodies get, whatever they say: max_tokens=512; null takes it out. Repeatable."
+    missing = "A field that its bodies get where they have none, such as max_tokens=512. Repeatable."
+    options = [
+        click.option(
+            "--body-deny",
+            "denied",
+            multiple=True,
+            metavar="FIELD",
+            help="A field that its bodies may not have, such as logit_bias: such a call gets 400. Repeatable.",
+        ),
+        *(
+            click.option(name, field, multiple=True, type=Parsed("FIELD=JSON", field_value), help=text)
+            for name, field, text in (("--body-set", "set_fields", whatever), ("--body-default", "defaults", missing))
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def body_rules(options: dict[str, Any]) -> dict[str, Any]:
     """The rules for bodies that these options give; what was not given is not in it."""
     given = {"deny": [*options["denied"]], "set": dict(options["set_fields"]), "default": dict(options["defaults"])}
