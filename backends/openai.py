@@ -25,6 +25,7 @@ class OpenAI:
     probe_path = MODELS
     path_prefix = "/v1/"
     fact_paths: tuple[str, ...] = (MODELS,)
+    inference_paths: tuple[str, ...] = ("/v1/chat/completions", "/v1/embeddings")
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         self.check(call)

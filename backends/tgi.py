@@ -65,6 +65,7 @@ class TGI:
     credential_path = "/tokenize"  # all that answers to GET is open; this wants the key first and a POST then
     counters_path = gauges_path = "/metrics"
     fact_paths = ("/info",)
+    inference_paths = ("/v1/chat/completions", "/generate", "/invocations")
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """The sums of two histograms, which are not there before the first call."""
