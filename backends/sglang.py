@@ -28,6 +28,11 @@ class SGLang(OpenAI):
     counters_path = gauges_path = "/metrics"
     fact_paths = (MODELS, *_ABOUT)
 
+    def __init__(self) -> None:
+        self.endpoints = self.speaks(
+            "responses", "messages", "messages/count_tokens", "rerank", "score", "tokenize", "detokenize"
+        )
+
     def check(self, call: Call) -> None:
         pass
 
