@@ -12,7 +12,7 @@ from msgspec import Struct
 from backends import asked
 from backends.asked import Asked, Conversation
 from backends.body import Body
-from backends.endpoints import Endpoint
+from backends.endpoints import Endpoint as Endpoint
 
 DONE: Final = b"data: [DONE]\n\n"
 UNREAD: Final = Asked()

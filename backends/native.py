@@ -11,7 +11,7 @@ from msgspec import Raw
 from backends import answers
 from backends.api import Adapter, Call, Chunk, Reply, RequestRefused, StreamReader, Target, UpstreamRequest, Usage
 from backends.endpoints import UNCOUNTED, Endpoint
-from backends.messages import Messages
+from backends.messages import STATUS, Messages
 from backends.responses import Responses
 
 NOTHING: Final = Usage()
@@ -53,9 +53,8 @@ class Native:
         except (ValueError, RecursionError):
             return None
         if status == 404 and "error" not in said:
-            return status, msgspec.json.encode(
-                {"detail": f"The server of this model has no endpoint {call.endpoint!r}."}
-            )
+            words = f"The server of this model has no endpoint {call.endpoint!r}."
+            return status, msgspec.json.encode({"detail": words})
         return status, body
 
     def mistake(self, call: Call, body: bytes) -> str | None:
@@ -70,6 +69,19 @@ class NativeMessages(Native):
 
     def open(self, call: Call) -> StreamReader:
         return Messages()
+
+    def refusal(self, call: Call, status: int, body: bytes) -> tuple[int, bytes] | None:
+        """Some servers refuse a few mistakes in OpenAI's words on this path, too."""
+        own = super().refusal(call, status, body)
+        if own is None or b'"error"' not in own[1]:
+            return own
+        said = answers.parsed(own[1])
+        error = said.get("error")
+        if not isinstance(error, dict) or said.get("type") == "error":
+            return own
+        kind = next((kind for kind, known in STATUS.items() if known == status), "invalid_request_error")
+        error = {"type": kind, "message": f"{error.get('message') or ''}"}
+        return status, msgspec.json.encode({"type": "error", "error": error})
 
 
 class NativeResponses(Native):

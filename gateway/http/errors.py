@@ -69,8 +69,8 @@ def event(body: bytes, endpoint: str) -> bytes:
     if endpoint in ANTHROPIC:
         return b"event: error\ndata: " + body + b"\n\n"
     if endpoint == "responses":
-        error: dict[str, Any] = msgspec.json.decode(body)["error"]
+        error = msgspec.json.decode(body).get("error")
         # OpenAI's SDKs raise for `error`, others read the fields beside it.
-        said = {"type": "error", "code": error["code"], "message": error["message"], "param": error["param"]}
-        return b"event: error\ndata: " + msgspec.json.encode({**said, "error": error}) + b"\n\n"
+        flat = {name: error.get(name) for name in ("code", "message", "param")} if isinstance(error, dict) else {}
+        return b"event: error\ndata: " + msgspec.json.encode({"type": "error", **flat, "error": error}) + b"\n\n"
     return b"data: " + body + b"\n\n"
