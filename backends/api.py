@@ -65,6 +65,8 @@ class Target(Struct, frozen=True):
     """Its streams are asked to tell their usage; some servers refuse the wish."""
     lenient: bool = False
     """Its streams may end without telling why."""
+    continuous_usage: bool = False
+    """Its streams are asked to tell in every event what they have taken so far; its adapter is `ContinuousUsage`."""
 
 
 class UpstreamRequest(Struct, frozen=True):
@@ -154,7 +156,9 @@ class Stateful(Protocol):
 class StreamReader(Protocol):
     """The `chunk` half of an adapter, remembering what went before in its stream.
 
-    One that holds events back also has `close() -> Iterable[Chunk]`: what it holds when the stream has ended.
+    One that holds events back also has `close() -> Iterable[Chunk]`: what it holds when the stream has ended. One of
+    another language than OpenAI's has `terminator() -> Chunk`: what the client gets at the end of a whole answer whose
+    server closed the stream without a terminator.
     """
 
     def chunk(self, call: Call, event: bytes) -> Iterable[Chunk]:
@@ -167,6 +171,17 @@ class Speaks(Protocol):
 
     endpoints: Mapping[Endpoint, Adapter]
     """The endpoints that the server itself has, and who speaks for each: this adapter, or another."""
+
+
+@runtime_checkable
+class ContinuousUsage(Protocol):
+    """For servers that tell in every event of a stream what it has taken so far, if they are asked to."""
+
+    def open_continuous(self, call: Call) -> StreamReader:
+        """A reader for a stream whose `request` was made for a target with `continuous_usage`.
+
+        A client that has not asked for these numbers itself does not get them.
+        """
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ from msgspec import Struct
 from backends.api import (
     Adapter,
     AnswersMistakesWith500,
+    ContinuousUsage,
     Counted,
     Described,
     Gauged,
@@ -29,6 +30,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
 
     adapter: Adapter
     stateful: Stateful | None
+    continuous: ContinuousUsage | None
     resumable: Resumable | None
     refusing: RefusesInItsOwnWords | None
     mistaken: AnswersMistakesWith500 | None
@@ -46,6 +48,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
         return cls(
             adapter=adapter,
             stateful=adapter if isinstance(adapter, Stateful) else None,
+            continuous=adapter if isinstance(adapter, ContinuousUsage) else None,
             resumable=adapter if isinstance(adapter, Resumable) else None,
             refusing=adapter if isinstance(adapter, RefusesInItsOwnWords) else None,
             mistaken=adapter if isinstance(adapter, AnswersMistakesWith500) else None,

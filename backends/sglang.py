@@ -10,7 +10,7 @@ from math import isfinite
 
 from msgspec import Struct, structs
 
-from backends.api import Call, Facts, Gauges
+from backends.api import Call, Facts, Gauges, StreamReader
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
 from backends.openai import OpenAI
@@ -35,6 +35,9 @@ class SGLang(OpenAI):
 
     def check(self, call: Call) -> None:
         pass
+
+    def open_continuous(self, call: Call) -> StreamReader:
+        return self._open_continuous(call)
 
     def resume(self, call: Call, said: str) -> Call:
         return continued(call, said, continue_final_message=b"true")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct, structs
 
-from backends.api import Call, Facts, Gauges
+from backends.api import Call, Facts, Gauges, StreamReader
 from backends.counters import counted
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
@@ -68,6 +68,9 @@ class VLLM(OpenAI):
 
     def check(self, call: Call) -> None:
         pass
+
+    def open_continuous(self, call: Call) -> StreamReader:
+        return self._open_continuous(call)
 
     def resume(self, call: Call, said: str) -> Call:
         return continued(call, said, continue_final_message=b"true", add_generation_prompt=b"false")

@@ -74,6 +74,7 @@ def _check_targets(document: Document, table: Table) -> None:
             document.report((*path, "name"), f"target name {target.name!r} is used twice")
         names.setdefault(target.name, path)
         _check_place(document, path, target)
+        _check_usage(document, path, target)
         if target.url is not None:
             place = (str(path[1]), target.url.rstrip("/"), target.model)
             if place in places:
@@ -82,6 +83,17 @@ def _check_targets(document: Document, table: Table) -> None:
                     f"no call can reach target {target.name!r}: it is the same server and model as {places[place]!r}",
                 )
             places.setdefault(place, target.name)
+
+
+def _check_usage(document: Document, path: Place, target: TargetSpec) -> None:
+    installed, place = registry.installed(), (*path, "continuous_usage")
+    if not target.continuous_usage or target.backend not in installed:
+        return
+    if registry.capabilities(target.backend).continuous is None:
+        can = ", ".join(name for name in installed if registry.capabilities(name).continuous is not None)
+        document.report(place, f"backend {target.backend!r} tells no usage in every event; backends that do: {can}")
+    elif not target.usage_event:
+        document.report(place, "'continuous_usage' needs the wish that 'usage_event: false' forbids: leave one out")
 
 
 def _check_place(document: Document, path: Place, target: TargetSpec) -> None:

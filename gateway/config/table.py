@@ -82,6 +82,9 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     usage_event: bool = True
     """Ask for the usage at the end of streams; `false` for a server that refuses `stream_options`: its tokens are
     counted."""
+    continuous_usage: bool = False
+    """Ask for the usage in every event of streams (vLLM, SGLang), and hide it from clients that did not: a stream that
+    is left early is charged exactly, and every event costs more."""
 
 
 class Timeouts(Part, frozen=True, kw_only=True):

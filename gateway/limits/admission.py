@@ -19,7 +19,7 @@ from gateway.core.types import Ask, Caller, Plan, Spent, Verdict
 from gateway.limits.estimate import Estimator
 from gateway.limits.headers import Headers, RateHeaders, denial
 from gateway.limits.plan import NO_PRICES, Planner, Rules, Terms
-from gateway.store import Store, StoreDown
+from gateway.store import NotAllowed, Store, StoreDown
 from gateway.store.local.counters import Counters
 
 log = logging.getLogger("trunkline.limits")
@@ -69,7 +69,7 @@ class Admission:
         """What this gateway counts alone."""
         self.estimator = Estimator()
         self.waits = Waits(TOLD_SECONDS)
-        self.degraded, self._changes = False, 0
+        self.degraded, self._changes, self._not_allowed = False, 0, False
 
     def revise(self, rules: Rules, prices: Mapping[str, Price | None]) -> None:
         """Other limits and prices hold for calls that come from now on."""
@@ -151,8 +151,11 @@ class Admission:
         return Ask(ask.call_id, Plan(ask.plan.records, tuple(shares)), amounts)
 
     async def look(self) -> None:
-        """In an outage, see whether it is over: no call may come to find out."""
-        if self.degraded:
+        """In an outage, see whether it is over: no call may come to find out.
+
+        Only a call finds out whether the store allows now what it did not.
+        """
+        if self.degraded and not self._not_allowed:
             with suppress(StoreDown):
                 await self._store.verify()
                 self._recover()
@@ -166,6 +169,7 @@ class Admission:
     def _degrade(self, error: StoreDown) -> None:
         if not self.degraded:
             self.degraded, self._changes = True, self._changes + 1
+            self._not_allowed = isinstance(error, NotAllowed)
             self._events.degraded(True)
             log.warning("limits are counted in this gateway only: %s", error)
             self.own = Counters(self._now)

@@ -31,6 +31,10 @@ class StoreDown(Exception):
     """The store did not answer in time; nothing is known about what was asked."""
 
 
+class NotAllowed(StoreDown):
+    """The store answers, but not this: its rules do not let us. It says what is missing."""
+
+
 class Conflict(Exception):
     """Somebody else changed the record since it was read."""
 

@@ -59,6 +59,7 @@ def address_of(spec: TargetSpec, url: str) -> Address:
         spec.api_key,
         usage_event=spec.usage_event,
         lenient=spec.finish == "lenient",
+        continuous_usage=spec.continuous_usage,
     )
 
 

@@ -92,7 +92,15 @@ class Forwarder:
             if response.status != 200:
                 raise await self._refusal(call, address, capabilities, response)
             content_type = fit(response.headers)
-            reader = reader_for(call, capabilities, content_type, self.limits, self.memory, lenient=address.lenient)
+            reader = reader_for(
+                call,
+                capabilities,
+                content_type,
+                self.limits,
+                self.memory,
+                lenient=address.lenient,
+                continuous=address.continuous_usage,
+            )
             return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
         except BaseException:
             response.release()

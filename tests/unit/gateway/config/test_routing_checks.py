@@ -99,6 +99,27 @@ def test_canaries_leave_something_to_others(targets: list[dict[str, Any]]) -> No
     assert "canaries" in mistake(one={"targets": targets}).message
 
 
+@pytest.mark.parametrize("backend", ["vllm", "sglang"])
+def test_usage_in_every_event_can_be_asked_of_servers_that_tell_it(backend: str) -> None:
+    table = good(one={"targets": [target("a", backend=backend, continuous_usage=True), target("b")]})
+    assert [spec.continuous_usage for spec in table.routes["one"].targets] == [True, False]
+
+
+@pytest.mark.parametrize("backend", ["openai", "tgi", "llamacpp"])
+@pytest.mark.parametrize("place", ["targets", "fallback", "shadow"])
+def test_usage_in_every_event_cannot_be_asked_of_others(backend: str, place: str) -> None:
+    spec = target("a", backend=backend, continuous_usage=True)
+    found = mistake(one={place: {"target": spec, "share": 0.1} if place == "shadow" else [spec]})
+    assert repr(backend) in found.message and "sglang, vllm" in found.message
+
+
+def test_usage_in_every_event_needs_the_wish_for_it() -> None:
+    fields = {"targets": [target("a", continuous_usage=True, usage_event=False)]}
+    found = mistake(one=fields)
+    assert found.line == line('"continuous_usage"', one=fields)
+    assert "'usage_event: false'" in found.message
+
+
 def test_nobody_waits_longer_than_for_the_first_output() -> None:
     found = mistake(one={"queue": {"wait": "6m"}})
     assert "360 s" in found.message and "300 s" in found.message
