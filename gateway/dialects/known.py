@@ -8,9 +8,10 @@ from typing import Any, Final
 from backends.capabilities import Capabilities
 from gateway.dialects.dialect import Dialect
 from gateway.dialects.messages.dialect import Messages
+from gateway.dialects.responses.dialect import Responses
 from gateway.dialects.translating import Translating
 
-FOR: Final[Mapping[str, Dialect]] = {"messages": Messages()}
+FOR: Final[Mapping[str, Dialect]] = {"messages": Messages(), "responses": Responses()}
 """By the endpoint that clients ask for."""
 
 

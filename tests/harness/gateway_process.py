@@ -76,7 +76,7 @@ class GatewayProcess:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                urllib.request.urlopen(url, timeout=2).close()
+                urllib.request.urlopen(url, timeout=10).close()
                 return
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
@@ -92,7 +92,7 @@ class GatewayProcess:
 
         async def create() -> Issued:
             where = self._store[1]
-            store = RedisStore(where, timeout=5) if self._store[0] == "--redis-url" else LocalStore(Path(where))
+            store = RedisStore(where, timeout=30) if self._store[0] == "--redis-url" else LocalStore(Path(where))
             await store.open()
             try:
                 return Issued(
