@@ -22,7 +22,6 @@ from gateway.core.errors import (
     NotServed,
     Rejected,
     UpstreamError,
-    denied_field,
     ended_by,
 )
 from gateway.core.types import KeyRecord
@@ -139,27 +138,29 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
-        call = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
+        call = asked = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)
         if route.trust_request_id:
             client.trust_own_id()
 
-        async def refresh() -> Caller:
+        async def refresh() -> tuple[Caller, Call]:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
-            authorize(caller.key, endpoint, call.model, route.name)
-            return caller
+            authorize(caller.key, endpoint, asked.model, route.name)
+            state.call = record.call = route.ruled(asked, caller.key.body)
+            return caller, state.call
 
         try:
-            authorize(caller.key, endpoint, call.model, route.name)  # 403
+            authorize(caller.key, endpoint, asked.model, route.name)  # 403
         except Forbidden:
-            caller = await refresh()  # the key may have been given more since it was loaded
+            caller, _ = await refresh()  # the key may have been given more since it was loaded
         if endpoint not in route.endpoints:
-            raise NotServed(f"The model {call.model!r} has no endpoint {endpoint!r}.", param="model")  # 404
-        if not route.denied.isdisjoint(call.body.fields):
-            raise denied_field(route.denied.intersection(call.body.fields))  # 400
+            raise NotServed(f"The model {asked.model!r} has no endpoint {endpoint!r}.", param="model")  # 404
+        if route.changes_bodies or caller.key.body is not None or not route.denied.isdisjoint(asked.body.fields):
+            call = state.call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
+        call = state.call
         record.admitted(lease.at, lease.input)
         if route.resumes and call.stream and endpoint in RESUMABLE:
             state.transcript = Transcript(call)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType, defstruct
 
+from gateway.core.body_rules import BodyRules
 from gateway.core.dimensions import count_fields
 from gateway.core.types import Audit, Limit, OrderState, Outage, Priority, TargetCondition
 
@@ -64,6 +65,20 @@ class LimitBody(_Counts, frozen=True):
     outage: Change[OutageBody] = UNSET
 
 
+class BodyRulesBody(_Strict, frozen=True):
+    """What of a key's bodies is the operator's to decide. In a change each part is replaced whole; null clears it."""
+
+    deny: Annotated[Change[tuple[str, ...]], Meta(description="Fields that may not be sent: 400")] = UNSET
+    set: Annotated[
+        Change[dict[str, Any]],
+        Meta(description="Values of fields, whatever is sent; null takes a field out. A route's go before them"),
+    ] = UNSET
+    default: Annotated[
+        Change[dict[str, Any]],
+        Meta(description="Values of fields that are missing or null; they go before a route's"),
+    ] = UNSET
+
+
 class NewKey(_Strict, frozen=True):
     """A key to be made."""
 
@@ -84,6 +99,7 @@ class NewKey(_Strict, frozen=True):
     sources: Annotated[
         tuple[str, ...], Meta(description="Networks it may be used from, such as 10.0.0.0/8; none: anywhere")
     ] = ()
+    body: BodyRulesBody | None = None
     expires: Annotated[Epoch | None, Meta(description="Seconds since the epoch; null: never")] = None
 
 
@@ -99,6 +115,7 @@ class KeyChange(_Strict, frozen=True):
     priority: Priority | UnsetType = UNSET
     labels: Change[dict[Text, str | None]] = UNSET
     sources: Change[tuple[str, ...]] = UNSET
+    body: Change[BodyRulesBody] = UNSET
     expires: Change[Epoch] = UNSET
     version: Version | UnsetType = UNSET
 
@@ -167,6 +184,7 @@ class Key(Struct, frozen=True, kw_only=True):
     priority: Priority
     labels: dict[str, str]
     sources: tuple[str, ...]
+    body: BodyRules | None
     created: float
     expires: float | None
     revoked: float | None

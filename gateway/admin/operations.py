@@ -9,7 +9,8 @@ import msgspec
 from msgspec import UNSET
 
 from gateway.admin import Registrar
-from gateway.admin.models import Change, KeyChange, LimitBody, NewKey, TenantBody, TenantChange
+from gateway.admin.models import BodyRulesBody, Change, KeyChange, LimitBody, NewKey, TenantBody, TenantChange
+from gateway.core.body_rules import NO_RULES, BodyRules
 from gateway.core.types import KeyRecord, Limit, Tenant
 from gateway.store import Conflict, Store
 
@@ -29,6 +30,7 @@ async def create_key(registrar: Registrar, body: NewKey, now: float) -> tuple[Ke
         priority=body.priority,
         labels=body.labels,
         sources=body.sources,
+        body=ruled(None, body.body),
         lifetime=lifetime(body.expires, now),
     )
 
@@ -77,6 +79,15 @@ def merged(limit: Limit, change: Change[LimitBody]) -> Limit:
     return msgspec.convert(_patched(msgspec.to_builtins(limit), msgspec.to_builtins(change)), Limit)
 
 
+def ruled(rules: BodyRules | None, change: BodyRulesBody | None) -> BodyRules | None:
+    """Rules for bodies after a change: each part that it has is replaced whole, or cleared."""
+    if change is None:
+        return None
+    parts = {name: getattr(change, name) for name in change.__struct_fields__}
+    given = {name: value or type(getattr(NO_RULES, name))() for name, value in parts.items() if value is not UNSET}
+    return msgspec.structs.replace(rules or NO_RULES, **given)
+
+
 def lifetime(expires: float | None, now: float) -> float | None:
     """Seconds that are left until `expires`; `ValueError` when there are none."""
     if expires is not None and expires <= now:
@@ -86,9 +97,8 @@ def lifetime(expires: float | None, now: float) -> float | None:
 
 def _fields(record: KeyRecord, body: KeyChange, now: float) -> dict[str, Any]:
     """The record's fields that change, as they will be."""
-    fields: dict[str, Any] = {
-        name: value for name in ("name", "tenant", "models", "priority") if (value := getattr(body, name)) is not UNSET
-    }
+    plain = ("name", "tenant", "models", "endpoints", "priority")
+    fields: dict[str, Any] = {name: value for name in plain if (value := getattr(body, name)) is not UNSET}
     if body.limit is not UNSET:
         fields["limit"] = merged(record.limit, body.limit)
     if body.model_limits is not UNSET:
@@ -97,6 +107,8 @@ def _fields(record: KeyRecord, body: KeyChange, now: float) -> dict[str, Any]:
         fields["labels"] = _patched(record.labels, body.labels)
     if body.sources is not UNSET:
         fields["sources"] = body.sources or ()
+    if body.body is not UNSET:
+        fields["body"] = ruled(record.body, body.body)
     if body.expires is not UNSET:
         fields["lifetime"] = lifetime(body.expires, now)
     return fields

@@ -10,6 +10,7 @@ from typing import Final, get_args
 from backends.endpoints import Endpoint
 from gateway.auth.networks import networks
 from gateway.config.names import matches
+from gateway.core.body_rules import NO_RULES, BodyRules, mistakes
 from gateway.core.dimensions import COUNTS, DIMENSIONS
 from gateway.core.types import Limit, Outage, Priority
 
@@ -106,6 +107,15 @@ def model_limits(value: object) -> dict[str, Limit]:
     if not isinstance(value, Mapping):
         raise ValueError(f"model_limits: expected limits by route name, not {value!r}")
     return {name(route, "route", 256): limit(of, f"model_limits {route!r}") for route, of in value.items()}
+
+
+def body(value: object) -> BodyRules | None:
+    """Rules for bodies; None: there are none."""
+    if value is not None and not isinstance(value, BodyRules):
+        raise ValueError(f"body: expected rules for bodies (deny, set, default), not {value!r}")
+    for place, told in mistakes(value or NO_RULES):
+        raise ValueError(f"body.{place[0]}: {told}")
+    return None if value == NO_RULES else value
 
 
 def seconds(value: object, what: str, least: float) -> float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from gateway.cli.options import SPENT
+from gateway.core.body_rules import BodyRules
 from gateway.core.dimensions import COUNTS, DIMENSIONS
 from gateway.core.types import Period
 
-FIELDS = (*COUNTS, "budget", "outage", "model-limit", "label", "source", "expires")
-_WHERE = {"model-limit": "model_limits", "label": "labels", "source": "sources", "expires": "expires"}
+FIELDS = (*COUNTS, "budget", "outage", "model-limit", "label", "source", "body", "expires")
+_WHERE = {"model-limit": "model_limits", "label": "labels", "source": "sources", "body": "body", "expires": "expires"}
 
 
 def cleared(text: str) -> dict[str, Any]:
@@ -18,8 +19,10 @@ def cleared(text: str) -> dict[str, Any]:
     if name not in FIELDS or (part and name in (*COUNTS, "source", "expires")):
         raise ValueError(
             f"{text!r}: expected one of {', '.join(FIELDS)}, or a part such as budget:day, budget:day:tokens, "
-            "outage:rpm, model-limit:ROUTE, label:NAME"
+            "outage:rpm, model-limit:ROUTE, label:NAME, body:set"
         )
+    if name == "body" and part and part not in BodyRules.__struct_fields__:
+        raise ValueError(f"{text!r}: expected body:PART, PART one of {', '.join(BodyRules.__struct_fields__)}")
     if name == "budget":
         return {"limit": {"budget": _budget(text, part)}}
     if name == "outage":

@@ -19,6 +19,7 @@ from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, 
 from gateway.config.located import Document, Mistake, Mistakes, unread
 from gateway.config.names import NameIndex
 from gateway.config.units import Count, Seconds, SecretRef, Size, Text
+from gateway.core.body_rules import BodyRules
 
 __all__ = ["Mistake", "Mistakes", "Table", "load_table", "parse_table", "table_schema"]
 
@@ -140,11 +141,21 @@ class ShadowSpec(Part, frozen=True, kw_only=True):
 
 
 class BodySpec(Part, frozen=True, kw_only=True):
-    """What of callers' bodies is the gateway's to decide."""
+    """What of callers' bodies is the gateway's to decide; keys have such rules, too (`trunkline keys create`)."""
 
-    deny: tuple[str, ...] = ("priority",)
-    """Fields at the top of a body that callers may not send, as they act on other callers' calls; a body that has one
-    is answered with 400."""
+    deny: tuple[str, ...] = ("priority", "kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room")
+    """Fields at the top of a body that callers may not send; a body that has one is answered with 400. Those that are
+    denied where the table says nothing act on other callers' calls."""
+    set: dict[str, Any] = {}
+    """Values of fields, whatever callers send, such as `{max_tokens: 500}`; `null` takes a field out. They go before
+    those of a key."""
+    default: dict[str, Any] = {}
+    """Values of fields that are missing, or null; those of a key go before them."""
+
+    @property
+    def rules(self) -> BodyRules:
+        """As all who apply them know them."""
+        return BodyRules(deny=self.deny, set=self.set, default=self.default)
 
 
 class RouteSpec(Part, frozen=True, kw_only=True):

@@ -171,10 +171,10 @@ class MethodNotAllowed(Refused):
     error_type = "caller_wrong_method"
 
 
-def denied_field(names: Iterable[str]) -> BadRequest:
-    """A body has fields that are the gateway's to set on its route."""
+def denied_field(names: Iterable[str], whose: str) -> BadRequest:
+    """A body has fields that are not its caller's to set, `whose` calls'."""
     name = min(names)
-    return BadRequest(f"The field {name!r} is not taken from callers on this route: leave it out.", param=name)
+    return BadRequest(f"The field {name!r} is not taken from callers {whose}: leave it out.", param=name)
 
 
 class BodyTimeout(Refused):

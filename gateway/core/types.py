@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from gateway.core.body_rules import BodyRules
 from gateway.core.dimensions import COUNTS
 
 Outage = Literal["share", "closed", "open"]
@@ -102,6 +103,8 @@ class KeyRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """For the operator: shown, filtered by, never interpreted."""
     sources: tuple[str, ...] = ()
     """Networks the key may be used from, such as `10.0.0.0/8`; none: anywhere."""
+    body: BodyRules | None = None
+    """What of its bodies is the operator's to decide, beside what their route says."""
     expires: float | None = None
     revoked: float | None = None
     """Seconds since the epoch."""

@@ -7,11 +7,17 @@ from typing import Any, Final
 
 from backends.capabilities import Capabilities
 from gateway.dialects.dialect import Dialect
+from gateway.dialects.generate.dialect import Generate
 from gateway.dialects.messages.dialect import Messages
 from gateway.dialects.responses.dialect import Responses
 from gateway.dialects.translating import Translating
 
-FOR: Final[Mapping[str, Dialect]] = {"messages": Messages(), "responses": Responses()}
+FOR: Final[Mapping[str, Dialect]] = {
+    "messages": Messages(),
+    "responses": Responses(),
+    "generate": Generate(),
+    "generate/root": Generate(root=True),
+}
 """By the endpoint that clients ask for."""
 
 

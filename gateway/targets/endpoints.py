@@ -9,6 +9,7 @@ from backends.capabilities import Capabilities, native
 from backends.endpoints import Endpoint
 from backends.native import natives
 from gateway.config import TargetSpec
+from gateway.dialects import translated
 
 
 def spoken(capabilities: Capabilities, spec: TargetSpec) -> Mapping[Endpoint, Capabilities]:
@@ -24,4 +25,4 @@ def _spoken(capabilities: Capabilities, endpoints: tuple[Endpoint, ...] | None) 
         known = {
             each: known[each] if each in known else Capabilities.of(others[each]) for each in dict.fromkeys(endpoints)
         }
-    return known
+    return translated(known)

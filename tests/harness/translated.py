@@ -41,7 +41,7 @@ def capabilities(endpoint: str, inner: Any = None) -> Capabilities:
 
 def a_call(endpoint: Any, asked: dict[str, Any], *, model: str = "m") -> Call:
     body = Body(json.dumps(asked).encode())
-    return Call("call-1", endpoint, model, body, stream=bool(asked.get("stream", endpoint == "generate_stream")))
+    return Call("call-1", endpoint, model, body, stream=bool(asked.get("stream")))
 
 
 def ask(endpoint: str, asked: dict[str, Any], inner: Any = None) -> tuple[str, dict[str, Any]]:
