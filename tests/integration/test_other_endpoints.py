@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from harness.captures import GOLDEN, read_capture
 from harness.gateway_process import GatewayProcess, gateway_process
-from harness.upstream import Act, Target, Upstream, stream, whole
+from harness.upstream import Act, Target, Upstream, event, stream, whole
 from integration.client import Reply, ask, record
 
 from gateway.core.types import Limit
@@ -153,11 +153,16 @@ def test_a_stream_that_breaks_ends_in_an_error_of_its_dialect(
 
 def test_an_error_event_before_output_is_a_status(others: GatewayProcess, caller: str, native: Target) -> None:
     start = cut("vllm-messages-stream", b"content_block_delta")
-    event = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"busy"}}\n\n'
-    native.scripts = [stream(start, event)]
+    failure = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"busy"}}\n\n'
+    native.scripts = [stream(start, failure)]
     reply = ask(others, {"model": "native", "stream": True, **MESSAGES}, caller, "/v1/messages")
     assert (reply.status, reply.json()["error"]["type"]) == (503, "overloaded_error")
     native.restore()
+
+
+def last_data(reply: Reply) -> bytes:
+    """The data of a stream's last event."""
+    return reply.body.rstrip().rpartition(b"data: ")[2]
 
 
 def anthropic_error(reply: Reply) -> tuple[int, str]:
@@ -239,3 +244,38 @@ def test_keys_are_for_endpoints_too(others: GatewayProcess, native: Target) -> N
     counted = ask(others, {"model": "native", **MESSAGES}, narrow, "/v1/messages/count_tokens")
     refused = ask(others, {"model": "native", **RESPONSES}, narrow, "/v1/responses")
     assert (counted.status, refused.status, refused.error["code"]) == (200, 403, "endpoint_not_allowed")
+
+
+@pytest.fixture
+def plain(upstream: Upstream) -> Target:
+    target = upstream.target("plain")
+    target.restore()
+    return target
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/messages", MESSAGES), ("/v1/responses", RESPONSES)])
+def test_a_server_without_the_endpoint_is_asked_for_a_chat(
+    others: GatewayProcess, caller: str, plain: Target, path: str, body: dict[str, Any]
+) -> None:
+    whole_reply = ask(others, {"model": "plain", **body}, caller, path)
+    streamed = ask(others, {"model": "plain", "stream": True, **body}, caller, path)
+    assert (whole_reply.status, streamed.status) == (200, 200)
+    assert {call.path for call in plain.calls} == {"/v1/chat/completions"}
+    said = whole_reply.json()
+    part = said["content"][0] if path == "/v1/messages" else said["output"][0]["content"][0]
+    assert part["text"] == "Hello"
+    assert (said["usage"]["input_tokens"], said["usage"]["output_tokens"]) == (5, 2)
+    last = json.loads(last_data(streamed))
+    assert last["type"] == ("message_stop" if path == "/v1/messages" else "response.completed")
+    line = record(others, streamed.header("x-request-id"))
+    assert (line["usage"]["prompt_tokens"], line["endpoint"]) == (5, path.removeprefix("/v1/"))
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/messages", MESSAGES), ("/v1/responses", RESPONSES)])
+def test_a_translated_stream_that_breaks_ends_in_an_error_of_its_dialect(
+    others: GatewayProcess, caller: str, plain: Target, path: str, body: dict[str, Any]
+) -> None:
+    plain.script = stream(event("Hel"), event("lo"), Act.CUT)
+    reply = ask(others, {"model": "plain", "stream": True, **body}, caller, path)
+    last = json.loads(last_data(reply))
+    assert last["type"] == "error" and last["error"]["message"]
