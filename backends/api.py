@@ -230,6 +230,14 @@ class Guarded(Protocol):
     """Answers 401 or 403 to GET when the credential is refused; any other status says that it is not."""
 
 
+@runtime_checkable
+class Exposed(Protocol):
+    """For servers that may answer anybody at some of their routes, though they were given a credential."""
+
+    inference_paths: Sequence[str]
+    """Take POST and have the model work; to each an empty JSON object is a mistake, told before any work."""
+
+
 class Gauges(Struct, frozen=True):
     """A server's load at one moment, summed over its engines. None: the server does not tell."""
 

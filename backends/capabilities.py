@@ -12,6 +12,7 @@ from backends.api import (
     ContinuousUsage,
     Counted,
     Described,
+    Exposed,
     Gauged,
     Guarded,
     Launchable,
@@ -36,6 +37,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     mistaken: AnswersMistakesWith500 | None
     probed: Probed | None
     guarded: Guarded | None
+    exposed: Exposed | None
     gauged: Gauged | None
     described: Described | None
     counted: Counted | None
@@ -54,6 +56,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
             mistaken=adapter if isinstance(adapter, AnswersMistakesWith500) else None,
             probed=adapter if isinstance(adapter, Probed) else None,
             guarded=adapter if isinstance(adapter, Guarded) else None,
+            exposed=adapter if isinstance(adapter, Exposed) else None,
             gauged=adapter if isinstance(adapter, Gauged) else None,
             described=adapter if isinstance(adapter, Described) else None,
             counted=adapter if isinstance(adapter, Counted) else None,

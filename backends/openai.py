@@ -27,6 +27,7 @@ class OpenAI:
     probe_path = MODELS
     path_prefix = "/v1/"
     fact_paths: tuple[str, ...] = (MODELS,)
+    inference_paths: tuple[str, ...] = ("/v1/chat/completions", "/v1/embeddings")
 
     def speaks(self, *more: Endpoint) -> Mapping[Endpoint, Adapter]:
         """Who speaks for the endpoints of a server that has these beside the common three."""

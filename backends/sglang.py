@@ -27,6 +27,7 @@ class SGLang(OpenAI):
     credential_path = MODELS
     counters_path = gauges_path = "/metrics"
     fact_paths = (MODELS, *_ABOUT)
+    inference_paths = (*OpenAI.inference_paths, "/generate", "/invocations")
 
     def __init__(self) -> None:
         self.endpoints = self.speaks(

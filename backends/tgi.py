@@ -67,6 +67,7 @@ class TGI:
     credential_path = "/tokenize"  # all that answers to GET is open; this wants the key first and a POST then
     counters_path = gauges_path = "/metrics"
     fact_paths = ("/info",)
+    inference_paths = ("/v1/chat/completions", "/generate", "/invocations")
 
     def __init__(self) -> None:
         self.endpoints: Mapping[Endpoint, Adapter] = {"chat/completions": self, "completions": self}

@@ -25,6 +25,12 @@ class VLLM(OpenAI):
     counters_path = gauges_path = "/metrics"
     wake_path = "/wake_up"
     fact_paths = (MODELS, "/version")
+    inference_paths = (
+        *OpenAI.inference_paths,
+        # Its --api-key guards what is below /v1, and nothing else.
+        *("/invocations", "/pooling", "/classify", "/score", "/rerank", "/tokenize", "/generative_scoring"),
+        "/inference/v1/generate",
+    )
 
     def __init__(self) -> None:
         self.endpoints = self.speaks(

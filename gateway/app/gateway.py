@@ -92,7 +92,8 @@ class Gateway:
         self.admission = self._admission(table)
         self.pulse = Pulse(self.admission, self.store, self.metrics, self.forwarder)
         self.shadow = self._shadow(table)
-        self.fleet = Fleet(routes, self.store, self.forwarder, self.metrics, self.clock, BOOT)
+        asks = settings.ask_without_credential
+        self.fleet = Fleet(routes, self.store, self.forwarder, self.metrics, self.clock, BOOT, asks=asks)
         self.waiting.waker = self.fleet.waker
         self.reconciler = Reconciler(self._urls, self.fleet.counters, self.store.ledger, self.metrics.drift)
         self.readiness = operations.Readiness(self.store, self._is_draining)

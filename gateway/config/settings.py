@@ -79,6 +79,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """The largest head of a target's answer, in bytes."""
     answer_head_lines: Annotated[int, Meta(ge=16)] = 256
     """The most lines of the head of a target's answer."""
+    ask_without_credential: bool = True
+    """Whether each target that has a credential is asked once without it, for a warning if it answers anybody."""
     log_level: str = "info"
     """`debug`, `info`, `warning` or `error`, for the gateway's own messages; call records are always written."""
     launched: str = ""
