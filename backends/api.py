@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
@@ -12,8 +12,7 @@ from msgspec import Struct
 from backends import asked
 from backends.asked import Asked, Conversation
 from backends.body import Body
-
-Endpoint = Literal["chat/completions", "completions", "embeddings"]
+from backends.endpoints import Endpoint as Endpoint
 
 DONE: Final = b"data: [DONE]\n\n"
 UNREAD: Final = Asked()
@@ -164,6 +163,14 @@ class StreamReader(Protocol):
 
     def chunk(self, call: Call, event: bytes) -> Iterable[Chunk]:
         """Read one event, as `Adapter.chunk`."""
+
+
+@runtime_checkable
+class Speaks(Protocol):
+    """For servers that have other endpoints than chats, completions and embeddings, or not all of these."""
+
+    endpoints: Mapping[Endpoint, Adapter]
+    """The endpoints that the server itself has, and who speaks for each: this adapter, or another."""
 
 
 @runtime_checkable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from backends.api import (
@@ -17,9 +19,11 @@ from backends.api import (
     Probed,
     RefusesInItsOwnWords,
     Resumable,
+    Speaks,
     Stateful,
     Wakeable,
 )
+from backends.endpoints import COMMON, Endpoint
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -59,3 +63,14 @@ class Capabilities(Struct, frozen=True, kw_only=True):
             launchable=adapter if isinstance(adapter, Launchable) else None,
             wakeable=adapter if isinstance(adapter, Wakeable) else None,
         )
+
+
+def native(capabilities: Capabilities) -> Mapping[Endpoint, Capabilities]:
+    """The endpoints that the adapter's servers have themselves, and what can speak for each."""
+    adapter = capabilities.adapter
+    if not isinstance(adapter, Speaks):
+        return dict.fromkeys(COMMON, capabilities)
+    return {
+        endpoint: capabilities if speaker is adapter else Capabilities.of(speaker)
+        for endpoint, speaker in adapter.endpoints.items()
+    }

@@ -32,6 +32,18 @@ class VLLM(OpenAI):
         "/inference/v1/generate",
     )
 
+    def __init__(self) -> None:
+        self.endpoints = self.speaks(
+            "responses",
+            "messages",
+            "messages/count_tokens",
+            "rerank",
+            "score",
+            "decisions",
+            "tokenize",
+            "detokenize",
+        )
+
     def counters(self, text: str) -> tuple[int, int] | None:
         """Summed over engines and models; cached prompt tokens are in the first of them."""
         found = counted(text, "vllm:prompt_tokens_total", "vllm:generation_tokens_total")

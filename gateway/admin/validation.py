@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final, get_args
 
-from backends.api import Endpoint
+from backends.endpoints import Endpoint
 from gateway.auth.networks import networks
 from gateway.config.names import matches
 from gateway.core.batches import Storage

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from backends import registry
+from backends.endpoints import Endpoint
 from gateway.config import checks, units
 from gateway.config.addresses import check_addresses
 from gateway.config.connections import TLSSpec
@@ -77,6 +78,8 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """Tokens that its prefix cache holds; default: what it tells itself, else a million."""
     finish: Literal["strict", "lenient"] = "strict"
     """`lenient`: its streams may end in `[DONE]` without telling why (`finish_reason`), else that is no end."""
+    endpoints: tuple[Endpoint, ...] | None = None
+    """What its server answers, such as `[embeddings, rerank]`; default: what servers of its kind do."""
     usage_event: bool = True
     """Ask for the usage at the end of streams; `false` for a server that refuses `stream_options`: its tokens are
     counted."""

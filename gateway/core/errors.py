@@ -12,6 +12,7 @@ GatewayError
       EndpointNotAllowed     403 the key may not use this endpoint
       SourceNotAllowed       403 the key may not be used from this address
     NoRoute                  404 no route by that model name
+      NotServed              404 no server of the model has the endpoint
     NotFound                 404 no such path
       NoFile                 404 the tenant has no such file
       NoBatch                404 the tenant has no such batch
@@ -152,6 +153,13 @@ class NoRoute(Refused):
     type = "not_found_error"
     code = "model_not_found"
     error_type = "caller_unknown_model"
+
+
+class NotServed(NoRoute):
+    """A model that can be asked, but not for this."""
+
+    code = "endpoint_not_served"
+    error_type = "caller_endpoint_not_served"
 
 
 class NotFound(Refused):

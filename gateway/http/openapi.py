@@ -24,6 +24,7 @@ from litestar.openapi.spec import (
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from litestar.static_files import create_static_files_router
 
+from backends.endpoints import PATHS, Endpoint
 from gateway import __version__
 
 ASSETS = "/docs/assets"
@@ -32,16 +33,24 @@ _STRING, _OBJECT, _ARRAY = (Schema(type=kind) for kind in (OpenAPIType.STRING, O
 _BOOLEAN = Schema(type=OpenAPIType.BOOLEAN)
 
 _TEXT = "The model's route name or alias. All other fields go to the model server as they are."
-_ENDPOINTS: dict[str, tuple[str, dict[str, Schema]]] = {
+_ENDPOINTS: dict[Endpoint, tuple[str, dict[str, Schema]]] = {
     "chat/completions": ("Answer a chat", {"messages": _ARRAY, "stream": _BOOLEAN, "stream_options": _OBJECT}),
     "completions": ("Continue a text", {"prompt": _STRING, "stream": _BOOLEAN, "stream_options": _OBJECT}),
     "embeddings": ("Embed texts", {"input": _STRING}),
+    "responses": ("Answer a chat, in the words of OpenAI's responses", {"input": _ARRAY, "stream": _BOOLEAN}),
+    "messages": ("Answer a chat, in Anthropic's words", {"messages": _ARRAY, "stream": _BOOLEAN}),
+    "messages/count_tokens": ("Count the tokens of a chat, in Anthropic's words", {"messages": _ARRAY}),
+    "rerank": ("Sort documents by how well they answer a query", {"query": _STRING, "documents": _ARRAY}),
+    "score": ("Compare texts", {"text_1": _STRING, "text_2": _STRING}),
+    "decisions": ("The probabilities of choices", {"input": _STRING}),
+    "tokenize": ("The tokens of a text", {"prompt": _STRING}),
+    "detokenize": ("The text of tokens", {"tokens": _ARRAY}),
 }
 _ERRORS = {
     "400": "The body cannot be routed, or asks what the target cannot do",
     "401": "Key missing or not valid",
     "403": "The key may not use this model",
-    "404": "No such model",
+    "404": "No such model, or no server of it has the endpoint",
     "408": "The body did not arrive in time",
     "413": "Body too large",
     "429": "A limit of the key; see retry-after",
@@ -117,8 +126,9 @@ def describe_data_plane(app: Litestar) -> None:
     """Add the raw handlers, which Litestar does not describe by itself."""
     paths = app.openapi_schema.paths
     assert paths is not None
-    for endpoint, (summary, properties) in _ENDPOINTS.items():
-        paths[f"/v1/{endpoint}"] = PathItem(post=_operation(endpoint, summary, properties))
+    for path, endpoint in PATHS.items():
+        summary, properties = _ENDPOINTS[endpoint]
+        paths[path] = PathItem(post=_operation(path, summary, properties))
     for path, item in paths.items():
         for operation in filter(None, (item.get, item.post, item.delete)):
             if path.startswith("/v1/models"):
@@ -139,7 +149,7 @@ def _refusals(texts: dict[str, str]) -> dict[str, OpenAPIResponse | Reference]:
     return {status: OpenAPIResponse(text, content=json) for status, text in texts.items()}
 
 
-def _operation(endpoint: str, summary: str, properties: dict[str, Schema]) -> Operation:
+def _operation(path: str, summary: str, properties: dict[str, Schema]) -> Operation:
     model = Schema(type=OpenAPIType.STRING, description=_TEXT)
     body = Schema(
         type=OpenAPIType.OBJECT,
@@ -155,7 +165,7 @@ def _operation(endpoint: str, summary: str, properties: dict[str, Schema]) -> Op
         **_refusals(_ERRORS),
     }
     return Operation(
-        operation_id=endpoint.replace("/", "_"),
+        operation_id=path.removeprefix("/").replace("/", "_"),
         tags=["inference"],
         summary=summary,
         security=_KEY,

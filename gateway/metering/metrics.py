@@ -203,8 +203,8 @@ class Metrics:
         )
         self.fallbacks = self._counter(
             "fallbacks_total",
-            "Calls sent to a fallback target or route, by why no better one: drained, ejected, down, too_long, "
-            "resting, full, failed, canary, no_target.",
+            "Calls sent to a fallback target or route, by why no better one: drained, ejected, down, endpoint, "
+            "too_long, resting, full, failed, canary, no_target.",
             "route",
             "reason",
         )

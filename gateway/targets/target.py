@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Literal, get_args
 
 from backends.api import Facts
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
+from backends.endpoints import Endpoint
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.config.weak_secrets import is_weak
 from gateway.core.types import OrderState
+from gateway.targets.endpoints import spoken
 from gateway.targets.health import EJECT_SECONDS, Breaker
 from gateway.targets.load import Load
 from gateway.targets.progress import Progress
@@ -80,6 +82,8 @@ class Target:
         self.tier = spec.tier if isinstance(spec, FallbackSpec) else 0
         self.address = address_of(spec, url)
         self.capabilities, self.timeouts, self.breaker = capabilities, timeouts, breaker
+        self.endpoints: Mapping[Endpoint, Capabilities] = spoken(capabilities, spec)
+        """What can be asked of it, and in which words its server is asked."""
         self.load = Load() if load is None else load
         self.inflight = Inflight()
         self._clock = clock
