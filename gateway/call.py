@@ -64,8 +64,8 @@ class Client(Protocol):
     def check(self) -> None:
         """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
 
-    async def call(self, key: KeyRecord) -> Call:
-        """Read the body of a call with this key.
+    async def call(self, key: KeyRecord, default: str = "") -> Call:
+        """Read the body of a call with this key; if it names no model, it asks for the `default`, if there is one.
 
         Raises `Refused` when it cannot be a call, or the key is sending too much at once.
         """
@@ -138,7 +138,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
-        call = asked = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
+        call = asked = state.call = await client.call(caller.key, parts.routes.default)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)

@@ -27,7 +27,7 @@ from gateway.config.settings import unknown
 from gateway.config.watch import Loaded, Source, Watcher
 from gateway.config.weak_secrets import weak_secrets
 from gateway.core.clock import SystemClock
-from gateway.http import openapi, operations
+from gateway.http import models, openapi, operations
 from gateway.http.identity import BOOT
 from gateway.http.server import DataPlane
 from gateway.limits import Admission, AdmissionEvents
@@ -198,7 +198,8 @@ class Gateway:
             warnings.simplefilter("ignore")
             app = Litestar(
                 route_handlers=[
-                    operations.router(self._parts_in_force, self.readiness, self.proxies),
+                    operations.router(self._parts_in_force, self.readiness),
+                    models.router(self._parts_in_force, self.proxies),
                     openapi.assets(),
                 ],
                 after_request=operations.name_request,

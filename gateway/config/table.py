@@ -269,6 +269,8 @@ class Table(Part, frozen=True, kw_only=True):
 
     routes: dict[str, RouteSpec]
     """By public model name."""
+    default_route: str | None = None
+    """The route, or alias, that is asked for by calls that name no model; default: they are refused."""
     limits: Limits = Limits()
     """What callers may use."""
     bodies: Bodies = Bodies()

@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from msgspec import DecodeError, Raw
+from msgspec import DecodeError, Raw, structs
 from msgspec.json import Decoder
 
 from backends.api import UNREAD, Call
 from backends.asked import PROMPTS, Asked
 from backends.body import Body, Malformed
-from backends.endpoints import ANTHROPIC, STREAMED, Endpoint
+from backends.endpoints import ALWAYS_STREAMED, ANTHROPIC, STREAMED, Endpoint
 from backends.large import SURELY_FEW, is_large
 from backends.large import read as read_large
 from gateway.auth.networks import Network
@@ -127,8 +127,8 @@ class Client:
         if len(self.headers) != len(head) or not SUSPECT.isdisjoint(self.headers):
             refuse_ambiguous(head)
 
-    async def call(self, key: KeyRecord) -> Call:
-        """Read the whole body, which counts as the key's until then."""
+    async def call(self, key: KeyRecord, default: str = "") -> Call:
+        """Read the whole body, which counts as the key's until then; `default` is the model if it names none."""
         headers = self.headers
         if sum(map(len, headers)) + sum(map(len, headers.values())) > MAX_HEADERS:
             raise HeadersTooLarge(f"The headers are larger than {MAX_HEADERS} bytes.")
@@ -143,7 +143,9 @@ class Client:
         elements, large = self._bodies.elements, None
         if len(raw) > min(SURELY_FEW, 2 * elements) and is_large(raw, elements):
             large = await _in_windows(self._endpoint, raw, elements)
-        call = read(self.call_id, self._endpoint, raw, content_type, large)
+        call = read(self.call_id, self._endpoint, raw, content_type, large, default)
+        if self._endpoint == "generate" and ALWAYS_STREAMED in request.target:
+            call = structs.replace(call, stream=True)
         if call.asked.prompts > self._bodies.prompts:
             raise _too_many_prompts(call, self._bodies.prompts)
         return call
@@ -294,9 +296,15 @@ async def _in_windows(endpoint: Endpoint, raw: bytes, elements: int) -> tuple[Bo
 
 
 def read(
-    call_id: str, endpoint: Endpoint, raw: bytes, content_type: bytes, large: tuple[Body, Asked] | None = None
+    call_id: str,
+    endpoint: Endpoint,
+    raw: bytes,
+    content_type: bytes,
+    large: tuple[Body, Asked] | None = None,
+    default: str = "",
 ) -> Call:
-    """Decode a body as far as routing needs; a `large` one was read already. Raises `BadRequest`, naming the field."""
+    """Decode a body as far as routing needs; a `large` one was read already, and one that names no model asks for the
+    `default`. Raises `BadRequest`, naming the field."""
     if not _CONTENT_TYPE.fullmatch(content_type):
         raise BadRequest("The content-type header holds characters that do not belong there.", param="content-type")
     try:
@@ -313,6 +321,8 @@ def read(
             options = body.get("stream_options", dict[str, Raw], {})
     except Malformed as error:
         raise BadRequest(f"{error}", param=error.param) from None
+    if not model:
+        model = default
     if not model:
         raise BadRequest("The field 'model' is required: name the model to ask.", param="model")
     if len(model) > MAX_MODEL or not model.isprintable():

@@ -68,7 +68,7 @@ class DataPlane:
         """Answer one request."""
         answer.closes = self.draining
         endpoint = _TARGETS.get(request.target) or PATHS.get(request.path)
-        if endpoint is None:
+        if endpoint is None or (endpoint == "generate/root" and request.method != "POST"):
             await asgi.serve(self._others, connection, request, answer)
             return
         client = Client(connection, request, answer, endpoint, self._bodies, self._proxies, self._memory)
