@@ -7,7 +7,7 @@ client that leaves. What the call holds is given back in `CallState.end`, in one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -72,6 +72,9 @@ class Client(Protocol):
 
     def trust_own_id(self) -> None:
         """Have targets log `own_id`, where there is one, instead of `call_id`."""
+
+    def keep_alive(self, seconds: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send a sign of life each so many seconds until the answer begins; its head would have these headers."""
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
@@ -162,6 +165,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
         call = state.call
         record.admitted(lease.at, lease.input)
+        if route.keepalive is not None and call.stream:
+            client.keep_alive(route.keepalive, lease.headers)
         if route.resumes and call.stream and endpoint in RESUMABLE:
             state.transcript = Transcript(call)
         state.attempts = parts.routes.attempts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -45,6 +45,8 @@ _OWN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 OWN_ID: Final = b"x-client-request-id"
 """Says the client's own id back to it; `x-request-id` is ours, and unique."""
 STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+COMMENT: Final = b": keep-alive\n\n"
+PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 _name, _flag = Decoder(str), Decoder(bool)
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 """Large bodies are read one at a time, so that many of them hold the loop no longer than one."""
@@ -70,6 +72,7 @@ class Client:
         "_ended_by_us",
         "_endpoint",
         "_memory",
+        "_pinged",
         "_prepared",
         "_request",
         "_task",
@@ -78,6 +81,7 @@ class Client:
         "gone_at",
         "headers",
         "own_id",
+        "pinging",
         "source",
         "trace",
     )
@@ -110,7 +114,9 @@ class Client:
         """The answer's headers are to tell how its target was picked."""
         self.gone_at: float | None = None
         """When we learned that it had left, by the monotonic clock; None: it has not."""
-        self._announced = False
+        self._announced = self._pinged = False
+        self.pinging: asyncio.TimerHandle | None = None
+        """The next sign of life, as long as the answer has not begun."""
         self._prepared: list[tuple[bytes, bytes]] = []
         self._task = connection.task
         self._ended_by_us: ShuttingDown | None = None
@@ -119,7 +125,7 @@ class Client:
     @property
     def started(self) -> bool:
         """Something of the answer has left: from here on nothing can be retried or become an error status."""
-        return self._answer.started
+        return self._answer.started and not self._pinged
 
     def check(self) -> None:
         """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
@@ -150,6 +156,29 @@ class Client:
             raise _too_many_prompts(call, self._bodies.prompts)
         return call
 
+    def keep_alive(self, seconds: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send a sign of life each so many seconds until the answer begins; its head would have these headers."""
+        self.pinging = self._connection.loop.call_later(seconds, self._ping, seconds, headers)
+
+    def stop_pinging(self) -> None:
+        """The answer begins, or there will be none."""
+        if self.pinging is not None:
+            self.pinging.cancel()
+        self.pinging, self._pinged = None, False
+
+    def _ping(self, seconds: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        answer, connection = self._answer, self._connection
+        if answer.ended or connection.lost:
+            self.pinging = None
+            return
+        if not answer.started:
+            self.prepare([(b"content-type", b"text/event-stream"), *headers])
+            answer.start(200, [*self._prepared, *STREAM_HEADERS])
+            self._pinged = True
+        if not connection.is_full:
+            answer.write(PING if self._endpoint in ANTHROPIC else COMMENT)
+        self.pinging = connection.loop.call_later(seconds, self._ping, seconds, headers)
+
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
         self._prepared = [(b"x-request-id", self.call_id.encode()), *headers]
@@ -161,6 +190,8 @@ class Client:
     async def send(self, data: bytes) -> None:
         """Send a piece of a stream, the first one with the head of the response. Raises `ReaderTooSlow`."""
         answer, connection = self._answer, self._connection
+        if self.pinging is not None:
+            self.stop_pinging()
         if not answer.started:
             answer.start(200, [*self._prepared, *STREAM_HEADERS])
         answer.write(data)
@@ -174,6 +205,8 @@ class Client:
         Raises `ReaderTooSlow`.
         """
         answer, rest = self._answer, data if len(data) <= AT_ONCE_BYTES else memoryview(data)
+        if self.pinging is not None:
+            self.stop_pinging()
         if not answer.started:
             answer.start(200, [*self._prepared, (b"content-length", b"%d" % len(data))])
             self._announced = True

@@ -13,8 +13,7 @@ from gateway import __version__
 from gateway.auth import Network, may_use
 from gateway.call import Parts
 from gateway.core.errors import NotFound
-from gateway.core.types import KeyRecord
-from gateway.http.source import source_of
+from gateway.http.operations import caller
 from gateway.targets.target import UNBOUNDED
 
 
@@ -70,7 +69,7 @@ def router(current: Callable[[], Parts], proxies: tuple[Network, ...] = ()) -> R
 
     @get("/v1/models", tags=["models"], summary="List the models this key may use")
     async def list_models(request: Request[Any, Any, Any]) -> ModelList | NamedModels:
-        parts, key = current(), await _key(current(), request, proxies)
+        parts, key = current(), (await caller(current(), request, proxies)).key
         names = parts.routes.models(lambda *names: may_use(key, *names))
         names += [  # those that only a pattern of the table stands for, but the key names
             name for name in key.models if "*" not in name and name not in names and parts.routes.leads_anywhere(name)
@@ -84,7 +83,7 @@ def router(current: Callable[[], Parts], proxies: tuple[Network, ...] = ()) -> R
 
     @get("/info", tags=["models"], summary="The model of calls that name none, as TGI tells it")
     async def info(request: Request[Any, Any, Any]) -> Info:
-        parts, key = current(), await _key(current(), request, proxies)
+        parts, key = current(), (await caller(current(), request, proxies)).key
         name = parts.routes.default
         if not name:
             raise NotFound("The routing table has no default_route.")
@@ -100,18 +99,10 @@ def router(current: Callable[[], Parts], proxies: tuple[Network, ...] = ()) -> R
         request: Request[Any, Any, Any], model_id: str = Parameter(description="May hold slashes and colons")
     ) -> Model | NamedModel:
         name = str(model_id).removeprefix("/")
-        parts, key = current(), await _key(current(), request, proxies)
+        parts, key = current(), (await caller(current(), request, proxies)).key
         found = parts.routes.find(name, lambda *names: may_use(key, *names))
         if not may_use(key, name, found.name):
             raise parts.routes.unknown(name, lambda *names: may_use(key, *names))
         return NamedModel(name, name) if "anthropic-version" in request.headers else Model(name)
 
     return Router("/", route_handlers=[list_models, get_model, info])
-
-
-async def _key(parts: Parts, request: Request[Any, Any, Any], proxies: tuple[Network, ...]) -> KeyRecord:
-    """Whose list it is; asked of the store, as no admission would notice a change of the key."""
-    scope = request.scope
-    source = source_of(scope["client"], scope["headers"], proxies)
-    caller = await parts.keyring.authenticate(dict(scope["headers"]), source, fresh=True)
-    return caller.key

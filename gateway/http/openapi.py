@@ -21,7 +21,7 @@ from litestar.openapi.spec import (
     SecurityScheme,
     Tag,
 )
-from litestar.openapi.spec.enums import OpenAPIType
+from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from litestar.static_files import create_static_files_router
 
 from backends.endpoints import ALWAYS_STREAMED, PATHS, Endpoint
@@ -70,6 +70,24 @@ _MODEL_ERRORS = {
 }
 
 
+_STORED = ("/v1/files",)
+_STORED_ERRORS = {
+    "400": "A parameter, or the form, is not as it must be",
+    "404": "No such file or batch of the key's tenant; or files are off",
+    "409": "It is being used, or has ended",
+    "429": "The tenant may store no more; or too many wrong keys came from this address",
+    "503": "The store, or the storage of files, cannot be asked at the moment",
+}
+_UPLOAD = Schema(
+    type=OpenAPIType.OBJECT,
+    properties={
+        "file": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY),
+        "purpose": Schema(type=OpenAPIType.STRING, enum=["batch", "user_data"]),
+    },
+    required=["file", "purpose"],
+)
+
+
 class OfflineSwagger(SwaggerRenderPlugin):
     """Swagger UI from the installed bundle; Litestar's page asks a public host for its icon, this one does not."""
 
@@ -93,7 +111,7 @@ def config() -> OpenAPIConfig:
         components=Components(
             security_schemes={"virtual key": SecurityScheme(type="http", scheme="bearer", bearer_format="tl_...")}
         ),
-        tags=[Tag(name=name) for name in ("inference", "models", "operations")],
+        tags=[Tag(name=name) for name in ("inference", "models", "files", "operations")],
         use_handler_docstrings=True,
     )
 
@@ -114,9 +132,18 @@ def describe_data_plane(app: Litestar) -> None:
         summary, properties = _ENDPOINTS[endpoint]
         paths[path] = PathItem(post=_operation(path, summary, properties))
     for path, item in paths.items():
-        if path.startswith("/v1/models") and item.get is not None:
-            item.get.security = _KEY
-            item.get.responses = {"200": (item.get.responses or {})["200"], **_refusals(_MODEL_ERRORS)}
+        for operation in filter(None, (item.get, item.post, item.delete)):
+            if path.startswith("/v1/models"):
+                _secured(operation, _MODEL_ERRORS)
+            elif path.startswith(_STORED):
+                _secured(operation, {**_MODEL_ERRORS, **_STORED_ERRORS})
+    if (upload := paths.get("/v1/files")) is not None and upload.post is not None:
+        upload.post.request_body = RequestBody(content={"multipart/form-data": OpenAPIMediaType(schema=_UPLOAD)})
+
+
+def _secured(operation: Operation, refusals: dict[str, str]) -> None:
+    operation.security = _KEY
+    operation.responses = {"200": (operation.responses or {})["200"], **_refusals(refusals)}
 
 
 def _refusals(texts: dict[str, str]) -> dict[str, OpenAPIResponse | Reference]:

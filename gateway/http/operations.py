@@ -13,9 +13,20 @@ from litestar.exceptions import NotFoundException as UnknownPath
 from msgspec import Struct
 
 from gateway import __version__
+from gateway.auth import Network
 from gateway.call import Parts
-from gateway.core.errors import BadRequest, GatewayError, Internal, MethodNotAllowed, NotFound
+from gateway.core.errors import (
+    BadRequest,
+    FilesUnavailable,
+    GatewayError,
+    Internal,
+    MethodNotAllowed,
+    NotFound,
+    StoreUnavailable,
+)
+from gateway.core.types import Caller
 from gateway.http.errors import render
+from gateway.http.source import source_of
 from gateway.metering import exposition
 from gateway.metering.metrics import CONTENT_TYPE
 from gateway.store import Store, StoreDown
@@ -108,7 +119,11 @@ def _response(error: GatewayError) -> Response[bytes]:
 
 def _ours(request: Request[Any, Any, Any], error: Exception) -> GatewayError:
     if isinstance(error, GatewayError):
+        if isinstance(error, FilesUnavailable):
+            log.error("%s %s: %s", request.method, request.url.path, error.why)
         return error
+    if isinstance(error, StoreDown):
+        return StoreUnavailable("The store cannot be asked at the moment; try again.", retry_after=1)
     if isinstance(error, UnknownPath):
         return NotFound(f"There is nothing at {request.method} {request.url.path[:200]}.")
     if isinstance(error, MethodNotAllowedException):
@@ -125,3 +140,10 @@ def name_request(response: Response[Any]) -> Response[Any]:
         response = _response(NotFound("There is nothing here."))
     response.headers.setdefault("x-request-id", f"tl-{secrets.token_hex(8)}")
     return response
+
+
+async def caller(parts: Parts, request: Request[Any, Any, Any], proxies: tuple[Network, ...]) -> Caller:
+    """Whose list it is; asked of the store, as no admission would notice a change of the key."""
+    scope = request.scope
+    source = source_of(scope["client"], scope["headers"], proxies)
+    return await parts.keyring.authenticate(dict(scope["headers"]), source, fresh=True)
