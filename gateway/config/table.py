@@ -415,6 +415,7 @@ def parts() -> list[type[Struct]]:
         QueueSpec,
         ShadowSpec,
         BodySpec,
+        CorsSpec,
         Price,
     ]
     limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec, StorageSpec]
