@@ -11,10 +11,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from backends import registry
+from backends.endpoints import Endpoint
 from gateway.config import checks, units
 from gateway.config.addresses import check_addresses
 from gateway.config.connections import TLSSpec
-from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price
+from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price, StorageSpec
 from gateway.config.located import Document, Mistake, Mistakes, unread
 from gateway.config.names import NameIndex
 from gateway.config.units import Count, Seconds, SecretRef, Size, Text
@@ -77,6 +78,8 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """Tokens that its prefix cache holds; default: what it tells itself, else a million."""
     finish: Literal["strict", "lenient"] = "strict"
     """`lenient`: its streams may end in `[DONE]` without telling why (`finish_reason`), else that is no end."""
+    endpoints: tuple[Endpoint, ...] | None = None
+    """What its server answers, such as `[embeddings, rerank]`; default: what servers of its kind do."""
     usage_event: bool = True
     """Ask for the usage at the end of streams; `false` for a server that refuses `stream_options`: its tokens are
     counted."""
@@ -400,7 +403,7 @@ def parts() -> list[type[Struct]]:
         BodySpec,
         Price,
     ]
-    limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec]
+    limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec, StorageSpec]
     return [Table, *route, *limits, Bodies, TableTest, Ask, Expect]
 
 

@@ -54,6 +54,8 @@ class Route:
         self.chooser = Chooser(name, tiers, clock)
         self.tiers, self.targets = self.chooser.tiers, self.chooser.targets
         """The best first."""
+        self.endpoints = frozenset[str]()
+        """What can be asked of its targets, or of those of a route that stands in for it."""
         self.keyed = any(tier.keyed for tier in tiers)
         """There is a choice for which a prompt's keys matter."""
         self.counts_slots = any(target.max_inflight is not None for target in self.targets)
