@@ -14,6 +14,7 @@ import atexit
 import ctypes
 import gc
 import json
+import logging
 import os
 import selectors
 import signal
@@ -74,12 +75,13 @@ class ForkServer:
         self._socket, theirs = socket.socketpair()
         command = [sys.executable, "-P", __file__, str(theirs.fileno()), " " * ROOM]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
+        self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
         theirs.close()
         self._forks: dict[int, Forked] = {}
         self._newest: Forked | None = None
         self._told = threading.Condition()
         self._asking = threading.Lock()
+        self.pid = self._server.pid
         threading.Thread(target=self._listen, name="fork server", daemon=True).start()
 
     def start(self, command: Sequence[str], out: Path, err: Path, environment: Mapping[str, str]) -> Forked:
@@ -202,10 +204,12 @@ def preload() -> None:
     import gateway.app
     import gateway.cli.serve  # noqa: F401
 
-    Litestar()  # imports what it finds installed
+    Litestar(logging_config=None)  # imports what it finds installed
     for name in list(sys.modules):
         if name.partition(".")[0] in FRESH:
             del sys.modules[name]
+    assert threading.active_count() == 1, "a fork would lack the others"
+    assert not logging.root.handlers, "a fork would not set up its own"
     gc.collect()
     gc.freeze()
 
