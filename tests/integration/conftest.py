@@ -14,6 +14,7 @@ from harness.redis_server import RedisServer, free_port
 from harness.upstream import Target, Upstream, scripted_upstream
 from integration.cases import FAILURES, SECRET
 from integration.client import eventually, get
+from integration.streaming import SOCKETS, Speaking, speaking, speaking_over_sockets
 
 UPSTREAM_KEY = "canary-upstream-credential"
 BEHIND_PROXY = {"TRUNKLINE_TRUSTED_PROXIES": "127.0.0.1/32"}
@@ -154,6 +155,33 @@ def embedded() -> Iterator[GatewayProcess]:
 def shared_target(upstream: Upstream) -> Target:
     """The target of the fleet's one route, as new."""
     return _renewed(upstream, "fleet")
+
+
+@pytest.fixture(scope="module")
+def spares() -> int:
+    """How many spare routes the tests of a file use up for a dialect."""
+    return 0
+
+
+@pytest.fixture(scope="module")
+def in_this_process(upstream: Upstream, spares: int) -> Iterator[Speaking]:
+    with speaking(upstream, spares) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def over_sockets(upstream: Upstream, spares: int) -> Iterator[Speaking]:
+    with speaking_over_sockets(upstream, spares) as started:
+        yield started
+
+
+@pytest.fixture
+def speak(request: pytest.FixtureRequest) -> Speaking:
+    """The stream contract's gateway: in this process, or over sockets for some kinds of streams and some captures."""
+    of = getattr(request.node, "callspec", None)
+    values = [] if of is None else [str(getattr(value, "name", value)) for value in of.params.values()]
+    found: Speaking = request.getfixturevalue("over_sockets" if {*values} & {*SOCKETS} else "in_this_process")
+    return found
 
 
 def _renewed(upstream: Upstream, name: str) -> Target:
