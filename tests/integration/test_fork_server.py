@@ -83,6 +83,9 @@ def test_it_is_a_process_like_the_commands(tmp_path: Path, number: signal.Signal
             gateway.process.kill()
             gateway.process.wait()
     for of, what in product(("main", "worker"), found[0]["main"]):
+        # A worker probes its target meanwhile, and reads its table in a child.
+        if (of, what) == ("worker", "files"):
+            continue
         assert found[0][of][what] == found[1][of][what], (of, what)
     assert codes == [0 if number == signal.SIGTERM else -number] * 2
 
