@@ -11,6 +11,7 @@ from backends import registry
 from gateway.config.connections import check_connections, is_base_url
 from gateway.config.located import Document
 from gateway.config.names import Globs
+from gateway.core.body_rules import mistakes
 
 if TYPE_CHECKING:
     from gateway.config.limits import LimitSpec
@@ -39,7 +40,13 @@ def check(document: Document, table: Table) -> None:
     _check_names(document, table)
     _check_routing(document, table)
     _check_money(document, table)
+    for name, route in table.routes.items():
+        for part, told in mistakes(route.body.rules):
+            document.report(("routes", name, "body", *part), f"route {name!r}: {told}")
     _check_bodies(document, table.bodies)
+    if table.default_route is not None and table.names().find(table.default_route) is None:
+        told = f"no route or alias {table.default_route!r}; routes: {', '.join(table.routes)}"
+        document.report(("default_route",), told)
     if not any(not mistake.warning for mistake in document.mistakes):
         _run_tests(document, table)
 

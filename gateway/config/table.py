@@ -11,13 +11,15 @@ import msgspec
 from msgspec import Meta, Struct
 
 from backends import registry
+from backends.endpoints import Endpoint
 from gateway.config import checks, units
 from gateway.config.addresses import check_addresses
 from gateway.config.connections import TLSSpec
-from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price
+from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price, StorageSpec
 from gateway.config.located import Document, Mistake, Mistakes, unread
 from gateway.config.names import NameIndex
 from gateway.config.units import Count, Seconds, SecretRef, Size, Text
+from gateway.core.body_rules import BodyRules
 
 __all__ = ["Mistake", "Mistakes", "Table", "load_table", "parse_table", "table_schema"]
 
@@ -76,6 +78,10 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """Tokens that its prefix cache holds; default: what it tells itself, else a million."""
     finish: Literal["strict", "lenient"] = "strict"
     """`lenient`: its streams may end in `[DONE]` without telling why (`finish_reason`), else that is no end."""
+    endpoints: tuple[Endpoint, ...] | None = None
+    """What its server answers, such as `[embeddings, rerank]`; default: what servers of its kind do."""
+    tool_parser: Literal["hermes", "llama", "mistral"] | None = None
+    """How its model writes tool calls, for a server that leaves them in the text: they are found there."""
     usage_event: bool = True
     """Ask for the usage at the end of streams; `false` for a server that refuses `stream_options`: its tokens are
     counted."""
@@ -137,11 +143,21 @@ class ShadowSpec(Part, frozen=True, kw_only=True):
 
 
 class BodySpec(Part, frozen=True, kw_only=True):
-    """What of callers' bodies is the gateway's to decide."""
+    """What of callers' bodies is the gateway's to decide; keys have such rules, too (`trunkline keys create`)."""
 
-    deny: tuple[str, ...] = ("priority",)
-    """Fields at the top of a body that callers may not send, as they act on other callers' calls; a body that has one
-    is answered with 400."""
+    deny: tuple[str, ...] = ("priority", "kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room")
+    """Fields at the top of a body that callers may not send; a body that has one is answered with 400. Those that are
+    denied where the table says nothing act on other callers' calls."""
+    set: dict[str, Any] = {}
+    """Values of fields, whatever callers send, such as `{max_tokens: 500}`; `null` takes a field out. They go before
+    those of a key."""
+    default: dict[str, Any] = {}
+    """Values of fields that are missing, or null; those of a key go before them."""
+
+    @property
+    def rules(self) -> BodyRules:
+        """As all who apply them know them."""
+        return BodyRules(deny=self.deny, set=self.set, default=self.default)
 
 
 class RouteSpec(Part, frozen=True, kw_only=True):
@@ -173,6 +189,9 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """When to try another target."""
     resume: Literal["text"] | None = None
     """`text`: a stream whose target dies goes on at another target of its tier, from the text that the client has."""
+    keepalive: Seconds | None = None
+    """How often a streamed call that waits for its first output is sent a sign of life, from which on its status is 200
+    and a failure an event of the stream; default: never."""
     hold: Seconds | None = None
     """How long a call may wait for targets that are starting, restarting or asleep; default: it is not held."""
     body: BodySpec = BodySpec()
@@ -225,6 +244,13 @@ class Bodies(Part, frozen=True, kw_only=True):
         return LARGEST_AT_ONCE * max(self.answer, self.event) if self.answers is None else self.answers
 
 
+class CorsSpec(Part, frozen=True, kw_only=True):
+    """Pages in browsers that may call the gateway."""
+
+    origins: tuple[str, ...]
+    """Where they come from, such as `https://chat.example.com`; `*`: from anywhere."""
+
+
 class Ask(Part, frozen=True, kw_only=True):
     """A call that a test imagines."""
 
@@ -255,6 +281,10 @@ class Table(Part, frozen=True, kw_only=True):
 
     routes: dict[str, RouteSpec]
     """By public model name."""
+    default_route: str | None = None
+    """The route, or alias, that is asked for by calls that name no model; default: they are refused."""
+    cors: CorsSpec | None = None
+    """Pages in browsers that may call; default: none of another origin."""
     limits: Limits = Limits()
     """What callers may use."""
     bodies: Bodies = Bodies()
@@ -387,9 +417,10 @@ def parts() -> list[type[Struct]]:
         QueueSpec,
         ShadowSpec,
         BodySpec,
+        CorsSpec,
         Price,
     ]
-    limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec]
+    limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec, StorageSpec]
     return [Table, *route, *limits, Bodies, TableTest, Ask, Expect]
 
 

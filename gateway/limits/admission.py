@@ -75,11 +75,13 @@ class Admission:
         """Other limits and prices hold for calls that come from now on."""
         self._planner = Planner(rules, prices)
 
-    async def admit(self, call: Call, caller: Caller, route: str, refresh: Callable[[], Awaitable[Caller]]) -> Lease:
+    async def admit(
+        self, call: Call, caller: Caller, route: str, refresh: Callable[[], Awaitable[tuple[Caller, Call]]]
+    ) -> Lease:
         """A lease. Raises `RateLimited`, `OutOfBudget`, `NeverFits`, `LimitsUnavailable`, and what `refresh` raises.
 
-        `refresh` looks at the caller again, after its records were found to have changed. A caller without limits is
-        granted without asking the store.
+        `refresh` looks at the caller, and at what it may ask, again, after its records were found to have changed. A
+        caller without limits is granted without asking the store.
         """
         for _ in range(MAX_STALE):
             terms = self._planner.terms(caller.key, caller.tenant, route)
@@ -109,7 +111,7 @@ class Admission:
             if not verdict.stale:
                 headers = terms.headers.of(verdict.standings) if not local else self._local_headers(terms, ask, verdict)
                 return Lease(self, terms, ask, verdict.at, estimate.input, headers, local)
-            caller = await refresh()
+            caller, call = await refresh()
         raise RateLimited("The key is being changed; try again.", retry_after=1)
 
     def settle_alone(self, lease: Lease, used: list[int]) -> None:

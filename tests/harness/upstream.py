@@ -134,6 +134,8 @@ class Target:
         self.scripts: list[Script] = []
         self.calls: list[Received] = []
         self.probes: list[Received] = []
+        self.open_paths: dict[str, int] = {}
+        """Paths that look at what comes without a credential, and the status with which they refuse what is no call."""
 
     def answers(self, received: Received) -> Script:
         if received.method == "GET":
@@ -153,6 +155,10 @@ class Target:
             assert time.monotonic() < deadline, f"{len(self.calls)} of {count} calls came"
             time.sleep(0.002)
         return self.calls[count - 1]
+
+
+BACKLOG = 4096
+"""A gateway that starts asks all its targets at once; a connection too many would wait a second for its next try."""
 
 
 class Upstream:
@@ -180,11 +186,14 @@ class Upstream:
         """Take connections (again), always on the same port."""
 
         async def start() -> asyncio.Server:
-            return await self._loop.create_server(lambda: ScriptedConnection(self), "127.0.0.1", self.port)
+            return await self._loop.create_server(self._connection, "127.0.0.1", self.port, backlog=BACKLOG)
 
         self._server = asyncio.run_coroutine_threadsafe(start(), self._loop).result(30)
         self.port = self._server.sockets[0].getsockname()[1]
         self.listening = True
+
+    def _connection(self) -> ScriptedConnection:
+        return ScriptedConnection(self)
 
     def vanish(self) -> None:
         """Close the port and every connection: from here on connecting is refused."""
@@ -221,6 +230,9 @@ class Upstream:
         found = self._targets.get(name)
         if found is None:
             return whole({"error": "no such target"}, 599)
+        if received.method == "POST" and received.body == b"{}" and received.header("authorization") is None:
+            found.probes.append(received)
+            return whole({"error": "without a credential"}, found.open_paths.get(received.path, 401))
         return [Act.CUT] if found.lone and again else found.answers(received)
 
 

@@ -134,7 +134,7 @@ def test_the_answer_goes_on_at_another_target(
     pair = Pair(upstream, kind, next(unused[kind]))
     asked = body(pair.breaks((5, BREAKS[how])), endpoint, stream_options={"include_usage": True})
     reply = ask(gateway, asked, key, ENDPOINTS[endpoint])
-    assert reply.status == 200 and text(reply) == STORY
+    assert reply.status == 200 and text(reply) == STORY, reply.data[-1]
     told = objects(reply)
     assert reply.data[-1] == b"[DONE]" and len({each["id"] for each in told}) == 1
     assert [len(teller.calls) for teller in pair.tellers] == [1, 1]

@@ -77,7 +77,7 @@ def usage(raw: Raw) -> dict[str, Any]:
 
 
 def tool_use_id(call: Call, index: int, made: chat.ToolCall) -> str:
-    return made.id or f"toolu_{call.id}_{index}"
+    return made.id or f"call_{call.id}_{index}"
 
 
 def no_object(arguments: str) -> dict[str, str]:

@@ -51,7 +51,7 @@ def test_thoughts_calls_and_what_they_cost() -> None:
     assert said["content"] == [
         {"type": "thinking", "thinking": "Hm.", "signature": "msg_call-1"},
         {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1.0}},
-        {"type": "tool_use", "id": "toolu_call-1_1", "name": "g", "input": {}},
+        {"type": "tool_use", "id": "call_call-1_1", "name": "g", "input": {}},
         {"type": "tool_use", "id": "t3", "name": "h", "input": {"INVALID_JSON": '{"a":'}},
         {"type": "tool_use", "id": "t4", "name": "h", "input": {"INVALID_JSON": '"Paris"'}},
     ]
