@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
 from backends.api import Call
 from gateway.auth import Caller, Keyring, authorize, may_use
 from gateway.core.errors import (
-    BadReply,
     Forbidden,
     GatewayError,
     NoTarget,
@@ -30,10 +29,8 @@ from gateway.routing import Attempt, Attempts, Routes
 from gateway.routing.attempt import NO_OUTCOME
 from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
+from gateway.upstream.reading import UNCOUNTED_BYTES
 from gateway.upstream.shadow import Seen, Shadow
-
-MOST_HELD: Final = 1024 * 1024
-"""Bytes of comments and openings that wait for an answer's first output."""
 
 
 class Client(Protocol):
@@ -135,6 +132,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
+        if caller.key.id in parts.admission.denials:
+            parts.admission.deny_again(caller)  # 429
         call = asked = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
@@ -250,12 +249,14 @@ async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None
         data = chunk.data
         if (chunk.comment or chunk.opening) and not (done or client.started):  # they must not promise a 200
             held += data
-            if len(held) > MOST_HELD:
-                raise BadReply(f"more than {MOST_HELD} bytes came before its first output")
+            if len(held) > UNCOUNTED_BYTES:
+                exchange.keep(len(held))  # 502, 503
             continue
         if held:
             data = bytes(held + data)
             held.clear()
+            if exchange.kept:
+                exchange.keep(0)
         if done:
             await client.finish(data, state.settle)
             record.sent()

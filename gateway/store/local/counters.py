@@ -62,7 +62,9 @@ class Counters:
         if longest > 0:
             denied = next(i for i, look in enumerate(found) if look[0] == longest)
             standings = [Standing(left, reset / MICRO) for _, left, _, reset, _, _ in found]
-            return Verdict(standings, denied, longest / MICRO, at=now)
+            becomes = found[denied][5]
+            spent = isinstance(becomes, Spending) and becomes.settled >= dimensions[denied].limit
+            return Verdict(standings, denied, longest / MICRO, spent, at=now)
         standings = []
         for dimension, amount, (_, _, left, _, reset, becomes) in zip(dimensions, ask.amounts, found, strict=True):
             standings.append(Standing(left, reset / MICRO))
