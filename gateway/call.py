@@ -133,6 +133,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
         if caller.key.id in parts.admission.denials:
+            caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             parts.admission.deny_again(caller)  # 429
         call = asked = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
         record.received_body(call)

@@ -122,12 +122,14 @@ class Admission:
         raise RateLimited("The key is being changed; try again.", retry_after=1)
 
     def deny_again(self, caller: Caller) -> None:
-        """Raise `RateLimited` or `OutOfBudget` for a caller of `denials` that was denied, and surely would be now."""
-        denial, now = self.denials[caller.key.id], self._clock()
-        if not denial.holds(caller, now):
-            del self.denials[caller.key.id]
-            return
-        raise self._denial(denial.terms, denial.ask, denial.at(now), local=False)
+        """Raise `RateLimited` or `OutOfBudget` for a caller that was denied, and surely would be now.
+
+        The caller is as the store has it at this moment: its limits may have been raised.
+        """
+        denial, now = self.denials.pop(caller.key.id, None), self._clock()
+        if denial is not None and denial.holds(caller, now):
+            self.denials[caller.key.id] = denial
+            raise self._denial(denial.terms, denial.ask, denial.at(now), local=False)
 
     def _remember(self, caller: Caller, denial: Denial | None, told: bool) -> None:
         """Keep a denial that lasts, if the store `told` it under the limits that are still in force."""
