@@ -288,8 +288,7 @@ async def test_what_was_counted_is_free_when_the_exchange_ends(forwarder: Forwar
 
 async def test_what_waits_for_the_first_output_counts_as_memory(forwarder: Forwarder, listener: Listener) -> None:
     forwarder.bound(AnswerLimits(10**6, 10**6, 600_000))
-    asking = Asking(forwarder, listener)
-    exchanges = [await asking.answered(await listener.peer(), STREAM) for _ in range(2)]
+    exchanges = [await Asking(forwarder, listener).answered(await listener.peer(), STREAM) for _ in range(2)]
     exchanges[0].keep(400_000)
     exchanges[0].keep(500_000)
     assert forwarder.memory.held == 500_000
