@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
@@ -12,8 +12,7 @@ from msgspec import Struct
 from backends import asked
 from backends.asked import Asked, Conversation
 from backends.body import Body
-
-Endpoint = Literal["chat/completions", "completions", "embeddings"]
+from backends.endpoints import Endpoint as Endpoint
 
 DONE: Final = b"data: [DONE]\n\n"
 UNREAD: Final = Asked()
@@ -167,6 +166,14 @@ class StreamReader(Protocol):
 
 
 @runtime_checkable
+class Speaks(Protocol):
+    """For servers that have other endpoints than chats, completions and embeddings, or not all of these."""
+
+    endpoints: Mapping[Endpoint, Adapter]
+    """The endpoints that the server itself has, and who speaks for each: this adapter, or another."""
+
+
+@runtime_checkable
 class ContinuousUsage(Protocol):
     """For servers that tell in every event of a stream what it has taken so far, if they are asked to."""
 
@@ -186,6 +193,14 @@ class Resumable(Protocol):
 
         Asked only for a chat or a completion of one choice, whose last message is not the assistant's.
         """
+
+
+@runtime_checkable
+class ParsesTools(Protocol):
+    """For servers that find tool calls in what a model writes, and refuse to show it tools where they do not."""
+
+    unparsed: bytes
+    """What `tool_choice` must be, as JSON, for tools to be shown and the model's text to stay as it is."""
 
 
 @runtime_checkable
@@ -221,6 +236,14 @@ class Guarded(Protocol):
 
     credential_path: str
     """Answers 401 or 403 to GET when the credential is refused; any other status says that it is not."""
+
+
+@runtime_checkable
+class Exposed(Protocol):
+    """For servers that may answer anybody at some of their routes, though they were given a credential."""
+
+    inference_paths: Sequence[str]
+    """Take POST and have the model work; to each an empty JSON object is a mistake, told before any work."""
 
 
 class Gauges(Struct, frozen=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from backends.api import (
@@ -10,15 +12,18 @@ from backends.api import (
     ContinuousUsage,
     Counted,
     Described,
+    Exposed,
     Gauged,
     Guarded,
     Launchable,
     Probed,
     RefusesInItsOwnWords,
     Resumable,
+    Speaks,
     Stateful,
     Wakeable,
 )
+from backends.endpoints import COMMON, Endpoint
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -32,6 +37,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     mistaken: AnswersMistakesWith500 | None
     probed: Probed | None
     guarded: Guarded | None
+    exposed: Exposed | None
     gauged: Gauged | None
     described: Described | None
     counted: Counted | None
@@ -50,9 +56,21 @@ class Capabilities(Struct, frozen=True, kw_only=True):
             mistaken=adapter if isinstance(adapter, AnswersMistakesWith500) else None,
             probed=adapter if isinstance(adapter, Probed) else None,
             guarded=adapter if isinstance(adapter, Guarded) else None,
+            exposed=adapter if isinstance(adapter, Exposed) else None,
             gauged=adapter if isinstance(adapter, Gauged) else None,
             described=adapter if isinstance(adapter, Described) else None,
             counted=adapter if isinstance(adapter, Counted) else None,
             launchable=adapter if isinstance(adapter, Launchable) else None,
             wakeable=adapter if isinstance(adapter, Wakeable) else None,
         )
+
+
+def native(capabilities: Capabilities) -> Mapping[Endpoint, Capabilities]:
+    """The endpoints that the adapter's servers have themselves, and what can speak for each."""
+    adapter = capabilities.adapter
+    if not isinstance(adapter, Speaks):
+        return dict.fromkeys(COMMON, capabilities)
+    return {
+        endpoint: capabilities if speaker is adapter else Capabilities.of(speaker)
+        for endpoint, speaker in adapter.endpoints.items()
+    }

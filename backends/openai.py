@@ -8,14 +8,18 @@ import msgspec
 from msgspec import Raw
 
 from backends import answers, continuous, sse
-from backends.api import Call, Chunk, Facts, Reply, RequestRefused, StreamReader, Target, UpstreamRequest
+from backends.api import Adapter, Call, Chunk, Facts, Reply, RequestRefused, StreamReader, Target, UpstreamRequest
+from backends.endpoints import COMMON, Endpoint
 from backends.events import TEXTS, Events
 from backends.facts import MODELS, listed
+from backends.native import natives
 
 USAGE_WANTED = b'{"include_usage":true}'
 ALL_USAGE_WANTED = b'{"include_usage":true,"continuous_usage_stats":true}'
 
 _NULL = Raw(b"null")
+NO_NAME = (_NULL, Raw(b'""'))
+"""Models of calls that ask for a default."""
 _REQUIRED = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}
 
 
@@ -25,12 +29,18 @@ class OpenAI:
     probe_path = MODELS
     path_prefix = "/v1/"
     fact_paths: tuple[str, ...] = (MODELS,)
+    inference_paths: tuple[str, ...] = ("/v1/chat/completions", "/v1/embeddings")
+
+    def speaks(self, *more: Endpoint) -> Mapping[Endpoint, Adapter]:
+        """Who speaks for the endpoints of a server that has these beside the common three."""
+        return {**dict.fromkeys(COMMON, self), **natives(*more)}
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         self.check(call)
         changes: dict[str, bytes] = {}
-        if target.model is not None and target.model != call.model:
-            changes["model"] = msgspec.json.encode(target.model)
+        named = call.body.fields.get("model", _NULL) not in NO_NAME
+        if (target.model is not None and target.model != call.model) or not named:
+            changes["model"] = msgspec.json.encode(target.model or call.model)
         if (
             call.stream
             and target.usage_event

@@ -27,6 +27,12 @@ class SGLang(OpenAI):
     credential_path = MODELS
     counters_path = gauges_path = "/metrics"
     fact_paths = (MODELS, *_ABOUT)
+    inference_paths = (*OpenAI.inference_paths, "/generate", "/invocations")
+
+    def __init__(self) -> None:
+        self.endpoints = self.speaks(
+            "responses", "messages", "messages/count_tokens", "rerank", "score", "tokenize", "detokenize"
+        )
 
     def check(self, call: Call) -> None:
         pass

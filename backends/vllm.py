@@ -24,7 +24,26 @@ class VLLM(OpenAI):
     credential_path = MODELS
     counters_path = gauges_path = "/metrics"
     wake_path = "/wake_up"
+    unparsed = b'"none"'
     fact_paths = (MODELS, "/version")
+    inference_paths = (
+        *OpenAI.inference_paths,
+        # Its --api-key guards what is below /v1, and nothing else.
+        *("/invocations", "/pooling", "/classify", "/score", "/rerank", "/tokenize", "/generative_scoring"),
+        "/inference/v1/generate",
+    )
+
+    def __init__(self) -> None:
+        self.endpoints = self.speaks(
+            "responses",
+            "messages",
+            "messages/count_tokens",
+            "rerank",
+            "score",
+            "decisions",
+            "tokenize",
+            "detokenize",
+        )
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """Summed over engines and models; cached prompt tokens are in the first of them."""

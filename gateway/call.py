@@ -7,8 +7,8 @@ client that leaves. What the call holds is given back in `CallState.end`, in one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -18,6 +18,7 @@ from gateway.core.errors import (
     Forbidden,
     GatewayError,
     NoTarget,
+    NotServed,
     Rejected,
     UpstreamError,
     ended_by,
@@ -31,6 +32,9 @@ from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
 from gateway.upstream.reading import UNCOUNTED_BYTES
 from gateway.upstream.shadow import Seen, Shadow
+
+RESUMABLE: Final = frozenset({"chat/completions", "completions"})
+"""Their streams can go on at another target."""
 
 
 class Client(Protocol):
@@ -58,14 +62,17 @@ class Client(Protocol):
     def check(self) -> None:
         """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
 
-    async def call(self, key: KeyRecord) -> Call:
-        """Read the body of a call with this key.
+    async def call(self, key: KeyRecord, default: str = "") -> Call:
+        """Read the body of a call with this key; if it names no model, it asks for the `default`, if there is one.
 
         Raises `Refused` when it cannot be a call, or the key is sending too much at once.
         """
 
     def trust_own_id(self) -> None:
         """Have targets log `own_id`, where there is one, instead of `call_id`."""
+
+    def keep_alive(self, seconds: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send a sign of life each so many seconds until the answer begins; its head would have these headers."""
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
@@ -135,7 +142,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         if caller.key.id in parts.admission.denials:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             parts.admission.deny_again(caller)  # 429
-        call = asked = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
+        call = asked = state.call = await client.call(caller.key, parts.routes.default)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)
@@ -152,13 +159,17 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             authorize(caller.key, endpoint, asked.model, route.name)  # 403
         except Forbidden:
             caller, _ = await refresh()  # the key may have been given more since it was loaded
+        if endpoint not in route.endpoints:
+            raise NotServed(f"The model {asked.model!r} has no endpoint {endpoint!r}.", param="model")  # 404
         if route.changes_bodies or caller.key.body is not None or not route.denied.isdisjoint(asked.body.fields):
             call = state.call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
         call = state.call
         record.admitted(lease.at, lease.input)
-        if route.resumes and call.stream:
-            state.transcript = Transcript(call)
+        if route.keepalive is not None and call.stream:
+            client.keep_alive(route.keepalive, lease.headers)
+        resumes = route.resumes and call.stream and endpoint in RESUMABLE
+        state.transcript = Transcript(call) if resumes else None
         state.attempts = parts.routes.attempts(
             route, call, client.headers, caller.key, lease.input, explain=client.explains
         )
@@ -199,7 +210,8 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
 async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
-    call, capabilities = state.call, target.capabilities
+    call = state.call
+    capabilities = target.endpoints[call.endpoint]
     limits = () if state.lease is None else state.lease.headers
     exchange: Exchange | None = None
     record.attempt_started(target.name, attempt.choice)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType, defstruct
 
+from gateway.core.batches import Storage
 from gateway.core.body_rules import BodyRules
 from gateway.core.dimensions import count_fields
 from gateway.core.types import Audit, Limit, OrderState, Outage, Priority, TargetCondition
@@ -63,6 +64,16 @@ class LimitBody(_Counts, frozen=True):
 
     budget: Change[BudgetBody] = UNSET
     outage: Change[OutageBody] = UNSET
+
+
+class StorageBody(_Strict, frozen=True):
+    """What a tenant may store. In a change, what is absent stays as it is and null is what the table says."""
+
+    bytes: Annotated[Change[Spending], Meta(description="Of all its files together")] = UNSET
+    files: Annotated[Change[Spending], Meta(description="Files, results of batches included")] = UNSET
+    batches: Annotated[Change[Spending], Meta(description="Batches that have not ended")] = UNSET
+    lines: Annotated[Change[Spending], Meta(description="Lines of one batch")] = UNSET
+    days: Annotated[Change[Count], Meta(description="For which files, and batches that have ended, are kept")] = UNSET
 
 
 class BodyRulesBody(_Strict, frozen=True):
@@ -132,6 +143,7 @@ class TenantBody(_Strict, frozen=True):
     """A tenant, whole: what is absent is not limited."""
 
     limit: LimitBody = LimitBody()
+    storage: StorageBody = StorageBody()
     labels: dict[Text, str] = {}
     version: Version | UnsetType = UNSET
 
@@ -140,6 +152,7 @@ class TenantChange(_Strict, frozen=True):
     """What is to change of a tenant: absent stays, null clears."""
 
     limit: Change[LimitBody] = UNSET
+    storage: Change[StorageBody] = UNSET
     labels: Change[dict[Text, str | None]] = UNSET
     version: Version | UnsetType = UNSET
 
@@ -210,6 +223,7 @@ class TenantShown(Struct, frozen=True, kw_only=True):
 
     id: str
     limit: Limit
+    storage: Annotated[Storage, Meta(description="What it may store; what is absent is as the table says")]
     labels: dict[str, str]
     created: float | None
     version: int

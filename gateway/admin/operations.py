@@ -9,7 +9,17 @@ import msgspec
 from msgspec import UNSET
 
 from gateway.admin import Registrar
-from gateway.admin.models import BodyRulesBody, Change, KeyChange, LimitBody, NewKey, TenantBody, TenantChange
+from gateway.admin.models import (
+    BodyRulesBody,
+    Change,
+    KeyChange,
+    LimitBody,
+    NewKey,
+    StorageBody,
+    TenantBody,
+    TenantChange,
+)
+from gateway.core.batches import Storage
 from gateway.core.body_rules import NO_RULES, BodyRules
 from gateway.core.types import KeyRecord, Limit, Tenant
 from gateway.store import Conflict, Store
@@ -53,8 +63,10 @@ async def change_key(store: Store, registrar: Registrar, key_id: str, body: KeyC
 async def set_tenant(registrar: Registrar, tenant_id: str, body: TenantBody) -> Tenant:
     """Write a tenant whole. Raises `ValueError`, and `Conflict` when `body.version` is not the stored one."""
     version = None if body.version is UNSET else body.version
-    limit = merged(Limit(), body.limit)
-    return await registrar.set_tenant(tenant_id, limit=limit, labels=dict(body.labels), version=version)
+    limit, storage = merged(Limit(), body.limit), _stored(Storage(), body.storage)
+    return await registrar.set_tenant(
+        tenant_id, limit=limit, storage=storage, labels=dict(body.labels), version=version
+    )
 
 
 async def change_tenant(store: Store, registrar: Registrar, tenant_id: str, body: TenantChange) -> Tenant:
@@ -64,9 +76,11 @@ async def change_tenant(store: Store, registrar: Registrar, tenant_id: str, body
         if body.version not in (UNSET, record.version):
             raise Conflict
         labels = record.labels if body.labels is UNSET else _patched(record.labels, body.labels)
-        limit = merged(record.limit, body.limit)
+        limit, storage = merged(record.limit, body.limit), _stored(record.storage, body.storage)
         try:
-            return await registrar.set_tenant(tenant_id, limit=limit, labels=labels, version=record.version)
+            return await registrar.set_tenant(
+                tenant_id, limit=limit, storage=storage, labels=labels, version=record.version
+            )
         except Conflict:
             continue
     raise Conflict
@@ -77,6 +91,13 @@ def merged(limit: Limit, change: Change[LimitBody]) -> Limit:
     if change is UNSET:
         return limit
     return msgspec.convert(_patched(msgspec.to_builtins(limit), msgspec.to_builtins(change)), Limit)
+
+
+def _stored(storage: Storage, change: Change[StorageBody]) -> Storage:
+    """As `merged`."""
+    if change is UNSET:
+        return storage
+    return msgspec.convert(_patched(msgspec.to_builtins(storage), msgspec.to_builtins(change)), Storage)
 
 
 def ruled(rules: BodyRules | None, change: BodyRulesBody | None) -> BodyRules | None:

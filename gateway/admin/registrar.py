@@ -11,6 +11,7 @@ from gateway.admin import target_orders, validation
 from gateway.admin.audited import Changes, expect
 from gateway.auth.pepper import Peppers
 from gateway.auth.token import ADMIN, SECRET_LENGTH, mint, parse, random, token
+from gateway.core.batches import Storage
 from gateway.core.body_rules import BodyRules
 from gateway.core.clock import Clock
 from gateway.core.errors import Unauthenticated
@@ -117,6 +118,7 @@ class Registrar:
         *,
         limit: Limit | None = None,
         labels: Mapping[str, str] | None = None,
+        storage: Storage | None = None,
         version: int | None = None,
     ) -> Tenant:
         """Set what is given of a tenant, whether it has a record yet or not.
@@ -127,6 +129,8 @@ class Registrar:
         given: dict[str, Any] = {}
         if limit is not None:
             given["limit"] = validation.limit(limit)
+        if storage is not None:
+            given["storage"] = validation.storage(storage)
         if labels is not None:
             given["labels"] = validation.labels(labels)
         while True:

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final, get_args
 
-from backends.api import Endpoint
+from backends.endpoints import Endpoint
 from gateway.auth.networks import networks
 from gateway.config.names import matches
+from gateway.core.batches import Storage
 from gateway.core.body_rules import NO_RULES, BodyRules, mistakes
 from gateway.core.dimensions import COUNTS, DIMENSIONS
 from gateway.core.types import Limit, Outage, Priority
@@ -99,6 +100,15 @@ def limit(value: object, of: str = "limit") -> Limit:
             raise ValueError(f"{of} outage {dimension!r}: expected one of {', '.join(DIMENSIONS)}")
         if policy not in OUTAGES:
             raise ValueError(f"{of} outage {dimension} {policy!r}: expected one of {', '.join(OUTAGES)}")
+    return value
+
+
+def storage(value: object) -> Storage:
+    """What may be stored: whole numbers of at least 0, days of at least 1."""
+    if not isinstance(value, Storage):
+        raise ValueError(f"storage: expected limits such as bytes, not {value!r}")
+    for field in value.__struct_fields__:
+        _number(getattr(value, field), f"storage {field}", int(field == "days"))
     return value
 
 

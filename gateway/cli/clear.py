@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from gateway.cli.options import SPENT
+from gateway.core.batches import Storage
 from gateway.core.body_rules import BodyRules
 from gateway.core.dimensions import COUNTS, DIMENSIONS
 from gateway.core.types import Period
 
-FIELDS = (*COUNTS, "budget", "outage", "model-limit", "label", "source", "body", "expires")
+FIELDS = (*COUNTS, "budget", "outage", "storage", "model-limit", "label", "source", "body", "expires")
 _WHERE = {"model-limit": "model_limits", "label": "labels", "source": "sources", "body": "body", "expires": "expires"}
 
 
@@ -29,6 +30,11 @@ def cleared(text: str) -> dict[str, Any]:
         if part and part not in DIMENSIONS:
             raise ValueError(f"{text!r}: expected outage:DIM, DIM one of {', '.join(DIMENSIONS)}")
         return {"limit": {"outage": {part: None} if part else None}}
+    if name == "storage":
+        if part and part not in Storage.__struct_fields__:
+            allowed = ", ".join(Storage.__struct_fields__)
+            raise ValueError(f"{text!r}: expected storage:FIELD, FIELD one of {allowed}")
+        return {"storage": {part: None} if part else None}
     if name in _WHERE:
         return {_WHERE[name]: {part: None} if part else None}
     return {"limit": {name: None}}

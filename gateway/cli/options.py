@@ -9,7 +9,8 @@ from typing import Any, TypeVar, get_args
 import click
 import msgspec
 
-from gateway.config.units import COUNT, MONEY, Unit
+from gateway.config.units import COUNT, MONEY, SIZE, Unit
+from gateway.core.batches import Storage
 from gateway.core.dimensions import COUNTED, COUNTS, DIMENSIONS
 from gateway.core.types import Outage, Period
 
@@ -84,6 +85,14 @@ def outage(text: str) -> dict[str, Any]:
             f"{text!r}: expected DIM=POLICY, DIM one of {', '.join(DIMENSIONS)}, POLICY one of {_or(Outage)}"
         )
     return {"outage": {dimension: policy}}
+
+
+def storage(text: str) -> dict[str, Any]:
+    """`bytes=20GiB`, as a change of what a tenant may store."""
+    name, _, value = text.partition("=")
+    if name not in Storage.__struct_fields__:
+        raise ValueError(f"{text!r}: expected FIELD=NUMBER, FIELD one of {', '.join(Storage.__struct_fields__)}")
+    return {name: quantity(SIZE if name == "bytes" else COUNT, value, positive=name == "days")}
 
 
 def model_limit(text: str) -> dict[str, Any]:

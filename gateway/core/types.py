@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from gateway.core.batches import Storage
 from gateway.core.body_rules import BodyRules
 from gateway.core.dimensions import COUNTS
 
@@ -118,6 +119,7 @@ class Tenant(Struct, frozen=True, omit_defaults=True, kw_only=True):
     created: float
     version: int = 1
     limit: Limit = Limit()
+    storage: Storage = Storage()
     labels: dict[str, str] = {}
 
 

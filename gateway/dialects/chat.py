@@ -59,6 +59,8 @@ class Choice(Struct):
     stop_reason: Raw = Raw()
     """vLLM: the stop sequence that ended it, or a token's id."""
     logprobs: Raw = Raw()
+    token_ids: list[int] | None = None
+    """vLLM, where asked for: the ids of its tokens."""
 
 
 class Answer(Struct):

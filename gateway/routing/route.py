@@ -49,11 +49,15 @@ class Route:
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
         """A stream whose target dies goes on at another."""
         self.queue, self._bounds, self.wait = queue, (spec.queue.calls, spec.queue.size), spec.queue_wait
+        self.keepalive = spec.keepalive
+        """Seconds between signs of life for calls that wait for their first output; None: there are none."""
         self.held, self.hold = held, spec.hold
         """Calls that wait for targets that are not there; for how long, None: they do not."""
         self.chooser = Chooser(name, tiers, clock)
         self.tiers, self.targets = self.chooser.tiers, self.chooser.targets
         """The best first."""
+        self.endpoints = frozenset[str]()
+        """What can be asked of its targets, or of those of a route that stands in for it."""
         self.keyed = any(tier.keyed for tier in tiers)
         """There is a choice for which a prompt's keys matter."""
         self.counts_slots = any(target.max_inflight is not None for target in self.targets)

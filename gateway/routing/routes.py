@@ -23,9 +23,13 @@ class Routes:
         self, table: Table, routes: Mapping[str, Route], config_hash: str = "", before: Routes | None = None
     ) -> None:
         self._routes, self._names = routes, table.names()
+        self.default = table.default_route or ""
+        """What a call asks for that names no model; empty: it is refused."""
         self.config_hash = config_hash
         self._answer_headers = ((b"x-trunkline-config", config_hash.encode()),)
         self._chains = {name: tuple(self.chain(route)) for name, route in routes.items()}
+        for name, chain in self._chains.items():
+            routes[name].endpoints = frozenset(each for one in chain for to in one.targets for each in to.endpoints)
         self.targets = {target.name: target for route in routes.values() for target in route.targets}
         self.gossip: Mapping[str, RouteGossip] = dict(_gossip(routes.values()))
         if before is not None:

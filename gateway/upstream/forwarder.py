@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import httpx
+from msgspec import structs
 
 from backends.api import Call, Facts, Gauges, RequestRefused
 from backends.api import Target as Address
@@ -35,6 +36,9 @@ PLAIN: Final = (b"identity", b"")
 """Content codings of an answer that is passed on; others would have to be unpacked to be looked at."""
 _REFUSALS = (401, 403)
 _NO_SUCH_ROUTE = (404, 405, 501)
+_TAKEN = (400, 413, 415, 422)
+"""How servers answer a body that is no call, once they have let it in."""
+_NOT_NOW = (429, 502, 503, 504)
 _NO_ANSWER = (httpx.RequestError, httpx.InvalidURL, TimeoutError)
 
 
@@ -155,6 +159,23 @@ class Forwarder:
             return ""
         return REFUSED if await self._status(address, guarded.credential_path, timeouts) in _REFUSALS else ""
 
+    async def open_paths(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> list[str] | None:
+        """Those of the target's paths for inference that take calls without the credential; None: it does not tell now.
+
+        What is sent there is no call: a server that looks at it at all refuses it.
+        """
+        if capabilities.exposed is None:
+            return []
+        anybody, found, sure = structs.replace(address, api_key=None), list[str](), True
+        for path in capabilities.exposed.inference_paths:
+            status = await self._status(anybody, path, timeouts, "POST", content=b"{}")
+            if isinstance(status, str):
+                return None
+            if status < 300 or status in _TAKEN:
+                found.append(path)
+            sure &= status not in _NOT_NOW
+        return found if found or sure else None
+
     async def reach(self, address: Address, timeouts: Timeouts) -> str:
         """ "unreachable" or "timeout" for a target that answers nothing at all; empty when it does, whatever it is."""
         status = await self._status(address, "/", timeouts)
@@ -199,11 +220,17 @@ class Forwarder:
         return None if counted is None else await self._text(address, counted.counters_path, timeouts)
 
     async def _status(
-        self, address: Address, path: str, timeouts: Timeouts, method: str = "GET", seconds: float = PROBE_SECONDS
+        self,
+        address: Address,
+        path: str,
+        timeouts: Timeouts,
+        method: str = "GET",
+        seconds: float = PROBE_SECONDS,
+        content: bytes = b"",
     ) -> int | str:
         """The status with which the target answers, or why there is none."""
         try:
-            async with self._get(address, path, timeouts, method, seconds) as response:
+            async with self._get(address, path, timeouts, method, seconds, content) as response:
                 return response.status_code
         except (TimeoutError, httpx.TimeoutException):
             return "timeout"
@@ -229,14 +256,22 @@ class Forwarder:
 
     @asynccontextmanager
     async def _get(
-        self, address: Address, path: str, timeouts: Timeouts, method: str = "GET", seconds: float = PROBE_SECONDS
+        self,
+        address: Address,
+        path: str,
+        timeouts: Timeouts,
+        method: str = "GET",
+        seconds: float = PROBE_SECONDS,
+        content: bytes = b"",
     ) -> AsyncIterator[httpx.Response]:
         """A short question beside the calls, and its answer for a few seconds."""
         headers = {"accept-encoding": "identity"}
         if address.api_key is not None:
             headers["authorization"] = f"Bearer {address.api_key}"
         origin = self.origins.of(address)
-        request = httpx.Request(method, origin.url + path, headers=headers)
+        if content:
+            headers["content-type"] = "application/json"
+        request = httpx.Request(method, origin.url + path, headers=headers, content=content)
         request.extensions = {"origin": origin, "timeout": {"connect": timeouts.connect}}
         async with asyncio.timeout(timeouts.connect + seconds):
             response = await self._transport.handle_async_request(request)

@@ -134,6 +134,8 @@ class Target:
         self.scripts: list[Script] = []
         self.calls: list[Received] = []
         self.probes: list[Received] = []
+        self.open_paths: dict[str, int] = {}
+        """Paths that look at what comes without a credential, and the status with which they refuse what is no call."""
 
     def answers(self, received: Received) -> Script:
         if received.method == "GET":
@@ -225,6 +227,9 @@ class Upstream:
         found = self._targets.get(name)
         if found is None:
             return whole({"error": "no such target"}, 599)
+        if received.method == "POST" and received.body == b"{}" and received.header("authorization") is None:
+            found.probes.append(received)
+            return whole({"error": "without a credential"}, found.open_paths.get(received.path, 401))
         return [Act.CUT] if found.lone and again else found.answers(received)
 
 

@@ -13,7 +13,7 @@ BY_HAND = {"evalsha", "eval"}
 """Sent as bytes."""
 ON_CONNECTING = {"select", "client|setinfo"}
 """Redis-py's."""
-OF_CONSUMERS = {"xgroup", "xreadgroup", "xack", "xinfo"}
+OF_CONSUMERS = {"xinfo"}
 """docs/ledger.md's."""
 
 

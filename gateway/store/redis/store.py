@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.store import StoreDown
+from gateway.store.redis.batches import RedisBatches
 from gateway.store.redis.board import RedisBoard
 from gateway.store.redis.connection import Pipe
 from gateway.store.redis.counters import RedisCounters
@@ -38,6 +39,7 @@ class RedisStore:
         self.limits = RedisCounters(self._pipe, self.ledger, self.records)
         self._workers = Workers(self._pipe, boot)
         self.board = RedisBoard(self._pipe, boot)
+        self.batches = RedisBatches(records, self._changes, boot)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:

@@ -301,5 +301,6 @@ def test_what_is_public() -> None:
         public(structs.replace(record, revoked=2.0))["status"]
     ]
     assert statuses == ["active", "expired", "revoked"]
-    assert public(Tenant(id="t", created=1.0)) == {"id": "t", "created": 1.0, "version": 1, "limit": {}, "labels": {}}
+    shown = {"id": "t", "created": 1.0, "version": 1, "limit": {}, "storage": {}, "labels": {}}
+    assert public(Tenant(id="t", created=1.0)) == shown
     assert public(AdminKey(id="a", name="n", secrets=(secret,), created=1.0))["status"] == "active"
