@@ -142,10 +142,10 @@ class Client:
         content_type = headers.get(b"content-type", b"application/json")
         elements, large = self._bodies.elements, None
         if len(raw) > min(SURELY_FEW, 2 * elements) and is_large(raw, elements):
-            large = await _in_windows(self._endpoint, raw, elements)
+            large = await in_windows(self._endpoint, raw, elements)
         call = read(self.call_id, self._endpoint, raw, content_type, large)
         if call.asked.prompts > self._bodies.prompts:
-            raise _too_many_prompts(call, self._bodies.prompts)
+            raise too_many_prompts(call, self._bodies.prompts)
         return call
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
@@ -277,7 +277,7 @@ class Client:
         self._task.cancel()
 
 
-async def _in_windows(endpoint: Endpoint, raw: bytes, elements: int) -> tuple[Body, Asked]:
+async def in_windows(endpoint: Endpoint, raw: bytes, elements: int) -> tuple[Body, Asked]:
     """Read a large body, one after the other, and let others work between any two windows. Raises `BadRequest`."""
     turn = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
     async with turn:
@@ -321,7 +321,8 @@ def read(
     return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted, what)
 
 
-def _too_many_prompts(call: Call, limit: int) -> BadRequest:
+def too_many_prompts(call: Call, limit: int) -> BadRequest:
+    """What a call is told that has more prompts than `limit`."""
     name = PROMPTS[call.endpoint]
     return BadRequest(
         f"{name!r} has {call.asked.prompts} entries, more than the limit of {limit} (bodies.prompts).", param=name

@@ -37,7 +37,7 @@ class DataPlane:
         explains: Callable[[bytes, str | None], Awaitable[bool]] | None = None,
     ) -> None:
         """`explains` says whether a token, from an address, may see how targets are picked."""
-        self.parts, self._bodies = parts, bodies
+        self.parts, self.bodies = parts, bodies
         self._others, self._proxies, self._explains = others, proxies, explains
         self._calls: set[Client] = set()
         self._memory = BodyMemory()
@@ -46,7 +46,7 @@ class DataPlane:
 
     def swap(self, parts: Parts, bodies: Bodies) -> None:
         """Serve calls that come from now on by another table; those under way go on with theirs."""
-        self.parts, self._bodies = parts, bodies
+        self.parts, self.bodies = parts, bodies
 
     @property
     def running(self) -> int:
@@ -71,7 +71,7 @@ class DataPlane:
         if endpoint is None:
             await asgi.serve(self._others, connection, request, answer)
             return
-        client = Client(connection, request, answer, endpoint, self._bodies, self._proxies, self._memory)
+        client = Client(connection, request, answer, endpoint, self.bodies, self._proxies, self._memory)
         self._calls.add(client)
         try:
             if request.method != "POST":
