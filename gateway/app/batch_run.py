@@ -79,6 +79,8 @@ class Run:
         """Pieces of work that are ours, and how many of their lines have no answer yet."""
         self.ending = False
         """No more pieces are taken."""
+        self.in_step = False
+        """Its input is being looked at, or its results are being written, which ends later than the batch does."""
         self._answers, self._done, self._bytes = list[Answered](), list[str](), 0
         self._lines: set[asyncio.Task[None]] = set()
         self._poked, self._recordable, self._full = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -146,23 +148,27 @@ class Run:
         return taken
 
     async def _do(self, taken: Taken) -> None:
-        self.held[taken.id] = taken.work.count
+        self.held[taken.id], self.in_step = taken.work.count, taken.work.kind != "lines"
         try:
             if taken.work.kind == "lines":
                 await self._ask(taken)
                 return
-            batch = await self._tools.known.batch(self.batch.tenant, self.batch.id)  # as it stands now
-            if batch is not None and taken.work.kind == "check":
+            known, batch = self._tools.known, await self._tools.known.batch(self.batch.tenant, self.batch.id)
+            if batch is None or batch.ended:  # by now: this piece was added by one who did not know
+                await known.forget_work(self.batch)
+            elif taken.work.kind == "check":
                 await self._tools.steps.check(batch, self._tools.bodies().request)
-            elif batch is not None:
+                await known.record(batch, "", [], [taken.id])
+            else:
                 await self._tools.steps.finish(batch)
-            await self._tools.known.record(self.batch, "", [], [taken.id])
             del self.held[taken.id]
         except BaseException:
             if self.held.pop(taken.id, None) is not None:
                 with suppress(StoreDown):
                     await self._tools.known.give_back(self.batch, [taken.id])
             raise
+        finally:
+            self.in_step = False
 
     async def _ask(self, taken: Taken) -> None:
         """Begin to ask the lines of a piece that have no answer yet."""

@@ -111,8 +111,10 @@ class BatchRunner:
         if self._draining:
             return True
         active = {batch.id: batch for batch in await self._known.active()}
-        for id in self._runs.keys() - active.keys():
-            run = self._runs.pop(id)
+        for id, run in list(self._runs.items()):
+            if id in active or run.in_step:
+                continue
+            del self._runs[id]
             run.batch = structs.replace(run.batch, status="completed")  # or otherwise ended: nothing is to be left
             await run.close()
         for batch in active.values():
@@ -121,7 +123,7 @@ class BatchRunner:
             self._runs_of(batch).update(batch)
         if active:
             self._others = await self._known.interactive(bool(self._plane.running))
-        return bool(active)
+        return bool(active or self._runs)
 
     async def _hold(self) -> None:
         now = time.monotonic()
