@@ -65,6 +65,8 @@ class Tools(Struct, frozen=True):
     boot: str
     serve: Callable[[LineClient], Awaitable[None]]
     """Make the call; raises `GatewayError`."""
+    gap: Callable[[bytes], float]
+    """Seconds after a line in which no other one begins beside calls that somebody waits for."""
     bodies: Callable[[], Bodies]
     """How large a line may be, among other things."""
 
@@ -155,12 +157,14 @@ class Run:
                 return
             known, batch = self._tools.known, await self._tools.known.batch(self.batch.tenant, self.batch.id)
             if batch is None or batch.ended:  # by now: this piece was added by one who did not know
+                self.ending = True
                 await known.forget_work(self.batch)
             elif taken.work.kind == "check":
                 await self._tools.steps.check(batch, self._tools.bodies().request)
                 await known.record(batch, "", [], [taken.id])
             else:
                 await self._tools.steps.finish(batch)
+                self.ending = True
             del self.held[taken.id]
         except BaseException:
             if self.held.pop(taken.id, None) is not None:
@@ -180,7 +184,7 @@ class Run:
             if number in recorded:
                 self._ended(taken.id)
                 continue
-            await self._tools.turns.enter(self)
+            await self._tools.turns.enter(self, self._tools.gap(line))
             if self.batch.status != "in_progress" or self.ending:  # by now
                 self._tools.turns.leave(self)
                 break
@@ -211,7 +215,7 @@ class Run:
                 has_turn = False
                 turns.leave(self)
                 await asyncio.sleep(pause)
-                await turns.enter(self)
+                await turns.enter(self, self._tools.gap(raw))
                 has_turn = True
         finally:
             if has_turn:

@@ -22,11 +22,16 @@ from gateway.core.batches import Batch
 from gateway.core.errors import FilesUnavailable
 from gateway.http.server import DataPlane
 from gateway.store import RENEW_SECONDS, Store, StoreDown
+from gateway.targets.load import RATE
 
 log = logging.getLogger("trunkline.batches")
 
 LOOK_SECONDS: Final = 1.0
 """How often is looked at batches while there are any; without any, nobody looks before word of one comes."""
+BYTES_A_TOKEN: Final = 4
+PART: Final = 0.05
+"""Of the targets' time, that prompts of lines take beside calls that somebody waits for. A call that comes while such a
+prompt is being read waits for its end: with one in twenty the 95th percentile of their waiting stays what it was."""
 SWEEP_SECONDS: Final = 3600.0
 """How often is looked for what is to be forgotten."""
 
@@ -43,14 +48,14 @@ class BatchRunner:
         boot: str,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._known, self._files, self._plane, self._now = store.batches, files, plane, now
+        self._store, self._known, self._files, self._plane, self._now = store, store.batches, files, plane, now
         self._keys = cast("Keyring", LineKeys(plane.parts.keyring))
         self._others = False
         """Another worker has calls under way that somebody waits for."""
         self._turns = Turns(lines, self._is_interactive)
         self._steps = Steps(store.batches, store.records, files, now)
         self._tools = Tools(
-            store.batches, files.storage, self._steps, self._turns, boot, self._serve, lambda: plane.bodies
+            store.batches, files.storage, self._steps, self._turns, boot, self._serve, self._gap, lambda: plane.bodies
         )
         self._runs: dict[str, Run] = {}
         self._word = asyncio.Event()
@@ -148,6 +153,11 @@ class BatchRunner:
     async def _serve(self, client: LineClient) -> None:
         parts = structs.replace(self._plane.parts, keyring=self._keys)
         await serve(parts, client.endpoint, client)
+
+    def _gap(self, line: bytes) -> float:
+        """So long that reading prompts of lines takes up no more than a part of the targets' time."""
+        targets = sum(target.up is not False for target in self._plane.parts.routes.targets.values())
+        return len(line) / BYTES_A_TOKEN / RATE / PART * self._store.gateways / max(1, targets)
 
     def _is_interactive(self) -> bool:
         return self._others or bool(self._plane.running)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 BESIDE: Final = 4
-"""While calls that somebody waits for are under way, one of so many lines goes on beside them."""
+"""While calls that somebody waits for are under way, at most one of so many lines goes on beside them."""
 BUSY_SECONDS: Final = 1.0
 """For so long after such a call the next one is expected."""
 LOOK_SECONDS: Final = 0.1
@@ -33,17 +33,17 @@ class Turns:
         self.lines, self._busy = lines, busy
         self.running = 0
         """Lines that have a turn."""
-        self._waiting: deque[tuple[Paced, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[Paced, float, asyncio.Future[None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._busy_until = 0.0
+        self._busy_until = self._next_beside = 0.0
 
-    async def enter(self, batch: Paced) -> None:
-        """Wait for a turn; `leave` gives it back."""
+    async def enter(self, batch: Paced, gap: float = 0.0) -> None:
+        """Wait for a turn; `leave` gives it back. Beside calls the next line has none for `gap` seconds."""
         if not self._waiting and self._may(batch):
-            self._begin(batch)
+            self._begin(batch, gap)
             return
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((batch, turn))
+        self._waiting.append((batch, gap, turn))
         self._admit()
         try:
             await turn
@@ -63,28 +63,31 @@ class Turns:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _begin(self, batch: Paced) -> None:
+    def _begin(self, batch: Paced, gap: float) -> None:
         self.running += 1
         batch.running += 1
+        self._next_beside = asyncio.get_running_loop().time() + gap
 
     def _may(self, batch: Paced) -> bool:
         now = asyncio.get_running_loop().time()
         if self._busy():
             self._busy_until = now + BUSY_SECONDS
-        most = self.lines if now >= self._busy_until else max(1, self.lines // BESIDE)
+        most = self.lines
+        if now < self._busy_until:
+            most = max(1, self.lines // BESIDE) if now >= self._next_beside else 0
         return self.running < most and batch.running < max(1, int(batch.window)) and now >= batch.paused_until
 
     def _admit(self) -> None:
-        kept = deque[tuple[Paced, asyncio.Future[None]]]()
+        kept = deque[tuple[Paced, float, asyncio.Future[None]]]()
         while self._waiting:
-            batch, turn = self._waiting.popleft()
+            batch, gap, turn = self._waiting.popleft()
             if turn.done():  # cancelled
                 continue
             if self._may(batch):
-                self._begin(batch)
+                self._begin(batch, gap)
                 turn.set_result(None)
             else:
-                kept.append((batch, turn))
+                kept.append((batch, gap, turn))
         self._waiting = kept
         if kept and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
