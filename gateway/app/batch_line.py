@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from msgspec import structs
@@ -43,17 +43,20 @@ class LineClient:
     def check(self) -> None:
         """The head is ours."""
 
-    async def call(self, key: KeyRecord) -> Call:
+    async def call(self, key: KeyRecord, default: str = "") -> Call:
         """The body. Raises `BadRequest`."""
         bodies, endpoint, raw = self.bodies, self.endpoint, self._raw
         large = await in_windows(endpoint, raw, bodies.elements) if is_large(raw, bodies.elements) else None
-        call = read(self.call_id, endpoint, raw, b"application/json", large)
+        call = read(self.call_id, endpoint, raw, b"application/json", large, default)
         if call.asked.prompts > bodies.prompts:
             raise too_many_prompts(call, bodies.prompts)
         return call
 
     def trust_own_id(self) -> None:
         """Ours is as good."""
+
+    def keep_alive(self, seconds: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Nobody waits to hear of it."""
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """An attempt begins to answer."""
