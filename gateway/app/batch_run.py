@@ -37,7 +37,7 @@ from gateway.core.errors import (
 from gateway.http.errors import render
 from gateway.store import Batches, StoreDown, Taken
 
-log = logging.getLogger("trunkline.batches")
+log = logging.getLogger("trunkline.app")
 
 T = TypeVar("T")
 

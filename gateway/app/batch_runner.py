@@ -24,7 +24,7 @@ from gateway.http.server import DataPlane
 from gateway.store import RENEW_SECONDS, Store, StoreDown
 from gateway.targets.load import RATE
 
-log = logging.getLogger("trunkline.batches")
+log = logging.getLogger("trunkline.app")
 
 LOOK_SECONDS: Final = 1.0
 """How often is looked at batches while there are any; without any, nobody looks before word of one comes."""
