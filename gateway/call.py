@@ -15,11 +15,9 @@ from msgspec import Struct
 from backends.api import Call
 from gateway.auth import Caller, Keyring, authorize, may_use
 from gateway.core.errors import (
-    BadReply,
     Forbidden,
     GatewayError,
     NoTarget,
-    NotServed,
     Rejected,
     UpstreamError,
     ended_by,
@@ -29,14 +27,14 @@ from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
 from gateway.routing.attempt import NO_OUTCOME
+from gateway.routing.responses import Made, Responses, Watched
 from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
+from gateway.upstream.reading import UNCOUNTED_BYTES
 from gateway.upstream.shadow import Seen, Shadow
 
 RESUMABLE: Final = frozenset({"chat/completions", "completions"})
 """Their streams can go on at another target."""
-MOST_HELD: Final = 1024 * 1024
-"""Bytes of comments and openings that wait for an answer's first output."""
 
 
 class Client(Protocol):
@@ -95,18 +93,21 @@ class Parts(Struct, frozen=True):
     forwarder: Forwarder
     meter: Meter
     shadow: Shadow
+    responses: Responses
 
 
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "call", "client", "lease", "record", "transcript")
+    __slots__ = ("attempts", "call", "client", "lease", "made", "record", "transcript")
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
         self.call: Call
         self.lease: Lease | None = None
         self.attempts: Attempts | None = None
+        self.made: Made | None = None
+        """What remembers where the answer was made, for calls that go on with it."""
         self.transcript: Transcript | None = None
         """What the client has of a stream that may go on at another target."""
 
@@ -141,9 +142,12 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
+        if caller.key.id in parts.admission.denials:
+            caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
+            parts.admission.deny_again(caller)  # 429
         call = asked = state.call = await client.call(caller.key, parts.routes.default)  # 400, 408, 413, 429, 503
         record.received_body(call)
-        route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
+        route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), endpoint)  # 404
         record.routed(route.name, route.price)
         if route.trust_request_id:
             client.trust_own_id()
@@ -158,8 +162,6 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             authorize(caller.key, endpoint, asked.model, route.name)  # 403
         except Forbidden:
             caller, _ = await refresh()  # the key may have been given more since it was loaded
-        if endpoint not in route.endpoints:
-            raise NotServed(f"The model {asked.model!r} has no endpoint {endpoint!r}.", param="model")  # 404
         if route.changes_bodies or caller.key.body is not None or not route.denied.isdisjoint(asked.body.fields):
             call = state.call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
@@ -167,10 +169,14 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         record.admitted(lease.at, lease.input)
         if route.keepalive is not None and call.stream:
             client.keep_alive(route.keepalive, lease.headers)
-        if route.resumes and call.stream and endpoint in RESUMABLE:
-            state.transcript = Transcript(call)
+        resumes = route.resumes and call.stream and endpoint in RESUMABLE
+        state.transcript = Transcript(call) if resumes else None
+        only = ""
+        if endpoint == "responses":
+            only = await parts.responses.home(call, caller.key.tenant)  # 404, 503
+            state.made = parts.responses.made(call, caller.key.tenant)
         state.attempts = parts.routes.attempts(
-            route, call, client.headers, caller.key, lease.input, explain=client.explains
+            route, call, client.headers, caller.key, lease.input, explain=client.explains, only=only
         )
         await _answer(parts, state, state.attempts)
         if parts.shadow.mirrors:
@@ -212,7 +218,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     call = state.call
     capabilities = target.endpoints[call.endpoint]
     limits = () if state.lease is None else state.lease.headers
-    exchange: Exchange | None = None
+    exchange: Exchange | Watched | None = None
     record.attempt_started(target.name, attempt.choice)
     try:
         if transcript is not None:
@@ -222,6 +228,8 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
         )
         record.got_headers()
         client.prepare([exchange.content_type, *attempt.headers, *limits])
+        if state.made is not None:
+            exchange = state.made.watch(exchange, target.name)
         await _relay(state, attempt, exchange)
         attempt.answered(record.usage)
     except UpstreamError as error:
@@ -245,7 +253,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
         record.attempt_ended()
 
 
-async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None:
+async def _relay(state: CallState, attempt: Attempt, exchange: Exchange | Watched) -> None:
     """Pass the answer on, piece by piece, as it comes."""
     client, record, transcript, held = state.client, state.record, state.transcript, bytearray()
     begun = done = False
@@ -261,12 +269,14 @@ async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None
         data = chunk.data
         if (chunk.comment or chunk.opening) and not (done or client.started):  # they must not promise a 200
             held += data
-            if len(held) > MOST_HELD:
-                raise BadReply(f"more than {MOST_HELD} bytes came before its first output")
+            if len(held) > UNCOUNTED_BYTES:
+                exchange.keep(len(held))  # 502, 503
             continue
         if held:
             data = bytes(held + data)
             held.clear()
+            if exchange.kept:
+                exchange.keep(0)
         if done:
             await client.finish(data, state.settle)
             record.sent()
