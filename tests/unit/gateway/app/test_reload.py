@@ -24,6 +24,7 @@ from gateway.http.server import DataPlane
 from gateway.limits import Admission
 from gateway.metering import Meter, Metrics
 from gateway.routing import Builder, TargetSlots
+from gateway.routing.responses import Responses
 from gateway.store.local import LocalStore
 from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream.shadow import Shadow
@@ -65,6 +66,7 @@ class Bench:
             forwarder=self.forwarder,
             meter=Meter(self.metrics, clock, lambda _: None),
             shadow=self.shadow,
+            responses=Responses(store.homes),
         )
         self.of.routes = parts.routes
         parts.routes.open()
