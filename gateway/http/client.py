@@ -71,6 +71,7 @@ class Client:
         "_memory",
         "_prepared",
         "_request",
+        "_streams",
         "_task",
         "call_id",
         "explains",
@@ -109,7 +110,7 @@ class Client:
         """The answer's headers are to tell how its target was picked."""
         self.gone_at: float | None = None
         """When we learned that it had left, by the monotonic clock; None: it has not."""
-        self._announced = False
+        self._announced = self._streams = False
         self._prepared: list[tuple[bytes, bytes]] = []
         self._task = connection.task
         self._ended_by_us: ShuttingDown | None = None
@@ -143,6 +144,7 @@ class Client:
         if len(raw) > min(SURELY_FEW, 2 * elements) and is_large(raw, elements):
             large = await _in_windows(self._endpoint, raw, elements)
         call = read(self.call_id, self._endpoint, raw, content_type, large)
+        self._streams = call.stream
         if call.asked.prompts > self._bodies.prompts:
             raise _too_many_prompts(call, self._bodies.prompts)
         return call
@@ -165,13 +167,18 @@ class Client:
     async def finish(self, data: bytes, ending: Callable[[], Awaitable[None]]) -> None:
         """Send the end of the answer, or all of it, the last bytes of which leave when `ending` is done.
 
-        A client that has all of its answer finds it done; one that reads a large answer slowly does not.
-        Raises `ReaderTooSlow`.
+        A client that has all of its answer finds it done; one that reads a large answer slowly does not. Of a stream
+        that came at once only the last event waits. Raises `ReaderTooSlow`.
         """
         answer, rest = self._answer, data if len(data) <= AT_ONCE_BYTES else memoryview(data)
         if not answer.started:
             answer.start(200, [*self._prepared, (b"content-length", b"%d" % len(data))])
             self._announced = True
+            if self._streams and len(data) <= AT_ONCE_BYTES:
+                last = data.rfind(b"\n\n", 0, -2) + 2
+                if last > 1:
+                    answer.write(data[:last])
+                    rest = data[last:]
         if len(data) > AT_ONCE_BYTES:
             rest = await self._send_most(memoryview(data))
         await ending()
