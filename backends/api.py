@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
@@ -12,8 +12,7 @@ from msgspec import Struct
 from backends import asked
 from backends.asked import Asked, Conversation
 from backends.body import Body
-
-Endpoint = Literal["chat/completions", "completions", "embeddings"]
+from backends.endpoints import Endpoint as Endpoint
 
 DONE: Final = b"data: [DONE]\n\n"
 UNREAD: Final = Asked()
@@ -66,6 +65,8 @@ class Target(Struct, frozen=True):
     """Its streams are asked to tell their usage; some servers refuse the wish."""
     lenient: bool = False
     """Its streams may end without telling why."""
+    continuous_usage: bool = False
+    """Its streams are asked to tell in every event what they have taken so far; its adapter is `ContinuousUsage`."""
 
 
 class UpstreamRequest(Struct, frozen=True):
@@ -155,11 +156,32 @@ class Stateful(Protocol):
 class StreamReader(Protocol):
     """The `chunk` half of an adapter, remembering what went before in its stream.
 
-    One that holds events back also has `close() -> Iterable[Chunk]`: what it holds when the stream has ended.
+    One that holds events back also has `close() -> Iterable[Chunk]`: what it holds when the stream has ended. One of
+    another language than OpenAI's has `terminator() -> Chunk`: what the client gets at the end of a whole answer whose
+    server closed the stream without a terminator.
     """
 
     def chunk(self, call: Call, event: bytes) -> Iterable[Chunk]:
         """Read one event, as `Adapter.chunk`."""
+
+
+@runtime_checkable
+class Speaks(Protocol):
+    """For servers that have other endpoints than chats, completions and embeddings, or not all of these."""
+
+    endpoints: Mapping[Endpoint, Adapter]
+    """The endpoints that the server itself has, and who speaks for each: this adapter, or another."""
+
+
+@runtime_checkable
+class ContinuousUsage(Protocol):
+    """For servers that tell in every event of a stream what it has taken so far, if they are asked to."""
+
+    def open_continuous(self, call: Call) -> StreamReader:
+        """A reader for a stream whose `request` was made for a target with `continuous_usage`.
+
+        A client that has not asked for these numbers itself does not get them.
+        """
 
 
 @runtime_checkable
@@ -206,6 +228,14 @@ class Guarded(Protocol):
 
     credential_path: str
     """Answers 401 or 403 to GET when the credential is refused; any other status says that it is not."""
+
+
+@runtime_checkable
+class Exposed(Protocol):
+    """For servers that may answer anybody at some of their routes, though they were given a credential."""
+
+    inference_paths: Sequence[str]
+    """Take POST and have the model work; to each an empty JSON object is a mistake, told before any work."""
 
 
 class Gauges(Struct, frozen=True):

@@ -26,11 +26,23 @@ MOST_PARTS: Final = 8192
 BYTES_OF_TOKEN: Final = 4
 """Roughly, where the lengths of prompts are compared."""
 
-BOUNDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
+BOUNDS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
 """Fields that bound an answer. Whichever of them a target honours, the largest is enough."""
 CHOICES: Final = ("n", "n_cmpl")
 NO_PROMPT: Final = ("logit_bias", "allowed_token_ids", "prompt_embeds", "metadata")
 """Fields that may be large and that no model reads as text."""
+PROMPTS: Final = {
+    "completions": "prompt",
+    "embeddings": "input",
+    "rerank": "documents",
+    "score": "text_2",
+    "decisions": "questions",
+}
+"""Where the prompts stand of which one call may have several, each of which is answered."""
+SYSTEM: Final = {"chat/completions": "", "messages": "system", "responses": "instructions"}
+"""Endpoints for conversations, and where the system prompt stands if not in a message."""
+MESSAGES: Final = {"responses": "input"}
+"""Where a conversation stands, if not in `messages`."""
 
 _SYSTEM = ("system", "developer")
 
@@ -61,13 +73,16 @@ class _Part(Struct, gc=False):
     audio: Raw = Raw()
     file: Raw = Raw()
     input_image: Raw = Raw()
+    source: Raw = Raw()
+    file_data: Raw = Raw()
+    content: Raw = Raw()
 
 
 class _Parts(Struct, gc=False):
     content: list[_Part | str] | str | None = None
 
 
-_shown = attrgetter(*_Part.__struct_fields__[1:])
+_shown = attrgetter(*_Part.__struct_fields__[1:-1])
 _first = msgspec.json.Decoder(_First)
 _in_turn = attrgetter(*_First.__struct_fields__)
 _parts = msgspec.json.Decoder(list[_Parts])
@@ -143,14 +158,15 @@ def read(
     candidates = max(choices, number(short["best_of"])) if "best_of" in short else choices
     prompts, token_ids, media, longest = 1, 0, 0, 1.0
     prompt = length - sum(map(len, filter(None, map(fields.get, NO_PROMPT))))
-    if endpoint != "chat/completions":
-        name = "prompt" if endpoint == "completions" else "input"
+    if endpoint in PROMPTS:
+        name = PROMPTS[endpoint]
         prompts, token_ids, taken, longest = _prompts(name, fields, short, size)
         prompt -= taken
         if "prompt_embeds" in fields and (media := _embedded(short["prompt_embeds"])):
             prompts, longest = media + (prompts if bytes(fields.get(name, b"null")) != b"null" else 0), 0.0
-    if endpoint != "completions" and "messages" in fields:
-        messages = bytes(short["messages"])
+    name = MESSAGES.get(endpoint, "messages")
+    if endpoint != "completions" and name in fields:
+        messages = bytes(short[name])
         if messages.find(b"[", 1) >= 0:
             shown, taken = _media(messages, size)
             media, prompt = media + shown, prompt - taken
@@ -159,14 +175,17 @@ def read(
 
 def conversation(endpoint: str, fields: Mapping[str, Raw]) -> Conversation:
     """The conversation that a call of this endpoint goes on with, from its body's top-level fields."""
-    if endpoint != "chat/completions" or "messages" not in fields:
+    name = MESSAGES.get(endpoint, "messages")
+    if endpoint not in SYSTEM or name not in fields:
         return NO_CONVERSATION
     try:
-        first: tuple[_Message | None, ...] = _in_turn(_first.decode(fields["messages"]))
+        first: tuple[_Message | None, ...] = _in_turn(_first.decode(fields[name]))
     except (msgspec.DecodeError, RecursionError):
         return NO_CONVERSATION  # the target will say what is wrong with it
     tools = fields.get("tools") or fields.get("functions")
     shared, question, follow_up, opening = [b"" if tools is None else bytes(tools)], None, False, True
+    if (system := SYSTEM[endpoint]) and system in fields:
+        shared.append(bytes(fields[system]))
     for message in first:
         if message is None or (follow_up and question is not None):
             break
@@ -271,6 +290,11 @@ def _media(messages: bytes, size: Callable[[Raw], int]) -> tuple[int, int]:
         if type(message.content) is not list:
             continue
         for part in message.content:
-            if type(part) is _Part and part.type != "text" and any(shown := _shown(part)):
+            if type(part) is not _Part or part.type == "text":
+                continue
+            if any(shown := _shown(part)):
                 media, taken = media + 1, taken + sum(_media_size(each, size) for each in shown if each)
+            elif bytes(memoryview(part.content)[:1]) == b"[" and part.type == "tool_result":
+                within = _media(b'[{"content":%b}]' % bytes(part.content), size)
+                media, taken = media + within[0], taken + within[1]
     return media, taken

@@ -121,6 +121,29 @@ class Body:
         except msgspec.DecodeError as error:
             raise Malformed(f"the body cannot be read: {error}") from None
 
+    def changed(self, changes: Mapping[str, bytes | None]) -> Body:
+        """A body with these fields set to the given JSON, or taken out where that is None; the others as they were."""
+        view, spans = memoryview(self.raw), dict[str, tuple[int, int]]()
+        copied = length = self.raw.find(b"{") + 1
+        pieces: list[bytes | memoryview] = [view[:copied]]
+
+        def add(name: str, before: bytes | memoryview, value: bytes | memoryview) -> None:
+            nonlocal length
+            start = length + len(before)
+            length = start + len(value)
+            spans[name] = start, length
+            pieces.extend((before, value))
+
+        for name, (start, end) in self.spans().items():
+            before, copied = bytes(view[copied:start]), end
+            value = changes.get(name, view[start:end])
+            if value is not None:
+                add(name, before if spans else before.lstrip(b" \t\r\n").removeprefix(b","), value)
+        for name, new in changes.items():
+            if name not in self.fields and new is not None:
+                add(name, b"," * bool(spans) + msgspec.json.encode(name) + b":", new)
+        return Body.known(b"".join([*pieces, view[copied:]]), spans)
+
     def spliced(self, changes: Mapping[str, bytes]) -> bytes:
         """The body with these fields set to the given JSON, every other byte as it was."""
         view, fields, spans = memoryview(self.raw), self.fields, self.spans() if changes else {}

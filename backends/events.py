@@ -13,7 +13,8 @@ from typing import Final, Protocol
 import msgspec
 
 from backends import answers, sse
-from backends.api import Call, Chunk
+from backends.api import Call, Chunk, Usage
+from backends.continuous import Tally, without_usage
 
 _TEXT = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments)":[ ]?"(?!")')
 """Where a string begins that differs from event to event. In valid JSON this is never inside a string: there the second
@@ -42,10 +43,23 @@ class Events:
     it: the usage event follows at once.
     """
 
-    __slots__ = ("_adapter", "_after", "_before", "_finished", "_fixed", "_held", "_misses", "_waits")
+    __slots__ = (
+        "_adapter",
+        "_after",
+        "_before",
+        "_finished",
+        "_fixed",
+        "_held",
+        "_hides",
+        "_misses",
+        "_tally",
+        "_waits",
+    )
 
-    def __init__(self, adapter: Reads, call: Call) -> None:
-        self._adapter = adapter
+    def __init__(self, adapter: Reads, call: Call, *, hides: bool = False) -> None:
+        """`hides`: usage beside choices was asked for by us alone, and is not shown to the client."""
+        self._adapter, self._hides = adapter, hides
+        self._tally: Tally | None = None
         self._before = self._after = b""
         """The mould."""
         self._fixed = 0
@@ -77,6 +91,8 @@ class Events:
     def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
         """Read one event."""
         held, (chunk,) = self._held, self._adapter.chunk(call, event)
+        if chunk.usage is not None and (chunk.tokens or chunk.opening):
+            chunk = self._told_beside(call, chunk, chunk.usage)
         if held is not None:
             self._held = None
             return (held if chunk.data else _joined(held, event), chunk)
@@ -84,7 +100,7 @@ class Events:
             self._finished += chunk.finished
             if self._finished == self._waits:
                 self._held = chunk
-                return ()
+                return () if chunk.usage is None else (Chunk(b"", usage=chunk.usage),)
         elif chunk.tokens == 1 and not chunk.choice and chunk.usage is None and self._misses < MOST_MISSES:
             self._mould(event, chunk.text)
         return (chunk,)
@@ -93,6 +109,16 @@ class Events:
         """The end of an answer whose usage never came."""
         held, self._held = self._held, None
         return () if held is None else (held,)
+
+    def _told_beside(self, call: Call, chunk: Chunk, usage: Usage) -> Chunk:
+        """An event that tells of choices and, beside them, of usage: that of its choice alone, in what is known of
+        servers that tell it in every event."""
+        if call.choices > 1:
+            self._tally = self._tally or Tally()
+            usage = Usage(*self._tally.add(call, chunk.choice, usage))
+        return msgspec.structs.replace(
+            chunk, data=without_usage(chunk.data) if self._hides else chunk.data, usage=usage
+        )
 
     def _mould(self, event: bytes, size: int) -> None:
         """Keep what surrounds the text of an event, which tells of one piece of output and of nothing else; of all

@@ -24,6 +24,11 @@ class LlamaCpp(OpenAI):
     fact_paths = (MODELS, "/props")
     launch_models = ("embedded",)
 
+    def __init__(self) -> None:
+        self.endpoints = self.speaks(
+            "responses", "messages", "messages/count_tokens", "rerank", "tokenize", "detokenize"
+        )
+
     def counters(self, text: str) -> tuple[int, int] | None:
         """The server exports them with `--metrics`. Cached prompt tokens are counted apart, by older ones nowhere."""
         read, cached, made = (

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Raw
 
-from backends import answers, sse
-from backends.api import Call, Chunk, Facts, Reply, RequestRefused, StreamReader, Target, UpstreamRequest
+from backends import answers, continuous, sse
+from backends.api import Adapter, Call, Chunk, Facts, Reply, RequestRefused, StreamReader, Target, UpstreamRequest
+from backends.endpoints import COMMON, Endpoint
 from backends.events import TEXTS, Events
 from backends.facts import MODELS, listed
+from backends.native import natives
 
 USAGE_WANTED = b'{"include_usage":true}'
+ALL_USAGE_WANTED = b'{"include_usage":true,"continuous_usage_stats":true}'
 
 _NULL = Raw(b"null")
 _REQUIRED = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}
@@ -24,6 +27,11 @@ class OpenAI:
     probe_path = MODELS
     path_prefix = "/v1/"
     fact_paths: tuple[str, ...] = (MODELS,)
+    inference_paths: tuple[str, ...] = ("/v1/chat/completions", "/v1/embeddings")
+
+    def speaks(self, *more: Endpoint) -> Mapping[Endpoint, Adapter]:
+        """Who speaks for the endpoints of a server that has these beside the common three."""
+        return {**dict.fromkeys(COMMON, self), **natives(*more)}
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         self.check(call)
@@ -33,10 +41,10 @@ class OpenAI:
         if (
             call.stream
             and target.usage_event
-            and not call.include_usage
+            and (target.continuous_usage or not call.include_usage)
             and _REQUIRED[call.endpoint] in call.body.fields
         ):
-            changes["stream_options"] = self._stream_options(call)
+            changes["stream_options"] = self._stream_options(call, target)
         body = call.body.spliced(changes) if changes else call.body.raw
         return UpstreamRequest(self.path_prefix + call.endpoint, self.headers(call, target), body)
 
@@ -100,10 +108,16 @@ class OpenAI:
     def facts(self, answers: Mapping[str, bytes], model: str | None) -> Facts:
         return listed(answers, model)
 
-    def _stream_options(self, call: Call) -> bytes:
-        given = call.body.fields.get("stream_options")
+    def _open_continuous(self, call: Call) -> StreamReader:
+        """`ContinuousUsage.open_continuous`, for servers of which it is known that they can."""
+        hides = not continuous.is_wanted(call)
+        return Events(self, call, hides=hides) if type(self).chunk is OpenAI.chunk else self
+
+    def _stream_options(self, call: Call, target: Target) -> bytes:
+        given, always = call.body.fields.get("stream_options"), target.continuous_usage
         if given is None or bytes(given) == b"null":
-            return USAGE_WANTED
+            return ALL_USAGE_WANTED if always else USAGE_WANTED
         options = msgspec.json.decode(given, type=dict[str, Raw])
-        options.pop("continuous_usage_stats", None)  # means nothing without include_usage, and much with it
-        return msgspec.json.encode({**options, "include_usage": True})
+        options.pop(continuous.WISH, None)  # means nothing without include_usage, and much with it
+        wishes = {"include_usage": True, continuous.WISH: True} if always else {"include_usage": True}
+        return msgspec.json.encode({**options, **wishes})

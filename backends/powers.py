@@ -22,8 +22,9 @@ def paths_and_launch(adapter: Adapter) -> None:
     for name in ("probe_path", "credential_path", "counters_path", "gauges_path", "wake_path"):
         path = getattr(adapter, name, "/")
         assert isinstance(path, str) and path.startswith("/"), f"{name} is a path below the target's URL"
-    for path in getattr(adapter, "fact_paths", ()):
-        assert path.startswith("/"), "fact_paths are paths below the target's URL"
+    for name in ("fact_paths", "inference_paths"):
+        for path in getattr(adapter, name, ()):
+            assert path.startswith("/"), f"{name} are paths below the target's URL"
     if isinstance(adapter, Probed) and isinstance(adapter, Guarded):
         assert adapter.probe_path != adapter.credential_path, "the health route itself tells of the credential"
     if isinstance(adapter, Launchable):

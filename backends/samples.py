@@ -6,8 +6,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from backends.api import DONE, Call, Endpoint, Target, Usage
+from backends.api import DONE, Call, Target, Usage
 from backends.body import Body
+from backends.endpoints import Endpoint
 
 TARGET: Final = Target("target", "http://target.invalid:8000", "served/name", "the-upstream-credential")
 NOT_ANSWERS: Final = (b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"<html>busy</html>", b"[" * 100_000)

@@ -10,7 +10,7 @@ from math import isfinite
 
 from msgspec import Struct, structs
 
-from backends.api import Call, Facts, Gauges
+from backends.api import Call, Facts, Gauges, StreamReader
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
 from backends.openai import OpenAI
@@ -27,9 +27,18 @@ class SGLang(OpenAI):
     credential_path = MODELS
     counters_path = gauges_path = "/metrics"
     fact_paths = (MODELS, *_ABOUT)
+    inference_paths = (*OpenAI.inference_paths, "/generate", "/invocations")
+
+    def __init__(self) -> None:
+        self.endpoints = self.speaks(
+            "responses", "messages", "messages/count_tokens", "rerank", "score", "tokenize", "detokenize"
+        )
 
     def check(self, call: Call) -> None:
         pass
+
+    def open_continuous(self, call: Call) -> StreamReader:
+        return self._open_continuous(call)
 
     def resume(self, call: Call, said: str) -> Call:
         return continued(call, said, continue_final_message=b"true")

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from backends import answers, sse
 from backends.api import (
+    Adapter,
     Call,
     Chunk,
     Facts,
@@ -28,6 +29,7 @@ from backends.api import (
     Usage,
 )
 from backends.counters import counted
+from backends.endpoints import Endpoint
 from backends.exposition import Exposition
 from backends.facts import understood
 from backends.resume import continued
@@ -65,6 +67,10 @@ class TGI:
     credential_path = "/tokenize"  # all that answers to GET is open; this wants the key first and a POST then
     counters_path = gauges_path = "/metrics"
     fact_paths = ("/info",)
+    inference_paths = ("/v1/chat/completions", "/generate", "/invocations")
+
+    def __init__(self) -> None:
+        self.endpoints: Mapping[Endpoint, Adapter] = {"chat/completions": self, "completions": self}
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """The sums of two histograms, which are not there before the first call."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct, structs
 
-from backends.api import Call, Facts, Gauges
+from backends.api import Call, Facts, Gauges, StreamReader
 from backends.counters import counted
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
@@ -25,6 +25,24 @@ class VLLM(OpenAI):
     counters_path = gauges_path = "/metrics"
     wake_path = "/wake_up"
     fact_paths = (MODELS, "/version")
+    inference_paths = (
+        *OpenAI.inference_paths,
+        # Its --api-key guards what is below /v1, and nothing else.
+        *("/invocations", "/pooling", "/classify", "/score", "/rerank", "/tokenize", "/generative_scoring"),
+        "/inference/v1/generate",
+    )
+
+    def __init__(self) -> None:
+        self.endpoints = self.speaks(
+            "responses",
+            "messages",
+            "messages/count_tokens",
+            "rerank",
+            "score",
+            "decisions",
+            "tokenize",
+            "detokenize",
+        )
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """Summed over engines and models; cached prompt tokens are in the first of them."""
@@ -56,6 +74,9 @@ class VLLM(OpenAI):
 
     def check(self, call: Call) -> None:
         pass
+
+    def open_continuous(self, call: Call) -> StreamReader:
+        return self._open_continuous(call)
 
     def resume(self, call: Call, said: str) -> Call:
         return continued(call, said, continue_final_message=b"true", add_generation_prompt=b"false")

@@ -88,7 +88,11 @@ def _type(kind: Any) -> str:
         prefix = {tuple: "list of ", dict: "mapping to "}.get(shape, "")
         return f"{prefix}[{named[0].__name__}](#{named[0].__name__.lower()})"
     plain = [part for part in get_args(kind) if part is not type(None)] if type(None) in get_args(kind) else [kind]
-    shown = {tuple[str, ...]: "list of texts", dict[str, str]: "mapping of texts"}
+    shown = {
+        tuple[str, ...]: "list of texts",
+        dict[str, str]: "mapping of texts",
+        dict[str, Any]: "mapping of any values",
+    }
     return shown.get(plain[0], expected(plain[0]))
 
 

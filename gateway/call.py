@@ -19,9 +19,9 @@ from gateway.core.errors import (
     Forbidden,
     GatewayError,
     NoTarget,
+    NotServed,
     Rejected,
     UpstreamError,
-    denied_field,
     ended_by,
 )
 from gateway.core.types import KeyRecord
@@ -33,6 +33,8 @@ from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
 from gateway.upstream.shadow import Seen, Shadow
 
+RESUMABLE: Final = frozenset({"chat/completions", "completions"})
+"""Their streams can go on at another target."""
 MOST_HELD: Final = 1024 * 1024
 """Bytes of comments and openings that wait for an answer's first output."""
 
@@ -136,27 +138,31 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
-        call = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
+        call = asked = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)
         if route.trust_request_id:
             client.trust_own_id()
 
-        async def refresh() -> Caller:
+        async def refresh() -> tuple[Caller, Call]:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
-            authorize(caller.key, endpoint, call.model, route.name)
-            return caller
+            authorize(caller.key, endpoint, asked.model, route.name)
+            state.call = record.call = route.ruled(asked, caller.key.body)
+            return caller, state.call
 
         try:
-            authorize(caller.key, endpoint, call.model, route.name)  # 403
+            authorize(caller.key, endpoint, asked.model, route.name)  # 403
         except Forbidden:
-            caller = await refresh()  # the key may have been given more since it was loaded
-        if not route.denied.isdisjoint(call.body.fields):
-            raise denied_field(route.denied.intersection(call.body.fields))  # 400
+            caller, _ = await refresh()  # the key may have been given more since it was loaded
+        if endpoint not in route.endpoints:
+            raise NotServed(f"The model {asked.model!r} has no endpoint {endpoint!r}.", param="model")  # 404
+        if route.changes_bodies or caller.key.body is not None or not route.denied.isdisjoint(asked.body.fields):
+            call = state.call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
+        call = state.call
         record.admitted(lease.at, lease.input)
-        if route.resumes and call.stream:
+        if route.resumes and call.stream and endpoint in RESUMABLE:
             state.transcript = Transcript(call)
         state.attempts = parts.routes.attempts(
             route, call, client.headers, caller.key, lease.input, explain=client.explains
@@ -198,7 +204,8 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
 async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
-    call, capabilities = state.call, target.capabilities
+    call = state.call
+    capabilities = target.endpoints[call.endpoint]
     limits = () if state.lease is None else state.lease.headers
     exchange: Exchange | None = None
     record.attempt_started(target.name, attempt.choice)

@@ -9,6 +9,7 @@ lock() {
         --no-emit-index-url "$@" -o "requirements/$out"
 }
 lock runtime.txt pyproject.toml
+lock files.txt pyproject.toml --extra files
 lock demo.txt pyproject.toml --extra demo --group build
 printf 'hatchling==1.33.0\n' | lock ../deploy/build-requirements.txt -
 lock dev.txt pyproject.toml --extra demo --group dev

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType, defstruct
 
+from gateway.core.batches import Storage
+from gateway.core.body_rules import BodyRules
 from gateway.core.dimensions import count_fields
 from gateway.core.types import Audit, Limit, OrderState, Outage, Priority, TargetCondition
 
@@ -64,6 +66,30 @@ class LimitBody(_Counts, frozen=True):
     outage: Change[OutageBody] = UNSET
 
 
+class StorageBody(_Strict, frozen=True):
+    """What a tenant may store. In a change, what is absent stays as it is and null is what the table says."""
+
+    bytes: Annotated[Change[Spending], Meta(description="Of all its files together")] = UNSET
+    files: Annotated[Change[Spending], Meta(description="Files, results of batches included")] = UNSET
+    batches: Annotated[Change[Spending], Meta(description="Batches that have not ended")] = UNSET
+    lines: Annotated[Change[Spending], Meta(description="Lines of one batch")] = UNSET
+    days: Annotated[Change[Count], Meta(description="For which files, and batches that have ended, are kept")] = UNSET
+
+
+class BodyRulesBody(_Strict, frozen=True):
+    """What of a key's bodies is the operator's to decide. In a change each part is replaced whole; null clears it."""
+
+    deny: Annotated[Change[tuple[str, ...]], Meta(description="Fields that may not be sent: 400")] = UNSET
+    set: Annotated[
+        Change[dict[str, Any]],
+        Meta(description="Values of fields, whatever is sent; null takes a field out. A route's go before them"),
+    ] = UNSET
+    default: Annotated[
+        Change[dict[str, Any]],
+        Meta(description="Values of fields that are missing or null; they go before a route's"),
+    ] = UNSET
+
+
 class NewKey(_Strict, frozen=True):
     """A key to be made."""
 
@@ -84,6 +110,7 @@ class NewKey(_Strict, frozen=True):
     sources: Annotated[
         tuple[str, ...], Meta(description="Networks it may be used from, such as 10.0.0.0/8; none: anywhere")
     ] = ()
+    body: BodyRulesBody | None = None
     expires: Annotated[Epoch | None, Meta(description="Seconds since the epoch; null: never")] = None
 
 
@@ -99,6 +126,7 @@ class KeyChange(_Strict, frozen=True):
     priority: Priority | UnsetType = UNSET
     labels: Change[dict[Text, str | None]] = UNSET
     sources: Change[tuple[str, ...]] = UNSET
+    body: Change[BodyRulesBody] = UNSET
     expires: Change[Epoch] = UNSET
     version: Version | UnsetType = UNSET
 
@@ -115,6 +143,7 @@ class TenantBody(_Strict, frozen=True):
     """A tenant, whole: what is absent is not limited."""
 
     limit: LimitBody = LimitBody()
+    storage: StorageBody = StorageBody()
     labels: dict[Text, str] = {}
     version: Version | UnsetType = UNSET
 
@@ -123,6 +152,7 @@ class TenantChange(_Strict, frozen=True):
     """What is to change of a tenant: absent stays, null clears."""
 
     limit: Change[LimitBody] = UNSET
+    storage: Change[StorageBody] = UNSET
     labels: Change[dict[Text, str | None]] = UNSET
     version: Version | UnsetType = UNSET
 
@@ -167,6 +197,7 @@ class Key(Struct, frozen=True, kw_only=True):
     priority: Priority
     labels: dict[str, str]
     sources: tuple[str, ...]
+    body: BodyRules | None
     created: float
     expires: float | None
     revoked: float | None
@@ -192,6 +223,7 @@ class TenantShown(Struct, frozen=True, kw_only=True):
 
     id: str
     limit: Limit
+    storage: Annotated[Storage, Meta(description="What it may store; what is absent is as the table says")]
     labels: dict[str, str]
     created: float | None
     version: int

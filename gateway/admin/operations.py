@@ -9,7 +9,18 @@ import msgspec
 from msgspec import UNSET
 
 from gateway.admin import Registrar
-from gateway.admin.models import Change, KeyChange, LimitBody, NewKey, TenantBody, TenantChange
+from gateway.admin.models import (
+    BodyRulesBody,
+    Change,
+    KeyChange,
+    LimitBody,
+    NewKey,
+    StorageBody,
+    TenantBody,
+    TenantChange,
+)
+from gateway.core.batches import Storage
+from gateway.core.body_rules import NO_RULES, BodyRules
 from gateway.core.types import KeyRecord, Limit, Tenant
 from gateway.store import Conflict, Store
 
@@ -29,6 +40,7 @@ async def create_key(registrar: Registrar, body: NewKey, now: float) -> tuple[Ke
         priority=body.priority,
         labels=body.labels,
         sources=body.sources,
+        body=ruled(None, body.body),
         lifetime=lifetime(body.expires, now),
     )
 
@@ -51,8 +63,10 @@ async def change_key(store: Store, registrar: Registrar, key_id: str, body: KeyC
 async def set_tenant(registrar: Registrar, tenant_id: str, body: TenantBody) -> Tenant:
     """Write a tenant whole. Raises `ValueError`, and `Conflict` when `body.version` is not the stored one."""
     version = None if body.version is UNSET else body.version
-    limit = merged(Limit(), body.limit)
-    return await registrar.set_tenant(tenant_id, limit=limit, labels=dict(body.labels), version=version)
+    limit, storage = merged(Limit(), body.limit), _stored(Storage(), body.storage)
+    return await registrar.set_tenant(
+        tenant_id, limit=limit, storage=storage, labels=dict(body.labels), version=version
+    )
 
 
 async def change_tenant(store: Store, registrar: Registrar, tenant_id: str, body: TenantChange) -> Tenant:
@@ -62,9 +76,11 @@ async def change_tenant(store: Store, registrar: Registrar, tenant_id: str, body
         if body.version not in (UNSET, record.version):
             raise Conflict
         labels = record.labels if body.labels is UNSET else _patched(record.labels, body.labels)
-        limit = merged(record.limit, body.limit)
+        limit, storage = merged(record.limit, body.limit), _stored(record.storage, body.storage)
         try:
-            return await registrar.set_tenant(tenant_id, limit=limit, labels=labels, version=record.version)
+            return await registrar.set_tenant(
+                tenant_id, limit=limit, storage=storage, labels=labels, version=record.version
+            )
         except Conflict:
             continue
     raise Conflict
@@ -77,6 +93,22 @@ def merged(limit: Limit, change: Change[LimitBody]) -> Limit:
     return msgspec.convert(_patched(msgspec.to_builtins(limit), msgspec.to_builtins(change)), Limit)
 
 
+def _stored(storage: Storage, change: Change[StorageBody]) -> Storage:
+    """As `merged`."""
+    if change is UNSET:
+        return storage
+    return msgspec.convert(_patched(msgspec.to_builtins(storage), msgspec.to_builtins(change)), Storage)
+
+
+def ruled(rules: BodyRules | None, change: BodyRulesBody | None) -> BodyRules | None:
+    """Rules for bodies after a change: each part that it has is replaced whole, or cleared."""
+    if change is None:
+        return None
+    parts = {name: getattr(change, name) for name in change.__struct_fields__}
+    given = {name: value or type(getattr(NO_RULES, name))() for name, value in parts.items() if value is not UNSET}
+    return msgspec.structs.replace(rules or NO_RULES, **given)
+
+
 def lifetime(expires: float | None, now: float) -> float | None:
     """Seconds that are left until `expires`; `ValueError` when there are none."""
     if expires is not None and expires <= now:
@@ -86,9 +118,8 @@ def lifetime(expires: float | None, now: float) -> float | None:
 
 def _fields(record: KeyRecord, body: KeyChange, now: float) -> dict[str, Any]:
     """The record's fields that change, as they will be."""
-    fields: dict[str, Any] = {
-        name: value for name in ("name", "tenant", "models", "priority") if (value := getattr(body, name)) is not UNSET
-    }
+    plain = ("name", "tenant", "models", "endpoints", "priority")
+    fields: dict[str, Any] = {name: value for name in plain if (value := getattr(body, name)) is not UNSET}
     if body.limit is not UNSET:
         fields["limit"] = merged(record.limit, body.limit)
     if body.model_limits is not UNSET:
@@ -97,6 +128,8 @@ def _fields(record: KeyRecord, body: KeyChange, now: float) -> dict[str, Any]:
         fields["labels"] = _patched(record.labels, body.labels)
     if body.sources is not UNSET:
         fields["sources"] = body.sources or ()
+    if body.body is not UNSET:
+        fields["body"] = ruled(record.body, body.body)
     if body.expires is not UNSET:
         fields["lifetime"] = lifetime(body.expires, now)
     return fields

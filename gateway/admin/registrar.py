@@ -11,6 +11,8 @@ from gateway.admin import target_orders, validation
 from gateway.admin.audited import Changes, expect
 from gateway.auth.pepper import Peppers
 from gateway.auth.token import ADMIN, SECRET_LENGTH, mint, parse, random, token
+from gateway.core.batches import Storage
+from gateway.core.body_rules import BodyRules
 from gateway.core.clock import Clock
 from gateway.core.errors import Unauthenticated
 from gateway.core.types import AdminKey, KeyRecord, Limit, OrderState, TargetOrder, Tenant
@@ -26,6 +28,7 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "priority": validation.priority,
     "labels": validation.labels,
     "sources": validation.sources,
+    "body": validation.body,
 }
 CHANGEABLE: Final = (*_CHECKS, "lifetime")
 """What `Registrar.update` takes."""
@@ -57,6 +60,7 @@ class Registrar:
         priority: str = "normal",
         labels: Mapping[str, str] | None = None,
         sources: Sequence[str] = (),
+        body: BodyRules | None = None,
         lifetime: float | None = None,
     ) -> tuple[KeyRecord, str]:
         """Make a key, valid for `lifetime` seconds; returns its record and the token, which is not kept anywhere."""
@@ -70,6 +74,7 @@ class Registrar:
             "priority": priority,
             "labels": labels or {},
             "sources": sources,
+            "body": body,
             "lifetime": lifetime,
         }
         id, presented = mint()
@@ -113,6 +118,7 @@ class Registrar:
         *,
         limit: Limit | None = None,
         labels: Mapping[str, str] | None = None,
+        storage: Storage | None = None,
         version: int | None = None,
     ) -> Tenant:
         """Set what is given of a tenant, whether it has a record yet or not.
@@ -123,6 +129,8 @@ class Registrar:
         given: dict[str, Any] = {}
         if limit is not None:
             given["limit"] = validation.limit(limit)
+        if storage is not None:
+            given["storage"] = validation.storage(storage)
         if labels is not None:
             given["labels"] = validation.labels(labels)
         while True:

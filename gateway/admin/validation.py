@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final, get_args
 
-from backends.api import Endpoint
+from backends.endpoints import Endpoint
 from gateway.auth.networks import networks
 from gateway.config.names import matches
+from gateway.core.batches import Storage
+from gateway.core.body_rules import NO_RULES, BodyRules, mistakes
 from gateway.core.dimensions import COUNTS, DIMENSIONS
 from gateway.core.types import Limit, Outage, Priority
 
@@ -101,11 +103,29 @@ def limit(value: object, of: str = "limit") -> Limit:
     return value
 
 
+def storage(value: object) -> Storage:
+    """What may be stored: whole numbers of at least 0, days of at least 1."""
+    if not isinstance(value, Storage):
+        raise ValueError(f"storage: expected limits such as bytes, not {value!r}")
+    for field in value.__struct_fields__:
+        _number(getattr(value, field), f"storage {field}", int(field == "days"))
+    return value
+
+
 def model_limits(value: object) -> dict[str, Limit]:
     """Limits by route name."""
     if not isinstance(value, Mapping):
         raise ValueError(f"model_limits: expected limits by route name, not {value!r}")
     return {name(route, "route", 256): limit(of, f"model_limits {route!r}") for route, of in value.items()}
+
+
+def body(value: object) -> BodyRules | None:
+    """Rules for bodies; None: there are none."""
+    if value is not None and not isinstance(value, BodyRules):
+        raise ValueError(f"body: expected rules for bodies (deny, set, default), not {value!r}")
+    for place, told in mistakes(value or NO_RULES):
+        raise ValueError(f"body.{place[0]}: {told}")
+    return None if value == NO_RULES else value
 
 
 def seconds(value: object, what: str, least: float) -> float:

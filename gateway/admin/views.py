@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.admin import public
 from gateway.admin.models import AdminKeyShown, IssuedAdminKey, IssuedKey, Key, TenantShown
+from gateway.core.batches import Storage
 from gateway.core.types import AdminKey, KeyRecord, Limit, Tenant
 from gateway.store import Store
 
@@ -61,10 +62,11 @@ async def tenant(store: Store, tenant_id: str) -> TenantShown:
 
 def _shown(name: str, record: Tenant | None, keys: int) -> TenantShown:
     if record is None:
-        return TenantShown(id=name, limit=Limit(), labels={}, created=None, version=0, keys=keys)
+        return TenantShown(id=name, limit=Limit(), storage=Storage(), labels={}, created=None, version=0, keys=keys)
     return TenantShown(
         id=name,
         limit=record.limit,
+        storage=record.storage,
         labels=record.labels,
         created=record.created,
         version=record.version,

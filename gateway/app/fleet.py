@@ -12,6 +12,7 @@ from msgspec import structs
 
 from backends.api import Facts, Gauges
 from gateway.app.hung import HungEngines
+from gateway.app.unguarded import Unguarded
 from gateway.app.waker import Waker
 from gateway.core.clock import Clock
 from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
@@ -46,8 +47,17 @@ class Fleet:
     """
 
     def __init__(
-        self, routes: Routes, store: Store, forwarder: Forwarder, metrics: Metrics, clock: Clock, boot: str
+        self,
+        routes: Routes,
+        store: Store,
+        forwarder: Forwarder,
+        metrics: Metrics,
+        clock: Clock,
+        boot: str,
+        *,
+        asks: bool = True,
     ) -> None:
+        """`asks`: whether targets are asked once without their credential."""
         self.routes = routes
         self._store, self._forwarder, self._metrics, self._clock, self._boot = store, forwarder, metrics, clock, boot
         self._orders: dict[str, TargetOrder] = {}
@@ -59,6 +69,7 @@ class Fleet:
         self.engines = Engines(list(routes.targets), self, clock.monotonic)
         self.gossip = Gossip(store.board.exchange, routes, clock.monotonic)
         self.waker = Waker(routes, self.prober, self.engines, forwarder, clock.monotonic)
+        self._unguarded = Unguarded(forwarder, asks=asks)
         self._hung = HungEngines(forwarder, metrics, clock)
         self._task: asyncio.Task[None] | None = None
         store.records.watch(self._changed)
@@ -81,6 +92,7 @@ class Fleet:
             await asyncio.wait([self._task])
         await self.waker.close()
         await self.gossip.close()
+        await self._unguarded.close()
         await self.engines.close()
         await self.prober.close()
 
@@ -103,6 +115,7 @@ class Fleet:
                 self._compare(route)
 
         self._warned = {place: why for place, why in self._warned.items() if place[0] in routes.targets}
+        self._unguarded.keep(routes.targets)
         self._keep()
 
     async def report(self) -> Report:
@@ -136,9 +149,12 @@ class Fleet:
             self.engines.recovered(name)
         if target.up is None or target.why != why:
             log.log(logging.WARNING if why else logging.INFO, "target %s is %s", name, f"down: {why}" if why else "up")
+        back = target.up is not True
         if target.up is None or target.why != why or target.missed:
             target.probed(why)
             self._route_of[name].freed()
+        if not why and thorough:
+            self._unguarded.look(target, back=back)
         return not why
 
     async def _complaint(self, target: Target, thorough: bool) -> str:

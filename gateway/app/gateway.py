@@ -21,13 +21,15 @@ from gateway.app.lifetime import Lifetime, Part
 from gateway.app.reload import Reloader, TableStatus, answer_limits, prices, rules
 from gateway.app.waker import Waker
 from gateway.auth import AdminKeys, Keyring, Throttle, networks
+from gateway.batches.files import Files
+from gateway.batches.storage import FileStorage
 from gateway.call import Parts
 from gateway.config import Settings, Table
 from gateway.config.settings import unknown
 from gateway.config.watch import Loaded, Source, Watcher
 from gateway.config.weak_secrets import weak_secrets
 from gateway.core.clock import SystemClock
-from gateway.http import openapi, operations
+from gateway.http import files, openapi, operations
 from gateway.http.identity import BOOT
 from gateway.http.server import DataPlane
 from gateway.limits import Admission, AdmissionEvents
@@ -81,6 +83,7 @@ class Gateway:
         self.store = open_store(
             settings.redis_url, settings.state_path, settings.redis_timeout, records_url=settings.records_url, boot=BOOT
         )
+        self.files = self._files(table)
         self.keyring, self.admin_keys = self._keys()
         self.waiting = WaitingCalls(self.metrics)
         self.builder = self._builder()
@@ -92,14 +95,15 @@ class Gateway:
         self.admission = self._admission(table)
         self.pulse = Pulse(self.admission, self.store, self.metrics, self.forwarder)
         self.shadow = self._shadow(table)
-        self.fleet = Fleet(routes, self.store, self.forwarder, self.metrics, self.clock, BOOT)
+        asks = settings.ask_without_credential
+        self.fleet = Fleet(routes, self.store, self.forwarder, self.metrics, self.clock, BOOT, asks=asks)
         self.waiting.waker = self.fleet.waker
         self.reconciler = Reconciler(self._urls, self.fleet.counters, self.store.ledger, self.metrics.drift)
         self.readiness = operations.Readiness(self.store, self._is_draining)
         self.proxies = networks(settings.trusted_proxies.split(","))
         self.plane = DataPlane(self._parts(routes), table.bodies, self._operations(), self.proxies, self._may_explain)
         status = TableStatus(self.readiness, self.metrics, self.clock, loaded.config_hash)
-        self.reloader = Reloader(self.plane, self.builder, self.fleet, self.launched, table, status)
+        self.reloader = Reloader(self.plane, self.builder, self.fleet, self.launched, table, status, self.files)
         self.watcher = Watcher(source, self.reloader.apply, self.reloader.refused)
         self.lifetime = Lifetime(self._order())
         self.accept, self.grace = settings.drain_accept, settings.grace
@@ -151,6 +155,10 @@ class Gateway:
         )
         return keyring, admin_keys
 
+    def _files(self, table: Table) -> Files | None:
+        where = self.settings.files
+        return Files(self.store.batches, FileStorage(where), table.limits.storage.storage()) if where else None
+
     def _builder(self) -> Builder:
         return Builder(
             self.launched,
@@ -198,6 +206,7 @@ class Gateway:
             app = Litestar(
                 route_handlers=[
                     operations.router(self._parts_in_force, self.readiness, self.proxies),
+                    files.router(self._parts_in_force, self.proxies, self.files),
                     openapi.assets(),
                 ],
                 after_request=operations.name_request,

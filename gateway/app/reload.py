@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from msgspec import structs
 
 from gateway.app.fleet import Fleet
+from gateway.batches.files import Files
 from gateway.config import Table
 from gateway.config.limits import Price
 from gateway.config.watch import Loaded, unlaunched
@@ -63,9 +64,10 @@ class Reloader:
         launched: Mapping[str, str],
         table: Table,
         status: TableStatus,
+        files: Files | None = None,
     ) -> None:
         """`launched` has the URLs of targets that were started; a table with others cannot be used."""
-        self._launched, self._table = launched, table
+        self._launched, self._table, self._files = launched, table, files
         self._plane, self._builder, self._fleet = plane, builder, fleet
         self._status = status
 
@@ -82,6 +84,8 @@ class Reloader:
         routes.open(before)
         parts.admission.revise(rules(table), prices(table))
         parts.forwarder.bound(answer_limits(table))
+        if self._files is not None:
+            self._files.defaults = table.limits.storage.storage()
         parts.shadow.mirrors = mirrors
         self._fleet.adopt(routes)
         self._plane.swap(structs.replace(parts, routes=routes), table.bodies)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -26,6 +27,10 @@ log = logging.getLogger("trunkline.app")
 LOOK_SECONDS: Final = 0.02
 LINGER_SECONDS: Final = 3.0
 """After the last call its answer may still be on the way to the client; a connection open then is cut."""
+
+
+MOST_FILES: Final = 65536
+"""Room for as many clients as the listener takes, and for a connection to a target for each."""
 
 
 class App(Protocol):
@@ -58,7 +63,20 @@ class App(Protocol):
 
 def run(make: Callable[[], App], bound: socket.socket, head_seconds: float) -> None:
     """Serve until told to end. `head_seconds`: in how many a request's head must arrive."""
+    allow_files()
     uvloop.run(_run(make, bound, head_seconds))
+
+
+def allow_files() -> None:
+    """Let this process have `MOST_FILES` open, or as many as its hard limit lets it.
+
+    The soft limit is often 1,024, for programs that use select(2); a worker is none, and its children are not started
+    from here.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _run(make: Callable[[], App], bound: socket.socket, head_seconds: float) -> None:

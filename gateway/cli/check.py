@@ -10,7 +10,9 @@ import click
 import msgspec
 
 from backends import registry
-from gateway.config import Mistake, Mistakes, load_table, table_schema
+from gateway.batches.storage import examine_storage
+from gateway.cli.serve import one_folder
+from gateway.config import Mistake, Mistakes, Settings, load_table, table_schema
 from gateway.config.reader import hash_of
 
 
@@ -38,6 +40,7 @@ def check(file: str, as_json: bool) -> None:
     click.echo(
         f"  hash {hash_of(Path(file).read_bytes())}: as metrics, /ready and the header x-trunkline-config tell it"
     )
+    _look_at_files()
     for name in sorted({target.backend for _, _, target in targets}):
         point = registry.installed()[name]
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
@@ -48,6 +51,20 @@ def check(file: str, as_json: bool) -> None:
 def schema() -> None:
     """Print the routing table's JSON Schema, for editors that complete and check YAML."""
     click.echo(json.dumps(table_schema(), indent=2))
+
+
+def _look_at_files() -> None:
+    """Say where files are stored, and what is to be heeded there."""
+    try:
+        settings = Settings.read()
+        if not settings.files:
+            return
+        examine_storage(settings.files)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"  files and batches: {settings.files}")
+    if told := one_folder(settings):
+        click.secho(told, fg="yellow", err=True)
 
 
 def _show(mistake: Mistake) -> None:

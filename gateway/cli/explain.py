@@ -23,7 +23,7 @@ from gateway.auth.token import parse
 from gateway.cli.session import command, console
 from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, load_table
-from gateway.core.errors import ContextTooLong, Forbidden, NoRoute, NoTarget
+from gateway.core.errors import BadRequest, ContextTooLong, Forbidden, NoRoute, NoTarget
 from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState
 from gateway.limits.estimate import Estimator
 from gateway.routing import Builder, Route, Routes, TargetSlots
@@ -83,11 +83,14 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
         route = routes.find(call.model, lambda *names: may_use(key, *names))
     except NoRoute as error:
         raise click.ClickException(error.message) from None
+    refused = _refused(key, call, route)
+    with suppress(BadRequest):
+        call = route.ruled(call, key.body)
     tokens = Estimator().estimate(call, key.id, route.name).input
     prompt = routes.read(route, call, {}, key, tokens)
     found = routes.explain(route, prompt)
     picked = next((each.target for each in found if each.picked), None)
-    refused = _refused(key, call, route) or ("" if picked is not None else _nowhere(routes, route, prompt))
+    refused = refused or ("" if picked is not None else _nowhere(routes, route, prompt))
     answer = Answer(call.model, route.name, found[0].policy, tokens, len(said), picked, refused, found)
     if as_json:
         click.echo(msgspec.json.encode(answer))
@@ -101,7 +104,8 @@ def _refused(key: KeyRecord, call: Call, route: Route) -> str:
         return f"401: the key is {'revoked' if key.revoked is not None else 'expired'}"
     try:
         authorize(key, call.endpoint, call.model, route.name)
-    except Forbidden as error:
+        route.ruled(call, key.body)
+    except (Forbidden, BadRequest) as error:
         return f"{error.status}: {error.message}"
     return ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import click
@@ -18,6 +18,8 @@ from gateway.cli.options import (
     F,
     Parsed,
     Quantity,
+    body_options,
+    body_rules,
     collected,
     combined,
     label,
@@ -29,6 +31,7 @@ from gateway.cli.session import command, registrar, when
 from gateway.cli.tables import fields, limits, rows
 from gateway.config import Settings
 from gateway.config.units import DURATION
+from gateway.core.body_rules import NO_RULES, BodyRules
 from gateway.core.types import KeyRecord, Priority
 from gateway.store import Store
 
@@ -76,6 +79,7 @@ def _key_options(command: F) -> F:
             multiple=True,
             help="A network it may be used from, such as 10.0.0.0/8. Repeatable. [default: anywhere]",
         ),
+        body_options,
     ]
     for option in reversed(options):
         command = option(command)
@@ -163,7 +167,7 @@ async def show(store: Store, settings: Settings, as_json: bool, key_id: str) -> 
     multiple=True,
     type=Parsed("FIELD", cleared),
     help="Remove a limit or another field: rpm, budget, budget:day, budget:day:tokens, outage:rpm, model-limit:ROUTE, "
-    "label:NAME, source, expires, ... Repeatable.",
+    "label:NAME, source, body, body:set, expires, ... Repeatable.",
 )
 @command
 async def update(store: Store, settings: Settings, as_json: bool, key_id: str, **options: Any) -> None:
@@ -203,6 +207,8 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
     }
     change |= {name: list(options[name]) for name in ("models", "endpoints", "sources") if options[name]}
     change |= {name: collected(options[name]) for name in ("model_limits", "labels") if options[name]}
+    if rules := body_rules(options):
+        change["body"] = rules
     if limit := limit_change(options):
         change["limit"] = limit
     if options["expires"] is not None:
@@ -218,7 +224,16 @@ def _show(record: KeyRecord, as_json: bool) -> None:
     secrets = [
         f"pepper {each.pepper}" + (f", until {when(each.not_after)}" if each.not_after else "") for each in key.secrets
     ]
-    fields({**{name: getattr(key, name) for name in key.__struct_fields__}, "secrets": "\n".join(secrets)})
+    told = {"secrets": "\n".join(secrets), "body": "\n".join(_rules(key.body or NO_RULES))}
+    fields({name: getattr(key, name) for name in key.__struct_fields__} | told)
+
+
+def _rules(body: BodyRules) -> Iterator[str]:
+    """A line for each field that is ruled, as its option would have it."""
+    yield from (f"deny {name}" for name in body.deny)
+    for part in ("set", "default"):
+        for name, value in getattr(body, part).items():
+            yield f"{part} {name}={msgspec.json.encode(value).decode()}"
 
 
 def _show_secret(record: KeyRecord, secret: str, as_json: bool) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, get_args
 
 import click
+import msgspec
 
-from gateway.config.units import COUNT, MONEY, Unit
+from gateway.config.units import COUNT, MONEY, SIZE, Unit
+from gateway.core.batches import Storage
 from gateway.core.dimensions import COUNTED, COUNTS, DIMENSIONS
 from gateway.core.types import Outage, Period
 
@@ -85,6 +87,14 @@ def outage(text: str) -> dict[str, Any]:
     return {"outage": {dimension: policy}}
 
 
+def storage(text: str) -> dict[str, Any]:
+    """`bytes=20GiB`, as a change of what a tenant may store."""
+    name, _, value = text.partition("=")
+    if name not in Storage.__struct_fields__:
+        raise ValueError(f"{text!r}: expected FIELD=NUMBER, FIELD one of {', '.join(Storage.__struct_fields__)}")
+    return {name: quantity(SIZE if name == "bytes" else COUNT, value, positive=name == "days")}
+
+
 def model_limit(text: str) -> dict[str, Any]:
     """`ROUTE:rpm=10,tpm=20k`, as a change of limits by route; a route's name may hold colons."""
     match = _MODEL_LIMIT.fullmatch(text)
@@ -114,6 +124,47 @@ def label(text: str) -> dict[str, str]:
     if not name or not separator:
         raise ValueError(f"{text!r}: expected NAME=VALUE")
     return {name: value}
+
+
+def field_value(text: str) -> tuple[str, Any]:
+    """`max_tokens=512`: the name of a field of a body, and its value in JSON."""
+    name, separator, value = text.partition("=")
+    try:
+        if not name or not separator:
+            raise ValueError
+        return name, msgspec.json.decode(value)
+    except (ValueError, RecursionError):
+        raise ValueError(
+            f"{text!r}: expected FIELD=VALUE, VALUE in JSON: max_tokens=512, user='\"acme\"', stop=null"
+        ) from None
+
+
+def body_options(command: F) -> F:
+    """The options that make up rules for bodies; `body_rules` reads them."""
+    whatever = "A field that its bodies get, whatever they say: max_tokens=512; null takes it out. Repeatable."
+    missing = "A field that its bodies get where they have none, such as max_tokens=512. Repeatable."
+    options = [
+        click.option(
+            "--body-deny",
+            "denied",
+            multiple=True,
+            metavar="FIELD",
+            help="A field that its bodies may not have, such as logit_bias: such a call gets 400. Repeatable.",
+        ),
+        *(
+            click.option(name, field, multiple=True, type=Parsed("FIELD=JSON", field_value), help=text)
+            for name, field, text in (("--body-set", "set_fields", whatever), ("--body-default", "defaults", missing))
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def body_rules(options: dict[str, Any]) -> dict[str, Any]:
+    """The rules for bodies that these options give; what was not given is not in it."""
+    given = {"deny": [*options["denied"]], "set": dict(options["set_fields"]), "default": dict(options["defaults"])}
+    return {name: value for name, value in given.items() if value}
 
 
 def merge(into: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

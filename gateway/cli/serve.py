@@ -19,6 +19,7 @@ import click
 
 from backends import registry
 from gateway import __version__
+from gateway.batches.storage import examine_storage, is_shared
 from gateway.config import Mistakes, Settings, Table
 from gateway.config.settings import unknown
 from gateway.config.watch import Source
@@ -151,6 +152,8 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:
         settings.admin_digest()
         for url in filter(None, (settings.redis_url, settings.records_url)):
             examine(url)
+        if settings.files:
+            examine_storage(settings.files)
         source = Source(Path(settings.routing))
         table = source.load().table
     except ValueError as error:
@@ -177,6 +180,16 @@ def _store(settings: Settings) -> str:
         raise click.ClickException(f"the key store cannot be used: {error}") from None
 
 
+def one_folder(settings: Settings) -> str:
+    """What to say of files in a folder where more than one host may serve them; nothing elsewhere."""
+    if not settings.files or settings.redis_url is None or is_shared(settings.files):
+        return ""
+    return (
+        f"TRUNKLINE_FILES is the folder {settings.files}: all hosts that share this Redis must see the same folder "
+        "there, or batches fail on those that do not."
+    )
+
+
 def _greet(settings: Settings, where: str) -> None:
     click.echo(
         f"trunkline {__version__}: {settings.routing} on http://{settings.host}:{settings.port}, "
@@ -185,5 +198,7 @@ def _greet(settings: Settings, where: str) -> None:
     )
     if settings.redis_url is None:
         click.echo("No Redis: limits hold for this one process. Give --redis-url to share them.", err=True)
+    if told := one_folder(settings):
+        click.echo(told, err=True)
     if not settings.peppers:
         click.echo("TRUNKLINE_PEPPERS is not set: keys are hashed without a pepper.", err=True)

@@ -66,7 +66,7 @@ def command(work: Callable[..., Awaitable[Any]]) -> Callable[..., None]:
 
 def _is_not_said_below(record: logging.LogRecord) -> bool:
     """A store that cannot be used is what the command says itself, once."""
-    return not record.getMessage().startswith("Redis does not answer")
+    return not record.getMessage().startswith(("Redis does not answer", "Redis does not allow"))
 
 
 def registrar(store: Store, settings: Settings) -> Registrar:

@@ -11,7 +11,7 @@ from gateway.admin.models import TenantChange
 from gateway.admin.operations import change_tenant
 from gateway.admin.views import tenant, tenants
 from gateway.cli.clear import cleared
-from gateway.cli.options import Parsed, collected, combined, label, limit_change, limit_options
+from gateway.cli.options import Parsed, collected, combined, label, limit_change, limit_options, storage
 from gateway.cli.session import command, registrar
 from gateway.cli.tables import fields, limits, rows
 from gateway.config import Settings
@@ -27,6 +27,13 @@ def tenants_() -> None:
 @click.argument("tenant_id")
 @limit_options
 @click.option(
+    "--storage",
+    "storages",
+    multiple=True,
+    type=Parsed("FIELD=NUMBER", storage),
+    help="What it may store: bytes=20GiB, files=5000, batches=50, lines=100k, days=90. Repeatable.",
+)
+@click.option(
     "--label",
     "labels",
     multiple=True,
@@ -38,14 +45,14 @@ def tenants_() -> None:
     "clears",
     multiple=True,
     type=Parsed("FIELD", cleared),
-    help="Remove a limit or a label: rpm, budget, budget:day, budget:day:tokens, outage:rpm, label:NAME, ... "
-    "Repeatable.",
+    help="Remove a limit or a label: rpm, budget, budget:day, budget:day:tokens, outage:rpm, storage:bytes, "
+    "label:NAME, ... Repeatable.",
 )
 @command
 async def set_tenant(store: Store, settings: Settings, as_json: bool, tenant_id: str, **options: Any) -> None:
     """Change a tenant, for the very next call: what is given is set, the rest stays."""
     change = combined(collected(options["clears"]), _change(options))
-    if wrong := change.keys() - {"limit", "labels"}:
+    if wrong := change.keys() - {"limit", "storage", "labels"}:
         raise ValueError(f"--clear: a tenant has no {', '.join(sorted(wrong))}")
     body = msgspec.convert(change, TenantChange)
     await change_tenant(store, registrar(store, settings), tenant_id, body)
@@ -77,13 +84,16 @@ async def _show(store: Store, as_json: bool, tenant_id: str) -> None:
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
-    fields({name: getattr(found, name) for name in found.__struct_fields__})
+    shown = {name: getattr(found, name) for name in found.__struct_fields__}
+    fields({**shown, "storage": msgspec.to_builtins(found.storage)})
 
 
 def _change(options: dict[str, Any]) -> dict[str, Any]:
     change: dict[str, Any] = {}
     if limit := limit_change(options):
         change["limit"] = limit
+    if options["storages"]:
+        change["storage"] = collected(options["storages"])
     if options["labels"]:
         change["labels"] = collected(options["labels"])
     return change

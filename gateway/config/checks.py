@@ -11,6 +11,7 @@ from backends import registry
 from gateway.config.connections import check_connections, is_base_url
 from gateway.config.located import Document
 from gateway.config.names import Globs
+from gateway.core.body_rules import mistakes
 
 if TYPE_CHECKING:
     from gateway.config.limits import LimitSpec
@@ -39,6 +40,9 @@ def check(document: Document, table: Table) -> None:
     _check_names(document, table)
     _check_routing(document, table)
     _check_money(document, table)
+    for name, route in table.routes.items():
+        for part, told in mistakes(route.body.rules):
+            document.report(("routes", name, "body", *part), f"route {name!r}: {told}")
     _check_bodies(document, table.bodies)
     if not any(not mistake.warning for mistake in document.mistakes):
         _run_tests(document, table)
@@ -74,6 +78,7 @@ def _check_targets(document: Document, table: Table) -> None:
             document.report((*path, "name"), f"target name {target.name!r} is used twice")
         names.setdefault(target.name, path)
         _check_place(document, path, target)
+        _check_usage(document, path, target)
         if target.url is not None:
             place = (str(path[1]), target.url.rstrip("/"), target.model)
             if place in places:
@@ -82,6 +87,17 @@ def _check_targets(document: Document, table: Table) -> None:
                     f"no call can reach target {target.name!r}: it is the same server and model as {places[place]!r}",
                 )
             places.setdefault(place, target.name)
+
+
+def _check_usage(document: Document, path: Place, target: TargetSpec) -> None:
+    installed, place = registry.installed(), (*path, "continuous_usage")
+    if not target.continuous_usage or target.backend not in installed:
+        return
+    if registry.capabilities(target.backend).continuous is None:
+        can = ", ".join(name for name in installed if registry.capabilities(name).continuous is not None)
+        document.report(place, f"backend {target.backend!r} tells no usage in every event; backends that do: {can}")
+    elif not target.usage_event:
+        document.report(place, "'continuous_usage' needs the wish that 'usage_event: false' forbids: leave one out")
 
 
 def _check_place(document: Document, path: Place, target: TargetSpec) -> None:

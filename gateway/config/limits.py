@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from msgspec import Struct, defstruct
 
-from gateway.config.units import Count, Money, PerMillion
+from gateway.config.units import Count, Money, PerMillion, Size
+from gateway.core.batches import Storage
 from gateway.core.dimensions import COUNTS, count_fields
 from gateway.core.types import Allowance, Budget, Limit, Outage
 
@@ -105,6 +106,25 @@ class Price(Part, frozen=True, kw_only=True):
         return not (self.input or self.cached or self.output)
 
 
+class StorageSpec(Part, frozen=True, kw_only=True):
+    """How much of files and batches each tenant may have, unless the tenant says otherwise."""
+
+    bytes: Size = 10 * 1024**3
+    """Of all its files together."""
+    files: Count = 2000
+    """Files, results of batches included."""
+    batches: Count = 20
+    """Batches that have not ended."""
+    lines: Count = 50_000
+    """Lines of one batch."""
+    days: Count = 30
+    """For which files, and batches that have ended, are kept."""
+
+    def storage(self) -> Storage:
+        """As the parts that ask know it."""
+        return Storage(**{name: getattr(self, name) for name in self.__struct_fields__})
+
+
 class Limits(Part, frozen=True, kw_only=True):
     """Limits by whom they hold for."""
 
@@ -112,5 +132,7 @@ class Limits(Part, frozen=True, kw_only=True):
     """Each key, unless the key says otherwise."""
     tenant: LimitSpec = LimitSpec()
     """Each tenant, which is all its keys together, unless the tenant says otherwise."""
+    storage: StorageSpec = StorageSpec()
+    """What each tenant may store: files, and batches."""
     ietf_headers: bool = False
     """Send the headers `RateLimit` and `RateLimit-Policy` of the IETF's draft, beside `x-ratelimit-...`."""

@@ -145,6 +145,8 @@ class Document:
             return None
         if shape.what == "leaf":
             return self._leaf(node, shape, path)
+        if shape.what == "anything":
+            return self._anything(node, shape, path)
         if shape.what == "struct":
             return self._struct(node, shape.kind, path)
         assert shape.inner is not None
@@ -210,6 +212,15 @@ class Document:
         if len(kept) < len(values):
             self._kept[path] = kept
         return tuple(values[index] for index in kept)
+
+    def _anything(self, node: yaml.Node, shape: Shape, path: tuple[str | int, ...]) -> Any:
+        """A value of any form, as JSON has it; of a key written as something else than text its text."""
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, shape, path)
+        if isinstance(node, yaml.SequenceNode):
+            found = self._sequence(node, shape, path)
+            return found if found is _MISSING else [*found]
+        return self._leaf(node, shape, path)
 
     def _leaf(self, node: yaml.Node, shape: Shape, path: tuple[str | int, ...]) -> Any:
         unit, secret = shape.unit, shape.secret

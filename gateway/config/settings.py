@@ -47,6 +47,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     state: str = ""
     """The state file of a gateway without Redis, an SQLite database; empty: `trunkline/keys.db` in the user's state
     folder. `keys.json`, of an earlier version, is read once into `keys.db` beside it."""
+    files: str = ""
+    """Where files of tenants are stored, for batches: a folder, which all hosts must share, or `s3://bucket/prefix`,
+    `gs://`, `az://`; empty: there are no files and no batches. It needs the extra `files`."""
+    batch_lines: Annotated[int, Meta(ge=0, le=1024)] = 16
+    """The most lines of batches that a worker runs at once; 0: it leaves batches to others."""
     peppers: str = ""
     """`1:secret,2:newer`: peppers for hashing keys, by version; the highest is used for new keys. Keys that were hashed
     without one are refused then: who can write to the store could make some."""
@@ -79,6 +84,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """The largest head of a target's answer, in bytes."""
     answer_head_lines: Annotated[int, Meta(ge=16)] = 256
     """The most lines of the head of a target's answer."""
+    ask_without_credential: bool = True
+    """Whether each target that has a credential is asked once without it, for a warning if it answers anybody."""
     log_level: str = "info"
     """`debug`, `info`, `warning` or `error`, for the gateway's own messages; call records are always written."""
     launched: str = ""

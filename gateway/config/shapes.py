@@ -17,7 +17,7 @@ from gateway.config import units
 class Shape(Struct, frozen=True):
     """What is expected at a place; worked out from the type once, not for each value."""
 
-    what: Literal["leaf", "struct", "mapping", "sequence"]
+    what: Literal["leaf", "struct", "mapping", "sequence", "anything"]
     kind: Any
     """Of a leaf or a struct."""
     inner: Shape | None = None
@@ -52,7 +52,10 @@ def fields_of(kind: type[Struct]) -> dict[str, Field]:
 
 
 def shape_of(kind: Any, optional: bool = False) -> Shape:
-    """What a type asks for. The table uses structs, dicts, tuples of one type, plain values and `... | None`."""
+    """What a type asks for. The table uses structs, dicts, tuples of one type, plain values, anything
+    that JSON has, and `... | None`."""
+    if kind is Any:
+        return Shape("anything", kind)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (typing.Union, types.UnionType):
         (kind,) = [argument for argument in arguments if argument is not type(None)]

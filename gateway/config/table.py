@@ -11,13 +11,15 @@ import msgspec
 from msgspec import Meta, Struct
 
 from backends import registry
+from backends.endpoints import Endpoint
 from gateway.config import checks, units
 from gateway.config.addresses import check_addresses
 from gateway.config.connections import TLSSpec
-from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price
+from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price, StorageSpec
 from gateway.config.located import Document, Mistake, Mistakes, unread
 from gateway.config.names import NameIndex
 from gateway.config.units import Count, Seconds, SecretRef, Size, Text
+from gateway.core.body_rules import BodyRules
 
 __all__ = ["Mistake", "Mistakes", "Table", "load_table", "parse_table", "table_schema"]
 
@@ -76,9 +78,14 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """Tokens that its prefix cache holds; default: what it tells itself, else a million."""
     finish: Literal["strict", "lenient"] = "strict"
     """`lenient`: its streams may end in `[DONE]` without telling why (`finish_reason`), else that is no end."""
+    endpoints: tuple[Endpoint, ...] | None = None
+    """What its server answers, such as `[embeddings, rerank]`; default: what servers of its kind do."""
     usage_event: bool = True
     """Ask for the usage at the end of streams; `false` for a server that refuses `stream_options`: its tokens are
     counted."""
+    continuous_usage: bool = False
+    """Ask for the usage in every event of streams (vLLM, SGLang), and hide it from clients that did not: a stream that
+    is left early is charged exactly, and every event costs more."""
 
 
 class Timeouts(Part, frozen=True, kw_only=True):
@@ -134,11 +141,21 @@ class ShadowSpec(Part, frozen=True, kw_only=True):
 
 
 class BodySpec(Part, frozen=True, kw_only=True):
-    """What of callers' bodies is the gateway's to decide."""
+    """What of callers' bodies is the gateway's to decide; keys have such rules, too (`trunkline keys create`)."""
 
-    deny: tuple[str, ...] = ("priority",)
-    """Fields at the top of a body that callers may not send, as they act on other callers' calls; a body that has one
-    is answered with 400."""
+    deny: tuple[str, ...] = ("priority", "kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room")
+    """Fields at the top of a body that callers may not send; a body that has one is answered with 400. Those that are
+    denied where the table says nothing act on other callers' calls."""
+    set: dict[str, Any] = {}
+    """Values of fields, whatever callers send, such as `{max_tokens: 500}`; `null` takes a field out. They go before
+    those of a key."""
+    default: dict[str, Any] = {}
+    """Values of fields that are missing, or null; those of a key go before them."""
+
+    @property
+    def rules(self) -> BodyRules:
+        """As all who apply them know them."""
+        return BodyRules(deny=self.deny, set=self.set, default=self.default)
 
 
 class RouteSpec(Part, frozen=True, kw_only=True):
@@ -386,7 +403,7 @@ def parts() -> list[type[Struct]]:
         BodySpec,
         Price,
     ]
-    limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec]
+    limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec, StorageSpec]
     return [Table, *route, *limits, Bodies, TableTest, Ask, Expect]
 
 

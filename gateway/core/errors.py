@@ -12,7 +12,10 @@ GatewayError
       EndpointNotAllowed     403 the key may not use this endpoint
       SourceNotAllowed       403 the key may not be used from this address
     NoRoute                  404 no route by that model name
+      NotServed              404 no server of the model has the endpoint
     NotFound                 404 no such path
+      NoFile                 404 the tenant has no such file
+      NoBatch                404 the tenant has no such batch
     MethodNotAllowed         405 the path answers to other methods
     BodyTimeout              408 the client stopped sending its body
     Conflicting              409 the record was changed since the caller read it
@@ -21,6 +24,7 @@ GatewayError
     LimitReached             429 a limit of the key, its tenant or the model
       RateLimited            a rate or the number of calls at once: wait, and come again
       OutOfBudget            a budget is spent
+    StorageFull              429 the tenant may have no more files or batches
     Throttled                429 too many wrong keys came from this address; known keys still pass
     TooManyBodies            429 the key, or its tenant, sends as many large bodies at once as it may
     QueueFull                429 all targets are busy, and no more calls may wait for them
@@ -31,6 +35,7 @@ GatewayError
   Unavailable                503 we cannot serve now
     NoTarget                 every target of the route failed or is ejected
     StoreUnavailable         Redis cannot be asked about a key we do not know
+    FilesUnavailable         the storage of files fails
     LimitsUnavailable        Redis cannot be asked, and a limit of the call is closed then
     BodyMemoryFull           bodies that are being read take up all of the memory that there is for them
     AnswerMemoryFull         large answers take up all of the memory that there is for them
@@ -150,11 +155,32 @@ class NoRoute(Refused):
     error_type = "caller_unknown_model"
 
 
+class NotServed(NoRoute):
+    """A model that can be asked, but not for this."""
+
+    code = "endpoint_not_served"
+    error_type = "caller_endpoint_not_served"
+
+
 class NotFound(Refused):
     status = 404
     type = "not_found_error"
     code = "path_not_found"
     error_type = "caller_unknown_path"
+
+
+class NoFile(NotFound):
+    """Not there, or another tenant's: the answer does not tell which."""
+
+    code = "file_not_found"
+    error_type = "caller_unknown_file"
+
+
+class NoBatch(NotFound):
+    """As `NoFile`."""
+
+    code = "batch_not_found"
+    error_type = "caller_unknown_batch"
 
 
 class MethodNotAllowed(Refused):
@@ -163,10 +189,10 @@ class MethodNotAllowed(Refused):
     error_type = "caller_wrong_method"
 
 
-def denied_field(names: Iterable[str]) -> BadRequest:
-    """A body has fields that are the gateway's to set on its route."""
+def denied_field(names: Iterable[str], whose: str) -> BadRequest:
+    """A body has fields that are not its caller's to set, `whose` calls'."""
     name = min(names)
-    return BadRequest(f"The field {name!r} is not taken from callers on this route: leave it out.", param=name)
+    return BadRequest(f"The field {name!r} is not taken from callers {whose}: leave it out.", param=name)
 
 
 class BodyTimeout(Refused):
@@ -218,6 +244,15 @@ class OutOfBudget(LimitReached):
     def __init__(self, message: str, *, retry_after: float, reserved: bool) -> None:
         super().__init__(message, retry_after=retry_after)
         self.should_retry = reserved
+
+
+class StorageFull(Refused):
+    """Waiting does not help: something must be deleted, or end."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "storage_limit_reached"
+    error_type = "policy_storage_full"
 
 
 class Throttled(Refused):
@@ -315,6 +350,19 @@ class LimitsUnavailable(Unavailable):
 
     code = "limits_unavailable"
     error_type = "gateway_limits_unavailable"
+
+
+class FilesUnavailable(Unavailable):
+    """The folder or bucket that files are stored in cannot be used."""
+
+    code = "files_unavailable"
+    error_type = "gateway_files_unavailable"
+    should_retry = True
+
+    def __init__(self, why: str) -> None:
+        super().__init__("Files cannot be stored or read at the moment; try again.", retry_after=5)
+        self.why = why
+        """For our log."""
 
 
 class BodyMemoryFull(Unavailable):

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from gateway.core.batches import Storage
+from gateway.core.body_rules import BodyRules
 from gateway.core.dimensions import COUNTS
 
 Outage = Literal["share", "closed", "open"]
@@ -102,6 +104,8 @@ class KeyRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """For the operator: shown, filtered by, never interpreted."""
     sources: tuple[str, ...] = ()
     """Networks the key may be used from, such as `10.0.0.0/8`; none: anywhere."""
+    body: BodyRules | None = None
+    """What of its bodies is the operator's to decide, beside what their route says."""
     expires: float | None = None
     revoked: float | None = None
     """Seconds since the epoch."""
@@ -115,6 +119,7 @@ class Tenant(Struct, frozen=True, omit_defaults=True, kw_only=True):
     created: float
     version: int = 1
     limit: Limit = Limit()
+    storage: Storage = Storage()
     labels: dict[str, str] = {}
 
 

@@ -229,9 +229,12 @@ class OpenAI:
         """The events of a stream; several choices say a word each by turns."""
         options = body.get("stream_options")
         options = options if isinstance(options, dict) else {}
-        more = {"usage": usage} if options.get("continuous_usage_stats") else {}
+        always, prompt, said = options.get("continuous_usage_stats"), usage["prompt_tokens"], [0] * len(asked)
         for choice in self.pieces(kind, asked):
-            yield event({**head, "choices": [choice], **more})
+            index = choice["index"]
+            said[index] += bool(choice.get("text") or choice.get("delta", {}).get("content"))
+            so_far = {"prompt_tokens": prompt, "total_tokens": prompt + said[index], "completion_tokens": said[index]}
+            yield event({**head, "choices": [choice], **({"usage": so_far} if always else {})})
         if options.get("include_usage"):
             yield event({**head, "choices": [], "usage": usage})
         yield DONE

@@ -81,3 +81,4 @@ class _Exchange:
                 await self._connection.drained(UNREAD_SECONDS)
             else:
                 self._answer.end(data)
+                self.lost()  # who listens for the client to leave learns that the exchange is over

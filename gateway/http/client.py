@@ -12,9 +12,10 @@ from weakref import WeakKeyDictionary
 from msgspec import DecodeError, Raw
 from msgspec.json import Decoder
 
-from backends.api import UNREAD, Call, Endpoint
-from backends.asked import Asked
+from backends.api import UNREAD, Call
+from backends.asked import PROMPTS, Asked
 from backends.body import Body, Malformed
+from backends.endpoints import ANTHROPIC, STREAMED, Endpoint
 from backends.large import SURELY_FEW, is_large
 from backends.large import read as read_large
 from gateway.auth.networks import Network
@@ -32,7 +33,7 @@ from gateway.core.types import KeyRecord
 from gateway.http.answer import Answer
 from gateway.http.bodies import BodyMemory
 from gateway.http.connection import Connection
-from gateway.http.errors import render
+from gateway.http.errors import event, render
 from gateway.http.framing import SUSPECT, refuse_ambiguous
 from gateway.http.identity import new_id
 from gateway.http.request import Request
@@ -152,6 +153,8 @@ class Client:
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
         self._prepared = [(b"x-request-id", self.call_id.encode()), *headers]
+        if self._endpoint in ANTHROPIC:
+            self._prepared.append((b"request-id", self.call_id.encode()))
         if self.own_id:
             self._prepared.append((OWN_ID, self.own_id.encode()))
 
@@ -192,11 +195,11 @@ class Client:
         answer = self._answer
         if answer.ended or self._announced or isinstance(error, ReaderTooSlow):
             return
-        status, headers, body = render(error, self.call_id)
+        status, headers, body = render(error, self.call_id, self._endpoint)
         if self.own_id:
             headers.append((OWN_ID, self.own_id.encode()))
         if answer.started:
-            answer.end(b"data: " + body + b"\n\n")
+            answer.end(event(body, self._endpoint))
         else:
             answer.start(status, headers)
             answer.end(body)
@@ -308,11 +311,11 @@ def read(
         stream, options = False, {}
         try:
             model = _name.decode(body.fields["model"])
-            if endpoint != "embeddings" and "stream" in body.fields:
+            if endpoint in STREAMED and "stream" in body.fields:
                 stream = _flag.decode(body.fields["stream"])
         except (KeyError, DecodeError):  # absent, null, or something else: this way tells
             model = body.get("model", str, "")
-            stream = endpoint != "embeddings" and body.get("stream", bool, False)
+            stream = endpoint in STREAMED and body.get("stream", bool, False)
         if stream and "stream_options" in body.fields:
             options = body.get("stream_options", dict[str, Raw], {})
     except Malformed as error:
@@ -326,7 +329,7 @@ def read(
 
 
 def _too_many_prompts(call: Call, limit: int) -> BadRequest:
-    name = "prompt" if call.endpoint == "completions" else "input"
+    name = PROMPTS[call.endpoint]
     return BadRequest(
         f"{name!r} has {call.asked.prompts} entries, more than the limit of {limit} (bodies.prompts).", param=name
     )

@@ -1,24 +1,40 @@
-"""Errors as clients see them: OpenAI's envelope, headers that tell SDKs whether to try again."""
+"""Errors as clients see them: in the words of what they asked for, with headers that tell SDKs whether to try again."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, Final
 
 import msgspec
 
+from backends.endpoints import ANTHROPIC
 from gateway.core.errors import AnswerTooLarge, BadFraming, GatewayError, Rejected, UpstreamError
 
 MAX_RETRY_AFTER = 120.0
+_ANTHROPIC: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Types of Anthropic's errors by status; others below 500 are the caller's, those above the server's."""
 
 
-def render(error: GatewayError, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+def render(error: GatewayError, request_id: str, endpoint: str = "") -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body for an error. Texts of upstreams and bugs stay inside; the request id leads to them."""
-    body = error.body if isinstance(error, Rejected) and error.body is not None else envelope(error, request_id)
+    body = error.body if isinstance(error, Rejected) and error.body is not None else None
+    if body is None:
+        body = envelope(error, request_id, endpoint)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"x-request-id", request_id.encode()),
     ]
+    if endpoint in ANTHROPIC:
+        headers.append((b"request-id", request_id.encode()))
     if error.should_retry is not None:
         headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
     if error.retry_after is not None:
@@ -31,14 +47,30 @@ def render(error: GatewayError, request_id: str) -> tuple[int, list[tuple[bytes,
     return error.status, headers, body
 
 
-def envelope(error: GatewayError, request_id: str) -> bytes:
-    """The JSON body that OpenAI SDKs turn into typed exceptions."""
+def envelope(error: GatewayError, request_id: str, endpoint: str = "") -> bytes:
+    """The JSON body that the SDKs for this endpoint turn into typed exceptions."""
     if isinstance(error, UpstreamError):
         message = f"{error.public} (request {request_id})"
     elif isinstance(error, AnswerTooLarge):
         message = f"{error.message} (request {request_id})"
     else:
         message = error.message or f"The gateway failed to handle the call. (request {request_id})"
-    return msgspec.json.encode(
-        {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}
-    )
+    said: dict[str, Any]
+    if endpoint in ANTHROPIC:
+        kind = _ANTHROPIC.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+        said = {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+    else:
+        said = {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}
+    return msgspec.json.encode(said)
+
+
+def event(body: bytes, endpoint: str) -> bytes:
+    """The event that tells, in a stream that has begun, of the error whose JSON body this is."""
+    if endpoint in ANTHROPIC:
+        return b"event: error\ndata: " + body + b"\n\n"
+    if endpoint == "responses":
+        error = msgspec.json.decode(body).get("error")
+        # OpenAI's SDKs raise for `error`, others read the fields beside it.
+        flat = {name: error.get(name) for name in ("code", "message", "param")} if isinstance(error, dict) else {}
+        return b"event: error\ndata: " + msgspec.json.encode({"type": "error", **flat, "error": error}) + b"\n\n"
+    return b"data: " + body + b"\n\n"

@@ -21,9 +21,10 @@ from litestar.openapi.spec import (
     SecurityScheme,
     Tag,
 )
-from litestar.openapi.spec.enums import OpenAPIType
+from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from litestar.static_files import create_static_files_router
 
+from backends.endpoints import PATHS, Endpoint
 from gateway import __version__
 
 ASSETS = "/docs/assets"
@@ -32,16 +33,24 @@ _STRING, _OBJECT, _ARRAY = (Schema(type=kind) for kind in (OpenAPIType.STRING, O
 _BOOLEAN = Schema(type=OpenAPIType.BOOLEAN)
 
 _TEXT = "The model's route name or alias. All other fields go to the model server as they are."
-_ENDPOINTS: dict[str, tuple[str, dict[str, Schema]]] = {
+_ENDPOINTS: dict[Endpoint, tuple[str, dict[str, Schema]]] = {
     "chat/completions": ("Answer a chat", {"messages": _ARRAY, "stream": _BOOLEAN, "stream_options": _OBJECT}),
     "completions": ("Continue a text", {"prompt": _STRING, "stream": _BOOLEAN, "stream_options": _OBJECT}),
     "embeddings": ("Embed texts", {"input": _STRING}),
+    "responses": ("Answer a chat, in the words of OpenAI's responses", {"input": _ARRAY, "stream": _BOOLEAN}),
+    "messages": ("Answer a chat, in Anthropic's words", {"messages": _ARRAY, "stream": _BOOLEAN}),
+    "messages/count_tokens": ("Count the tokens of a chat, in Anthropic's words", {"messages": _ARRAY}),
+    "rerank": ("Sort documents by how well they answer a query", {"query": _STRING, "documents": _ARRAY}),
+    "score": ("Compare texts", {"text_1": _STRING, "text_2": _STRING}),
+    "decisions": ("The probabilities of choices", {"input": _STRING}),
+    "tokenize": ("The tokens of a text", {"prompt": _STRING}),
+    "detokenize": ("The text of tokens", {"tokens": _ARRAY}),
 }
 _ERRORS = {
     "400": "The body cannot be routed, or asks what the target cannot do",
     "401": "Key missing or not valid",
     "403": "The key may not use this model",
-    "404": "No such model",
+    "404": "No such model, or no server of it has the endpoint",
     "408": "The body did not arrive in time",
     "413": "Body too large",
     "429": "A limit of the key; see retry-after",
@@ -57,6 +66,24 @@ _MODEL_ERRORS = {
     "429": "Too many wrong keys came from this address",
     "503": "The key cannot be checked at the moment",
 }
+
+
+_STORED = ("/v1/files",)
+_STORED_ERRORS = {
+    "400": "A parameter, or the form, is not as it must be",
+    "404": "No such file or batch of the key's tenant; or files are off",
+    "409": "It is being used, or has ended",
+    "429": "The tenant may store no more; or too many wrong keys came from this address",
+    "503": "The store, or the storage of files, cannot be asked at the moment",
+}
+_UPLOAD = Schema(
+    type=OpenAPIType.OBJECT,
+    properties={
+        "file": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY),
+        "purpose": Schema(type=OpenAPIType.STRING, enum=["batch", "user_data"]),
+    },
+    required=["file", "purpose"],
+)
 
 
 class OfflineSwagger(SwaggerRenderPlugin):
@@ -82,7 +109,7 @@ def config() -> OpenAPIConfig:
         components=Components(
             security_schemes={"virtual key": SecurityScheme(type="http", scheme="bearer", bearer_format="tl_...")}
         ),
-        tags=[Tag(name=name) for name in ("inference", "models", "operations")],
+        tags=[Tag(name=name) for name in ("inference", "models", "files", "operations")],
         use_handler_docstrings=True,
     )
 
@@ -99,12 +126,22 @@ def describe_data_plane(app: Litestar) -> None:
     """Add the raw handlers, which Litestar does not describe by itself."""
     paths = app.openapi_schema.paths
     assert paths is not None
-    for endpoint, (summary, properties) in _ENDPOINTS.items():
-        paths[f"/v1/{endpoint}"] = PathItem(post=_operation(endpoint, summary, properties))
+    for path, endpoint in PATHS.items():
+        summary, properties = _ENDPOINTS[endpoint]
+        paths[path] = PathItem(post=_operation(path, summary, properties))
     for path, item in paths.items():
-        if path.startswith("/v1/models") and item.get is not None:
-            item.get.security = _KEY
-            item.get.responses = {"200": (item.get.responses or {})["200"], **_refusals(_MODEL_ERRORS)}
+        for operation in filter(None, (item.get, item.post, item.delete)):
+            if path.startswith("/v1/models"):
+                _secured(operation, _MODEL_ERRORS)
+            elif path.startswith(_STORED):
+                _secured(operation, {**_MODEL_ERRORS, **_STORED_ERRORS})
+    if (upload := paths.get("/v1/files")) is not None and upload.post is not None:
+        upload.post.request_body = RequestBody(content={"multipart/form-data": OpenAPIMediaType(schema=_UPLOAD)})
+
+
+def _secured(operation: Operation, refusals: dict[str, str]) -> None:
+    operation.security = _KEY
+    operation.responses = {"200": (operation.responses or {})["200"], **_refusals(refusals)}
 
 
 def _refusals(texts: dict[str, str]) -> dict[str, OpenAPIResponse | Reference]:
@@ -112,7 +149,7 @@ def _refusals(texts: dict[str, str]) -> dict[str, OpenAPIResponse | Reference]:
     return {status: OpenAPIResponse(text, content=json) for status, text in texts.items()}
 
 
-def _operation(endpoint: str, summary: str, properties: dict[str, Schema]) -> Operation:
+def _operation(path: str, summary: str, properties: dict[str, Schema]) -> Operation:
     model = Schema(type=OpenAPIType.STRING, description=_TEXT)
     body = Schema(
         type=OpenAPIType.OBJECT,
@@ -128,7 +165,7 @@ def _operation(endpoint: str, summary: str, properties: dict[str, Schema]) -> Op
         **_refusals(_ERRORS),
     }
     return Operation(
-        operation_id=endpoint.replace("/", "_"),
+        operation_id=path.removeprefix("/").replace("/", "_"),
         tags=["inference"],
         summary=summary,
         security=_KEY,

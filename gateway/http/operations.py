@@ -16,8 +16,16 @@ from msgspec import Struct
 from gateway import __version__
 from gateway.auth import Network, may_use
 from gateway.call import Parts
-from gateway.core.errors import BadRequest, GatewayError, Internal, MethodNotAllowed, NotFound
-from gateway.core.types import KeyRecord
+from gateway.core.errors import (
+    BadRequest,
+    FilesUnavailable,
+    GatewayError,
+    Internal,
+    MethodNotAllowed,
+    NotFound,
+    StoreUnavailable,
+)
+from gateway.core.types import Caller
 from gateway.http.errors import render
 from gateway.http.source import source_of
 from gateway.metering import exposition
@@ -93,7 +101,7 @@ def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Ne
 
     @get("/v1/models", tags=["models"], summary="List the models this key may use")
     async def list_models(request: Request[Any, Any, Any]) -> ModelList:
-        parts, key = current(), await _key(current(), request, proxies)
+        parts, key = current(), (await caller(current(), request, proxies)).key
         names = parts.routes.models(lambda *names: may_use(key, *names))
         names += [  # those that only a pattern of the table stands for, but the key names
             name for name in key.models if "*" not in name and name not in names and parts.routes.leads_anywhere(name)
@@ -105,7 +113,7 @@ def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Ne
         request: Request[Any, Any, Any], model_id: str = Parameter(description="May hold slashes and colons")
     ) -> Model:
         name = str(model_id).removeprefix("/")
-        parts, key = current(), await _key(current(), request, proxies)
+        parts, key = current(), (await caller(current(), request, proxies)).key
         found = parts.routes.find(name, lambda *names: may_use(key, *names))
         if not may_use(key, name, found.name):
             raise parts.routes.unknown(name, lambda *names: may_use(key, *names))
@@ -148,7 +156,11 @@ def _response(error: GatewayError) -> Response[bytes]:
 
 def _ours(request: Request[Any, Any, Any], error: Exception) -> GatewayError:
     if isinstance(error, GatewayError):
+        if isinstance(error, FilesUnavailable):
+            log.error("%s %s: %s", request.method, request.url.path, error.why)
         return error
+    if isinstance(error, StoreDown):
+        return StoreUnavailable("The store cannot be asked at the moment; try again.", retry_after=1)
     if isinstance(error, UnknownPath):
         return NotFound(f"There is nothing at {request.method} {request.url.path[:200]}.")
     if isinstance(error, MethodNotAllowedException):
@@ -167,9 +179,8 @@ def name_request(response: Response[Any]) -> Response[Any]:
     return response
 
 
-async def _key(parts: Parts, request: Request[Any, Any, Any], proxies: tuple[Network, ...]) -> KeyRecord:
+async def caller(parts: Parts, request: Request[Any, Any, Any], proxies: tuple[Network, ...]) -> Caller:
     """Whose list it is; asked of the store, as no admission would notice a change of the key."""
     scope = request.scope
     source = source_of(scope["client"], scope["headers"], proxies)
-    caller = await parts.keyring.authenticate(dict(scope["headers"]), source, fresh=True)
-    return caller.key
+    return await parts.keyring.authenticate(dict(scope["headers"]), source, fresh=True)

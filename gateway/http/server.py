@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, get_args
+from typing import Any, Final
 
-from backends.api import Endpoint
+from backends.endpoints import PATHS, Endpoint
 from gateway.auth import Network
 from gateway.call import Parts, serve
 from gateway.config.table import Bodies
@@ -18,7 +18,6 @@ from gateway.http.client import Client
 from gateway.http.connection import Connection
 from gateway.http.request import Request
 
-PATHS: Final[dict[str, Endpoint]] = {f"/v1/{endpoint}": endpoint for endpoint in get_args(Endpoint)}
 _TARGETS: Final = {path.encode(): endpoint for path, endpoint in PATHS.items()}
 """Nearly all requests name one of these as it is."""
 

@@ -19,7 +19,7 @@ from gateway.core.types import Ask, Caller, Plan, Spent, Verdict
 from gateway.limits.estimate import Estimator
 from gateway.limits.headers import Headers, RateHeaders, denial
 from gateway.limits.plan import NO_PRICES, Planner, Rules, Terms
-from gateway.store import Store, StoreDown
+from gateway.store import NotAllowed, Store, StoreDown
 from gateway.store.local.counters import Counters
 
 log = logging.getLogger("trunkline.limits")
@@ -69,17 +69,19 @@ class Admission:
         """What this gateway counts alone."""
         self.estimator = Estimator()
         self.waits = Waits(TOLD_SECONDS)
-        self.degraded, self._changes = False, 0
+        self.degraded, self._changes, self._not_allowed = False, 0, False
 
     def revise(self, rules: Rules, prices: Mapping[str, Price | None]) -> None:
         """Other limits and prices hold for calls that come from now on."""
         self._planner = Planner(rules, prices)
 
-    async def admit(self, call: Call, caller: Caller, route: str, refresh: Callable[[], Awaitable[Caller]]) -> Lease:
+    async def admit(
+        self, call: Call, caller: Caller, route: str, refresh: Callable[[], Awaitable[tuple[Caller, Call]]]
+    ) -> Lease:
         """A lease. Raises `RateLimited`, `OutOfBudget`, `NeverFits`, `LimitsUnavailable`, and what `refresh` raises.
 
-        `refresh` looks at the caller again, after its records were found to have changed. A caller without limits is
-        granted without asking the store.
+        `refresh` looks at the caller, and at what it may ask, again, after its records were found to have changed. A
+        caller without limits is granted without asking the store.
         """
         for _ in range(MAX_STALE):
             terms = self._planner.terms(caller.key, caller.tenant, route)
@@ -109,7 +111,7 @@ class Admission:
             if not verdict.stale:
                 headers = terms.headers.of(verdict.standings) if not local else self._local_headers(terms, ask, verdict)
                 return Lease(self, terms, ask, verdict.at, estimate.input, headers, local)
-            caller = await refresh()
+            caller, call = await refresh()
         raise RateLimited("The key is being changed; try again.", retry_after=1)
 
     def settle_alone(self, lease: Lease, used: list[int]) -> None:
@@ -151,8 +153,11 @@ class Admission:
         return Ask(ask.call_id, Plan(ask.plan.records, tuple(shares)), amounts)
 
     async def look(self) -> None:
-        """In an outage, see whether it is over: no call may come to find out."""
-        if self.degraded:
+        """In an outage, see whether it is over: no call may come to find out.
+
+        Only a call finds out whether the store allows now what it did not.
+        """
+        if self.degraded and not self._not_allowed:
             with suppress(StoreDown):
                 await self._store.verify()
                 self._recover()
@@ -166,6 +171,7 @@ class Admission:
     def _degrade(self, error: StoreDown) -> None:
         if not self.degraded:
             self.degraded, self._changes = True, self._changes + 1
+            self._not_allowed = isinstance(error, NotAllowed)
             self._events.degraded(True)
             log.warning("limits are counted in this gateway only: %s", error)
             self.own = Counters(self._now)

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from backends.api import Call
 from backends.asked import HUGE
+from backends.endpoints import SILENT, UNCOUNTED
 
 BYTES_PER_TOKEN: Final = 4.0
 WEIGHT: Final = 0.05
@@ -50,6 +51,9 @@ class Estimate(Struct, frozen=True):
     """Input and output at the very least: of its text, and of what it asks for."""
 
 
+NOTHING: Final = Estimate(0, 0, (0, 0))
+
+
 class Estimator:
     """Learns from every answer; one gateway's knowledge, lost with it."""
 
@@ -59,11 +63,13 @@ class Estimator:
 
     def estimate(self, call: Call, key_id: str, route: str) -> Estimate:
         """What to reserve for a call of this key on this route."""
+        if call.endpoint in UNCOUNTED:
+            return NOTHING
         asked = call.asked
         ratio = self._ratios.get((key_id, route)) or self._ratios.get(("", route), BYTES_PER_TOKEN)
         prompt = max(1, int(asked.text / ratio) + asked.token_ids) + asked.media * MEDIA_TOKENS
         least = asked.text // MOST_BYTES_PER_TOKEN + asked.token_ids
-        if call.endpoint == "embeddings":
+        if call.endpoint in SILENT:
             return Estimate(prompt, 0, (least, 0))
         answers = asked.prompts * asked.candidates
         bound = min(HUGE, asked.output * answers)
@@ -84,7 +90,7 @@ class Estimator:
                 ratios[key] = known + WEIGHT * (min(most, max(least, size / input)) - known)
             while len(ratios) > MAX_KEYS:
                 ratios.popitem(last=False)
-        if call.endpoint == "embeddings":
+        if call.endpoint in SILENT:
             return
         output = output / (asked.prompts * asked.candidates)
         outputs = self._outputs

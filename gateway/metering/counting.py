@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from backends.asked import HUGE
+from backends.endpoints import SILENT
 
 if TYPE_CHECKING:
     from gateway.core.types import Spent
@@ -60,7 +61,7 @@ class Learned:
 
     def made_unseen(self, record: CallRecord) -> int:
         """Tokens that a target has made of a whole answer until its client left."""
-        if record.call is None or record.endpoint == "embeddings":
+        if record.call is None or record.endpoint in SILENT:
             return 0
         speed = self._speeds.get(record.target, TOKENS_PER_SECOND) * record.call.asked.answers
         return min(int(record.left_after * speed), _bound(record))
@@ -77,8 +78,8 @@ def count(record: CallRecord, learned: Learned) -> tuple[int, int, int, str]:
     if record.events:
         return prompt, 0, learned.made(record), "counted"
     if record.size and not record.stream:
-        embeds = record.endpoint == "embeddings"
-        return prompt, 0, 0 if embeds else max(1, int(record.size / BYTES_PER_TOKEN)), "estimated"
+        silent = record.endpoint in SILENT
+        return prompt, 0, 0 if silent else max(1, int(record.size / BYTES_PER_TOKEN)), "estimated"
     if record.left_in:  # the target has read the prompt, or was about to
         return prompt, 0, learned.made_unseen(record) if record.left_in == "whole" else 0, "estimated"
     return 0, 0, 0, ""
@@ -93,7 +94,7 @@ def _believable(record: CallRecord) -> tuple[int, int]:
         return 0, 0
     asked = record.call.asked
     prompts = asked.text + asked.token_ids + asked.media * MOST_OF_MEDIA + asked.prompts * TEMPLATE
-    if record.endpoint == "embeddings":
+    if record.endpoint in SILENT:
         return prompts, 0
     return prompts, min(HUGE, asked.output + BEYOND if asked.output else LONGEST) * asked.answers
 

@@ -203,8 +203,8 @@ class Metrics:
         )
         self.fallbacks = self._counter(
             "fallbacks_total",
-            "Calls sent to a fallback target or route, by why no better one: drained, ejected, down, too_long, "
-            "resting, full, failed, canary, no_target.",
+            "Calls sent to a fallback target or route, by why no better one: drained, ejected, down, endpoint, "
+            "too_long, resting, full, failed, canary, no_target.",
             "route",
             "reason",
         )
@@ -324,7 +324,8 @@ class Metrics:
         self.target_warning = self._gauge(
             "target_warning",
             "1 while something is wrong with a target that serves: `model` (it does not know the model that the table "
-            "names). The log and `trunkline targets list` say what.",
+            "names), `unguarded` (it answers anybody, without its credential), `credential` (a word that anybody "
+            "would try). The log and `trunkline targets list` say what.",
             "mostrecent",
             "target",
             "about",

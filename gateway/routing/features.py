@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Final
 
 from backends.api import Call
+from backends.endpoints import SILENT
 from gateway.core.types import Priority
 from gateway.routing.policies.api import Prompt
 
@@ -46,7 +47,7 @@ def read(
     asked, fields = call.asked, call.body.fields
     part = LOW_PART if priority == "low" else 1.0
     answer, alone = asked.output, tokens
-    if call.endpoint == "embeddings":  # of many inputs, each of which has the context to itself
+    if call.endpoint in SILENT:  # of many inputs, each of which has the context to itself
         context = least = alone = 0
     elif call.endpoint == "completions":  # each of its prompts has the context to itself
         alone = int(tokens * asked.longest)
@@ -55,7 +56,14 @@ def read(
         context, least = tokens + answer, tokens // SURE + answer
     if not keyed:
         return Prompt(
-            tokens, context=context, least_context=least, alone=alone, whole=not call.stream, patient=patient, part=part
+            tokens,
+            context=context,
+            least_context=least,
+            alone=alone,
+            whole=not call.stream,
+            patient=patient,
+            part=part,
+            endpoint=call.endpoint,
         )
     salt = bytes(fields["cache_salt"]) if "cache_salt" in fields else b""
     base = (model.encode(), tenant.encode() if salt in NOTHING else salt)
@@ -78,6 +86,7 @@ def read(
         not call.stream,
         patient,
         part,
+        call.endpoint,
     )
 
 

@@ -19,6 +19,13 @@ class Filter(Protocol):
         """Why `target` cannot take the call now, in a word; None: as far as this goes it can."""
 
 
+class Unspoken:
+    """Its server has nothing of the kind that the call asks for, nor can that be said in other words."""
+
+    def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        return None if prompt.endpoint in target.endpoints or not prompt.endpoint else "endpoint"
+
+
 class Ordered:
     """An operator has drained or ejected it."""
 
@@ -75,9 +82,9 @@ class Full:
         return "full" if load.pending(now) >= target.prefill_limit * part else None
 
 
-ORDERED, EJECTED, COLD, DOWN = Ordered(), Ejected(), Cold(), Down()
+UNSPOKEN, ORDERED, EJECTED, COLD, DOWN = Unspoken(), Ordered(), Ejected(), Cold(), Down()
 TOO_LONG, RESTING, FULL = TooLong(), Resting(), Full()
-FILTERS: Final[tuple[Filter, ...]] = (ORDERED, EJECTED, COLD, DOWN, TOO_LONG, RESTING, FULL)
+FILTERS: Final[tuple[Filter, ...]] = (UNSPOKEN, ORDERED, EJECTED, COLD, DOWN, TOO_LONG, RESTING, FULL)
 
 NOTHING: Final[tuple[Filter, ...]] = ()
 LENIENCES: Final = (NOTHING, (DOWN,), (DOWN, EJECTED))

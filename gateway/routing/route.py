@@ -6,7 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 
+from backends.api import Call
 from gateway.config import RouteSpec
+from gateway.core.body_rules import BodyRules, ruled
 from gateway.routing.attempt import Attempt
 from gateway.routing.max_inflight import TargetSlots
 from gateway.routing.policies.api import Prompt
@@ -40,8 +42,9 @@ class Route:
         `held` while none is there, by `clock`."""
         self.name, self.attempts = name, spec.retry.attempts
         self.price, self.fallback_route = spec.price, spec.fallback_route
-        self.denied = frozenset(spec.body.deny)
+        self.rules, self.denied = spec.body.rules, frozenset(spec.body.deny)
         """Fields that bodies of its calls must not have."""
+        self.changes_bodies = bool(spec.body.set or spec.body.default)
         self.shadow_target = None if spec.shadow is None else spec.shadow.target.name
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
         """A stream whose target dies goes on at another."""
@@ -51,6 +54,8 @@ class Route:
         self.chooser = Chooser(name, tiers, clock)
         self.tiers, self.targets = self.chooser.tiers, self.chooser.targets
         """The best first."""
+        self.endpoints = frozenset[str]()
+        """What can be asked of its targets, or of those of a route that stands in for it."""
         self.keyed = any(tier.keyed for tier in tiers)
         """There is a choice for which a prompt's keys matter."""
         self.counts_slots = any(target.max_inflight is not None for target in self.targets)
@@ -69,6 +74,10 @@ class Route:
     def waiting(self) -> int:
         """Calls in its queue."""
         return self.queue.waiting
+
+    def ruled(self, call: Call, key: BodyRules | None) -> Call:
+        """The call as the rules for bodies make it, the route's and its key's. Raises `BadRequest`."""
+        return ruled(call, self.rules, key)
 
     def measure(self) -> None:
         """Look at the targets' contexts anew."""

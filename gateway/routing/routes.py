@@ -26,6 +26,8 @@ class Routes:
         self.config_hash = config_hash
         self._answer_headers = ((b"x-trunkline-config", config_hash.encode()),)
         self._chains = {name: tuple(self.chain(route)) for name, route in routes.items()}
+        for name, chain in self._chains.items():
+            routes[name].endpoints = frozenset(each for one in chain for to in one.targets for each in to.endpoints)
         self.targets = {target.name: target for route in routes.values() for target in route.targets}
         self.gossip: Mapping[str, RouteGossip] = dict(_gossip(routes.values()))
         if before is not None:

@@ -53,6 +53,9 @@ class Tier:
         for target in targets:
             target.unsure = self._unsure
         self._context = UNBOUNDED
+        spoken = [frozenset[str](target.endpoints) for target in targets]
+        self._spoken = frozenset.intersection(*spoken) | {""} if spoken else frozenset({""})
+        """What all of them can be asked for."""
         self.measure()
 
     @property
@@ -69,7 +72,7 @@ class Tier:
     ) -> list[int]:
         """The places of targets that can take the call, in rising order. The list is not to be changed."""
         unsure = self._unsure
-        if overlooked or prompt.part != 1 or prompt.context > self._context:
+        if overlooked or prompt.part != 1 or prompt.context > self._context or prompt.endpoint not in self._spoken:
             places = [
                 place for place, each in enumerate(self.targets) if refusal(prompt, each, now, overlooked) is None
             ]

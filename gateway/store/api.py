@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from gateway.core.batches import Batch, Part, Progress, Storage, StoredFile, Work
 from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, TargetOrder, Tenant, Verdict
 
 LEASE_SECONDS = 15.0
@@ -31,8 +32,20 @@ class StoreDown(Exception):
     """The store did not answer in time; nothing is known about what was asked."""
 
 
+class NotAllowed(StoreDown):
+    """The store answers, but not this: its rules do not let us. It says what is missing."""
+
+
 class Conflict(Exception):
     """Somebody else changed the record since it was read."""
+
+
+class QuotaReached(Exception):
+    """A tenant has as much as it may have; `what` is the field of `Storage` that says so."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
 
 
 class Limits(Protocol):
@@ -126,6 +139,87 @@ class Board(Protocol):
         """The newest report of each worker, this one's too, that has reported in the last `DEAD_SECONDS`."""
 
 
+class Taken(NamedTuple):
+    """A piece of work that this worker has for now."""
+
+    id: str
+    work: Work
+
+
+class Batches(Protocol):
+    """What is known of stored files and of batches, and the work on those, shared by all workers.
+
+    A piece of work is one worker's from `take` on until it has recorded it; one that was not held for `LEASE_SECONDS`
+    is another's. Every method raises `StoreDown`.
+    """
+
+    async def add_file(self, file: StoredFile, most: Storage | None = None) -> None:
+        """Note a file whose content is stored; twice does what once does. Raises `QuotaReached` if `most` is given."""
+
+    async def file(self, tenant: str, id: str) -> StoredFile | None:
+        """A file of this tenant."""
+
+    async def files(self, tenant: str) -> list[StoredFile]:
+        """All of the tenant's, newest first."""
+
+    async def remove_file(self, file: StoredFile) -> bool:
+        """Forget it; whether it was there."""
+
+    async def put(self, batch: Batch, most: Storage | None = None) -> None:
+        """Write a batch whose version is one above the stored one (1: a new one); raises `Conflict` otherwise.
+
+        Raises `QuotaReached` for a new one if `most` is given and as many have not ended.
+        """
+
+    async def batch(self, tenant: str, id: str) -> Batch | None:
+        """A batch of this tenant, with the progress it has made."""
+
+    async def batches(self, tenant: str | None = None) -> list[Batch]:
+        """All of a tenant's, or all there are, newest first, each with the progress it has made."""
+
+    async def active(self) -> list[Batch]:
+        """Those that have not ended, oldest first, without their progress."""
+
+    async def remove_batch(self, batch: Batch) -> None:
+        """Forget it, and all that is left of its work."""
+
+    async def expired(self, now: float) -> tuple[list[StoredFile], list[Batch]]:
+        """Some of the files and batches that are to be forgotten now."""
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have `changed` called soon after a batch was written by anybody: a hint that may be lost."""
+
+    async def add_work(self, batch: Batch, work: Sequence[Work]) -> None:
+        """Add pieces to be done; those that were added before are not added again."""
+
+    async def take(self, batch: Batch) -> Taken | None:
+        """A piece that nobody has, if there is any."""
+
+    async def hold(self, batch: Batch, ids: Sequence[str]) -> None:
+        """Keep pieces that were taken for `LEASE_SECONDS` more."""
+
+    async def give_back(self, batch: Batch, ids: Sequence[str]) -> None:
+        """Leave pieces that were taken to others, now."""
+
+    async def record(self, batch: Batch, part: str, lines: Sequence[tuple[int, bool]], done: Sequence[str]) -> bool:
+        """Note that the answers to these lines (True: good ones) are in `part`, and that pieces of work are done.
+
+        In one step; a line that has an answer keeps that one. False: the batch is closed, and nothing was noted.
+        """
+
+    async def recorded(self, batch: Batch, first: int, count: int) -> set[int]:
+        """Which of these lines have an answer."""
+
+    async def progress(self, batch: Batch, *, close: bool = False) -> Progress:
+        """How many lines have an answer. After `close` no more are recorded."""
+
+    async def parts(self, batch: Batch) -> list[Part]:
+        """All that was recorded, in order."""
+
+    async def forget_work(self, batch: Batch) -> None:
+        """It has ended: nothing of its work is needed any more."""
+
+
 class Store(Protocol):
     """All of it, and its life."""
 
@@ -144,6 +238,10 @@ class Store(Protocol):
     @property
     def board(self) -> Board:
         """What gateways tell each other."""
+
+    @property
+    def batches(self) -> Batches:
+        """What tenants leave with us."""
 
     async def open(self) -> None:
         """Start background work; does not wait for the store to be up."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Literal, get_args
 
 from backends.api import Facts
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
+from backends.endpoints import Endpoint
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
+from gateway.config.weak_secrets import is_weak
 from gateway.core.types import OrderState
+from gateway.targets.endpoints import spoken
 from gateway.targets.health import EJECT_SECONDS, Breaker
 from gateway.targets.load import Load
 from gateway.targets.progress import Progress
@@ -27,7 +30,7 @@ would send calls away from where their prompts are cached."""
 UNBOUNDED: Final = 1 << 60
 MOST_NAMED: Final = 4
 """Models that a warning names."""
-Warning = Literal["model"]  # the word of the metric
+Warning = Literal["model", "unguarded", "credential"]  # the words of the metric
 WARNINGS: Final = get_args(Warning)
 THERE: Final = ("credential", "status 4", "cannot")
 """How the complaints of probes begin that something answered to: it may take calls though it does not please them."""
@@ -57,6 +60,7 @@ def address_of(spec: TargetSpec, url: str) -> Address:
         spec.api_key,
         usage_event=spec.usage_event,
         lenient=spec.finish == "lenient",
+        continuous_usage=spec.continuous_usage,
     )
 
 
@@ -78,6 +82,8 @@ class Target:
         self.tier = spec.tier if isinstance(spec, FallbackSpec) else 0
         self.address = address_of(spec, url)
         self.capabilities, self.timeouts, self.breaker = capabilities, timeouts, breaker
+        self.endpoints: Mapping[Endpoint, Capabilities] = spoken(capabilities, spec)
+        """What can be asked of it, and in which words its server is asked."""
         self.load = Load() if load is None else load
         self.inflight = Inflight()
         self._clock = clock
@@ -102,6 +108,8 @@ class Target:
         """What the last probe complained of."""
         self.warnings: dict[Warning, str] = {}
         """What is wrong with it though it serves, in a few words, by what it is about."""
+        if spec.api_key is not None and is_weak(spec.api_key):
+            self.warnings["credential"] = "its credential is a word that anybody would try"
         self.missed = False
         """A call could not reach it, and no probe has since."""
         self.order: OrderState = "open"

@@ -31,7 +31,7 @@ SHORTEST_SECRET: Final = 8
 
 def status_refusal(status: int, retry_header: bytes | None, capabilities: Capabilities) -> GatewayError | None:
     """What an answer that is no 200 means; None: the call is at fault, or may be, and the body tells why."""
-    if status == 500 and capabilities.mistaken is not None:
+    if status in (500, 501) and capabilities.mistaken is not None:
         return None
     if status in (401, 403):
         return CredentialRefused(f"status {status}")

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
+from msgspec import structs
+
 from backends.api import Call, Facts, Gauges, RequestRefused
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
@@ -40,6 +42,9 @@ PLAIN: Final = (b"identity", b"")
 """Content codings of an answer that is passed on; others would have to be unpacked to be looked at."""
 _REFUSALS = (401, 403)
 _NO_SUCH_ROUTE = (404, 405, 501)
+_TAKEN = (400, 413, 415, 422)
+"""How servers answer a body that is no call, once they have let it in."""
+_NOT_NOW = (429, 502, 503, 504)
 _NO_ANSWER = (UpstreamError, TimeoutError)
 
 
@@ -93,7 +98,15 @@ class Forwarder:
             if response.status != 200:
                 raise await self._refusal(call, address, capabilities, response)
             content_type = fit(response.headers)
-            reader = reader_for(call, capabilities, content_type, self.limits, self.memory, lenient=address.lenient)
+            reader = reader_for(
+                call,
+                capabilities,
+                content_type,
+                self.limits,
+                self.memory,
+                lenient=address.lenient,
+                continuous=address.continuous_usage,
+            )
             return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
         except BaseException:
             response.release()
@@ -148,6 +161,23 @@ class Forwarder:
             return ""
         return REFUSED if await self._status(address, guarded.credential_path, timeouts) in _REFUSALS else ""
 
+    async def open_paths(self, address: Address, capabilities: Capabilities, timeouts: Timeouts) -> list[str] | None:
+        """Those of the target's paths for inference that take calls without the credential; None: it does not tell now.
+
+        What is sent there is no call: a server that looks at it at all refuses it.
+        """
+        if capabilities.exposed is None:
+            return []
+        anybody, found, sure = structs.replace(address, api_key=None), list[str](), True
+        for path in capabilities.exposed.inference_paths:
+            status = await self._status(anybody, path, timeouts, "POST", content=b"{}")
+            if isinstance(status, str):
+                return None
+            if status < 300 or status in _TAKEN:
+                found.append(path)
+            sure &= status not in _NOT_NOW
+        return found if found or sure else None
+
     async def reach(self, address: Address, timeouts: Timeouts) -> str:
         """ "unreachable" or "timeout" for a target that answers nothing at all; empty when it does, whatever it is."""
         status = await self._status(address, "/", timeouts)
@@ -192,11 +222,17 @@ class Forwarder:
         return None if counted is None else await self._text(address, counted.counters_path, timeouts)
 
     async def _status(
-        self, address: Address, path: str, timeouts: Timeouts, method: str = "GET", seconds: float = PROBE_SECONDS
+        self,
+        address: Address,
+        path: str,
+        timeouts: Timeouts,
+        method: str = "GET",
+        seconds: float = PROBE_SECONDS,
+        content: bytes = b"",
     ) -> int | str:
         """The status with which the target answers, or why there is none."""
         try:
-            response = await self._ask(address, path, timeouts, method, seconds)
+            response = await self._ask(address, path, timeouts, method, seconds, content)
         except TimeoutError:
             return "timeout"
         except UpstreamError:
@@ -225,15 +261,23 @@ class Forwarder:
         return response.status, bytes(body)
 
     async def _ask(
-        self, address: Address, path: str, timeouts: Timeouts, method: str = "GET", seconds: float = PROBE_SECONDS
+        self,
+        address: Address,
+        path: str,
+        timeouts: Timeouts,
+        method: str = "GET",
+        seconds: float = PROBE_SECONDS,
+        content: bytes = b"",
     ) -> Response:
         """A short question beside the calls, on their connections: the head of its answer, all of which must have come
         within so many seconds. Raises one of `_NO_ANSWER`."""
         headers = [IDENTITY]
         if address.api_key is not None:
             headers.append((b"authorization", f"Bearer {address.api_key}".encode()))
+        if content:
+            headers.append((b"content-type", b"application/json"))
         deadline = asyncio.get_running_loop().time() + timeouts.connect + seconds
-        asked = self.origins.of(address), method, path, headers, None if method == "GET" else b"", timeouts.connect
+        asked = self.origins.of(address), method, path, headers, None if method == "GET" else content, timeouts.connect
         try:
             return await self._pool.request(*asked, deadline=deadline)
         except Disconnected:

@@ -80,12 +80,14 @@ def reader_for(
     memory: AnswerMemory,
     *,
     lenient: bool = False,
+    continuous: bool = False,
 ) -> AnswerReader:
-    """A reader for an answer of status 200. `lenient`: the target's streams may end without telling why."""
+    """A reader for an answer of status 200. `lenient`: the target's streams may end without telling why; `continuous`:
+    they were asked to tell their usage in every event."""
     if not call.stream:
         return WholeReader(call, capabilities, limits.answer, memory)
     if content_type[:17].lower() == "text/event-stream":
-        return EventReader(call, capabilities, limits.event, memory, lenient=lenient)
+        return EventReader(call, capabilities, limits.event, memory, lenient=lenient, continuous=continuous)
     return WholeReader(call, capabilities, ERROR_BODY_LIMIT, memory)  # an error in a 200, or nonsense
 
 
@@ -139,14 +141,24 @@ class EventReader(AnswerReader):
     """Reads a stream; knows how many choices have begun, and how many have told why they ended."""
 
     def __init__(
-        self, call: Call, capabilities: Capabilities, limit: int, memory: AnswerMemory, *, lenient: bool = False
+        self,
+        call: Call,
+        capabilities: Capabilities,
+        limit: int,
+        memory: AnswerMemory,
+        *,
+        lenient: bool = False,
+        continuous: bool = False,
     ) -> None:
         reader = capabilities.adapter if capabilities.stateful is None else capabilities.stateful.open(call)
+        if continuous and capabilities.continuous is not None:
+            reader = capabilities.continuous.open_continuous(call)
         self._call, self._limit, self._memory, self._lenient = call, limit, memory, lenient
         self._uncounted = min(limit, UNCOUNTED_BYTES)
         self._chunk = reader.chunk
         self._skim = getattr(reader, "skim", _skims_nothing)
         self._close = getattr(reader, "close", tuple)
+        self._terminator = getattr(reader, "terminator", _done)
         self._splitter = sse.Splitter()
         self._begun, self._finished, self._spoke = 1, 0, False
 
@@ -187,7 +199,7 @@ class EventReader(AnswerReader):
                 self.failure = lost
             else:  # some servers close instead of a terminator, and what they had to say is said
                 self.done = True
-                chunks.append(Chunk(DONE, done=True))
+                chunks.append(self._terminator())
         return chunks[0] if len(chunks) == 1 else merged(chunks)
 
     @property
@@ -284,6 +296,10 @@ def caused(error: Failure, by: Exception) -> Failure:
     """The error, as raised because of another."""
     error.__cause__ = by
     return error
+
+
+def _done() -> Chunk:
+    return Chunk(DONE, done=True)
 
 
 def _skims_nothing(events: bytes, start: int) -> tuple[int, int, int]:

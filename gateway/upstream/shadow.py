@@ -19,6 +19,7 @@ from msgspec import Struct
 from backends.api import Call
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
+from backends.endpoints import COMMON
 from gateway.config import Timeouts
 from gateway.core.comparison import Comparison, Seen
 from gateway.core.errors import ClientGone, GatewayError, Internal, UpstreamTimeout
@@ -77,7 +78,9 @@ class Shadow:
         whose client left is not mirrored: there is no answer to compare with.
         """
         mirror = self.mirrors.get(route)
-        if mirror is None or self._closed or primary.status == ClientGone.status or not chosen(call.id, mirror.share):
+        if mirror is None or self._closed or call.endpoint not in COMMON:
+            return
+        if primary.status == ClientGone.status or not chosen(call.id, mirror.share):
             return
         size = len(call.body.raw)
         if self._running[route] >= mirror.concurrency or self.bytes + size > self._most:

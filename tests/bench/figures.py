@@ -137,6 +137,14 @@ def targets(figures: Figures, frames: Mapping[str, Mapping[str, int]]) -> list[T
         Target(
             "the same of 64 KiB, more than that", "us", figures.difference("reading_64k", "reading_500"), 64, digits=1
         ),
+        Target("reading an event that comes alone", "us", mine("event"), 5, digits=1),
+        Target(
+            "the same with usage in it (continuous_usage), more than that",
+            "us",
+            figures.difference("event_usage", "event"),
+            8,
+            digits=1,
+        ),
         Target("longest step of a hostile body of 19 MiB / a benign one's", "", mine("hostile_step"), 2, digits=2),
         Target("reload of 1,000 routes, from SIGHUP", "s", mine("reload"), 1, digits=2),
     ]

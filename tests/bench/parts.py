@@ -1,4 +1,4 @@
-"""What parts of the gateway cost alone: a choice of a target, a refused key, a body, a reload of a thousand routes."""
+"""What parts of the gateway cost alone: a choice of a target, a refused key, a body, an event, a reload."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import bodies
 import choosing
+import events
 import garbage
 import reloading
 from figures import OWN, Figures
@@ -24,6 +25,8 @@ def measure(bed: Bed, gateway: Gateway, figures: Figures, rounds: int, note: Cal
         "reading_500": lambda: bodies.reading_us(500),
         "reading_64k": lambda: bodies.reading_us(64 * 1024),
         "hostile_step": bodies.worst_step,
+        "event": lambda: events.reading_us(continuous=False),
+        "event_usage": lambda: events.reading_us(continuous=True),
     }
     for name, cost in alone.items():
         for _ in range(rounds):

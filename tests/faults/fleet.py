@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import psutil
 from faults.volley import OUTPUT, PROMPT
-from harness.gateway_process import GatewayProcess, Issued
+from harness.gateway_process import TRUNKLINE, GatewayProcess, Issued
 from harness.upstream import Script, Target, Upstream, answer, whole
 
 from gateway.admin import Registrar
@@ -42,11 +42,13 @@ class Fleet:
     def ports(self) -> list[int]:
         return [gateway.port for gateway in self.gateways]
 
-    def start(self) -> GatewayProcess:
-        """One more gateway, not waited for."""
+    def start(self, trunkline: Sequence[str] = TRUNKLINE) -> GatewayProcess:
+        """One more gateway, not waited for; `trunkline` is the command, of this or another version."""
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         env = {} if self.records_url is None else {"TRUNKLINE_RECORDS_URL": self.records_url}
-        gateway = GatewayProcess(json.dumps(self._table), folder, redis_url=self.url, workers=self.workers, env=env)
+        gateway = GatewayProcess(
+            json.dumps(self._table), folder, redis_url=self.url, workers=self.workers, env=env, trunkline=trunkline
+        )
         self._stack.callback(gateway.stop)
         self.gateways.append(gateway)
         return gateway

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import socket
 import tempfile
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 from faults.crowd import allow_files, closed_within, joined, newcomers, p99, resident
 from faults.report import Report
-from harness.gateway_process import GatewayProcess, gateway_process
+from harness.gateway_process import TRUNKLINE, GatewayProcess, gateway_process
 from harness.upstream import Target, Upstream, answer, whole
 from integration.client import CHAT, Reply, Wire, ask, chat, eventually, request, samples, total
 from integration.smuggling import CASES, KEY, TRAP, Fate
@@ -305,15 +304,11 @@ def test_a_gateway_out_of_files_and_of_disk_goes_on(upstream: Upstream, report: 
     """Its limit of open files is reached, its log cannot be written; then the crowd leaves."""
     target = {"name": "hostile-scarce", "backend": "openai", "url": upstream.target("h-good").url}
     upstream.target("h-good").restore()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    scarce = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", *TRUNKLINE]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "stdout.log").symlink_to("/dev/full")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-        try:
-            table = json.dumps({"routes": {"good": {"targets": [target]}}})
-            gateway = GatewayProcess(table, Path(folder), redis_url=None, workers=1, env={})
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        table = json.dumps({"routes": {"good": {"targets": [target]}}})
+        gateway = GatewayProcess(table, Path(folder), redis_url=None, workers=1, env={}, trunkline=scarce)
         try:
             gateway.wait_ready()
             key = gateway.issue().secret

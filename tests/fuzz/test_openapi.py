@@ -40,7 +40,7 @@ class Api:
         self.port, self.names = port, names
         self.url = f"http://127.0.0.1:{port}"
         self.headers = {"authorization": f"Bearer {secret}"}
-        with urllib.request.urlopen(self.url + "/docs/openapi.json", timeout=10) as answer:
+        with urllib.request.urlopen(self.url + "/docs/openapi.json", timeout=40) as answer:
             self.description: dict[str, Any] = json.load(answer)
         self._schema = schemathesis.openapi.from_dict(_open(self.description))
 
@@ -110,7 +110,7 @@ def _ask(api: Api, cases: Any, checks: list[Any]) -> None:
     def answered(case: Any, real: bool) -> None:
         if real:
             _make_real(api, case)
-        case.call_and_validate(api.url, headers={**api.headers, **elsewhere()}, checks=checks, timeout=10)
+        case.call_and_validate(api.url, headers={**api.headers, **elsewhere()}, checks=checks, timeout=40)
 
     answered()
 
@@ -136,7 +136,7 @@ def test_methods_that_are_not_described_are_refused(request: pytest.FixtureReque
 def _refusal(api: Api, method: str, path: str) -> tuple[int, dict[str, Any]]:
     for name, value in api.names.items():
         path = path.replace("{" + name + "}", value)
-    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=40)
     try:
         connection.request(method, path, headers={**api.headers, **elsewhere()})
         response = connection.getresponse()

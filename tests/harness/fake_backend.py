@@ -32,7 +32,7 @@ class Fake:
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake-backend", daemon=True)
         self._thread.start()
         self.backend = FakeBackend(dialect, served, Orders("", script, name=name), told=self.calls.append)
-        self.port: int = asyncio.run_coroutine_threadsafe(self.backend.open(*address), self._loop).result(5)
+        self.port: int = asyncio.run_coroutine_threadsafe(self.backend.open(*address), self._loop).result(30)
         self.url = f"http://{address[0]}:{self.port}"
 
     def order(self, spec: str) -> None:
@@ -48,9 +48,9 @@ class Fake:
         return {"name": self.name, "backend": self.dialect, "url": self.url, **fields}
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.backend.close(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(self.backend.close(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(30)
         self._loop.close()
 
 

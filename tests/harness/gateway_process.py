@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +39,18 @@ class GatewayProcess:
     """A running gateway; `records()` are the call lines it logged so far."""
 
     def __init__(
-        self, table: str, folder: Path, *, redis_url: str | None, workers: int, env: dict[str, str], admin: bool = False
+        self,
+        table: str,
+        folder: Path,
+        *,
+        redis_url: str | None,
+        workers: int,
+        env: dict[str, str],
+        admin: bool = False,
+        trunkline: Sequence[str] = TRUNKLINE,
     ) -> None:
+        """`trunkline` is the command; another version of it may be put there."""
+        self._trunkline = trunkline
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin_port = free_port() if admin else 0
@@ -50,7 +60,7 @@ class GatewayProcess:
         self._out, self._err = folder / "stdout.log", folder / "stderr.log"
         # Nobody needs time to learn that it ends.
         self._env = {**os.environ, "PYTHONUNBUFFERED": "1", "TRUNKLINE_DRAIN_ACCEPT": "0", **env}
-        command = [*TRUNKLINE, "serve", str(self.routing), "--port", str(self.port), "--workers", str(workers)]
+        command = [*trunkline, "serve", str(self.routing), "--port", str(self.port), "--workers", str(workers)]
         if admin:
             command += ["--admin-port", str(self.admin_port)]
         with self._out.open("wb") as out, self._err.open("wb") as err:
@@ -66,7 +76,7 @@ class GatewayProcess:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                urllib.request.urlopen(url, timeout=2).close()
+                urllib.request.urlopen(url, timeout=10).close()
                 return
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
@@ -82,7 +92,7 @@ class GatewayProcess:
 
         async def create() -> Issued:
             where = self._store[1]
-            store = RedisStore(where, timeout=5) if self._store[0] == "--redis-url" else LocalStore(Path(where))
+            store = RedisStore(where, timeout=30) if self._store[0] == "--redis-url" else LocalStore(Path(where))
             await store.open()
             try:
                 return Issued(
@@ -99,7 +109,7 @@ class GatewayProcess:
 
     def said(self, *arguments: str) -> Any:
         """What a command on the store says in JSON."""
-        command = [*TRUNKLINE, *arguments, *self._store, "--json"]
+        command = [*self._trunkline, *arguments, *self._store, "--json"]
         done = subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=90, check=True)
         return json.loads(done.stdout)
 

@@ -48,7 +48,7 @@ class Link:
     def stop(self) -> None:
         self._run(self._link.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(30)
         self._loop.close()
 
     def _call(self, work: Callable[[], None]) -> None:
@@ -58,7 +58,7 @@ class Link:
         self._run(run())
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(5)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
 
 @contextmanager

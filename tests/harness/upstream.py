@@ -134,6 +134,8 @@ class Target:
         self.scripts: list[Script] = []
         self.calls: list[Received] = []
         self.probes: list[Received] = []
+        self.open_paths: dict[str, int] = {}
+        """Paths that look at what comes without a credential, and the status with which they refuse what is no call."""
 
     def answers(self, received: Received) -> Script:
         if received.method == "GET":
@@ -146,13 +148,17 @@ class Target:
             return self.script
         return GOOD_STREAM if received.json().get("stream") is True else whole(answer())
 
-    def wait_for_calls(self, count: int = 1, seconds: float = 5) -> Received:
+    def wait_for_calls(self, count: int = 1, seconds: float = 30) -> Received:
         """The last of at least `count` calls, once they have come."""
         deadline = time.monotonic() + seconds
         while len(self.calls) < count:
             assert time.monotonic() < deadline, f"{len(self.calls)} of {count} calls came"
             time.sleep(0.002)
         return self.calls[count - 1]
+
+
+BACKLOG = 4096
+"""A gateway that starts asks all its targets at once; a connection too many would wait a second for its next try."""
 
 
 class Upstream:
@@ -180,9 +186,9 @@ class Upstream:
         """Take connections (again), always on the same port."""
 
         async def start() -> asyncio.Server:
-            return await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port)
+            return await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port, backlog=BACKLOG)
 
-        self._server = asyncio.run_coroutine_threadsafe(start(), self._loop).result(5)
+        self._server = asyncio.run_coroutine_threadsafe(start(), self._loop).result(30)
         self.port = self._server.sockets[0].getsockname()[1]
         self.listening = True
 
@@ -200,7 +206,7 @@ class Upstream:
                 connection.transport.abort()
             await self._server.wait_closed()
 
-        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(30)
 
     def stop(self) -> None:
         async def finish() -> None:
@@ -210,9 +216,9 @@ class Upstream:
             await asyncio.gather(*tasks, return_exceptions=True)
 
         self.vanish()
-        asyncio.run_coroutine_threadsafe(finish(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(finish(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(30)
         self._loop.close()
 
     def route(self, received: Received, *, again: bool) -> Script:
@@ -221,6 +227,9 @@ class Upstream:
         found = self._targets.get(name)
         if found is None:
             return whole({"error": "no such target"}, 599)
+        if received.method == "POST" and received.body == b"{}" and received.header("authorization") is None:
+            found.probes.append(received)
+            return whole({"error": "without a credential"}, found.open_paths.get(received.path, 401))
         return [Act.CUT] if found.lone and again else found.answers(received)
 
 

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.store import LEASE_SECONDS
 
 T = TypeVar("T")
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 CHAT = "/v1/chat/completions"
 UNEXPIRED = 0.8 * LEASE_SECONDS
 """Seconds within which what is free was given back: a lease that nobody ends lasts longer."""
@@ -190,8 +191,8 @@ def record(gateway: GatewayProcess, request_id: str | None) -> dict[str, Any]:
     return eventually(look, f"the record of {request_id}")
 
 
-def samples(gateway: GatewayProcess) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample of a scrape, by its name and labels."""
+def samples(gateway: GatewayProcess) -> Samples:
+    """Every sample of a scrape, by its name and labels. Workers tell each other once a second of what they count."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(gateway.metrics())
@@ -199,7 +200,7 @@ def samples(gateway: GatewayProcess) -> dict[tuple[str, frozenset[tuple[str, str
     }
 
 
-def total(found: dict[tuple[str, frozenset[tuple[str, str]]], float], name: str, **labels: str) -> float:
+def total(found: Samples, name: str, **labels: str) -> float:
     """The sum of the samples of this name that have these labels."""
     return sum(
         value for (sample, has), value in found.items() if sample == f"trunkline_{name}" and labels.items() <= has

@@ -19,7 +19,12 @@ UPSTREAM_KEY = "canary-upstream-credential"
 BEHIND_PROXY = {"TRUNKLINE_TRUSTED_PROXIES": "127.0.0.1/32"}
 """Lets a test choose the address that it calls from."""
 SHEDDING = 16
-HASTY = {"connect": "1s", "first_output": "700ms", "whole": "700ms", "idle": "700ms"}
+HASTY = {"connect": "20s", "first_output": "700ms", "whole": "700ms", "idle": "40s"}
+"""For targets that say nothing, and those alone: a busy machine is slow to answer."""
+PAUSING = {"connect": "20s", "first_output": "40s", "whole": "40s", "idle": "700ms"}
+"""For targets that say something, and then nothing more."""
+TURNING = {**HASTY, "first_output": "3s", "whole": "3s"}
+"""For a target that says nothing and another one that answers."""
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +45,8 @@ def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
         "solo": {"aliases": ["solo-alias", "team/solo:8b"], "targets": [target("solo")]},
         "vllm": {"targets": [target("vllm", "vllm", model="Served/Name", api_key="${UPSTREAM_KEY}")]},
         "hasty": {"targets": [target("hasty")], "timeouts": HASTY},
+        "pausing": {"targets": [{**target("hasty"), "name": "pausing"}], "timeouts": PAUSING},
+        "calm": {"targets": [{**target("hasty"), "name": "calm"}]},
         "good": {"targets": [target("good")]},
         "dead": {"targets": [{"name": "dead", "backend": "openai", "url": dead}]},
         "tiers": {
@@ -49,10 +56,10 @@ def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
         },
     }
     for number in range(SHEDDING):
-        routes[f"shed-{number}"] = {"targets": [target(f"shed-{number}")], "timeouts": HASTY}
+        routes[f"shed-{number}"] = {"targets": [target(f"shed-{number}")], "queue": {"wait": "350ms"}}
     for case in FAILURES:
         pair = [target(f"{case}-a"), target(f"{case}-b")]
-        patience = {"timeouts": HASTY} if "hang" in case else {}
+        patience = {"timeouts": TURNING} if "hang" in case else {}
         routes[f"pair-{case}"] = {"targets": pair, "policy": "round-robin", **patience}
     table = {"routes": routes, "bodies": {"timeout": "3s", "event": 1024 * 1024}}
     with gateway_process(json.dumps(table), env={"UPSTREAM_KEY": UPSTREAM_KEY, **BEHIND_PROXY}) as started:
@@ -79,7 +86,8 @@ def vllm(upstream: Upstream) -> Target:
 
 @pytest.fixture
 def hasty(upstream: Upstream) -> Target:
-    """The target of the route "hasty", whose timeouts are short."""
+    """The target of the route "hasty", whose patience for the first output is short; of "pausing", which bears no
+    pause, and "calm"."""
     return _renewed(upstream, "hasty")
 
 

@@ -14,8 +14,10 @@ from harness.upstream import Script, Step, Target, Upstream
 from harness.verdicts import heard
 from integration.client import Reply, Wire, ask, record, request
 
-HASTY = {"connect": "2s", "first_output": "900ms", "whole": "900ms", "idle": "900ms"}
+HASTY = {"connect": "20s", "first_output": "900ms", "whole": "900ms", "idle": "40s"}
 """For silence alone: a busy machine is slow to answer everything else."""
+PAUSING = {"connect": "20s", "first_output": "40s", "whole": "40s", "idle": "1500ms"}
+"""For targets that say something, and then nothing more."""
 SECRET = "secret-of-upstream"
 """What a target says when it fails: no client ever sees it."""
 LARGEST_EVENT = 1024 * 1024
@@ -26,7 +28,8 @@ WORDS = [["Once", " upon", " a", " tïme 🐎"], ["Or", " then", " only", " twic
 
 
 class Speaking:
-    """One gateway. Each dialect has the routes NAME, hasty-NAME (with short timeouts), and spares."""
+    """One gateway. Each dialect has the routes NAME, hasty-NAME and pausing-NAME (which have little patience for the
+    first word, and for pauses), and spares."""
 
     def __init__(self, gateway: GatewayProcess, upstream: Upstream, spares: Sequence[str]) -> None:
         self.gateway, self.upstream = gateway, upstream
@@ -43,11 +46,10 @@ class Speaking:
         self._spares.remove(name)
         return name, self._renewed(f"{name}-first"), self._renewed(f"{name}-other")
 
-    def ask(self, kind: StreamKind, script: Script, *, hasty: bool = False, **fields: Any) -> Reply:
-        """What a client gets of this script."""
+    def ask(self, kind: StreamKind, script: Script, *, patience: str = "", **fields: Any) -> Reply:
+        """What a client gets of this script; `patience` may be "hasty-" or "pausing-"."""
         self.target(kind.dialect.name).script = script
-        model = f"hasty-{kind.dialect.name}" if hasty else kind.dialect.name
-        return self.call(kind, model, **fields)
+        return self.call(kind, patience + kind.dialect.name, **fields)
 
     def call(self, kind: StreamKind, model: str, **fields: Any) -> Reply:
         return ask(self.gateway, kind.call(model, **fields), self.key, f"/v1/{kind.endpoint}")
@@ -109,7 +111,11 @@ def speaking(upstream: Upstream, spares: int = 0) -> Iterator[Speaking]:
     for name in DIALECTS:
         speaks = target(f"speaks-{name}", name)
         routes[name] = {"targets": [speaks], "timeouts": CALM}
-        routes[f"hasty-{name}"] = {"targets": [{**speaks, "name": f"hasty-{name}"}], "timeouts": HASTY}
+        for patience, timeouts in (("hasty", HASTY), ("pausing", PAUSING)):
+            routes[f"{patience}-{name}"] = {
+                "targets": [{**speaks, "name": f"{patience}-{name}"}],
+                "timeouts": timeouts,
+            }
     names = [f"spare-{number}-{name}" for number in range(spares) for name in DIALECTS]
     for spare in names:
         backend = spare.rpartition("-")[2]

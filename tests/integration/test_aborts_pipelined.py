@@ -30,9 +30,12 @@ def own_redis() -> Iterator[RedisServer]:
 @pytest.fixture(scope="module")
 def gateway(upstream: Upstream, own_redis: RedisServer) -> Iterator[GatewayProcess]:
     targets = [{"name": "pipe", "backend": "vllm", "url": upstream.target("pipe").url}]
-    timeouts = {"first_output": "700ms", "whole": "700ms", "idle": "700ms"}
-    table = json.dumps({"routes": {"pipe": {"targets": targets, "timeouts": timeouts}}})
-    with gateway_process(table, redis_url=own_redis.url) as started:
+    hasty = {
+        "targets": [{**targets[0], "name": "hasty"}],
+        "timeouts": {"first_output": "700ms", "whole": "700ms", "idle": "700ms"},
+    }
+    table = {"routes": {"pipe": {"targets": targets}, "hasty": hasty}}
+    with gateway_process(json.dumps(table), redis_url=own_redis.url) as started:
         yield started
 
 
@@ -48,8 +51,8 @@ def issued(gateway: GatewayProcess) -> Issued:
     return gateway.issue(limit=LIMIT)
 
 
-def requests(issued: Issued, behind: str, *, streamed: bool) -> bytes:
-    one = request(chat("pipe", stream=streamed), issued.secret)
+def requests(issued: Issued, behind: str, *, streamed: bool, model: str = "pipe") -> bytes:
+    one = request(chat(model, stream=streamed), issued.secret)
     return one + one[: int(len(one) * BEHIND[behind])]
 
 
@@ -66,7 +69,7 @@ def test_a_stream_ends_with_what_cannot_be_sent(
         opened.read_until(b'"Hi"')
         WAYS[way](opened)
         gate.open()
-        assert received.closed.wait(15), "the flood goes on for 20 seconds"
+        assert received.closed.wait(18), "the flood goes on for 20 seconds"
     counted(stream=1)
     nothing_left(gateway, own_redis)
     assert len(target.calls) == 1
@@ -78,7 +81,7 @@ def test_silence_ends_by_the_targets_limits_of_time(
 ) -> None:
     """What was held by then was held by a call whose client may as well have stayed."""
     target.scripts = [[Act.STALL]]
-    with wire(gateway, requests(issued, "half of one", streamed=streamed)) as opened:
+    with wire(gateway, requests(issued, "half of one", streamed=streamed, model="hasty")) as opened:
         received = target.wait_for_calls()
         opened.leave()
         assert received.closed.wait(30)

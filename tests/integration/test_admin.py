@@ -172,7 +172,7 @@ def test_the_data_plane_has_no_admin_routes(gateway: GatewayProcess, admin: str,
 
 def test_the_admin_listener_does_not_infer(gateway: GatewayProcess, admin: str) -> None:
     virtual = said(gateway, "POST", "/keys", {"name": "k"}, key=admin)["secret"]
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.admin_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.admin_port, timeout=40)
     for path in ("/v1/chat/completions", "/v1/models", "/metrics"):
         # Without a body: who refuses at once does not wait for one, and closes the connection on which it comes.
         connection.request("POST", path, headers={"authorization": f"Bearer {virtual}"})
@@ -273,7 +273,7 @@ def test_the_printed_command_works_as_it_stands(upstream: Upstream) -> None:
         one_time_token(gateway)
         command = re.search(r"^  (curl .*?)\n\n", gateway.stderr(), re.DOTALL | re.MULTILINE)
         assert command is not None
-        done = subprocess.run(["sh", "-c", f"{command[1]} -s"], capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(["sh", "-c", f"{command[1]} -s"], capture_output=True, text=True, timeout=40, check=True)
         assert said(gateway, "GET", "/keys", key=json.loads(done.stdout)["secret"])["data"] == []
 
 
@@ -352,7 +352,7 @@ class gateway_process_unready:
 
 
 def unready(gateway: GatewayProcess) -> bool | None:
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.admin_port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.admin_port, timeout=40)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200 or None

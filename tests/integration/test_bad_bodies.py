@@ -87,7 +87,7 @@ def bystander(gateway: GatewayProcess, key: str, upstream: Upstream) -> Iterator
     target.wait_for_calls()
     yield
     gate.open()
-    thread.join(10)
+    thread.join(30)
     assert [(reply.status, reply.body) for reply in found] == [(200, body)]
 
 

@@ -42,7 +42,7 @@ BROKEN: dict[str, tuple[Script, str]] = {
 def test_a_broken_stream_ends_in_an_error_event(gateway: GatewayProcess, key: str, hasty: Target, case: str) -> None:
     hasty.script, error_type = BROKEN[case]
 
-    answer = ask(gateway, chat("hasty", stream=True), key)
+    answer = ask(gateway, chat("pausing" if "stall" in case else "calm", stream=True), key)
 
     assert answer.status == 200
     assert answer.body.startswith(HI)
@@ -60,7 +60,7 @@ def test_a_broken_stream_ends_in_an_error_event(gateway: GatewayProcess, key: st
 
 def test_broken_framing_is_no_clean_end(gateway: GatewayProcess, key: str, hasty: Target) -> None:
     hasty.script = [*stream(HI, end=False), b"zz\r\n\r\n", END]
-    answer = ask(gateway, chat("hasty", stream=True), key)
+    answer = ask(gateway, chat("calm", stream=True), key)
     assert answer.status in (200, 502)
     assert b"[DONE]" not in answer.body
     assert b'"code":"upstream_' in answer.body
@@ -69,7 +69,7 @@ def test_broken_framing_is_no_clean_end(gateway: GatewayProcess, key: str, hasty
 def test_the_callers_fault_in_a_stream_is_told(gateway: GatewayProcess, key: str, hasty: Target) -> None:
     fault = b'data: {"error": {"message": "too long", "type": "BadRequestError", "code": 400}}\n\n'
     hasty.script = stream(HI, fault, DONE)
-    answer = ask(gateway, chat("hasty", stream=True), key)
+    answer = ask(gateway, chat("calm", stream=True), key)
     assert "too long" in json.loads(answer.data[-1])["error"]["message"]
     assert b"[DONE]" not in answer.body
 
@@ -80,7 +80,7 @@ def test_vllms_engine_dies_in_a_stream(gateway: GatewayProcess, key: str, hasty:
     recorded: bytes = ast.literal_eval(literal).encode()
     hasty.script = [*stream(HI, end=False), recorded, END]
 
-    answer = ask(gateway, chat("hasty", stream=True), key)
+    answer = ask(gateway, chat("calm", stream=True), key)
 
     assert b"EngineCore" not in answer.body
     assert b"[DONE]" not in answer.body
@@ -92,7 +92,7 @@ def test_comments_are_no_answer(gateway: GatewayProcess, key: str, hasty: Target
     """TGI's router sends them also while its engine hangs."""
     comment = chunk(b":\n\n")
     hasty.script = stream(*([event("Once")] if begun else []), Slowly(comment * 3000, len(comment)), Act.STALL)
-    reply = ask(gateway, chat("hasty", stream=True), key)
+    reply = ask(gateway, chat("pausing" if begun else "hasty", stream=True), key)
     if begun:
         assert reply.status == 200 and b"upstream_timeout" in reply.data[-1]
     else:
@@ -101,7 +101,7 @@ def test_comments_are_no_answer(gateway: GatewayProcess, key: str, hasty: Target
 
 def test_nothing_is_tried_again_once_a_byte_has_gone(gateway: GatewayProcess, key: str, hasty: Target) -> None:
     hasty.scripts = [stream(HI, Act.CUT)]
-    answer = ask(gateway, chat("hasty", stream=True), key)
+    answer = ask(gateway, chat("calm", stream=True), key)
     assert answer.body.count(HI) == 1
     assert len(hasty.calls) == 1
 
@@ -111,6 +111,6 @@ def test_done_is_the_end_whatever_the_connection_does_then(
     gateway: GatewayProcess, key: str, hasty: Target, tail: list[object]
 ) -> None:
     hasty.script = [*stream(HI, event(finish="stop"), DONE, end=False), *tail]  # type: ignore[list-item]
-    answer = ask(gateway, chat("hasty", stream=True), key)
+    answer = ask(gateway, chat("calm", stream=True), key)
     assert answer.body == HI + event(finish="stop") + DONE
     assert record(gateway, answer.header("x-request-id"))["outcome"] == "answered"

@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*TRUNKLINE, *arguments], capture_output=True, text=True, timeout=30, env={**os.environ, **environment}
+        [*TRUNKLINE, *arguments], capture_output=True, text=True, timeout=90, env={**os.environ, **environment}
     )
 
 
@@ -100,7 +100,7 @@ def test_an_admin_listener_alone(tmp_path: Path) -> None:
             assert any("trunkline admin create" in line for line in process.stderr), "the one-time token is printed"
 
             def lives() -> bool | None:
-                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=40) as answer:
                     return bool(answer.status == 200)
                 return None
 

@@ -123,7 +123,7 @@ def test_after_the_time_for_it_connections_are_refused_and_streams_go_on(upstrea
 
 def refused(gateway: GatewayProcess) -> bool | None:
     try:
-        socket.create_connection(("127.0.0.1", gateway.port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=40).close()
     except ConnectionRefusedError:
         return True
     return None

@@ -47,13 +47,12 @@ def kit() -> Iterator[dict[str, FakeProcess]]:
 
 @pytest.fixture(scope="module")
 def gateway(kit: dict[str, FakeProcess]) -> Iterator[GatewayProcess]:
-    routes = {
-        name: {
-            "targets": [{"name": name, "backend": name, "url": f"http://127.0.0.1:{port}"}],
-            "timeouts": {"connect": "1s", "first_output": "500ms", "whole": "500ms", "idle": "500ms"},
-        }
-        for name, port in PORTS.items()
-    }
+    routes: dict[str, Any] = {}
+    for name, port in PORTS.items():
+        target = {"name": name, "backend": name, "url": f"http://127.0.0.1:{port}"}
+        routes[name] = {"targets": [target]}
+        hasty = {"first_output": "500ms", "whole": "500ms"}
+        routes[f"hasty-{name}"] = {"targets": [{**target, "name": f"hasty-{name}"}], "timeouts": hasty}
     with gateway_process(json.dumps({"routes": routes})) as started:
         yield started
 
@@ -90,7 +89,8 @@ def test_a_gateway_serves_from_it(gateway: GatewayProcess, key: str, dialect: st
 def test_a_body_orders_a_fault_through_the_gateway(
     gateway: GatewayProcess, key: str, kit: dict[str, FakeProcess], dialect: str, fault: str, status: int, code: str
 ) -> None:
-    reply = ask(gateway, chat(dialect, stream=True, x_fault=fault), key)
+    model = f"hasty-{dialect}" if fault == "hang" else dialect
+    reply = ask(gateway, chat(model, stream=True, x_fault=fault), key)
     assert (reply.status, reply.error["code"]) == (status, code)
     name = fault.partition("=")[0]
     eventually(lambda: [told for told in kit[dialect].told()[1:] if told["fault"].startswith(name)], "the call is told")
@@ -104,7 +104,7 @@ def test_a_cut_stream_is_told_at_both_ends(gateway: GatewayProcess, key: str, ki
 
 
 def test_a_header_orders_a_fault_directly(kit: dict[str, FakeProcess]) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", PORTS["vllm"], timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", PORTS["vllm"], timeout=40)
     connection.request("POST", "/v1/chat/completions", b'{"messages": []}', {"x-fault": "status=429,retry_after=7"})
     response = connection.getresponse()
     assert (response.status, response.getheader("retry-after")) == (429, "7")
@@ -130,7 +130,7 @@ def test_a_script_and_death(tmp_path: Path) -> None:
 
 
 def _post(port: int) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=40)
     try:
         connection.request("POST", "/v1/chat/completions", b'{"messages": []}')
         return connection.getresponse().status
@@ -190,5 +190,5 @@ def test_a_link_to_a_fake_backend(kit: dict[str, FakeProcess]) -> None:
     with fake_process("fake-link", "--to", f"127.0.0.1:{PORTS['vllm']}", "--bandwidth", "1MiB") as one:
         first = eventually(lambda: one.lines()[:1], "it listens", 20)[0]
         url = f"http://127.0.0.1:{first.partition(' to ')[0].rpartition(':')[2]}/version"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=40) as answer:
             assert json.load(answer)["version"]

@@ -112,7 +112,7 @@ class Trap:
         """How often somebody did."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(5)
+        self._thread.join(30)
         return self._calls
 
 

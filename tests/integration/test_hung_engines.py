@@ -40,7 +40,7 @@ class Farm:
         self.ports: dict[str, int] = {}
         for name in [f"{side}{number}" for number in range(ENGINES) for side in "ab"]:
             backend = FakeBackend("vllm", Served(), Orders("", name=name), engine=SHAPE)
-            self.ports[name] = asyncio.run_coroutine_threadsafe(backend.open(), self._loop).result(5)
+            self.ports[name] = asyncio.run_coroutine_threadsafe(backend.open(), self._loop).result(30)
             self.backends[name] = backend
 
     def stop_engines(self, stopped: bool = True) -> None:
@@ -56,9 +56,9 @@ class Farm:
 
     def close(self) -> None:
         for backend in self.backends.values():
-            asyncio.run_coroutine_threadsafe(backend.close(), self._loop).result(5)
+            asyncio.run_coroutine_threadsafe(backend.close(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(30)
         self._loop.close()
 
 

@@ -31,7 +31,6 @@ from gateway.core.types import Entry
 from gateway.metering.reconcile import Reconciler
 from gateway.store.local import LocalStore
 from gateway.upstream import AnswerLimits, Forwarder
-from gateway.upstream import forwarder as forward
 
 PRICE = {"input": 0.15, "cached": 0.075, "output": 0.60}
 
@@ -111,10 +110,14 @@ def test_every_call_is_in_the_ledger_at_its_price(shared: GatewayProcess, upstre
     numbers = {row["model"]: (row["calls"], row["input"], row["cost_micros"]) for row in found["rows"]}
     assert numbers == {"free": (1, 5, 0), "priced": (1, 1000, 240)}
     assert {row["name"] for row in found["rows"]} == {"test"}
-    after = samples(shared)
-    assert total(after, "cost_micros_total", route="priced") - total(before, "cost_micros_total", route="priced") == 242
     sources = {"route": "priced", "source": "upstream"}
-    assert total(after, "usage_source_total", **sources) - total(before, "usage_source_total", **sources) == 2
+
+    def grown(name: str, **labels: str) -> float:
+        return total(samples(shared), name, **labels) - total(before, name, **labels)
+
+    eventually(lambda: grown("usage_source_total", **sources) >= 2 or None, "both workers have told their calls")
+    assert grown("usage_source_total", **sources) == 2
+    assert grown("cost_micros_total", route="priced") == 242
 
 
 def test_many_calls_of_two_workers_add_up(shared: GatewayProcess, upstream: Upstream, client: Redis) -> None:
@@ -188,7 +191,7 @@ def test_ledger_and_engine_agree_to_the_token(embedded: GatewayProcess) -> None:
     ledger = LocalStore(embedded.routing.parent / "keys.json").ledger
 
     def engine() -> tuple[int, int]:
-        with urllib.request.urlopen(url, timeout=5) as text:
+        with urllib.request.urlopen(url, timeout=40) as text:
             counts = LlamaCpp().counters(text.read().decode())
         assert counts is not None
         return counts
@@ -260,7 +263,6 @@ async def test_drift_between_a_scripted_engine_and_the_ledger(
 async def test_a_scrape_gives_the_text_or_nothing(
     upstream: Upstream, script: Any, text: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "PROBE_SECONDS", 0.3)
     target = upstream.target("scraped")
     target.restore()
     seen = []
@@ -271,8 +273,8 @@ async def test_a_scrape_gives_the_text_or_nothing(
 
     monkeypatch.setattr(target, "answers", answers)
     forwarder = Forwarder(AnswerLimits(1000, 1000))
-    address = Address("scraped", target.url, None, "upstream-secret")
-    assert await forwarder.scrape(address, Capabilities.of(VLLM()), Timeouts(connect=0.2)) == text
+    address, silent = Address("scraped", target.url, None, "upstream-secret"), Act.STALL in script
+    assert await forwarder.scrape(address, Capabilities.of(VLLM()), Timeouts(connect=0.2 if silent else 20)) == text
     assert seen[0] == ("GET", "/metrics", "Bearer upstream-secret")
     seen.clear()
     assert await forwarder.scrape(address, Capabilities.of(OpenAI()), Timeouts()) is None and not seen

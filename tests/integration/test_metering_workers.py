@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.gateway_process import GatewayProcess
 from harness.upstream import Act, Target, stream, usage_event, whole
-from integration.client import Wire, ask, chat, eventually, get, request, samples, total
+from integration.client import Samples, Wire, ask, chat, eventually, get, request, samples, total
 
 from gateway.core.types import Limit
 
@@ -27,28 +27,39 @@ def workers(gateway: GatewayProcess) -> list[int]:
     return [pid for pid in pids if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def settled(gateway: GatewayProcess) -> Samples:
+    """What was counted, once the workers have told each other of all calls so far."""
+
+    def look() -> Samples | None:
+        lines, found = len(gateway.records()), samples(gateway)
+        return found if total(found, "requests_total") == lines else None
+
+    return eventually(look, "as many calls are counted as have lines")
+
+
 def test_sums_are_those_of_all_workers(fleet: list[GatewayProcess], shared_target: Target) -> None:
     gateway, key = fleet[0], fleet[0].issue(limit=Limit(rpm=10_000)).secret
-    before = samples(gateway)
+    before = settled(gateway)
     flood(gateway, key, 60)
+    once = ("requests_total", "upstream_attempts_total", "request_duration_seconds_count", "redis_seconds_count")
+    expected = {**dict.fromkeys(once, 60), "tokens_total": 60 * 7}
 
-    def counted() -> float | None:
+    def grown() -> dict[str, float]:
         after = samples(gateway)
-        grown = total(after, "requests_total", route="fleet") - total(before, "requests_total", route="fleet")
-        return grown if grown >= 60 else None
+        return {name: total(after, name) - total(before, name) for name in expected}
 
-    assert eventually(counted, "60 calls are counted") == 60
-    after = samples(gateway)
-    for name in ("tokens_total", "upstream_attempts_total", "request_duration_seconds_count", "redis_seconds_count"):
-        growth = total(after, name) - total(before, name)
-        assert growth == (60 * 7 if name == "tokens_total" else 60), name
+    eventually(lambda: all(grown()[name] >= count for name, count in expected.items()), "60 calls are counted")
+    assert grown() == expected
     assert "pid=" not in gateway.metrics()
 
 
 def test_every_worker_tells_the_same(fleet: list[GatewayProcess]) -> None:
     """Each scrape is a new connection, so it may meet either worker."""
-    found = {total(samples(fleet[0]), "requests_total") for _ in range(20)}
-    assert len(found) == 1
+
+    def alike() -> bool:
+        return len({total(samples(fleet[0]), "requests_total") for _ in range(20)}) == 1
+
+    eventually(alike, "both have told what they had counted")
 
 
 def test_sums_never_fall_when_a_worker_dies(fleet: list[GatewayProcess], shared_target: Target) -> None:
@@ -83,17 +94,22 @@ def test_sums_never_fall_when_a_worker_dies(fleet: list[GatewayProcess], shared_
         assert fallen == []
     shared_target.restore()
     flood(gateway, key, 40)
-    assert total(samples(gateway), "requests_total") >= total(before, "requests_total") + 40
+    more = total(before, "requests_total") + 40
+    eventually(lambda: total(samples(gateway), "requests_total") >= more, "40 calls more are counted")
     assert get(gateway, "/health").status == 200
 
 
 def test_attempts_tell_what_came_of_them(fleet: list[GatewayProcess], shared_target: Target) -> None:
     gateway, key = fleet[0], fleet[0].issue().secret
-    before = samples(gateway)
+    before = settled(gateway)
     shared_target.script = whole({}, 500)
     for _ in range(3):
         assert ask(gateway, chat("fleet"), key).status == 502
-    labels = {"target": "fleet", "outcome": "upstream_failed"}
-    after = samples(gateway)
-    name = "upstream_attempts_total"
-    assert total(after, name, **labels) - total(before, name, **labels) == 3
+
+    def grown() -> float:
+        labels = {"target": "fleet", "outcome": "upstream_failed"}
+        name = "upstream_attempts_total"
+        return total(samples(gateway), name, **labels) - total(before, name, **labels)
+
+    eventually(lambda: grown() >= 3, "three attempts are counted")
+    assert grown() == 3

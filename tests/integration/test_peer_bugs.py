@@ -22,7 +22,7 @@ from integration.test_admin import administer, said
 
 from gateway.core.types import Allowance, Budget, Limit
 
-HASTY = {"connect": "1s", "first_output": "500ms", "whole": "500ms", "idle": "500ms"}
+HASTY = {"first_output": "500ms", "whole": "500ms"}
 EMBEDDING = {"object": "list", "data": [], "model": "m", "usage": {"prompt_tokens": 5, "total_tokens": 5}}
 CALLS: dict[str, tuple[dict[str, Any], Any]] = {
     "/v1/chat/completions": ({"messages": [{"role": "user", "content": "Hi"}]}, answer()),
@@ -40,7 +40,8 @@ def pair(upstream: Upstream, redis: RedisServer) -> Iterator[list[GatewayProcess
 
     table = {
         "routes": {
-            "m": {"targets": targets("bugs"), "timeouts": HASTY},
+            "m": {"targets": targets("bugs")},
+            "hasty": {"targets": [{**targets("bugs")[0], "name": "bugs-hasty"}], "timeouts": HASTY},
             "again": {"targets": targets("bugs-a", "bugs-b"), "policy": "round-robin", "retry": {"attempts": 2}},
         }
     }
@@ -251,7 +252,7 @@ def test_litellm_20256_a_call_that_timed_out_holds_no_slot(
     issued = pair[0].issue(limit=spending(1000, concurrency=1))
     for _ in range(2):
         target.script = [Act.STALL]
-        assert ask(pair[0], chat("m"), issued.secret).status == 504
+        assert ask(pair[0], chat("hasty"), issued.secret).status == 504
         no_slots(redis, issued)
     target.restore()
     assert eventually(lambda: ask(pair[1], chat("m"), issued.secret).status == 200 or None, "the target is tried")

@@ -60,8 +60,9 @@ def talkative(upstream: Upstream) -> Iterator[GatewayProcess]:
     dead = [
         {"name": "privacy-dead", "backend": "vllm", "url": f"http://127.0.0.1:{free_port()}", "api_key": "${CANARY}"}
     ]
-    timeouts = {"connect": "500ms", "first_output": "500ms", "whole": "500ms", "idle": "500ms"}
-    routes = {"m": {"targets": targets, "timeouts": timeouts}, "dead": {"targets": dead}}
+    timeouts = {"first_output": "500ms", "whole": "500ms"}
+    hasty = [{**targets[0], "name": "privacy-hasty"}]
+    routes = {"m": {"targets": targets}, "hasty": {"targets": hasty, "timeouts": timeouts}, "dead": {"targets": dead}}
     env = {"CANARY": CREDENTIAL, "TRUNKLINE_LOG_LEVEL": "debug"}
     with gateway_process(json.dumps({"routes": routes}), env=env) as started:
         yield started
@@ -102,7 +103,7 @@ def test_what_clients_are_told(
     talkative: GatewayProcess, issued: Issued, target: Target, name: str, fields: dict[str, bool]
 ) -> None:
     target.script = SCRIPTS[name]
-    reply = ask(talkative, prompt(**fields), issued.secret)
+    reply = ask(talkative, prompt("hasty" if Act.STALL in target.script else "m", **fields), issued.secret)
     check_error(reply, issued)
     if reply.status == 200 and reply.data and b'"error"' in reply.data[-1]:
         assert PROMPT.encode() not in reply.data[-1]

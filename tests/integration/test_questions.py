@@ -22,10 +22,15 @@ from gateway.config import Timeouts
 from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream import forwarder as forward
 
-HASTY = Timeouts(connect=1.0)
+PATIENT = Timeouts(connect=30.0)
 VLLM_SERVER, ANY_SERVER = Capabilities.of(VLLM()), Capabilities.of(OpenAI())
 MODELS = {"object": "list", "data": [{"id": "served", "max_model_len": 2048, "parent": None}]}
 Say = Callable[..., list[str]]
+
+
+def patience(script: Script) -> Timeouts:
+    """Little only for a target that says nothing: it is waited for."""
+    return Timeouts(connect=0.5) if Act.STALL in script else PATIENT
 
 
 @pytest.fixture
@@ -54,8 +59,6 @@ def say(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Say:
             asked.append(received.path)
             return by_path.get(received.path, whole({"detail": "Not Found"}, 404))
 
-        stalls = any(Act.STALL in script for script in by_path.values())
-        monkeypatch.setattr(forward, "PROBE_SECONDS", 0.3 if stalls else 20.0)
         monkeypatch.setattr(target, "answers", answers)
         return asked
 
@@ -81,14 +84,14 @@ async def test_why_a_target_cannot_serve(
     forwarder: Forwarder, address: Address, say: Say, script: Script, why: str
 ) -> None:
     asked = say({"/health": script})
-    assert await forwarder.probe(address, VLLM_SERVER, HASTY) == why
+    assert await forwarder.probe(address, VLLM_SERVER, patience(script)) == why
     assert asked[0] == "/health"
 
 
 async def test_a_target_that_is_not_there_is_unreachable(forwarder: Forwarder) -> None:
     for url in (f"http://127.0.0.1:{free_port()}", "http://no-such-host.invalid"):
-        assert await forwarder.probe(Address("gone", url), VLLM_SERVER, HASTY) == "unreachable"
-        assert await forwarder.credential(Address("gone", url), VLLM_SERVER, HASTY) == "", "that is not known"
+        assert await forwarder.probe(Address("gone", url), VLLM_SERVER, PATIENT) == "unreachable"
+        assert await forwarder.credential(Address("gone", url), VLLM_SERVER, PATIENT) == "", "that is not known"
 
 
 class Mute:
@@ -97,10 +100,10 @@ class Mute:
 
 async def test_who_has_no_such_route_is_not_asked(forwarder: Forwarder, address: Address, say: Say) -> None:
     asked = say({})
-    assert await forwarder.probe(address, Capabilities.of(Mute()), HASTY) == ""
-    assert await forwarder.credential(address, Capabilities.of(Mute()), HASTY) == ""
-    assert await forwarder.gauges(address, Capabilities.of(Mute()), HASTY) is None
-    assert await forwarder.describe(address, Capabilities.of(Mute()), HASTY) is None
+    assert await forwarder.probe(address, Capabilities.of(Mute()), PATIENT) == ""
+    assert await forwarder.credential(address, Capabilities.of(Mute()), PATIENT) == ""
+    assert await forwarder.gauges(address, Capabilities.of(Mute()), PATIENT) is None
+    assert await forwarder.describe(address, Capabilities.of(Mute()), PATIENT) is None
     assert not asked
 
 
@@ -114,11 +117,11 @@ async def test_the_credential_is_tried_where_it_is_wanted(
 ) -> None:
     """The health route of these takes anybody."""
     say({"/health": whole(b""), path: whole({"error": "Unauthorized"}, 401)})
-    assert await forwarder.probe(address, Capabilities.of(adapter), HASTY) == ""
-    assert await forwarder.credential(address, Capabilities.of(adapter), HASTY) == "credential refused"
+    assert await forwarder.probe(address, Capabilities.of(adapter), PATIENT) == ""
+    assert await forwarder.credential(address, Capabilities.of(adapter), PATIENT) == "credential refused"
     for status in (200, 404, 405, 500):
         asked = say({path: whole(b"", status)})
-        assert await forwarder.credential(address, Capabilities.of(adapter), HASTY) == ""
+        assert await forwarder.credential(address, Capabilities.of(adapter), PATIENT) == ""
         assert asked == [path]
 
 
@@ -126,32 +129,32 @@ async def test_a_server_whose_health_route_wants_the_credential_is_not_asked_twi
     forwarder: Forwarder, address: Address, say: Say
 ) -> None:
     asked = say({"/v1/models": whole({}, 401)})
-    assert await forwarder.probe(address, ANY_SERVER, HASTY) == "credential refused"
-    assert await forwarder.credential(address, ANY_SERVER, HASTY) == ""
+    assert await forwarder.probe(address, ANY_SERVER, PATIENT) == "credential refused"
+    assert await forwarder.credential(address, ANY_SERVER, PATIENT) == ""
     assert asked == ["/v1/models"]
 
 
 async def test_the_load(forwarder: Forwarder, address: Address, say: Say) -> None:
     text = b"vllm:num_requests_running 3\nvllm:num_requests_waiting 1\n"
     asked = say({"/metrics": whole(text, content_type="text/plain")})
-    assert await forwarder.gauges(address, VLLM_SERVER, HASTY) == Gauges(running=3, waiting=1)
+    assert await forwarder.gauges(address, VLLM_SERVER, PATIENT) == Gauges(running=3, waiting=1)
     assert asked == ["/metrics"]
     for script in (whole(text, 500), [head(content_length=100) + text, Act.CUT], whole(b"other 1\n"), [Act.STALL]):
         say({"/metrics": script})
-        assert await forwarder.gauges(address, VLLM_SERVER, HASTY) is None
+        assert await forwarder.gauges(address, VLLM_SERVER, patience(script)) is None
 
 
 async def test_facts(forwarder: Forwarder, address: Address, say: Say) -> None:
     expected = Facts(context=2048, models=("served",), version="0.32.0", loras=())
     asked = say({"/v1/models": whole(MODELS), "/version": whole({"version": "0.32.0"})})
-    assert await forwarder.describe(address, VLLM_SERVER, HASTY) == expected
+    assert await forwarder.describe(address, VLLM_SERVER, PATIENT) == expected
     assert asked == ["/v1/models", "/version"]
 
 
 async def test_facts_are_those_of_the_targets_model(forwarder: Forwarder, address: Address, say: Say) -> None:
     data = [{"id": "served", "max_model_len": 2048}, {"id": "other", "max_model_len": 4096}]
     say({"/v1/models": whole({"object": "list", "data": data})})
-    assert await forwarder.describe(address, ANY_SERVER, HASTY) == Facts(context=2048, models=("other", "served"))
+    assert await forwarder.describe(address, ANY_SERVER, PATIENT) == Facts(context=2048, models=("other", "served"))
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
@@ -159,7 +162,7 @@ async def test_a_path_that_is_not_there_tells_nothing(
     forwarder: Forwarder, address: Address, say: Say, status: int
 ) -> None:
     say({"/v1/models": whole(MODELS), "/version": whole({}, status)})
-    assert await forwarder.describe(address, VLLM_SERVER, HASTY) == Facts(context=2048, models=("served",), loras=())
+    assert await forwarder.describe(address, VLLM_SERVER, PATIENT) == Facts(context=2048, models=("served",), loras=())
 
 
 @pytest.mark.parametrize(
@@ -170,14 +173,14 @@ async def test_a_path_that_is_not_there_tells_nothing(
 async def test_half_of_the_facts_are_none(forwarder: Forwarder, address: Address, say: Say, script: Script) -> None:
     """Else a server under load would seem to have changed."""
     say({"/v1/models": whole(MODELS), "/version": script})
-    assert await forwarder.describe(address, VLLM_SERVER, HASTY) is None
+    assert await forwarder.describe(address, VLLM_SERVER, patience(script)) is None
 
 
 async def test_a_server_that_has_none_of_the_paths_tells_nothing(
     forwarder: Forwarder, address: Address, say: Say
 ) -> None:
     say({})
-    assert await forwarder.describe(address, VLLM_SERVER, HASTY) is None
+    assert await forwarder.describe(address, VLLM_SERVER, PATIENT) is None
 
 
 async def test_an_endless_answer_is_not_read_to_its_end(
@@ -186,5 +189,5 @@ async def test_an_endless_answer_is_not_read_to_its_end(
     monkeypatch.setattr(forward, "SCRAPE_LIMIT", 1000)
     padded = whole(json.dumps({**MODELS, "more": "x" * 2000}).encode())
     say({"/v1/models": padded, "/metrics": whole(b"vllm:num_requests_running 3\n" + b"#" * 2000)})
-    assert await forwarder.describe(address, ANY_SERVER, HASTY) is None
-    assert await forwarder.gauges(address, VLLM_SERVER, HASTY) is None
+    assert await forwarder.describe(address, ANY_SERVER, PATIENT) is None
+    assert await forwarder.gauges(address, VLLM_SERVER, PATIENT) is None

@@ -76,7 +76,7 @@ def callers(gateway: GatewayProcess, key: str, statuses: Counter[int | str], eno
     numbers = count()
 
     def call() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=50)
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
         while not enough.is_set():
             number = next(numbers)
@@ -99,7 +99,7 @@ def callers(gateway: GatewayProcess, key: str, statuses: Counter[int | str], eno
     finally:
         enough.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(50)
 
 
 @pytest.mark.timeout(180)

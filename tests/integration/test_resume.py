@@ -16,21 +16,27 @@ STORY = "Once upon a time there was a sea.\n\nIt was  wide and \u00e9toil\u00e9e
 PIECES = -(-len(STORY) // 4)
 ROUTES = 80
 """Each test has a pair of its own: targets that break off are left alone for a while."""
+KINDS = ("vllm", "tgi", "hasty-vllm", "hasty-tgi")
+IDLE = {"": "40s", "hasty": "2s"}
+"""How long a target may pause. Only those that fall silent have little time: a busy machine needs much."""
 NAMES = ("lone", "plain-a", "plain-b", "off-a", "off-b", "tier-a", "tier-b")
 ENDPOINTS = {"chat": CHAT, "completion": "/v1/completions"}
 
 
 @pytest.fixture(scope="module")
 def gateway(upstream: Upstream) -> Iterator[GatewayProcess]:
-    def route(*names: str, backend: str = "vllm", **fields: Any) -> dict[str, Any]:
+    def route(*names: str, backend: str = "vllm", idle: str = "40s", **fields: Any) -> dict[str, Any]:
         targets = [{"name": name, "backend": backend, "url": upstream.target(name).url} for name in names]
-        times = {"connect": "1s", "first_output": "2s", "whole": "2s", "idle": "700ms"}
-        return {"targets": targets, "policy": "round-robin", "timeouts": times, "resume": "text", **fields}
+        shared = {"policy": "round-robin", "timeouts": {"idle": idle}, "resume": "text"}
+        return {"targets": targets, **shared, **fields}
 
     fallback = {"name": "tier-b", "backend": "vllm", "url": upstream.target("tier-b").url}
     off = route("off-a", "off-b")
     del off["resume"]
-    pairs = {f"{kind}-{n}": route(f"{kind}-{n}-a", f"{kind}-{n}-b", backend=kind) for kind, n in _pairs()}
+    pairs = {}
+    for kind, n in _pairs():
+        patience, _, backend = kind.rpartition("-")
+        pairs[f"{kind}-{n}"] = route(f"{kind}-{n}-a", f"{kind}-{n}-b", backend=backend, idle=IDLE[patience])
     routes = {
         **pairs,
         "lone": route("lone"),
@@ -48,7 +54,7 @@ def key(gateway: GatewayProcess) -> str:
 
 
 def _pairs() -> Iterator[tuple[str, int]]:
-    for kind in ("vllm", "tgi"):
+    for kind in KINDS:
         for number in range(ROUTES):
             yield kind, number
 
@@ -58,7 +64,7 @@ class Pair:
 
     def __init__(self, upstream: Upstream, kind: str, number: int) -> None:
         self.route = f"{kind}-{number}"
-        self.tellers = [Teller(upstream, f"{self.route}-{end}", STORY, opens=kind == "vllm") for end in "ab"]
+        self.tellers = [Teller(upstream, f"{self.route}-{end}", STORY, opens="vllm" in kind) for end in "ab"]
 
     def breaks(self, *how: tuple[int, Step]) -> str:
         """The route, whose next calls break off."""
@@ -84,7 +90,7 @@ def pair(upstream: Upstream, unused: dict[str, Iterator[int]]) -> Pair:
 
 @pytest.fixture(scope="module")
 def unused() -> dict[str, Iterator[int]]:
-    return {kind: iter(range(ROUTES)) for kind in ("vllm", "tgi")}
+    return {kind: iter(range(ROUTES)) for kind in KINDS}
 
 
 @pytest.fixture
@@ -125,10 +131,11 @@ def test_the_answer_goes_on_at_another_target(
     how: str,
     endpoint: str,
 ) -> None:
+    kind = f"hasty-{kind}" if how == "stall" else kind
     pair = Pair(upstream, kind, next(unused[kind]))
     asked = body(pair.breaks((5, BREAKS[how])), endpoint, stream_options={"include_usage": True})
     reply = ask(gateway, asked, key, ENDPOINTS[endpoint])
-    assert reply.status == 200 and text(reply) == STORY
+    assert reply.status == 200 and text(reply) == STORY, reply.data[-1]
     told = objects(reply)
     assert reply.data[-1] == b"[DONE]" and len({each["id"] for each in told}) == 1
     assert [len(teller.calls) for teller in pair.tellers] == [1, 1]

@@ -85,7 +85,7 @@ def flowing(gateway: GatewayProcess, key: str) -> Iterator[Flow]:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(50)
     assert {reply.status for _, reply in flow.replies} == {200}
 
 

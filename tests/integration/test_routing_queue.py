@@ -140,7 +140,7 @@ def test_waiting_is_told_in_the_record_and_in_metrics(gateway: GatewayProcess, e
         assert total(samples(gateway), "queue_bytes", route="m") > 4000
         engine.release()
         direct, queued = (record(gateway, wire.answer().header("x-request-id")) for wire in (first, second))
-    assert direct["queue_s"] < 0.001 < queued["queue_s"] <= queued["duration_s"]
+    assert direct["queue_s"] < queued["queue_s"] <= queued["duration_s"]
     assert queued["overhead_s"] < queued["duration_s"]
     assert total(samples(gateway), "queue_wait_seconds_count", route="m") == before + 1
 

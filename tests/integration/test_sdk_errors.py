@@ -20,7 +20,7 @@ MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 def sdk(gateway: GatewayProcess, key: str, max_retries: int = 0) -> OpenAI:
-    return OpenAI(base_url=gateway.url + "/v1", api_key=key, max_retries=max_retries, timeout=15)
+    return OpenAI(base_url=gateway.url + "/v1", api_key=key, max_retries=max_retries, timeout=40)
 
 
 @pytest.fixture

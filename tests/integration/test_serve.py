@@ -13,7 +13,7 @@ from integration.client import chat, request, wire
 
 
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TRUNKLINE, "serve", *arguments], capture_output=True, text=True, timeout=30)
+    return subprocess.run([*TRUNKLINE, "serve", *arguments], capture_output=True, text=True, timeout=90)
 
 
 @pytest.fixture

@@ -127,12 +127,12 @@ def test_an_answer_may_be_empty(speak: Speaking, kind: StreamKind) -> None:
 def test_a_stream_may_last_longer_than_the_idle_time(speak: Speaking) -> None:
     """Which bounds the time between two events. What is slow here are packets: there is nothing to wait for."""
     kind = ONE[0]
-    events = kind.stream([["x"] * 150])
+    events = kind.stream([["x"] * 300])
     body = b"".join(chunk(event.data) for event in events)
     start = head(content_type="text/event-stream", transfer_encoding="chunked")
     began = time.monotonic()
-    answer = speak.ask(kind, [start, Slowly(body + END, 20)], hasty=True)
-    assert time.monotonic() - began > 0.9, "the stream was too short to show anything"
+    answer = speak.ask(kind, [start, Slowly(body + END, 20)], patience="pausing-")
+    assert time.monotonic() - began > 1.6, "the stream was too short to show anything"
     kind.dialect.shown(events, answer.body, False)
 
 

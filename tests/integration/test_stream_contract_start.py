@@ -106,7 +106,7 @@ def test_silence_in_place_of_the_first_word_is_a_timeout(speak: Speaking, endpoi
     """For all dialects at once, as it takes its time."""
 
     def wait(kind: StreamKind) -> None:
-        answer = speak.ask(kind, stream(*said_before(kind, "roles and comments"), Act.STALL), hasty=True)
+        answer = speak.ask(kind, stream(*said_before(kind, "roles and comments"), Act.STALL), patience="hasty-")
         assert (answer.status, answer.error["code"]) == (504, "upstream_timeout")
         assert speak.upstream.target(f"speaks-{kind.dialect.name}").calls[0].closed.wait(30)
 

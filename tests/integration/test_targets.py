@@ -175,7 +175,7 @@ def test_waiting_for_a_drained_target_ends_with_its_last_call(
         if len(workers) > 1:
             assert any("2 calls still run there" in line for line in draining.stderr)
             workers[1].running = 0
-        output, _ = draining.communicate(timeout=20)
+        output, _ = draining.communicate(timeout=60)
         shown = json.loads(output)
         assert draining.returncode == 0
         assert (shown["state"], shown["running"], len(shown["gateways"])) == ("drained", 0, len(workers))
@@ -235,6 +235,6 @@ def test_a_call_that_runs_on_a_drained_target_goes_on_and_is_waited_for(
         assert any("1 call still runs there" in line for line in draining.stderr)
         gate.open()
         client.read_until(b"[DONE]")
-        assert draining.wait(20) == 0
+        assert draining.wait(60) == 0
     for name in NAMES:
         said(gateway, "PATCH", f"/targets/{name}", {"state": "open"}, key=admin)

@@ -111,7 +111,8 @@ def test_a_long_way_until_all_is_there_again_is_told_in_minutes(metered: Gateway
 
 
 def test_without_a_bound_the_learned_length_is_reserved(metered: GatewayProcess, targets: dict[str, Target]) -> None:
-    issued = metered.issue(limit=Limit(otpm=1_000_000))
+    plenty = 1_000_000_000  # of which so much leaks in a moment that only the last call's reservation is missing
+    issued = metered.issue(limit=Limit(otpm=plenty))
     targets["learned"].script = used(prompt=20, completion=3000)
 
     def reserved() -> int:
@@ -121,9 +122,7 @@ def test_without_a_bound_the_learned_length_is_reserved(metered: GatewayProcess,
     for _ in range(10):
         assert ask(metered, chat("learned"), issued.secret).status == 200
     assert reserved() == 1024, "no more than four times, of what others' answers were"
-    own = tokens(ask(metered, chat("learned"), issued.secret))
-    targets["learned"].script = used(prompt=20, completion=0)
-    assert own - tokens(ask(metered, chat("learned"), issued.secret)) > 2000, "its own were longer"
+    assert plenty - tokens(ask(metered, chat("learned"), issued.secret)) > 2000, "its own were longer"
 
 
 def test_a_cut_stream_is_charged_what_was_counted(metered: GatewayProcess, plain: Target) -> None:
@@ -206,8 +205,8 @@ def test_a_call_that_no_target_has_worked_for_costs_no_tokens(
         assert ask(metered, chat(model, max_tokens=800), issued.secret).status == status
     line = of(metered, issued)
     assert "usage" not in line and line["outcome"] in ("failed", "refused")
-    targets[model].restore()
-    healed = ask(metered, chat(model, max_tokens=800), issued.secret)
+    targets["plain"].restore()
+    healed = ask(metered, chat("plain", max_tokens=800), issued.secret)
     assert healed.status == 200
     assert healed.header("x-ratelimit-remaining-requests") in ("96", "97")
 

@@ -95,12 +95,11 @@ def test_who_has_an_error_finds_the_slot_free_at_any_gateway(
 def test_what_was_not_used_is_back_at_any_gateway(pair: list[GatewayProcess], paired: Target) -> None:
     issued = pair[0].issue(limit=Limit(tpm=10_000, budget=Budget(month=Allowance(tokens=10_000))))
 
-    def granted() -> bool | None:
-        return ask(pair[1], chat("m", max_tokens=9000), issued.secret).status == 200 or None
+    def granted(gateway: GatewayProcess) -> bool | None:
+        return ask(gateway, chat("m", max_tokens=9000), issued.secret).status == 200 or None
 
-    for _ in range(5):
-        assert ask(pair[0], chat("m", max_tokens=9000), issued.secret).status == 200
-        eventually(granted, "the tokens of the other gateway's call", UNEXPIRED)
+    for gateway in pair * 5:  # an answer does not wait for ever for a settlement that is late
+        eventually(lambda at=gateway: granted(at), "the tokens of the other gateway's call", UNEXPIRED)  # type: ignore[misc]
 
 
 def test_the_ietfs_headers(pair: list[GatewayProcess], paired: Target) -> None:
@@ -136,7 +135,7 @@ def overheard(redis: RedisServer) -> Iterator[list[str]]:
             yield said
         finally:
             redis.ask("ECHO", mark)
-            thread.join(10)
+            thread.join(30)
 
 
 def test_a_key_without_limits_makes_no_redis_call(

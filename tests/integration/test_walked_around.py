@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.redis_server import RedisServer
-from harness.upstream import DONE, Act, Target, Upstream, event, stream, usage_event
+from harness.upstream import DONE, Act, Target, Upstream, event, stream, usage, usage_event
 from integration.client import ask, chat, request, samples, total, wire
 from integration.metered import of, used
 
@@ -18,22 +18,22 @@ from gateway.core.types import Allowance, Budget, Limit
 
 COMPLETIONS: Final = "/v1/completions"
 CONTEXT: Final = 300
-ROUTES: Final = ("plain", "narrow", "strict")
+ROUTES: Final = ("plain", "narrow", "strict", "told")
 
 
 @pytest.fixture(scope="module")
 def walled(upstream: Upstream, redis: RedisServer) -> Iterator[GatewayProcess]:
-    """One worker. "narrow" has a context of 300 tokens."""
+    """One worker. "narrow" has a context of 300 tokens, and the target of "told" is asked for usage in every event."""
 
     def route(name: str, **fields: Any) -> dict[str, Any]:
-        return {
-            "targets": [{"name": f"w-{name}", "backend": "openai", "url": upstream.target(f"w-{name}").url, **fields}]
-        }
+        spec = {"name": f"w-{name}", "backend": "openai", "url": upstream.target(f"w-{name}").url, **fields}
+        return {"targets": [spec]}
 
     routes = {
         "plain": route("plain"),
         "strict": route("strict") | {"body": {"deny": ["cache_salt", "user"]}},
         "narrow": route("narrow", context=CONTEXT),
+        "told": route("told", backend="vllm", continuous_usage=True),
     }
     with gateway_process(json.dumps({"routes": routes}), redis_url=redis.url) as started:
         yield started
@@ -121,6 +121,32 @@ def test_a_stream_left_early_is_charged_its_text(walled: GatewayProcess, targets
     assert 49 * 100 / 8 <= line["usage"]["completion_tokens"] <= 1500
     after = ask(walled, chat("plain", max_tokens=1500), issued.secret)
     assert after.status == 429, "what came is charged"
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_stream_left_early_is_charged_what_its_target_told_last(
+    walled: GatewayProcess, targets: dict[str, Target], asks: bool
+) -> None:
+    """Each event holds some tokens, of two choices, and tells the usage of its own."""
+    issued = walled.issue(limit=Limit(otpm=100_000))
+    said = [
+        event(choices=[{"index": index, "delta": {"content": f"<{number}>"}}], usage=usage(31, number * 7))
+        for number in range(1, 21)
+        for index in (0, 1)
+    ]
+    targets["told"].script = stream(*said, Act.STALL)
+    options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}} if asks else {}
+    body = chat("told", stream=True, max_tokens=1500, n=2, **options)
+    with wire(walled, request(body, issued.secret)) as connection:
+        shown = connection.read_until(b"<20>")
+        if b"<20>" not in shown.partition(b"<20>")[2]:
+            shown += connection.read_until(b"<20>")
+    assert (b"usage" in shown) is asks
+    sent = targets["told"].calls[0].json()["stream_options"]
+    assert sent == {"include_usage": True, "continuous_usage_stats": True}
+    line = of(walled, issued)
+    assert (line["outcome"], line["usage"]["source"]) == ("gone", "upstream")
+    assert (line["usage"]["prompt_tokens"], line["usage"]["completion_tokens"]) == (31, 280)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -183,7 +183,7 @@ def test_the_health_check_says_whether_the_gateway_answers(status: int | None, g
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         environment = {**os.environ, "TRUNKLINE_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
-        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=20)
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=90)
         server.shutdown()
         thread.join()
     assert (done.returncode == 0) is good
@@ -320,7 +320,7 @@ def test_every_address_is_a_service_and_its_port() -> None:
 
 def test_the_routing_table_passes_the_check() -> None:
     command = [sys.executable, "-P", "-m", "gateway", "check", str(DEPLOY / "routing.yaml"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=90)
     said = json.loads(done.stdout)
     assert said["ok"], done.stderr
     assert said["mistakes"] == []
@@ -597,7 +597,7 @@ def folders(name: str) -> list[str]:
 def test_promtool_accepts_configuration_and_alerts() -> None:
     if shutil.which("promtool") is None:
         pytest.skip("no promtool on the PATH")
-    done = subprocess.run(["promtool", "check", "config", DEPLOY / "prometheus.yml"], capture_output=True, timeout=30)
+    done = subprocess.run(["promtool", "check", "config", DEPLOY / "prometheus.yml"], capture_output=True, timeout=90)
     assert done.returncode == 0, done.stdout
 
 
@@ -607,14 +607,14 @@ def test_promtool_accepts_what_panels_ask(tmp_path: Path) -> None:
     asked = [target["expr"] for panel in PANELS for target in panel["targets"]]
     rules = [{"record": f"panel:{i}", "expr": expr.replace("$__rate_interval", "1m")} for i, expr in enumerate(asked)]
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
-    done = subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yml"], capture_output=True, timeout=30)
+    done = subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yml"], capture_output=True, timeout=90)
     assert done.returncode == 0, done.stderr + done.stdout
 
 
 def test_docker_compose_accepts_the_file() -> None:
     compose = ["docker", "compose"]
-    if not shutil.which("docker") or subprocess.run([*compose, "version"], capture_output=True, timeout=30).returncode:
+    if not shutil.which("docker") or subprocess.run([*compose, "version"], capture_output=True, timeout=90).returncode:
         pytest.skip("no docker compose here")
     command = [*compose, "-f", str(DEPLOY / "compose.yaml"), "--profile", "*", "config", "--quiet"]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, "TRUNKLINE_PEPPERS": "1:a"}, timeout=30)
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "TRUNKLINE_PEPPERS": "1:a"}, timeout=90)
     assert done.returncode == 0, done.stderr

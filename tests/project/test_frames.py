@@ -16,7 +16,7 @@ BUDGETS: dict[str, dict[str, int]] = json.loads((BENCH / "frames.json").read_tex
 @pytest.fixture(scope="module")
 def counted() -> dict[str, dict[str, int]]:
     """By kind of answer. A process of its own: a profiler counts in it, and records go to its standard output."""
-    done = subprocess.run([sys.executable, BENCH / "frames.py", "--json"], capture_output=True, text=True, timeout=50)
+    done = subprocess.run([sys.executable, BENCH / "frames.py", "--json"], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 

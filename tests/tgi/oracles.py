@@ -47,7 +47,7 @@ def ask(name: str, url: str, home: Path, *, faults: bool) -> dict[str, Any]:
         check=False,
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=200,
     )
     if done.returncode:
         raise RuntimeError(f"{script.name} failed:\n{done.stderr}")

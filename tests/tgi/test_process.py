@@ -40,7 +40,7 @@ async def test_sigterm_ends_the_standin_and_its_model(client_of):
         assert (said, len(family)) == ("listening", 1)
         assert (await client_of(url).get("/health")).status == 200
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     await gone(family)
 
 

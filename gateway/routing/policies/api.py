@@ -50,6 +50,8 @@ class Prompt(Struct, frozen=True):
     """Its route holds calls for targets that are not there: it need not be sent to one that seems not to be."""
     part: float = 1.0
     """The part of a target's room that the call may fill: a call of low priority leaves some for others."""
+    endpoint: str = ""
+    """What it asks for: not every target has all of it. Empty: anything."""
 
 
 class Candidate(Protocol):

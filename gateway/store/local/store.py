@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.store import StoreDown, periods
+from gateway.store.local.batches import LocalBatches
 from gateway.store.local.board import LocalBoard
 from gateway.store.local.counters import Counters
 from gateway.store.local.database import Database
@@ -38,6 +39,7 @@ class LocalStore:
         self.limits = LocalLimits(self._counters, self.records, self._database.generation, now)
         self.ledger = LocalLedger(self._database)
         self.board = LocalBoard(self._database, boot, now)
+        self.batches = LocalBatches(self._database, boot, now)
         self._looking: asyncio.Task[None] | None = None
 
     async def open(self) -> None:

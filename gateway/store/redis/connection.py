@@ -17,9 +17,10 @@ import hiredis
 import redis
 from msgspec import Struct
 
-from gateway.store import StoreDown, shown
+from gateway.store import NotAllowed, StoreDown, shown
 from gateway.store.redis.answer_timer import AnswerTimer, in_time
 from gateway.store.redis.connect import Connector
+from gateway.store.redis.permissions import denial, is_denied
 
 log = logging.getLogger("trunkline.store")
 
@@ -39,8 +40,8 @@ pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
 class Script:
     """A Lua script called by its digest; the text travels only when the server does not know it."""
 
-    def __init__(self, text: bytes) -> None:
-        self.text = text
+    def __init__(self, text: bytes, name: str = "") -> None:
+        self.text, self.name = text, name
         self.digest = sha1(text, usedforsecurity=False).hexdigest()
         self.by_digest = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % self.digest.encode()
         """How a call of it begins on the wire, behind the number of its parts."""
@@ -48,9 +49,9 @@ class Script:
 
 
 def script(*names: str) -> Script:
-    """The script whose text is that of these files beside this one, one after the other."""
+    """The script whose text is that of these files beside this one, one after the other; it is called as the last."""
     folder = resources.files("gateway.store.redis")
-    return Script(b"\n".join(folder.joinpath(f"{name}.lua").read_bytes() for name in names))
+    return Script(b"\n".join(folder.joinpath(f"{name}.lua").read_bytes() for name in names), names[-1])
 
 
 def packed(*parts: Any) -> bytes:
@@ -106,6 +107,8 @@ class Pipe:
         """There was a connection to it once."""
         self._lost: asyncio.Future[Exception] | None = None
         self._moves, self._moving = 0, False
+        self._denied: set[str] = set()
+        """What the log has of missing permissions."""
         self._timer = AnswerTimer(timeout, self._sent_since, self._arrived, self._fail)
         self._task: asyncio.Task[None] | None = None
 
@@ -174,9 +177,9 @@ class Pipe:
 
     def _refused(self, command: Command, said: str) -> None:
         word, _, rest = said.partition(" ")
-        if word == "NOSCRIPT" and command.script is not None:  # a restarted server: the second time with the text
-            command.data = command.data.replace(command.script.by_digest, command.script.by_text, 1)
-            command.script = None
+        script = command.script
+        if word == "NOSCRIPT" and script is not None and script.by_digest in command.data:
+            command.data = command.data.replace(script.by_digest, script.by_text, 1)  # a server that was restarted
             self._waiting.append(command)
         elif word == "MOVED":  # not done there, so it may be asked for again at the right node
             self._moves += 1
@@ -189,6 +192,12 @@ class Pipe:
         elif word == "READONLY":
             self._sent.appendleft(command)
             self._fail(ConnectionError("this Redis is a replica now"))
+        elif is_denied(said):
+            why = denial(said, command.data, *((script.name, script.text) if script else ()))
+            if why not in self._denied:
+                self._denied.add(why)
+                log.warning("%s: docs/security.md has the rules of each role", why)
+            _end(command, NotAllowed(why))
         else:
             _end(command, StoreDown(f"Redis refused: {said}"))
 

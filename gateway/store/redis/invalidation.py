@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import hiredis
 from redis.asyncio import Connection
+from redis.exceptions import NoPermissionError
 
 from gateway.store.redis.connect import Connector
 
@@ -28,7 +29,7 @@ class Changes:
         self._connector, self._channel, self._timeout = Connector(url, timeout), channel, timeout
         self._changed: list[Callable[[str | None], None]] = []
         self._task: asyncio.Task[None] | None = None
-        self.subscribed = False
+        self.subscribed = self._denied = False
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
         self._changed.append(changed)
@@ -49,6 +50,8 @@ class Changes:
                 async with asyncio.timeout(max(self._timeout, DEAF_SECONDS)):
                     connection = await self._connector.connect()
                 await self._listen(connection)
+            except NoPermissionError as error:
+                self._tell_denied(str(error))
             except Exception as error:  # whatever it is: be deaf, and try again
                 log.debug("the subscription to changes ended: %r", error)
             finally:
@@ -73,6 +76,13 @@ class Changes:
                         raise
                     await self._send(connection, "PING")
             self._heard(message)
+
+    def _tell_denied(self, said: str) -> None:
+        """A gateway that may not listen hears of changes late, for ever: its operator is to know."""
+        if not self._denied:
+            self._denied = True
+            why = f"Redis does not allow its user to hear of changes, SUBSCRIBE {self._channel} ({said})"
+            log.warning("%s: docs/security.md has the rules of each role", why)
 
     def _heard(self, message: list[bytes]) -> None:
         match message:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 
 import msgspec
 
 from gateway.core.types import Entry, Sum
 from gateway.store.local.tally import COUNTED, Tally
-from gateway.store.redis.connection import Pipe, Script
+from gateway.store.redis.connection import Pipe, script
 
-APPEND = Script(resources.files("gateway.store.redis").joinpath("append.lua").read_bytes())
+APPEND = script("append")
 
 MAX_ENTRIES = 250_000
 """Entries the stream keeps, about 300 bytes each; the sums stay when entries go."""

@@ -50,8 +50,8 @@ class Workers:
         if self._boot:
             await self._pipe.call("ZADD", LIVING, now + int(LEASE_SECONDS * 1e6), self._boot)
             await self._pipe.call("HSET", PLACES, self._boot, _place(os.getpid()))
-        await self._pipe.call("ZREMRANGEBYSCORE", LIVING, "-inf", now)
-        self.living = max(1, int(await self._pipe.call("ZCARD", LIVING)))
+            await self._pipe.call("ZREMRANGEBYSCORE", LIVING, "-inf", now)
+        self.living = max(1, int(await self._pipe.call("ZCOUNT", LIVING, now, "+inf")))
 
     async def _mark_dead(self) -> None:
         """Mark the workers of this host whose process is gone: their slots are free at once, not after 15 s."""

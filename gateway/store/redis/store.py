@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
 from gateway.store import StoreDown
+from gateway.store.redis.batches import RedisBatches
 from gateway.store.redis.board import RedisBoard
 from gateway.store.redis.connection import Pipe
 from gateway.store.redis.counters import RedisCounters
@@ -37,6 +39,7 @@ class RedisStore:
         self.limits = RedisCounters(self._pipe, self.ledger, self.records)
         self._workers = Workers(self._pipe, boot)
         self.board = RedisBoard(self._pipe, boot)
+        self.batches = RedisBatches(records, self._changes, boot)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -87,15 +90,16 @@ class RedisStore:
                     await pipe.call("PING")
                     break
                 await asyncio.sleep(1)
-            try:
-                found = await pipe.call("CONFIG", "GET", "maxmemory-policy")
+            try:  # CONFIG would tell passwords too, and is kept from users
+                told = await pipe.call("INFO", "memory")
             except StoreDown:
                 continue  # a managed Redis may not let us look
-            if found and found[1] != b"noeviction":
+            policy = re.search(rb"^maxmemory_policy:(\S+)", told, re.MULTILINE)
+            if policy is not None and policy[1] != b"noeviction":
                 log.warning(
                     "Redis has maxmemory-policy %s: it may evict keys and counters when its memory is full; "
                     "set it to noeviction",
-                    found[1].decode(errors="replace"),
+                    policy[1].decode(errors="replace"),
                 )
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

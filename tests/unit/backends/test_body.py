@@ -86,6 +86,28 @@ def test_an_added_field_changes_no_other_byte(case: tuple[dict[str, Any], bytes]
     assert spliced.replace(member, b"") == raw
 
 
+CHANGES = st.none() | VALUES.map(lambda value: json.dumps(value).encode())
+
+
+@given(written(), st.dictionaries(TEXT | TRICKY, CHANGES, max_size=3), st.data())
+def test_fields_are_set_and_taken_out_and_the_others_stay(
+    case: tuple[dict[str, Any], bytes], more: dict[str, bytes | None], data: st.DataObject
+) -> None:
+    value, raw = case
+    body = Body(raw)
+    changes = more | {name: data.draw(CHANGES) for name in value if data.draw(st.booleans())}
+    changed = body.changed(changes)
+    kept = {name: bytes(part) for name, part in body.fields.items() if changes.get(name, b"") is not None}
+    expected = kept | {name: part for name, part in changes.items() if part is not None}
+    assert {name: bytes(part) for name, part in changed.fields.items()} == expected
+    assert {name: changed.raw[start:end] for name, (start, end) in changed.spans().items()} == expected
+    read = Body(changed.raw)
+    assert {name: bytes(part) for name, part in read.fields.items()} == expected
+    assert Body(changed.spliced({"new": b"1"})).fields.keys() == expected.keys() | {"new"}
+    if not changes:
+        assert changed.raw == raw
+
+
 @given(written(OBJECTS.filter(bool)), VALUES, st.data())
 def test_a_repeated_key_is_always_refused(case: tuple[dict[str, Any], bytes], other: Any, data: st.DataObject) -> None:
     value, raw = case

@@ -71,7 +71,7 @@ async def test_update_changes_what_it_is_told_and_nothing_else(parts: Parts) -> 
 async def test_update_names_the_fields_there_are(parts: Parts) -> None:
     record, _ = await parts.registrar.create("n")
     for field in ("model", "id", "secrets", "created", "revoked", "expires"):
-        with pytest.raises(ValueError, match=rf"'{field}'.*model_limits, priority, labels, sources, lifetime"):
+        with pytest.raises(ValueError, match=rf"'{field}'.*model_limits, priority, labels, sources, body, lifetime"):
             await parts.registrar.update(record.id, **{field: 1})
     assert set(CHANGEABLE) >= {*EVERYTHING, "name", "lifetime"}
 
@@ -301,5 +301,6 @@ def test_what_is_public() -> None:
         public(structs.replace(record, revoked=2.0))["status"]
     ]
     assert statuses == ["active", "expired", "revoked"]
-    assert public(Tenant(id="t", created=1.0)) == {"id": "t", "created": 1.0, "version": 1, "limit": {}, "labels": {}}
+    shown = {"id": "t", "created": 1.0, "version": 1, "limit": {}, "storage": {}, "labels": {}}
+    assert public(Tenant(id="t", created=1.0)) == shown
     assert public(AdminKey(id="a", name="n", secrets=(secret,), created=1.0))["status"] == "active"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 
 import pytest
 from harness.supervised import Supervised, supervised, wait
+
+from gateway.app.worker import MOST_FILES, allow_files
 
 
 def finish(running: Supervised) -> None:
@@ -99,3 +102,17 @@ def test_a_terminal_s_interrupt_is_not_for_workers(tmp_path: Path) -> None:
             assert running.pid() == pid
         finish(running)
         assert running.said("drained") == [pid]
+
+
+def test_a_worker_may_have_as_many_files_as_the_system_lets_it() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        allow_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        allow_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

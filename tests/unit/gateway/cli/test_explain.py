@@ -180,3 +180,13 @@ def test_a_body_that_is_no_call_is_named(refused: Refused, tmp_path: Path, text:
 def test_nothing_that_was_typed_is_shown(run: Run, tmp_path: Path) -> None:
     done = run("explain", "--body", body(tmp_path, messages=[{"role": "user", "content": "my secret"}]))
     assert done.exit_code == 0 and "secret" not in done.output
+
+
+def test_rules_for_bodies_are_applied(said: Said, run: Run, routing: Path, tmp_path: Path) -> None:
+    routing.write_text(TABLE.replace("    fallback_route: small", "    body: {deny: [seed], set: {max_tokens: 20000}}"))
+    found = by_name(said("explain", "--body", body(tmp_path, max_tokens=5)))
+    assert "refused" in found["a"], "the bound that is set is what has to fit"
+    assert said("explain", "--body", body(tmp_path, seed=1))["refused"].startswith("400: The field 'seed'")
+    key = said("keys", "create", "--name", "k", "--body-deny", "user")
+    refused = said("explain", "--key", key["id"], "--body", body(tmp_path, user="u"))["refused"]
+    assert refused.startswith("400: The field 'user' is not taken from callers with this key")

@@ -23,6 +23,8 @@ EVERYTHING = shlex.split("""
     --concurrency 3 --budget day:tokens=2M --budget month:money=50 --model-limit demo/smollm2:135m:rpm=1,tpm=2k
     --priority high --expires 30d --label team=search --label env=prod --source 10.0.0.0/8 --source ::1
     --outage rpm=closed --outage budget=open
+    --body-deny logit_bias --body-deny user --body-set max_tokens=500 --body-set stop=null
+    --body-default 'seed={"a": [1.5]}'
 """)
 
 
@@ -52,6 +54,11 @@ def test_everything_that_a_key_can_have(said: Said) -> None:
         "priority": "high",
         "labels": {"team": "search", "env": "prod"},
         "sources": ["10.0.0.0/8", "::1/128"],
+        "body": {
+            "deny": ["logit_bias", "user"],
+            "set": {"max_tokens": 500, "stop": None},
+            "default": {"seed": {"a": [1.5]}},
+        },
         "revoked": None,
         "version": 1,
     }
@@ -71,6 +78,30 @@ def test_an_update_leaves_the_rest_alone(said: Said) -> None:
     untouched = ("name", "tenant", "endpoints", "model_limits", "priority", "sources", "expires", "id", "created")
     assert {name: after[name] for name in untouched} == {name: key[name] for name in untouched}
     assert after["version"] == 2
+
+
+def test_rules_for_bodies_are_shown(run: Run, said: Said) -> None:
+    key = said("keys", "create", "--name", "k", *EVERYTHING)
+    told = run("keys", "show", key["id"]).output
+    for line in ("deny logit_bias", "set max_tokens=500", "set stop=null", 'default seed={"a":[1.5]}'):
+        assert line in told
+
+
+def test_rules_for_bodies_are_changed_part_by_part(said: Said, refused: Refused) -> None:
+    key = said("keys", "create", "--name", "k", *EVERYTHING)
+    after = said("keys", "update", key["id"], "--body-set", 'user="acme"', "--clear", "body:deny")
+    assert after["body"] == {"set": {"user": "acme"}, "default": {"seed": {"a": [1.5]}}}
+    assert said("keys", "update", key["id"], "--clear", "body")["body"] is None
+    for wrong in ("user=acme", "user", "=1"):
+        assert "VALUE in JSON" in refused("keys", "update", key["id"], "--body-set", wrong)
+    assert "'model' is what every call" in refused("keys", "update", key["id"], "--body-deny", "model")
+    assert "body:PART" in refused("keys", "update", key["id"], "--clear", "body:sets")
+
+
+def test_endpoints_are_changed(said: Said) -> None:
+    key = said("keys", "create", "--name", "k", *EVERYTHING)
+    after = said("keys", "update", key["id"], "--endpoint", "embeddings", "--endpoint", "completions")
+    assert after["endpoints"] == ["embeddings", "completions"]
 
 
 def test_clearing(said: Said) -> None:

@@ -99,6 +99,72 @@ def test_canaries_leave_something_to_others(targets: list[dict[str, Any]]) -> No
     assert "canaries" in mistake(one={"targets": targets}).message
 
 
+@pytest.mark.parametrize("backend", ["vllm", "sglang"])
+def test_usage_in_every_event_can_be_asked_of_servers_that_tell_it(backend: str) -> None:
+    table = good(one={"targets": [target("a", backend=backend, continuous_usage=True), target("b")]})
+    assert [spec.continuous_usage for spec in table.routes["one"].targets] == [True, False]
+
+
+@pytest.mark.parametrize("backend", ["openai", "tgi", "llamacpp"])
+@pytest.mark.parametrize("place", ["targets", "fallback", "shadow"])
+def test_usage_in_every_event_cannot_be_asked_of_others(backend: str, place: str) -> None:
+    spec = target("a", backend=backend, continuous_usage=True)
+    found = mistake(one={place: {"target": spec, "share": 0.1} if place == "shadow" else [spec]})
+    assert repr(backend) in found.message and "sglang, vllm" in found.message
+
+
+def test_usage_in_every_event_needs_the_wish_for_it() -> None:
+    fields = {"targets": [target("a", continuous_usage=True, usage_event=False)]}
+    found = mistake(one=fields)
+    assert found.line == line('"continuous_usage"', one=fields)
+    assert "'usage_event: false'" in found.message
+
+
+def test_rules_for_bodies_may_hold_any_value() -> None:
+    text = """
+routes:
+  one:
+    targets: [{name: a, backend: vllm, url: "http://a"}]
+    body:
+      deny: [priority, logit_bias]
+      set: {max_tokens: 500, temperature: 0.2, "yes": true, user: null, note: 2026-11-27, x: {a: [1, "x", null, {}]}}
+      default: {stop: ["\\n", "${WORD}"]}
+"""
+    body = parse_table(text, "t", {"WORD": "end"})[0].routes["one"].body
+    assert body.set == {
+        "max_tokens": 500,
+        "temperature": 0.2,
+        "yes": True,
+        "user": None,
+        "note": "2026-11-27",
+        "x": {"a": [1, "x", None, {}]},
+    }
+    assert body.default == {"stop": ["\n", "end"]} and body.deny == ("priority", "logit_bias")
+    assert type(body.set["max_tokens"]) is int
+
+
+def test_what_is_denied_where_nothing_is_said() -> None:
+    body = good(one={"body": {"set": {"priority": 3}}}).routes["one"].body
+    assert "priority" in body.deny and "kv_transfer_params" in body.deny and "cache_salt" not in body.deny
+
+
+@pytest.mark.parametrize(
+    ("body", "where", "told"),
+    [
+        ({"deny": ["model"]}, '"deny"', "every call"),
+        ({"set": {"stream": True}}, '"stream"', "makes the call"),
+        ({"set": {"max_tokens": "many"}}, '"max_tokens"', "whole number"),
+        ({"set": {"seed": 1}, "default": {"seed": 2}}, '"seed": 2', "never missing"),
+        ({"default": {"priority": 2}}, '"priority"', "'deny'"),
+        ({"default": {"seed": None}}, '"seed"', "null"),
+    ],
+)
+def test_rules_for_bodies_that_cannot_be_meant(body: dict[str, Any], where: str, told: str) -> None:
+    found = mistake(one={"body": body})
+    assert found.line == line(where, one={"body": body})
+    assert told in found.message and "'one'" in found.message
+
+
 def test_nobody_waits_longer_than_for_the_first_output() -> None:
     found = mistake(one={"queue": {"wait": "6m"}})
     assert "360 s" in found.message and "300 s" in found.message

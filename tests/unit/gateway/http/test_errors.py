@@ -14,6 +14,7 @@ from gateway.core import errors
 from gateway.core.errors import (
     AnswerMemoryFull,
     BodyMemoryFull,
+    FilesUnavailable,
     GatewayError,
     Internal,
     OutOfBudget,
@@ -45,6 +46,7 @@ def make(kind: type[GatewayError]) -> GatewayError:
         ShuttingDown: ShuttingDown,
         AnswerMemoryFull: lambda: AnswerMemoryFull(1024),
         BodyMemoryFull: lambda: BodyMemoryFull(1024),
+        FilesUnavailable: lambda: FilesUnavailable(SECRET),
         TooManyBodies: lambda: TooManyBodies("key", 1024),
     }
     error: GatewayError = special.get(kind, lambda: kind(SECRET, param="p"))()

@@ -164,7 +164,7 @@ class Bench:
         self.calls += 1
         asked = asked or call()
         asked = structs.replace(asked, id=f"c{self.calls}")
-        return Held(await self.admission.admit(asked, person, route, self._refresh(person)), spent)
+        return Held(await self.admission.admit(asked, person, route, self._refresh(person, asked)), spent)
 
     async def done(self, person: Person, asked: Call | None = None, *, route: str = "r", spent: Spent = USED) -> Held:
         """A lease on a new call that has ended already."""
@@ -191,13 +191,13 @@ class Bench:
             count += 1
         return count
 
-    def _refresh(self, person: Person) -> Callable[[], Any]:
-        async def refresh() -> Person:
+    def _refresh(self, person: Person, asked: Call) -> Callable[[], Any]:
+        async def refresh() -> tuple[Person, Call]:
             self.refreshed += 1
             stored = await self.store.records.get(KeyRecord, person.key.id)
             if stored is None or stored.revoked:
                 raise Unauthenticated
-            return Person(stored, await self.store.records.get(Tenant, stored.tenant))
+            return Person(stored, await self.store.records.get(Tenant, stored.tenant)), asked
 
         return refresh
 

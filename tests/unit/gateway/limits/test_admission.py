@@ -11,6 +11,7 @@ from harness.virtual_time import settle
 from msgspec import structs
 from unit.gateway.limits.bench import Bench, Person, call, header, tokens_left
 
+from backends.api import Call
 from gateway.config.limits import Price
 from gateway.core.errors import NeverFits, OutOfBudget, RateLimited, Unauthenticated
 from gateway.core.types import Allowance, Budget, Limit, Spent
@@ -374,9 +375,9 @@ async def test_a_key_that_never_stands_still_is_told_to_come_again(bench: Bench)
     old = await bench.person(Limit(rpm=1))
     await bench.changed(old, Limit(rpm=1))
 
-    async def useless() -> Person:
+    async def useless() -> tuple[Person, Call]:
         bench.refreshed += 1
-        return old
+        return old, call()
 
     with pytest.raises(RateLimited) as caught:
         await bench.admission.admit(call(), old, "r", useless)

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 from harness.peer import Listener, Peer
-from harness.upstream import event, head, whole
+from harness.redis_server import free_port
+from harness.upstream import event, head, scripted_upstream, whole
 
+from backends import registry
 from backends.api import Call, Target
 from backends.body import Body
 from backends.capabilities import Capabilities
@@ -127,3 +129,39 @@ async def test_failures_and_that_their_connections_are_closed(
 async def test_a_target_that_is_not_there(forwarder: Forwarder) -> None:
     with pytest.raises(Unreachable, match="No such file"):
         await forwarder.send(a_call(False), Target("t", "unix:///no/such/socket"), OPENAI, Timeouts(), {})
+
+
+@pytest.mark.parametrize(
+    ("backend", "statuses", "found"),
+    [
+        ("openai", {}, []),
+        ("openai", {"/v1/chat/completions": 400}, ["/v1/chat/completions"]),
+        ("openai", {"/v1/chat/completions": 403, "/v1/embeddings": 200}, ["/v1/embeddings"]),
+        (
+            "vllm",
+            {"/invocations": 415, "/tokenize": 422, "/pooling": 404, "/score": 405},
+            ["/invocations", "/tokenize"],
+        ),
+        ("vllm", {"/invocations": 503, "/tokenize": 422}, ["/tokenize"]),
+        ("vllm", {"/invocations": 503}, None),
+        ("openai", {"/v1/embeddings": 429}, None),
+        ("openai", {"/v1/embeddings": 500}, []),
+        ("tgi", {"/invocations": 422}, ["/invocations"]),
+        ("sglang", {"/generate": 400}, ["/generate"]),
+    ],
+)
+async def test_what_a_target_takes_without_its_credential(
+    forwarder: Forwarder, backend: str, statuses: dict[str, int], found: list[str] | None
+) -> None:
+    with scripted_upstream() as upstream:
+        target = upstream.target("t")
+        target.open_paths = statuses
+        address = Target("t", target.url, "served", "the-credential")
+        assert await forwarder.open_paths(address, registry.capabilities(backend), Timeouts()) == found
+        assert {probe.header("content-type") for probe in target.probes} == {"application/json"}
+        assert {probe.header("authorization") for probe in target.probes} == {None} and not target.calls
+
+
+async def test_a_target_that_is_not_there_tells_nothing_of_what_it_takes(forwarder: Forwarder) -> None:
+    address = Target("t", f"http://127.0.0.1:{free_port()}", "served", "the-credential")
+    assert await forwarder.open_paths(address, registry.capabilities("openai"), Timeouts()) is None

@@ -43,6 +43,7 @@ FULL: dict[str, Any] = {
     "priority": "low",
     "labels": {"team": "search", "env": "prod"},
     "sources": ["10.0.0.0/8"],
+    "body": {"deny": ["logit_bias"], "set": {"max_tokens": 9, "user": None}, "default": {"stop": ["a", {"b": 1.5}]}},
 }
 
 
@@ -100,12 +101,42 @@ def test_a_change_merges(admin: Admin) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ({"set": {"seed": 1}}, {**FULL["body"], "set": {"seed": 1}}),
+        ({"set": None}, {"deny": ["logit_bias"], "default": FULL["body"]["default"]}),
+        ({"deny": []}, {"set": FULL["body"]["set"], "default": FULL["body"]["default"]}),
+        ({"deny": None, "set": {}, "default": None}, None),
+        ({}, FULL["body"]),
+    ],
+    ids=str,
+)
+def test_each_part_of_the_rules_for_bodies_is_replaced_whole(admin: Admin, change: Any, left: Any) -> None:
+    made = admin.said("POST", "/keys", FULL)
+    assert admin.said("PATCH", f"/keys/{made['id']}", {"body": change})["body"] == left
+    assert admin.said("PATCH", f"/keys/{made['id']}", {"name": "other"})["body"] == left
+
+
+def test_a_change_may_not_contradict_what_stands(admin: Admin) -> None:
+    made = admin.said("POST", "/keys", FULL)
+    refused = admin.ask("PATCH", f"/keys/{made['id']}", {"body": {"default": {"max_completion_tokens": 3}}})
+    assert refused.status_code == 400 and "'max_tokens' stands under 'set'" in refused.text
+    assert admin.said("GET", f"/keys/{made['id']}")["body"] == FULL["body"]
+
+
+def test_endpoints_can_be_changed(admin: Admin) -> None:
+    made = admin.said("POST", "/keys", FULL)
+    assert admin.said("PATCH", f"/keys/{made['id']}", {"endpoints": ["embeddings"]})["endpoints"] == ["embeddings"]
+
+
+@pytest.mark.parametrize(
     ("field", "left"),
     [
         ("limit", {}),
         ("model_limits", {}),
         ("labels", {}),
         ("sources", []),
+        ("body", None),
         ("expires", None),
     ],
 )
@@ -244,6 +275,10 @@ def test_lists_are_narrowed(admin: Admin) -> None:
         ({"name": "k", "endpoints": ["chats"]}, None, "'chats'"),
         ({"name": "k", "sources": ["10.0.0.0/99"]}, None, "10.0.0.0/99"),
         ({"name": "k", "sources": [""]}, None, "not a network"),
+        ({"name": "k", "body": {"set": {"model": "x"}}}, None, "'model' makes the call"),
+        ({"name": "k", "body": {"set": {"a": 1}, "default": {"a": 1}}}, None, "body.default: 'a'"),
+        ({"name": "k", "body": {"sets": {"a": 1}}}, "body.sets", "no such field"),
+        ({"name": "k", "body": {"deny": "a"}}, "body.deny", "array"),
         ({"name": "k", "tenant": "a b"}, None, "'a b'"),
         ({"name": "k", "expires": 1.0}, None, "expires"),
         ({"name": "a\x1bb"}, None, "name"),

@@ -1,0 +1,50 @@
+"""What a client can ask for, by the names that keys, limits and metrics know it by."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+Endpoint = Literal[
+    "chat/completions",
+    "completions",
+    "embeddings",
+    "responses",
+    "messages",
+    "messages/count_tokens",
+    "rerank",
+    "score",
+    "decisions",
+    "tokenize",
+    "detokenize",
+]
+
+COMMON: Final[frozenset[Endpoint]] = frozenset({"chat/completions", "completions", "embeddings"})
+"""Those of every server in OpenAI's language."""
+STREAMED: Final[frozenset[Endpoint]] = frozenset({"chat/completions", "completions", "responses", "messages"})
+"""Their answers come as streams, if the client asks for that."""
+UNCOUNTED: Final[frozenset[str]] = frozenset({"messages/count_tokens", "tokenize", "detokenize"})
+"""No model works on them: they take no tokens."""
+SILENT: Final[frozenset[str]] = UNCOUNTED | {"embeddings", "rerank", "score", "decisions"}
+"""Their answers are no text of a model."""
+ANTHROPIC: Final[frozenset[str]] = frozenset({"messages", "messages/count_tokens"})
+"""Those of Anthropic's language."""
+
+PATHS: Final[dict[str, Endpoint]] = {
+    "/v1/chat/completions": "chat/completions",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+    "/v1/messages/count_tokens": "messages/count_tokens",
+    "/v1/rerank": "rerank",
+    "/rerank": "rerank",
+    "/v2/rerank": "rerank",
+    "/v1/score": "score",
+    "/score": "score",
+    "/v1/decisions": "decisions",
+    "/tokenize": "tokenize",
+    "/v1/tokenize": "tokenize",
+    "/detokenize": "detokenize",
+    "/v1/detokenize": "detokenize",
+}
+"""Where clients ask for each: some servers have it under several paths."""

@@ -1,0 +1,153 @@
+"""What operators decide of callers' bodies, by route and by key: fields that may not come, that are set, filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct, structs
+
+from backends import asked
+from backends.api import Call
+from backends.asked import BOUNDS, CHOICES, HUGE, Asked
+from backends.body import Body
+from gateway.core.errors import denied_field
+
+CALL: Final = frozenset(("model", "stream", "stream_options", "messages", "prompt", "input", "prompt_embeds"))
+"""Fields that make the call what it is."""
+COUNTED: Final = frozenset((*BOUNDS, *CHOICES, "best_of"))
+"""Fields of which limits and routing read how much may be made; embeddings have none of them."""
+MOST_FIELDS: Final = 64
+MOST_BYTES: Final = 16 * 1024
+"""Of the values of one key or route, as JSON."""
+MOST_NAME: Final = 128
+
+_SAME: Final[dict[str, tuple[str, ...]]] = {name: group for group in (BOUNDS, CHOICES) for name in group}
+"""Names of one field: engines honour the one or the other, so a rule for one is a rule for all."""
+
+
+class BodyRules(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Rules for fields at the top of bodies."""
+
+    deny: tuple[str, ...] = ()
+    """Fields that callers may not send."""
+    set: dict[str, Any] = {}
+    """Values of fields, whatever callers send; None takes a field out."""
+    default: dict[str, Any] = {}
+    """Values of fields that are missing, or null."""
+
+
+NO_RULES: Final = BodyRules()
+
+
+def mistakes(rules: BodyRules) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What cannot be meant, each with where it stands."""
+    for part in ("deny", "set", "default"):
+        names = getattr(rules, part)
+        if len(names) > MOST_FIELDS:
+            yield (part,), f"{part!r} has {len(names)} fields; at most {MOST_FIELDS} are possible"
+        for name in names:
+            if told := _odd_name(name) or _odd(part, name, names[name] if isinstance(names, dict) else ""):
+                yield (part, name), told
+    yield from _contradictions(rules)
+    values = (*rules.set.values(), *rules.default.values())
+    if not any(map(_is_no_json, values)) and (size := len(msgspec.json.encode(values))) > MOST_BYTES:
+        yield ("set",), f"its values and those of 'default' have {size} bytes; at most {MOST_BYTES} are possible"
+
+
+def _odd_name(name: str) -> str:
+    """Why a field cannot have this name; empty: it can."""
+    if 0 < len(name) <= MOST_NAME and name.isprintable():
+        return ""
+    return f"{name[:MOST_NAME]!r}: expected the name of a field, 1 to {MOST_NAME} printable characters"
+
+
+def _odd(part: str, name: str, value: object) -> str:
+    """Why a field cannot be ruled like this; empty: it can."""
+    if part == "deny":
+        return "'model' is what every call has to say" if name == "model" else ""
+    if name in CALL:
+        return f"{name!r} makes the call what it is: it is the caller's to say"
+    if part == "default" and value is None:
+        return f"{name!r}: null fills in nothing; under 'set' it takes the field out"
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= HUGE
+    if name in COUNTED and value is not None and not is_count:
+        return f"{name!r}: {value!r} is not allowed; expected a whole number, at least 1"
+    return f"{name!r}: expected a value that JSON has" if _is_no_json(value) else ""
+
+
+def _is_no_json(value: object) -> bool:
+    """Such as infinity, or a date."""
+    try:
+        return bool(msgspec.json.decode(msgspec.json.encode(value)) != value)
+    except (TypeError, ValueError, RecursionError):
+        return True
+
+
+def _contradictions(rules: BodyRules) -> Iterator[tuple[tuple[str, ...], str]]:
+    for part in ("set", "default"):
+        seen: dict[tuple[str, ...], str] = {}
+        for name in getattr(rules, part):
+            if (first := seen.setdefault(_names(name), name)) != name:
+                yield (part, name), f"{name!r} and {first!r} are one field under two names: give one of them"
+    ruled = {_names(name): name for name in rules.set}
+    for name in rules.default:
+        if (other := ruled.get(_names(name))) is not None:
+            yield ("default", name), f"{name!r} is never missing: {other!r} stands under 'set'"
+        elif name in rules.deny:
+            told = "may not be sent ('deny'), so this is its value: write it under 'set', or take it out of 'deny'"
+            yield ("default", name), f"{name!r} {told}"
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """All names of the field that has this one."""
+    return _SAME.get(name, (name,))
+
+
+def ruled(call: Call, route: BodyRules, key: BodyRules | None) -> Call:
+    """The call as these rules make it: what is denied by either is; the route's `set` goes before the key's, the key's
+    `default` before the route's, and what is set before what is filled in. Raises `BadRequest` for a denied field.
+    """
+    key, fields = key or NO_RULES, call.body.fields
+    for rules, whose in ((route, "on this route"), (key, "with this key")):
+        if denied := fields.keys() & rules.deny:
+            raise denied_field(denied, whose)
+    sets, defaults = _merged(call, key.set, route.set), _merged(call, route.default, key.default)
+    changes: dict[str, bytes | None] = {}
+    for names, (name, value) in sets.items():
+        changes |= {each: None for each in names if each in fields}
+        if value is not None:
+            changes[name] = msgspec.json.encode(value)
+    for names, (name, value) in defaults.items():
+        if names not in sets and all(bytes(fields.get(each, b"null")) == b"null" for each in names):
+            changes[name] = msgspec.json.encode(value)
+    if not changes:
+        return call
+    body = call.body.changed(changes)
+    return structs.replace(call, body=body, asked=_asked(call, body))
+
+
+def _merged(call: Call, *rules: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[str, Any]]:
+    """By all names of a field, the one by which it is ruled, and its value; later rules go before earlier ones."""
+    found: dict[tuple[str, ...], tuple[str, Any]] = {}
+    for each in rules:
+        for name, value in each.items():
+            if call.endpoint != "embeddings" or name not in COUNTED:
+                found[_names(name)] = name, value
+    return found
+
+
+def _asked(call: Call, body: Body) -> Asked:
+    """What the call asks for with this body instead of its own."""
+    if call.asked.conversation is None:
+        return asked.read(call.endpoint, len(body.raw), body.fields)
+    # It was read in windows, as it is large: no rule changes its prompt.
+    counted = asked.read("embeddings", 0, {name: raw for name, raw in body.fields.items() if name in COUNTED})
+    return structs.replace(
+        call.asked,
+        choices=counted.choices,
+        candidates=counted.candidates,
+        output=counted.output,
+        text=max(0, call.asked.text + len(body.raw) - len(call.body.raw)),
+    )

@@ -1,0 +1,1 @@
+"""TGI's `/generate` and completions, in both directions."""

@@ -1,0 +1,1 @@
+"""OpenAI's responses and a chat, in both directions."""
