@@ -196,6 +196,14 @@ class Resumable(Protocol):
 
 
 @runtime_checkable
+class ParsesTools(Protocol):
+    """For servers that find tool calls in what a model writes, and refuse to show it tools where they do not."""
+
+    unparsed: bytes
+    """What `tool_choice` must be, as JSON, for tools to be shown and the model's text to stay as it is."""
+
+
+@runtime_checkable
 class RefusesInItsOwnWords(Protocol):
     """For servers whose 4xx bodies are already fit for the client, or can be made so."""
 

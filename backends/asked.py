@@ -39,6 +39,8 @@ PROMPTS: Final = {
     "decisions": "questions",
 }
 """Where the prompts stand of which one call may have several, each of which is answered."""
+NESTED: Final = {"generate": "parameters", "generate/root": "parameters"}
+"""Where the bounds of an answer stand, if not at the top."""
 SYSTEM: Final = {"chat/completions": "", "messages": "system", "responses": "instructions"}
 """Endpoints for conversations, and where the system prompt stands if not in a message."""
 MESSAGES: Final = {"responses": "input"}
@@ -147,6 +149,8 @@ def read(
     one stands for.
     """
     short = fields if short is None else short
+    if endpoint in NESTED:
+        short = {**short, **_parameters(short.get(NESTED[endpoint]))}
     choices, output = 1, 0
     for name in CHOICES:
         if name in short:
@@ -250,6 +254,18 @@ def _prompts(
     # Of the rows of a large body only the ends are known.
     longest = max(weights) / max(1, sum(weights)) if short is fields or not rows else 1 / len(weights)
     return len(weights) + numbers, sum(ids) + numbers, taken, longest
+
+
+def _parameters(raw: Raw | None) -> dict[str, Raw]:
+    """TGI's bounds of an answer, by the names that they have elsewhere."""
+    if raw is None or bytes(memoryview(raw)[:1]) != b"{":
+        return {}
+    try:
+        given = _named.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    names = (("max_new_tokens", "max_tokens"), ("best_of", "best_of"))
+    return {name: given[theirs] for theirs, name in names if theirs in given and bytes(given[theirs]) != b"null"}
 
 
 def _embedded(raw: Raw) -> int:

@@ -16,11 +16,15 @@ Endpoint = Literal[
     "decisions",
     "tokenize",
     "detokenize",
+    "generate",
+    "generate/root",
 ]
 
 COMMON: Final[frozenset[Endpoint]] = frozenset({"chat/completions", "completions", "embeddings"})
 """Those of every server in OpenAI's language."""
-STREAMED: Final[frozenset[Endpoint]] = frozenset({"chat/completions", "completions", "responses", "messages"})
+STREAMED: Final[frozenset[Endpoint]] = frozenset(
+    {"chat/completions", "completions", "responses", "messages", "generate/root"}
+)
 """Their answers come as streams, if the client asks for that."""
 UNCOUNTED: Final[frozenset[str]] = frozenset({"messages/count_tokens", "tokenize", "detokenize"})
 """No model works on them: they take no tokens."""
@@ -28,6 +32,10 @@ SILENT: Final[frozenset[str]] = UNCOUNTED | {"embeddings", "rerank", "score", "d
 """Their answers are no text of a model."""
 ANTHROPIC: Final[frozenset[str]] = frozenset({"messages", "messages/count_tokens"})
 """Those of Anthropic's language."""
+TGI: Final[frozenset[str]] = frozenset({"generate", "generate/root"})
+"""Those of TGI's own language."""
+ALWAYS_STREAMED: Final = b"/generate_stream"
+"""A path whose answers are streams, whatever the body says."""
 
 PATHS: Final[dict[str, Endpoint]] = {
     "/v1/chat/completions": "chat/completions",
@@ -46,5 +54,8 @@ PATHS: Final[dict[str, Endpoint]] = {
     "/v1/tokenize": "tokenize",
     "/detokenize": "detokenize",
     "/v1/detokenize": "detokenize",
+    "/generate": "generate",
+    "/generate_stream": "generate",
+    "/": "generate/root",
 }
 """Where clients ask for each: some servers have it under several paths."""

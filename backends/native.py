@@ -18,6 +18,11 @@ NOTHING: Final = Usage()
 """What is used up where no model works."""
 
 
+def unnamed(call: Call) -> bool:
+    """It asks for a default, and names no model itself."""
+    return bytes(call.body.fields.get("model", b"null")) in (b"null", b'""')
+
+
 class Native:
     """An endpoint whose answers come whole. `path` is where the server has it."""
 
@@ -26,8 +31,8 @@ class Native:
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         changes = self.changes(call)
-        if target.model is not None and target.model != call.model:
-            changes["model"] = msgspec.json.encode(target.model)
+        if unnamed(call) or (target.model is not None and target.model != call.model):
+            changes["model"] = msgspec.json.encode(target.model or call.model)
         body = call.body.spliced(changes) if changes else call.body.raw
         headers = {"content-type": call.content_type}
         if target.api_key is not None:

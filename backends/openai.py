@@ -18,6 +18,8 @@ USAGE_WANTED = b'{"include_usage":true}'
 ALL_USAGE_WANTED = b'{"include_usage":true,"continuous_usage_stats":true}'
 
 _NULL = Raw(b"null")
+NO_NAME = (_NULL, Raw(b'""'))
+"""Models of calls that ask for a default."""
 _REQUIRED = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}
 
 
@@ -36,8 +38,9 @@ class OpenAI:
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         self.check(call)
         changes: dict[str, bytes] = {}
-        if target.model is not None and target.model != call.model:
-            changes["model"] = msgspec.json.encode(target.model)
+        named = call.body.fields.get("model", _NULL) not in NO_NAME
+        if (target.model is not None and target.model != call.model) or not named:
+            changes["model"] = msgspec.json.encode(target.model or call.model)
         if (
             call.stream
             and target.usage_event

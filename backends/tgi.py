@@ -32,6 +32,7 @@ from backends.counters import counted
 from backends.endpoints import Endpoint
 from backends.exposition import Exposition
 from backends.facts import understood
+from backends.generate import NativeGenerate
 from backends.resume import continued
 
 # Fields with the values that ask for nothing; any other value is refused.
@@ -70,7 +71,13 @@ class TGI:
     inference_paths = ("/v1/chat/completions", "/generate", "/invocations")
 
     def __init__(self) -> None:
-        self.endpoints: Mapping[Endpoint, Adapter] = {"chat/completions": self, "completions": self}
+        own = NativeGenerate("/generate")
+        self.endpoints: Mapping[Endpoint, Adapter] = {
+            "chat/completions": self,
+            "completions": self,
+            "generate": own,
+            "generate/root": own,
+        }
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """The sums of two histograms, which are not there before the first call."""

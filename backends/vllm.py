@@ -24,6 +24,7 @@ class VLLM(OpenAI):
     credential_path = MODELS
     counters_path = gauges_path = "/metrics"
     wake_path = "/wake_up"
+    unparsed = b'"none"'
     fact_paths = (MODELS, "/version")
     inference_paths = (
         *OpenAI.inference_paths,

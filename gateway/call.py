@@ -7,7 +7,7 @@ client that leaves. What the call holds is given back in `CallState.end`, in one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -64,14 +64,17 @@ class Client(Protocol):
     def check(self) -> None:
         """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
 
-    async def call(self, key: KeyRecord) -> Call:
-        """Read the body of a call with this key.
+    async def call(self, key: KeyRecord, default: str = "") -> Call:
+        """Read the body of a call with this key; if it names no model, it asks for the `default`, if there is one.
 
         Raises `Refused` when it cannot be a call, or the key is sending too much at once.
         """
 
     def trust_own_id(self) -> None:
         """Have targets log `own_id`, where there is one, instead of `call_id`."""
+
+    def keep_alive(self, seconds: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send a sign of life each so many seconds until the answer begins; its head would have these headers."""
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
@@ -138,7 +141,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
-        call = asked = state.call = await client.call(caller.key)  # 400, 408, 413, 429, 503
+        call = asked = state.call = await client.call(caller.key, parts.routes.default)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
         record.routed(route.name, route.price)
@@ -162,6 +165,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
         call = state.call
         record.admitted(lease.at, lease.input)
+        if route.keepalive is not None and call.stream:
+            client.keep_alive(route.keepalive, lease.headers)
         if route.resumes and call.stream and endpoint in RESUMABLE:
             state.transcript = Transcript(call)
         state.attempts = parts.routes.attempts(

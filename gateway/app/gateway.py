@@ -29,7 +29,7 @@ from gateway.config.settings import unknown
 from gateway.config.watch import Loaded, Source, Watcher
 from gateway.config.weak_secrets import weak_secrets
 from gateway.core.clock import SystemClock
-from gateway.http import files, openapi, operations
+from gateway.http import files, models, openapi, operations
 from gateway.http.identity import BOOT
 from gateway.http.server import DataPlane
 from gateway.limits import Admission, AdmissionEvents
@@ -102,6 +102,7 @@ class Gateway:
         self.readiness = operations.Readiness(self.store, self._is_draining)
         self.proxies = networks(settings.trusted_proxies.split(","))
         self.plane = DataPlane(self._parts(routes), table.bodies, self._operations(), self.proxies, self._may_explain)
+        self.plane.allow(table.cors)
         status = TableStatus(self.readiness, self.metrics, self.clock, loaded.config_hash)
         self.reloader = Reloader(self.plane, self.builder, self.fleet, self.launched, table, status, self.files)
         self.watcher = Watcher(source, self.reloader.apply, self.reloader.refused)
@@ -205,7 +206,8 @@ class Gateway:
             warnings.simplefilter("ignore")
             app = Litestar(
                 route_handlers=[
-                    operations.router(self._parts_in_force, self.readiness, self.proxies),
+                    operations.router(self._parts_in_force, self.readiness),
+                    models.router(self._parts_in_force, self.proxies),
                     files.router(self._parts_in_force, self.proxies, self.files),
                     openapi.assets(),
                 ],

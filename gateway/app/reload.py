@@ -88,7 +88,7 @@ class Reloader:
             self._files.defaults = table.limits.storage.storage()
         parts.shadow.mirrors = mirrors
         self._fleet.adopt(routes)
-        self._plane.swap(structs.replace(parts, routes=routes), table.bodies)
+        self._plane.swap(structs.replace(parts, routes=routes), table.bodies, table.cors)
         self._table = table
         self._status.applied(loaded.config_hash)
         log.warning("the routing table %s is in force", loaded.config_hash)

@@ -44,6 +44,9 @@ def check(document: Document, table: Table) -> None:
         for part, told in mistakes(route.body.rules):
             document.report(("routes", name, "body", *part), f"route {name!r}: {told}")
     _check_bodies(document, table.bodies)
+    if table.default_route is not None and table.names().find(table.default_route) is None:
+        told = f"no route or alias {table.default_route!r}; routes: {', '.join(table.routes)}"
+        document.report(("default_route",), told)
     if not any(not mistake.warning for mistake in document.mistakes):
         _run_tests(document, table)
 

@@ -187,6 +187,9 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """When to try another target."""
     resume: Literal["text"] | None = None
     """`text`: a stream whose target dies goes on at another target of its tier, from the text that the client has."""
+    keepalive: Seconds | None = None
+    """How often a streamed call that waits for its first output is sent a sign of life, from which on its status is 200
+    and a failure an event of the stream; default: never."""
     hold: Seconds | None = None
     """How long a call may wait for targets that are starting, restarting or asleep; default: it is not held."""
     body: BodySpec = BodySpec()
@@ -239,6 +242,13 @@ class Bodies(Part, frozen=True, kw_only=True):
         return LARGEST_AT_ONCE * max(self.answer, self.event) if self.answers is None else self.answers
 
 
+class CorsSpec(Part, frozen=True, kw_only=True):
+    """Pages in browsers that may call the gateway."""
+
+    origins: tuple[str, ...]
+    """Where they come from, such as `https://chat.example.com`; `*`: from anywhere."""
+
+
 class Ask(Part, frozen=True, kw_only=True):
     """A call that a test imagines."""
 
@@ -269,6 +279,10 @@ class Table(Part, frozen=True, kw_only=True):
 
     routes: dict[str, RouteSpec]
     """By public model name."""
+    default_route: str | None = None
+    """The route, or alias, that is asked for by calls that name no model; default: they are refused."""
+    cors: CorsSpec | None = None
+    """Pages in browsers that may call; default: none of another origin."""
     limits: Limits = Limits()
     """What callers may use."""
     bodies: Bodies = Bodies()
@@ -401,6 +415,7 @@ def parts() -> list[type[Struct]]:
         QueueSpec,
         ShadowSpec,
         BodySpec,
+        CorsSpec,
         Price,
     ]
     limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec, StorageSpec]

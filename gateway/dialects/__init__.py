@@ -2,6 +2,8 @@
 
 from gateway.dialects.dialect import Dialect, Writer
 from gateway.dialects.known import translated
+from gateway.dialects.parsing import Parsing
+from gateway.dialects.tools.parser import FORMATS
 from gateway.dialects.translating import Translating
 
-__all__ = ["Dialect", "Translating", "Writer", "translated"]
+__all__ = ["FORMATS", "Dialect", "Parsing", "Translating", "Writer", "translated"]

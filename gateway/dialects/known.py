@@ -9,6 +9,7 @@ from backends.capabilities import Capabilities
 from gateway.dialects.dialect import Dialect
 from gateway.dialects.generate.dialect import Generate
 from gateway.dialects.messages.dialect import Messages
+from gateway.dialects.parsing import Parsing
 from gateway.dialects.responses.dialect import Responses
 from gateway.dialects.translating import Translating
 
@@ -19,12 +20,19 @@ FOR: Final[Mapping[str, Dialect]] = {
     "generate/root": Generate(root=True),
 }
 """By the endpoint that clients ask for."""
+CHATS: Final = "chat/completions"
 
 
-def translated(native: Mapping[Any, Capabilities]) -> dict[Any, Capabilities]:
-    """What a server can do that has these endpoints itself: these, and those that can be translated into them."""
+def translated(native: Mapping[Any, Capabilities], parser: str | None = None) -> dict[Any, Capabilities]:
+    """What a server can do that has these endpoints itself: these, and those that can be translated into them.
+
+    `parser`: the format in which its model writes calls, where the server does not find them. Then all that can be
+    translated into chats is, for in its other endpoints it does not find them either.
+    """
     spoken = dict(native)
+    if parser is not None and CHATS in native:
+        spoken[CHATS] = Parsing(native[CHATS], parser).capabilities()
     for endpoint, dialect in FOR.items():
-        if endpoint not in native and dialect.asks in native:
-            spoken[endpoint] = Translating(native[dialect.asks], dialect).capabilities()
+        if dialect.asks in native and (endpoint not in native or (parser is not None and dialect.asks == CHATS)):
+            spoken[endpoint] = Translating(spoken[dialect.asks], dialect).capabilities()
     return spoken

@@ -27,6 +27,7 @@ class Answer:
         "closes",
         "ended",
         "keeps_alive",
+        "more",
         "started",
     )
 
@@ -37,6 +38,8 @@ class Answer:
         self.started = False
         self.ended = False
         """All of it was written."""
+        self.more: list[tuple[bytes, bytes]] | None = None
+        """Headers that whoever answers does not know of."""
         self.keeps_alive = False
         """The connection can be used again once the answer has ended."""
         self._head = b""
@@ -52,7 +55,7 @@ class Answer:
         request, length = self._request, None
         closes = self.closes or not request.keeps_alive or not request.is_whole
         lines = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._connection.listener.date]
-        for name, value in headers:
+        for name, value in headers if self.more is None else (*headers, *self.more):
             if name == b"content-length":
                 length = int(value)
             elif name == b"connection":

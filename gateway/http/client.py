@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from msgspec import DecodeError, Raw
+from msgspec import DecodeError, Raw, structs
 from msgspec.json import Decoder
 
 from backends.api import UNREAD, Call
 from backends.asked import PROMPTS, Asked
 from backends.body import Body, Malformed
-from backends.endpoints import ANTHROPIC, STREAMED, Endpoint
+from backends.endpoints import ALWAYS_STREAMED, ANTHROPIC, STREAMED, Endpoint
 from backends.large import SURELY_FEW, is_large
 from backends.large import read as read_large
 from gateway.auth.networks import Network
@@ -45,6 +45,8 @@ _OWN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 OWN_ID: Final = b"x-client-request-id"
 """Says the client's own id back to it; `x-request-id` is ours, and unique."""
 STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+COMMENT: Final = b": keep-alive\n\n"
+PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 _name, _flag = Decoder(str), Decoder(bool)
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 """Large bodies are read one at a time, so that many of them hold the loop no longer than one."""
@@ -70,6 +72,7 @@ class Client:
         "_ended_by_us",
         "_endpoint",
         "_memory",
+        "_pinged",
         "_prepared",
         "_request",
         "_streams",
@@ -79,6 +82,7 @@ class Client:
         "gone_at",
         "headers",
         "own_id",
+        "pinging",
         "source",
         "trace",
     )
@@ -111,7 +115,9 @@ class Client:
         """The answer's headers are to tell how its target was picked."""
         self.gone_at: float | None = None
         """When we learned that it had left, by the monotonic clock; None: it has not."""
-        self._announced = self._streams = False
+        self._announced = self._pinged = self._streams = False
+        self.pinging: asyncio.TimerHandle | None = None
+        """The next sign of life, as long as the answer has not begun."""
         self._prepared: list[tuple[bytes, bytes]] = []
         self._task = connection.task
         self._ended_by_us: ShuttingDown | None = None
@@ -120,7 +126,7 @@ class Client:
     @property
     def started(self) -> bool:
         """Something of the answer has left: from here on nothing can be retried or become an error status."""
-        return self._answer.started
+        return self._answer.started and not self._pinged
 
     def check(self) -> None:
         """Raise `BadFraming` for a head that a proxy before us may have read in another way."""
@@ -128,8 +134,8 @@ class Client:
         if len(self.headers) != len(head) or not SUSPECT.isdisjoint(self.headers):
             refuse_ambiguous(head)
 
-    async def call(self, key: KeyRecord) -> Call:
-        """Read the whole body, which counts as the key's until then."""
+    async def call(self, key: KeyRecord, default: str = "") -> Call:
+        """Read the whole body, which counts as the key's until then; `default` is the model if it names none."""
         headers = self.headers
         if sum(map(len, headers)) + sum(map(len, headers.values())) > MAX_HEADERS:
             raise HeadersTooLarge(f"The headers are larger than {MAX_HEADERS} bytes.")
@@ -144,11 +150,36 @@ class Client:
         elements, large = self._bodies.elements, None
         if len(raw) > min(SURELY_FEW, 2 * elements) and is_large(raw, elements):
             large = await _in_windows(self._endpoint, raw, elements)
-        call = read(self.call_id, self._endpoint, raw, content_type, large)
+        call = read(self.call_id, self._endpoint, raw, content_type, large, default)
+        if self._endpoint == "generate" and ALWAYS_STREAMED in request.target:
+            call = structs.replace(call, stream=True)
         self._streams = call.stream
         if call.asked.prompts > self._bodies.prompts:
             raise _too_many_prompts(call, self._bodies.prompts)
         return call
+
+    def keep_alive(self, seconds: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send a sign of life each so many seconds until the answer begins; its head would have these headers."""
+        self.pinging = self._connection.loop.call_later(seconds, self._ping, seconds, headers)
+
+    def stop_pinging(self) -> None:
+        """The answer begins, or there will be none."""
+        if self.pinging is not None:
+            self.pinging.cancel()
+        self.pinging, self._pinged = None, False
+
+    def _ping(self, seconds: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        answer, connection = self._answer, self._connection
+        if answer.ended or connection.lost:
+            self.pinging = None
+            return
+        if not answer.started:
+            self.prepare([(b"content-type", b"text/event-stream"), *headers])
+            answer.start(200, [*self._prepared, *STREAM_HEADERS])
+            self._pinged = True
+        if not connection.is_full:
+            answer.write(PING if self._endpoint in ANTHROPIC else COMMENT)
+        self.pinging = connection.loop.call_later(seconds, self._ping, seconds, headers)
 
     def prepare(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the headers that the answer will start with."""
@@ -161,6 +192,8 @@ class Client:
     async def send(self, data: bytes) -> None:
         """Send a piece of a stream, the first one with the head of the response. Raises `ReaderTooSlow`."""
         answer, connection = self._answer, self._connection
+        if self.pinging is not None:
+            self.stop_pinging()
         if not answer.started:
             answer.start(200, [*self._prepared, *STREAM_HEADERS])
         answer.write(data)
@@ -174,6 +207,8 @@ class Client:
         that came at once only the last event waits. Raises `ReaderTooSlow`.
         """
         answer, rest = self._answer, data if len(data) <= AT_ONCE_BYTES else memoryview(data)
+        if self.pinging is not None:
+            self.stop_pinging()
         if not answer.started:
             answer.start(200, [*self._prepared, (b"content-length", b"%d" % len(data))])
             self._announced = True
@@ -301,9 +336,15 @@ async def _in_windows(endpoint: Endpoint, raw: bytes, elements: int) -> tuple[Bo
 
 
 def read(
-    call_id: str, endpoint: Endpoint, raw: bytes, content_type: bytes, large: tuple[Body, Asked] | None = None
+    call_id: str,
+    endpoint: Endpoint,
+    raw: bytes,
+    content_type: bytes,
+    large: tuple[Body, Asked] | None = None,
+    default: str = "",
 ) -> Call:
-    """Decode a body as far as routing needs; a `large` one was read already. Raises `BadRequest`, naming the field."""
+    """Decode a body as far as routing needs; a `large` one was read already, and one that names no model asks for the
+    `default`. Raises `BadRequest`, naming the field."""
     if not _CONTENT_TYPE.fullmatch(content_type):
         raise BadRequest("The content-type header holds characters that do not belong there.", param="content-type")
     try:
@@ -320,6 +361,8 @@ def read(
             options = body.get("stream_options", dict[str, Raw], {})
     except Malformed as error:
         raise BadRequest(f"{error}", param=error.param) from None
+    if not model:
+        model = default
     if not model:
         raise BadRequest("The field 'model' is required: name the model to ask.", param="model")
     if len(model) > MAX_MODEL or not model.isprintable():

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from backends.endpoints import ANTHROPIC
+from backends.endpoints import ANTHROPIC, TGI
 from gateway.core.errors import AnswerTooLarge, BadFraming, GatewayError, Rejected, UpstreamError
 
 MAX_RETRY_AFTER = 120.0
@@ -21,6 +21,8 @@ _ANTHROPIC: Final = {
     504: "timeout_error",
 }
 """Types of Anthropic's errors by status; others below 500 are the caller's, those above the server's."""
+_TGI: Final = {400: "validation", 422: "validation", 503: "overloaded", 500: "generation", 502: "generation"}
+"""Types of TGI's errors by status, those that its clients know."""
 
 
 def render(error: GatewayError, request_id: str, endpoint: str = "") -> tuple[int, list[tuple[bytes, bytes]], bytes]:
@@ -59,6 +61,8 @@ def envelope(error: GatewayError, request_id: str, endpoint: str = "") -> bytes:
     if endpoint in ANTHROPIC:
         kind = _ANTHROPIC.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
         said = {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+    elif endpoint in TGI:
+        said = {"error": message, "error_type": _TGI.get(error.status, error.code or error.type)}
     else:
         said = {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}
     return msgspec.json.encode(said)

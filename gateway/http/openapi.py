@@ -24,7 +24,7 @@ from litestar.openapi.spec import (
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from litestar.static_files import create_static_files_router
 
-from backends.endpoints import PATHS, Endpoint
+from backends.endpoints import ALWAYS_STREAMED, PATHS, Endpoint
 from gateway import __version__
 
 ASSETS = "/docs/assets"
@@ -45,6 +45,8 @@ _ENDPOINTS: dict[Endpoint, tuple[str, dict[str, Schema]]] = {
     "decisions": ("The probabilities of choices", {"input": _STRING}),
     "tokenize": ("The tokens of a text", {"prompt": _STRING}),
     "detokenize": ("The text of tokens", {"tokens": _ARRAY}),
+    "generate": ("Go on with a text, in TGI's words", {"inputs": _STRING, "parameters": _OBJECT}),
+    "generate/root": ("The same, as a list", {"inputs": _STRING, "parameters": _OBJECT, "stream": _BOOLEAN}),
 }
 _ERRORS = {
     "400": "The body cannot be routed, or asks what the target cannot do",
@@ -154,18 +156,18 @@ def _operation(path: str, summary: str, properties: dict[str, Schema]) -> Operat
     body = Schema(
         type=OpenAPIType.OBJECT,
         properties={"model": model, **properties},
-        required=["model", next(iter(properties))],
+        required=[*([] if "inputs" in properties else ["model"]), next(iter(properties))],
     )
     json: dict[str, Any] = {"application/json": OpenAPIMediaType(schema=_OBJECT)}
     good = dict(json)
-    if "stream" in properties:
+    if "stream" in properties or path.encode() == ALWAYS_STREAMED:
         good["text/event-stream"] = OpenAPIMediaType(schema=_STRING)
     responses: dict[str, OpenAPIResponse | Reference] = {
         "200": OpenAPIResponse("The model server's answer, byte for byte", content=good),
         **_refusals(_ERRORS),
     }
     return Operation(
-        operation_id=path.removeprefix("/").replace("/", "_"),
+        operation_id=path.removeprefix("/").replace("/", "_") or "root",
         tags=["inference"],
         summary=summary,
         security=_KEY,

@@ -10,11 +10,10 @@ from typing import Any
 from litestar import MediaType, Request, Response, Router, get, route
 from litestar.exceptions import HTTPException, MethodNotAllowedException
 from litestar.exceptions import NotFoundException as UnknownPath
-from litestar.params import Parameter
 from msgspec import Struct
 
 from gateway import __version__
-from gateway.auth import Network, may_use
+from gateway.auth import Network
 from gateway.call import Parts
 from gateway.core.errors import (
     BadRequest,
@@ -34,22 +33,6 @@ from gateway.store import Store, StoreDown
 from gateway.targets import Target
 
 log = logging.getLogger("trunkline.http")
-
-
-class Model(Struct):
-    """A model this key may use."""
-
-    id: str
-    object: str = "model"
-    created: int = 0
-    owned_by: str = "trunkline"
-
-
-class ModelList(Struct):
-    """The models this key may use."""
-
-    data: list[Model]
-    object: str = "list"
 
 
 class Ready(Struct):
@@ -96,28 +79,8 @@ class Readiness:
             self._seen, self._said = self._seen or self._store.has_answered, f"down: {error}"
 
 
-def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Network, ...] = ()) -> Router:
+def router(current: Callable[[], Parts], readiness: Readiness) -> Router:
     """The ordinary handlers, all described in OpenAPI."""
-
-    @get("/v1/models", tags=["models"], summary="List the models this key may use")
-    async def list_models(request: Request[Any, Any, Any]) -> ModelList:
-        parts, key = current(), (await caller(current(), request, proxies)).key
-        names = parts.routes.models(lambda *names: may_use(key, *names))
-        names += [  # those that only a pattern of the table stands for, but the key names
-            name for name in key.models if "*" not in name and name not in names and parts.routes.leads_anywhere(name)
-        ]
-        return ModelList([Model(name) for name in names])
-
-    @get("/v1/models/{model_id:path}", tags=["models"], summary="One model, if this key may use it")
-    async def get_model(
-        request: Request[Any, Any, Any], model_id: str = Parameter(description="May hold slashes and colons")
-    ) -> Model:
-        name = str(model_id).removeprefix("/")
-        parts, key = current(), (await caller(current(), request, proxies)).key
-        found = parts.routes.find(name, lambda *names: may_use(key, *names))
-        if not may_use(key, name, found.name):
-            raise parts.routes.unknown(name, lambda *names: may_use(key, *names))
-        return Model(name)
 
     @route("/", http_method=["GET", "HEAD"], include_in_schema=False)
     async def root() -> dict[str, str]:
@@ -140,7 +103,7 @@ def router(current: Callable[[], Parts], readiness: Readiness, proxies: tuple[Ne
     async def metrics() -> Response[bytes]:
         return Response(exposition(current().meter.metrics), headers={"content-type": CONTENT_TYPE})
 
-    return Router("/", route_handlers=[list_models, get_model, root, health, ready, metrics])
+    return Router("/", route_handlers=[root, health, ready, metrics])
 
 
 def render_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -9,13 +9,14 @@ from typing import Any, Final
 from backends.endpoints import PATHS, Endpoint
 from gateway.auth import Network
 from gateway.call import Parts, serve
-from gateway.config.table import Bodies
+from gateway.config.table import Bodies, CorsSpec
 from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated
 from gateway.http import asgi
 from gateway.http.answer import Answer
 from gateway.http.bodies import BodyMemory
 from gateway.http.client import Client
 from gateway.http.connection import Connection
+from gateway.http.cors import Cors
 from gateway.http.request import Request
 
 _TARGETS: Final = {path.encode(): endpoint for path, endpoint in PATHS.items()}
@@ -38,15 +39,22 @@ class DataPlane:
     ) -> None:
         """`explains` says whether a token, from an address, may see how targets are picked."""
         self.parts, self._bodies = parts, bodies
+        self.cors: Cors | None = None
+        """What browsers are told; None: nothing."""
         self._others, self._proxies, self._explains = others, proxies, explains
         self._calls: set[Client] = set()
         self._memory = BodyMemory()
         self.draining = False
         """The gateway is about to end: answers ask their clients to go elsewhere next time."""
 
-    def swap(self, parts: Parts, bodies: Bodies) -> None:
+    def swap(self, parts: Parts, bodies: Bodies, cors: CorsSpec | None = None) -> None:
         """Serve calls that come from now on by another table; those under way go on with theirs."""
         self.parts, self._bodies = parts, bodies
+        self.allow(cors)
+
+    def allow(self, cors: CorsSpec | None) -> None:
+        """Let pages of these origins call from browsers; None: of no other."""
+        self.cors = None if cors is None else Cors(cors)
 
     @property
     def running(self) -> int:
@@ -67,8 +75,10 @@ class DataPlane:
     async def serve(self, connection: Connection, request: Request, answer: Answer) -> None:
         """Answer one request."""
         answer.closes = self.draining
+        if self.cors is not None and self.cors.allow(request, answer):
+            return
         endpoint = _TARGETS.get(request.target) or PATHS.get(request.path)
-        if endpoint is None:
+        if endpoint is None or (endpoint == "generate/root" and request.method != "POST"):
             await asgi.serve(self._others, connection, request, answer)
             return
         client = Client(connection, request, answer, endpoint, self._bodies, self._proxies, self._memory)
@@ -88,6 +98,8 @@ class DataPlane:
             client.fail(Internal())
         finally:
             self._calls.discard(client)
+            if client.pinging is not None:
+                client.stop_pinging()
 
     async def _allow_explanation(self, client: Client, endpoint: Endpoint) -> None:
         """See whether an admin asks. Raises what is wrong with the key, after it was recorded."""

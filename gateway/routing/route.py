@@ -49,6 +49,8 @@ class Route:
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
         """A stream whose target dies goes on at another."""
         self.queue, self._bounds, self.wait = queue, (spec.queue.calls, spec.queue.size), spec.queue_wait
+        self.keepalive = spec.keepalive
+        """Seconds between signs of life for calls that wait for their first output; None: there are none."""
         self.held, self.hold = held, spec.hold
         """Calls that wait for targets that are not there; for how long, None: they do not."""
         self.chooser = Chooser(name, tiers, clock)

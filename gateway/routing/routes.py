@@ -23,6 +23,8 @@ class Routes:
         self, table: Table, routes: Mapping[str, Route], config_hash: str = "", before: Routes | None = None
     ) -> None:
         self._routes, self._names = routes, table.names()
+        self.default = table.default_route or ""
+        """What a call asks for that names no model; empty: it is refused."""
         self.config_hash = config_hash
         self._answer_headers = ((b"x-trunkline-config", config_hash.encode()),)
         self._chains = {name: tuple(self.chain(route)) for name, route in routes.items()}

@@ -34,14 +34,24 @@ class Streamed(NamedTuple):
         return list(read(self.data))
 
 
+class Written(NamedTuple):
+    """A server whose model writes its calls in this format, and which does not find them."""
+
+    parser: str
+    server: Any = None
+
+
 def capabilities(endpoint: str, inner: Any = None) -> Capabilities:
-    own = Capabilities.of(VLLM() if inner is None else inner)
-    return translated({"chat/completions": own, "completions": own})[endpoint]
+    """`inner`: the server's adapter, vLLM's by default, or `Written`."""
+    parser, server = inner if isinstance(inner, Written) else (None, inner)
+    own = Capabilities.of(VLLM() if server is None else server)
+    return translated({"chat/completions": own, "completions": own}, parser)[endpoint]
 
 
 def a_call(endpoint: Any, asked: dict[str, Any], *, model: str = "m") -> Call:
     body = Body(json.dumps(asked).encode())
-    return Call("call-1", endpoint, model, body, stream=bool(asked.get("stream")))
+    counted = bool((asked.get("stream_options") or {}).get("include_usage"))
+    return Call("call-1", endpoint, model, body, stream=bool(asked.get("stream")), include_usage=counted)
 
 
 def ask(endpoint: str, asked: dict[str, Any], inner: Any = None) -> tuple[str, dict[str, Any]]:

@@ -50,7 +50,7 @@ PUBLIC = {
         "parse_table",
         "table_schema",
     ],
-    "gateway.dialects": ["Dialect", "Translating", "Writer", "translated"],
+    "gateway.dialects": ["Dialect", "FORMATS", "Parsing", "Translating", "Writer", "translated"],
     "gateway.limits": ["Admission", "AdmissionEvents", "Estimator", "Lease", "Rules"],
     "gateway.metering": ["CallRecord", "Lines", "Meter", "Metrics", "exposition"],
     "gateway.routing": ["Attempt", "Attempts", "Builder", "Gossip", "Route", "Routes", "TargetSlots"],
