@@ -124,7 +124,10 @@ class Load:
 
     def reads(self, share: Share) -> None:
         """The prompt will have been read when all that is pending here is, and that is all that will be known of it."""
-        self._unseen.add(share, self.prefill / RATE)
+        unseen, loop = self._unseen, asyncio.get_running_loop()
+        unseen.shares[share] = loop.time() + self.prefill / RATE
+        if not unseen.looking:
+            unseen.look_later(loop)
 
     def report(self) -> LoadReport:
         """This gateway's own part, for the others."""
@@ -136,21 +139,20 @@ class Unseen:
 
     def __init__(self) -> None:
         self.shares: dict[Share, float] = {}
-        self._looking: asyncio.TimerHandle | None = None  # one for all servers: hundreds would cost each call its own
+        self.looking = False
 
-    def add(self, share: Share, seconds: float) -> None:
-        """It will have been in so many seconds."""
-        loop = asyncio.get_running_loop()
-        self.shares[share] = loop.time() + seconds
-        if self._looking is None:
-            self._looking = loop.call_later(SWEEP_SECONDS, self._look, loop)
+    def look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One timer for all servers: where there are hundreds, each call would else take one of its own."""
+        self.looking = True
+        loop.call_later(SWEEP_SECONDS, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._looking, now = None, loop.time()
+        now = loop.time()
         for share in [share for share, until in self.shares.items() if until <= now]:
             share.first_token()
+        self.looking = False
         if self.shares:
-            self._looking = loop.call_later(SWEEP_SECONDS, self._look, loop)
+            self.look_later(loop)
 
 
 class Share:
