@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,22 +16,26 @@ from backends import registry
 from backends.api import Call, Facts
 from backends.body import Body, Malformed
 from gateway.admin.targets import reports
-from gateway.auth import authorize, may_use
-from gateway.auth.rights import is_good
-from gateway.auth.token import parse
+from gateway.app.reload import prices, rules
+from gateway.auth import may_use
+from gateway.cli.refusals import call_of, cannot, key_of, nowhere, told
 from gateway.cli.session import command, console
 from gateway.cli.tables import rows
-from gateway.config import Mistakes, Settings, load_table
-from gateway.core.errors import BadRequest, ContextTooLong, Forbidden, NoRoute, NoTarget
-from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState
-from gateway.limits.estimate import Estimator
-from gateway.routing import Builder, Route, Routes, TargetSlots
+from gateway.config import Mistakes, Settings, Table, load_table
+from gateway.core.dimensions import BUDGET
+from gateway.core.errors import NoRoute
+from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState, Tenant
+from gateway.limits.estimate import Estimate, Estimator
+from gateway.limits.outlook import LimitLook, Outlook, outlook
+from gateway.limits.plan import Planner
+from gateway.routing import Builder, Routes, TargetSlots
 from gateway.routing.explain import Candidacy
-from gateway.routing.policies.api import Prompt
+from gateway.routing.filters import refusal
 from gateway.store import Store, StoreDown
 from gateway.targets import Target
 from gateway.targets.load import LoadReport
 
+LIMIT_COLUMNS = ("limit of", "what", "is", "the call reserves", "left")
 COLUMNS = ("", "target", "route", "tier", "cost", "cached", "reason", "refused", "running", "waiting", "prefill")
 
 
@@ -51,14 +54,23 @@ class Answer(Struct):
     gateways: int
     """How many told how their targets stand."""
     picked: str | None
+    last_resort: str
+    """What is wrong with the picked target, which is asked because no other can be: it may fail. Empty: nothing."""
     refused: str
     """What the caller would be told instead, such as "401: ..."; empty: it would be answered, or wait."""
+    sources: tuple[str, ...]
+    """The networks that the key may be used from; none: from anywhere."""
+    limits: list[LimitLook]
+    """How each limit of the call stands."""
+    shared: bool
+    """The limits are those of all gateways; else only budgets are known here, as far as the ledger has them."""
     candidates: list[Candidacy]
 
 
 @click.command()
 @click.option("--model", help="The model's name, as a client would send it; default: the body's.")
 @click.option("--key", "key_id", help="A virtual key or its id: for its tenant, its priority and what it may use.")
+@click.option("--source", help="The address that the call comes from, for keys that are for some networks.")
 @click.option("--body", type=click.File("rb"), help="A file with a request body in JSON; - reads standard input.")
 @click.option("--routing", type=click.Path(dir_okay=False), help="The routing table. [default: routing.yaml]")
 @command
@@ -66,10 +78,11 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
     """Show where a call would go now: the candidates, what each would cost, what was left out and why.
 
     Loads and states are those that running gateways report. What their policies remember of earlier calls is not known
-    here: the header x-trunkline-explain with an admin key as its value asks a gateway itself.
+    here, and neither is what they learned of prompts and answers: the header x-trunkline-explain with an admin key as
+    its value asks a gateway itself.
     """
     call = _call(options["model"], options["body"])
-    key = await _key(store, options["key_id"])
+    key, refused = await key_of(store, settings, options["key_id"], options["source"])
     try:
         table, _ = load_table(Path(options["routing"] or settings.routing))
     except Mistakes as error:
@@ -82,52 +95,49 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
     try:
         route = routes.find(call.model, lambda *names: may_use(key, *names))
     except NoRoute as error:
-        raise click.ClickException(error.message) from None
-    refused = _refused(key, call, route)
-    with suppress(BadRequest):
-        call = route.ruled(call, key.body)
-    tokens = Estimator().estimate(call, key.id, route.name).input
-    prompt = routes.read(route, call, {}, key, tokens)
+        raise click.ClickException(f"the call would be refused with {refused or told(error)}") from None
+    call, unruly = call_of(key, call, route)
+    estimate = Estimator().estimate(call, key.id, route.name)
+    limits = await _limits(store, table, key, call, route.name, estimate)
+    prompt = routes.read(route, call, {}, key, estimate.input)
     found = routes.explain(route, prompt)
     picked = next((each.target for each in found if each.picked), None)
-    refused = refused or ("" if picked is not None else _nowhere(routes, route, prompt))
-    answer = Answer(call.model, route.name, found[0].policy, tokens, len(said), picked, refused, found)
+    last = "" if picked is None else refusal(prompt, routes.targets[picked], time.monotonic()) or ""
+    refused = refused or unruly or ("" if limits.refusal is None else told(limits.refusal))
+    refused = refused or (nowhere(routes, route, prompt) if picked is None else cannot(call, routes.targets[picked]))
+    answer = Answer(
+        model=call.model,
+        route=route.name,
+        policy=found[0].policy,
+        tokens=estimate.input,
+        gateways=len(said),
+        picked=picked,
+        last_resort=last,
+        refused=refused,
+        sources=key.sources,
+        limits=limits.limits,
+        shared=settings.redis_url is not None,
+        candidates=found,
+    )
     if as_json:
         click.echo(msgspec.json.encode(answer))
         return
     _show(answer)
 
 
-def _refused(key: KeyRecord, call: Call, route: Route) -> str:
-    """Why the key's call is refused wherever its targets are."""
-    if key.id and not is_good(key, time.time()):
-        return f"401: the key is {'revoked' if key.revoked is not None else 'expired'}"
-    try:
-        authorize(key, call.endpoint, call.model, route.name)
-        route.ruled(call, key.body)
-    except (Forbidden, BadRequest) as error:
-        return f"{error.status}: {error.message}"
-    return ""
-
-
-def _nowhere(routes: Routes, route: Route, prompt: Prompt) -> str:
-    """What a call is told that no target can take now; nothing if it waits for room, or is held."""
-    if routes.waits(route, prompt):
-        return ""
-    if route.hold is not None and True in [each.waits_for(prompt) for each in routes.chain(route)]:
-        return ""
-    try:
-        for each in reversed([*routes.chain(route)]):
-            each.chooser.fitted(prompt)
-    except ContextTooLong as error:
-        return f"{error.status}: {error.message}"
-    return f"{NoTarget.status}: no target of {route.name!r} can take the call now"
+async def _limits(store: Store, table: Table, key: KeyRecord, call: Call, route: str, estimate: Estimate) -> Outlook:
+    """What the call's limits say now; anybody has none."""
+    if not key.id:
+        return Outlook([], None)
+    tenant = await store.records.get(Tenant, key.tenant)
+    terms = Planner(rules(table), prices(table)).terms(key, tenant, route)
+    return await outlook(store.limits, terms, call, estimate)
 
 
 def _call(model: str | None, file: BinaryIO | None) -> Call:
     try:
         body = Body(file.read() if file is not None else b'{"messages":[]}')
-        named = body.get("model", str, "")
+        named, streams = body.get("model", str, ""), body.get("stream", bool, False)
     except Malformed as error:
         raise click.UsageError(f"--body: {error}") from None
     if not (model or named):
@@ -136,19 +146,8 @@ def _call(model: str | None, file: BinaryIO | None) -> Call:
         endpoint = "chat/completions"
     else:
         endpoint = "completions" if "prompt" in body.fields else "embeddings"
-    return Call("tl-explain", endpoint, model or named, body)  # type: ignore[arg-type] # one of the three
-
-
-async def _key(store: Store, id: str | None) -> KeyRecord:
-    """The key of this id or token; without one a key that may do all."""
-    if id is None:
-        return KeyRecord(id="", name="anybody", secrets=(), created=0.0)
-    with suppress(ValueError):  # it is an id
-        id, _ = parse(id)
-    record = await store.records.get(KeyRecord, id)
-    if record is None:
-        raise ValueError("there is no such key, its calls are refused with 401; `trunkline keys list` shows all")
-    return record
+    stream = endpoint != "embeddings" and streams
+    return Call("tl-explain", endpoint, model or named, body, stream=stream)  # type: ignore[arg-type] # one of three
 
 
 async def _reports(store: Store, targets: set[str]) -> list[Report]:
@@ -205,6 +204,12 @@ def _show(answer: Answer) -> None:
     ]
     rows(COLUMNS, lines, "The route has no targets.")
     out = console()
+    if answer.limits:
+        rows(LIMIT_COLUMNS, [_limit(each, answer.shared) for each in answer.limits], "")
+    if not answer.shared and any(each.name != BUDGET for each in answer.limits):
+        out.print("Without Redis, what is left of limits other than budgets is known to the gateway alone.")
+    if answer.sources:
+        out.print(f"The key is for calls from {', '.join(answer.sources)} only.", markup=False)
     seen = f"as {answer.gateways} gateway workers report" if answer.gateways else "no gateway reports: all idle"
     if answer.picked is None:
         out.print(f"No target can take it now ({seen}).")
@@ -214,5 +219,18 @@ def _show(answer: Answer) -> None:
             f"{answer.policy} picks {answer.picked} ({seen}).",
             markup=False,
         )
+    if answer.last_resort and not answer.refused:
+        out.print(f"It is {answer.last_resort}: it is asked because no other can be, and the call may fail.")
     if answer.refused:
         out.print(f"The call would be refused with {answer.refused}.", markup=False)
+
+
+def _limit(each: LimitLook, shared: bool) -> tuple[object, ...]:
+    """A line of the table of limits; money as the currency has it."""
+
+    def shown(amount: int) -> str:
+        return f"{amount / 1e6:.6g}" if each.unit == "cost" else f"{amount}"
+
+    what = f"{each.name} {each.period} {each.unit}" if each.period else each.name
+    left = shown(each.left) if shared or each.name == BUDGET else ""
+    return each.scope, what, shown(each.limit), shown(each.reserves), left

@@ -82,16 +82,16 @@ def denial(ask: Ask, verdict: Verdict, headers: Headers) -> LimitReached:
         error = RateLimited(f"{whose} is limited to {what}. Try again in {duration(wait)}.", retry_after=wait)
     else:
         what = f"{dimension.limit} tokens" if dimension.unit == "tokens" else "money"
-        message = f"{whose} has used up its budget of {what} for the {dimension.period}."
+        message = f"{whose} has used up its budget of {what} for the {dimension.period}"
         standing, amount = verdict.standings[verdict.denied], ask.amounts[verdict.denied]
         reserved = wait < standing.reset
         if reserved:  # by calls under way, which may use less
-            message = f"{whose} has no budget of {what} left for this call while others are under way."
+            message = f"{whose} has no budget of {what} left for this call while others are under way"
+        left, needed = (_amount(each, dimension.unit) for each in (standing.remaining, amount))
         if standing.remaining > 0:
-            left, needed = (_amount(each, dimension.unit) for each in (standing.remaining, amount))
             message = f"{whose} has {left} left of its budget of {what} for the {dimension.period}"
             message += ", others under way aside" if reserved else ""
-            message += f"; this call would reserve {needed}."
+        message += f"; this call would reserve {needed}."
         error = OutOfBudget(message, retry_after=wait, reserved=reserved)
     error.dimension, error.scope = dimension.name, dimension.scope
     error.headers = {name.decode(): value.decode() for name, value in headers}

@@ -54,6 +54,13 @@ class Limits(Protocol):
     async def admit(self, ask: Ask) -> Verdict:
         """Check all dimensions, then charge all or none, in one step that no other admission can interleave."""
 
+    async def look(self, ask: Ask) -> Verdict:
+        """What `admit` would say now, whatever the versions of its records; nothing is charged.
+
+        The standings are those before the call. A store of one process knows what this process has counted, and of
+        others what the ledger has.
+        """
+
     def settle(self, ask: Ask, at: int, used: Sequence[int]) -> asyncio.Future[Any] | None:
         """End a granted ask: give its leases back, turn what its dimensions reserved into what they really took.
 

@@ -26,6 +26,7 @@ HEADINGS: dict[str, Row] = {
     "transparency": ("case", "status", "bytes", "events", "gateway against vLLM"),
     "routing": ("policy", "calls", "calls 1 + 2", "hits 1", "hits 2", "hits both", "mean TTFT", "p90 TTFT"),
     "a killed replica": ("what became of the calls", "calls"),
+    "a stopped engine core": ("round", "out after", "answered", "moved", "cut and told", "lost"),
     "resume": ("two vLLMs under streams", "how many"),
     "disconnect": ("client leaves", "how", "which way", "running/waiting", "idle after"),
 }

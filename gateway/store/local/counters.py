@@ -52,17 +52,35 @@ class Counters:
         for key, number, units in budgets:
             self._budgets[key] = Spending(number, units)
 
-    def charge(self, ask: Ask) -> Verdict:
-        """Check all dimensions, then charge all or none."""
-        dimensions, now, found, longest = ask.plan.dimensions, int(self._now() * MICRO), list[_Look](), 0
-        for dimension, amount in zip(dimensions, ask.amounts, strict=True):
+    def arrives(self, key: str, tat: int) -> None:
+        """A rate as another store knows it."""
+        self._tats[key] = tat
+
+    def spent(self, key: str, spending: Spending) -> None:
+        """A budget as another store knows it."""
+        self._budgets[key] = spending
+
+    def look(self, ask: Ask) -> Verdict:
+        """What `charge` would say, charging nothing; the standings are those before the call."""
+        now = int(self._now() * MICRO)
+        found, longest = self._found(ask, now)
+        return _before(found, longest, now)
+
+    def _found(self, ask: Ask, now: int) -> tuple[list[_Look], int]:
+        """What each dimension says, and the longest time until one fits."""
+        found, longest = list[_Look](), 0
+        for dimension, amount in zip(ask.plan.dimensions, ask.amounts, strict=True):
             look = self._looks[dimension.kind](dimension, amount, now)
             longest = max(longest, look[0])
             found.append(look)
+        return found, longest
+
+    def charge(self, ask: Ask) -> Verdict:
+        """Check all dimensions, then charge all or none."""
+        dimensions, now = ask.plan.dimensions, int(self._now() * MICRO)
+        found, longest = self._found(ask, now)
         if longest > 0:
-            denied = next(i for i, look in enumerate(found) if look[0] == longest)
-            standings = [Standing(left, reset / MICRO) for _, left, _, reset, _, _ in found]
-            return Verdict(standings, denied, longest / MICRO, at=now)
+            return _before(found, longest, now)
         standings = []
         for dimension, amount, (_, _, left, _, reset, becomes) in zip(dimensions, ask.amounts, found, strict=True):
             standings.append(Standing(left, reset / MICRO))
@@ -145,3 +163,10 @@ class Counters:
             spending.reserved -= spending.open.pop(call_id, 0)
             if spending.number == number:
                 spending.settled += units
+
+
+def _before(found: Sequence[_Look], longest: int, now: int) -> Verdict:
+    """The verdict on an ask that changes nothing."""
+    denied = next(i for i, look in enumerate(found) if look[0] == longest) if longest > 0 else None
+    standings = [Standing(left, reset / MICRO) for _, left, _, reset, _, _ in found]
+    return Verdict(standings, denied, longest / MICRO, at=now)

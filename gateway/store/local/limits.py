@@ -36,6 +36,9 @@ class LocalLimits:
                 return Verdict(stale=True, at=int(self._now() * 1e6))
         return self._counters.charge(ask)
 
+    async def look(self, ask: Ask) -> Verdict:
+        return self._counters.look(ask)
+
     def settle(self, ask: Ask, at: int, used: Sequence[int]) -> None:
         self._counters.settle(ask, at, used)
 

@@ -13,6 +13,7 @@ from gateway.core.types import Ask, Dimension, Plan, Standing, Verdict
 from gateway.store import LEASE_SECONDS, RENEW_SECONDS, Ledger, StoreDown, periods
 from gateway.store.rebuild import budgets_of
 from gateway.store.redis.connection import Command, Pipe, pack, packed, script
+from gateway.store.redis.looking import look
 from gateway.store.redis.records import RedisRecords
 
 log = logging.getLogger("trunkline.store")
@@ -102,6 +103,9 @@ class RedisCounters:
             return Verdict(standings, denied - 1, wait / MICRO, at=now)
         self._held[ask.call_id] = ask
         return Verdict(standings, at=now)
+
+    async def look(self, ask: Ask) -> Verdict:
+        return await look(self._pipe, self._ledger, ask, TAG, _COMPLETE)
 
     def _abandon(self, command: Command, ask: Ask) -> None:
         """Redis may grant this yet, or may have: what nobody will use is handed back."""

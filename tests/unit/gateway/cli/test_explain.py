@@ -12,6 +12,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from gateway.auth.token import SECRET_LENGTH, token
+from gateway.auth.token import random as digits
 from gateway.cli import cli
 from gateway.core.types import Report, TargetState
 from gateway.store.local import LocalStore
@@ -190,3 +192,62 @@ def test_rules_for_bodies_are_applied(said: Said, run: Run, routing: Path, tmp_p
     key = said("keys", "create", "--name", "k", "--body-deny", "user")
     refused = said("explain", "--key", key["id"], "--body", body(tmp_path, user="u"))["refused"]
     assert refused.startswith("400: The field 'user' is not taken from callers with this key")
+
+
+def test_what_a_call_would_reserve_and_what_is_left_is_shown(said: Said, run: Run, tmp_path: Path) -> None:
+    key = said("keys", "create", "--name", "n", "--rpm", "5", "--budget", "month:tokens=1000")
+    file = body(tmp_path, max_tokens=200)
+    answer = said("explain", "--key", key["id"], "--body", file)
+    shown = {each["name"]: each for each in answer["limits"]}
+    assert shown["rpm"] == {"scope": "key", "name": "rpm", "unit": "requests", "limit": 5, "reserves": 1, "left": 5}
+    budget = shown["budget"]
+    assert (budget["period"], budget["left"]) == ("month", 1000) and 200 < budget["reserves"] < 260
+    assert not answer["refused"] and not answer["shared"]
+    text = run("explain", "--key", key["id"], "--body", file).stdout
+    assert "budget month tokens" in text and "known to the gateway alone" in text
+
+
+def test_a_call_that_no_limit_can_hold_is_told_of(said: Said, tmp_path: Path) -> None:
+    key = said("keys", "create", "--name", "n", "--budget", "day:tokens=100")
+    assert said("explain", "--key", key["id"], "--body", body(tmp_path, max_tokens=200))["refused"].startswith("400: ")
+
+
+def test_networks_of_a_key_are_told_and_heeded(said: Said, run: Run) -> None:
+    id = said("keys", "create", "--name", "n", "--source", "10.0.0.0/8")["id"]
+    assert said("explain", "--model", "big", "--key", id)["sources"] == ["10.0.0.0/8"]
+    assert "for calls from 10.0.0.0/8 only" in run("explain", "--model", "big", "--key", id).stdout
+    assert not said("explain", "--model", "big", "--key", id, "--source", "10.2.3.4")["refused"]
+    for source in ("192.0.2.1", "nonsense"):
+        assert said("explain", "--model", "big", "--key", id, "--source", source)["refused"].startswith("403: ")
+
+
+def test_a_secret_is_looked_at_where_it_is_given(said: Said, refused: Refused) -> None:
+    made = said("keys", "create", "--name", "n")
+    assert not said("explain", "--model", "big", "--key", made["secret"])["refused"]
+    wrong = token(made["id"], digits(SECRET_LENGTH))
+    assert said("explain", "--model", "big", "--key", wrong)["refused"].startswith("401: the secret is not the key's")
+    assert "401" in refused("explain", "--model", "big", "--key", made["secret"][:-1] + "_")
+    old = made["secret"]
+    new = said("keys", "rotate", made["id"], "--overlap", "0s")["secret"]
+    assert not said("explain", "--model", "big", "--key", new)["refused"]
+    assert said("explain", "--model", "big", "--key", old)["refused"].startswith("401: ")
+
+
+def test_a_model_that_is_not_there_is_told_after_the_key(refused: Refused, said: Said, run: Run) -> None:
+    id = said("keys", "create", "--name", "n")["id"]
+    assert "refused with 404" in refused("explain", "--model", "none", "--key", id)
+    assert run("keys", "revoke", id).exit_code == 0
+    assert "refused with 401" in refused("explain", "--model", "none", "--key", id)
+
+
+def test_what_the_servers_kind_refuses_is_told(said: Said, routing: Path, tmp_path: Path) -> None:
+    routing.write_text('routes: {m: {targets: [{name: t, backend: tgi, url: "http://t"}]}}')
+    told = said("explain", "--body", body(tmp_path, model="m", n=2))["refused"]
+    assert told.startswith("400: ") and "'n'" in told
+
+
+def test_a_target_that_is_down_and_asked_all_the_same_is_told(said: Said, run: Run, tmp_path: Path) -> None:
+    states = [TargetState(name=name, route="big", state="down", why="status 503") for name in ("a", "b", "spare", "s")]
+    report(tmp_path, *states)
+    assert said("explain", "--model", "big")["last_resort"] == "down"
+    assert "It is down: it is asked because no other can be" in run("explain", "--model", "big").stdout
