@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from backends.api import Call
 from gateway.config import Table
@@ -90,9 +91,7 @@ class Routes:
             prompt = self.read(route, call, headers, key, tokens)
             told.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
 
-        def read(each: Route) -> Prompt:
-            return self.read(each, call, headers, key, tokens, patient=patient)
-
+        read = partial(self.read, call=call, headers=headers, key=key, tokens=tokens, patient=patient)
         return Attempts(self._chains[route.name], call, key, read, told, route.clock)
 
     def read(
