@@ -80,6 +80,8 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """`lenient`: its streams may end in `[DONE]` without telling why (`finish_reason`), else that is no end."""
     endpoints: tuple[Endpoint, ...] | None = None
     """What its server answers, such as `[embeddings, rerank]`; default: what servers of its kind do."""
+    tool_parser: Literal["hermes", "llama", "mistral"] | None = None
+    """How its model writes tool calls, for a server that leaves them in the text: they are found there."""
     usage_event: bool = True
     """Ask for the usage at the end of streams; `false` for a server that refuses `stream_options`: its tokens are
     counted."""

@@ -14,15 +14,17 @@ from gateway.dialects import translated
 
 def spoken(capabilities: Capabilities, spec: TargetSpec) -> Mapping[Endpoint, Capabilities]:
     """Each endpoint that the target can be asked for, and who speaks with its server then."""
-    return _spoken(capabilities, spec.endpoints)
+    return _spoken(capabilities, spec.endpoints, spec.tool_parser)
 
 
 @cache
-def _spoken(capabilities: Capabilities, endpoints: tuple[Endpoint, ...] | None) -> Mapping[Endpoint, Capabilities]:
+def _spoken(
+    capabilities: Capabilities, endpoints: tuple[Endpoint, ...] | None, parser: str | None
+) -> Mapping[Endpoint, Capabilities]:
     known = native(capabilities)
     if endpoints is not None:
         others = natives(*(each for each in endpoints if each not in known))
         known = {
             each: known[each] if each in known else Capabilities.of(others[each]) for each in dict.fromkeys(endpoints)
         }
-    return translated(known)
+    return translated(known, parser)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from harness.translated import DONE, USAGE, Written, a_call, answer, ask, capabilities, chat, cut, event, stream
@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.openai import OpenAI
+from gateway.config import TargetSpec
 from gateway.core.errors import Disconnected
+from gateway.dialects import FORMATS
 
 ASKED: dict[str, Any] = {
     "model": "m",
@@ -186,3 +188,8 @@ def test_a_client_of_another_dialect_gets_the_calls_in_its_own() -> None:
     ]
     texts = [v["delta"]["text"] for _, v in got.events if v.get("delta", {}).get("type") == "text_delta"]
     assert got.done and json.loads("".join(fragments)) == {"a": "\u00e9}"} and "".join(texts) == "So.  Yes."
+
+
+def test_the_table_knows_the_formats_that_there_are() -> None:
+    written = get_type_hints(TargetSpec)["tool_parser"]
+    assert set(get_args(get_args(written)[0])) == set(FORMATS)
