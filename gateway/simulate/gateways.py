@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from backends.api import Call
 from backends.body import Body
 from backends.capabilities import Capabilities
-from backends.openai import OpenAI
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.core.types import KeyRecord
 from gateway.routing import Builder, Gossip, Route, TargetSlots
@@ -23,7 +22,8 @@ from gateway.store import FRESH_SECONDS, Limits
 ROUTE: Final = "simulated"
 CALL: Final = Call("", "chat/completions", ROUTE, Body(b"{}"), stream=True)
 """What the route is told of each call beside its prompt."""
-ENGINE: Final = Capabilities.of(OpenAI())
+ENGINE: Final = Capabilities.of(cast("Any", object()))
+"""Nothing is sent to a simulated engine."""
 KEY: Final = KeyRecord(id="k", name="k", secrets=(), created=0.0)
 
 
