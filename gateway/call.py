@@ -19,7 +19,6 @@ from gateway.core.errors import (
     Forbidden,
     GatewayError,
     NoTarget,
-    NotServed,
     Rejected,
     UpstreamError,
     ended_by,
@@ -29,6 +28,7 @@ from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
 from gateway.routing.attempt import NO_OUTCOME
+from gateway.routing.responses import Made, Responses, Watched
 from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
 from gateway.upstream.shadow import Seen, Shadow
@@ -95,18 +95,21 @@ class Parts(Struct, frozen=True):
     forwarder: Forwarder
     meter: Meter
     shadow: Shadow
+    responses: Responses
 
 
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "call", "client", "lease", "record", "transcript")
+    __slots__ = ("attempts", "call", "client", "lease", "made", "record", "transcript")
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
         self.call: Call
         self.lease: Lease | None = None
         self.attempts: Attempts | None = None
+        self.made: Made | None = None
+        """What remembers where the answer was made, for calls that go on with it."""
         self.transcript: Transcript | None = None
         """What the client has of a stream that may go on at another target."""
 
@@ -143,7 +146,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         record.authenticated(caller.key)
         call = asked = state.call = await client.call(caller.key, parts.routes.default)  # 400, 408, 413, 429, 503
         record.received_body(call)
-        route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names))  # 404
+        route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), endpoint)  # 404
         record.routed(route.name, route.price)
         if route.trust_request_id:
             client.trust_own_id()
@@ -158,8 +161,6 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             authorize(caller.key, endpoint, asked.model, route.name)  # 403
         except Forbidden:
             caller, _ = await refresh()  # the key may have been given more since it was loaded
-        if endpoint not in route.endpoints:
-            raise NotServed(f"The model {asked.model!r} has no endpoint {endpoint!r}.", param="model")  # 404
         if route.changes_bodies or caller.key.body is not None or not route.denied.isdisjoint(asked.body.fields):
             call = state.call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
@@ -169,8 +170,12 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             client.keep_alive(route.keepalive, lease.headers)
         if route.resumes and call.stream and endpoint in RESUMABLE:
             state.transcript = Transcript(call)
+        only = ""
+        if endpoint == "responses":
+            only = await parts.responses.home(call, caller.key.tenant)  # 404, 503
+            state.made = parts.responses.made(call, caller.key.tenant)
         state.attempts = parts.routes.attempts(
-            route, call, client.headers, caller.key, lease.input, explain=client.explains
+            route, call, client.headers, caller.key, lease.input, explain=client.explains, only=only
         )
         await _answer(parts, state, state.attempts)
         if parts.shadow.mirrors:
@@ -212,7 +217,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     call = state.call
     capabilities = target.endpoints[call.endpoint]
     limits = () if state.lease is None else state.lease.headers
-    exchange: Exchange | None = None
+    exchange: Exchange | Watched | None = None
     record.attempt_started(target.name, attempt.choice)
     try:
         if transcript is not None:
@@ -222,6 +227,8 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
         )
         record.got_headers()
         client.prepare([exchange.content_type, *attempt.headers, *limits])
+        if state.made is not None:
+            exchange = state.made.watch(exchange, target.name)
         await _relay(state, attempt, exchange)
         attempt.answered(record.usage)
     except UpstreamError as error:
@@ -245,7 +252,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
         record.attempt_ended()
 
 
-async def _relay(state: CallState, attempt: Attempt, exchange: Exchange) -> None:
+async def _relay(state: CallState, attempt: Attempt, exchange: Exchange | Watched) -> None:
     """Pass the answer on, piece by piece, as it comes."""
     client, record, transcript, held = state.client, state.record, state.transcript, bytearray()
     begun = done = False

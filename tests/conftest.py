@@ -11,7 +11,7 @@ import pytest
 from harness.redis_server import RedisServer, redis_server
 from xdist.scheduler import LoadScopeScheduling
 
-FIRST = ("integration", "tgi", "fuzz", "contract", "unit", "project")
+FIRST = ("tgi", "integration", "fuzz", "contract", "unit", "project")
 """Folders of tests in the order in which they run: the last to begin are those that never wait for a process."""
 SHARED = {
     "test_keys.py": "fleet",
@@ -22,8 +22,10 @@ SHARED = {
     "test_hostile_quotes.py": "guarded",
     "test_ledger.py": "embedded",
     "test_sdk.py": "embedded",
+    **dict.fromkeys(("test_gateway.py", "test_generate.py", "test_openai.py"), "model"),
+    **dict.fromkeys(("test_errors.py", "test_oracles.py", "test_service.py"), "model"),
 }
-"""Files of integration tests that share gateways which are slow to start: they run in one process."""
+"""Files of tests that wait, by what they share that is slow to start: they run in one process."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,7 +59,7 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return SHARED.get(Path(file).name, file) if file.startswith("tests/integration/") else file
+        return SHARED.get(Path(file).name, file) if file.startswith(("tests/integration/", "tests/tgi/")) else file
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -42,6 +42,7 @@ from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
 from gateway.routing import Builder, Routes, TargetSlots
 from gateway.routing.queue.events import QueueEvents
+from gateway.routing.responses import Responses
 from gateway.store import Store, open_store
 from gateway.upstream import Forwarder, Pool
 from gateway.upstream.shadow import Shadow
@@ -198,6 +199,7 @@ class Gateway:
                 self.metrics, self.clock, self.lines.write, enter=self.ledger.add, learn=learn, learned=self.learned
             ),
             shadow=self.shadow,
+            responses=Responses(self.store.homes),
         )
 
     def _operations(self) -> Litestar:

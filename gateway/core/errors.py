@@ -13,6 +13,8 @@ GatewayError
       SourceNotAllowed       403 the key may not be used from this address
     NoRoute                  404 no route by that model name
       NotServed              404 no server of the model has the endpoint
+      NoResponse             404 no response of that id that is known of
+        ResponseGone         404 the target that has the response is in no table any more
     NotFound                 404 no such path
       NoFile                 404 the tenant has no such file
       NoBatch                404 the tenant has no such batch
@@ -160,6 +162,21 @@ class NotServed(NoRoute):
 
     code = "endpoint_not_served"
     error_type = "caller_endpoint_not_served"
+
+
+class NoResponse(NoRoute):
+    """That of another tenant is as unknown as one that was never made."""
+
+    code = "previous_response_not_found"
+    error_type = "caller_unknown_response"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="previous_response_id")
+
+
+class ResponseGone(NoResponse):
+    code = "previous_response_gone"
+    error_type = "caller_response_gone"
 
 
 class NotFound(Refused):

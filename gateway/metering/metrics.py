@@ -204,7 +204,7 @@ class Metrics:
         self.fallbacks = self._counter(
             "fallbacks_total",
             "Calls sent to a fallback target or route, by why no better one: drained, ejected, down, endpoint, "
-            "too_long, resting, full, failed, canary, no_target.",
+            "elsewhere, too_long, resting, full, failed, canary, no_target.",
             "route",
             "reason",
         )

@@ -26,6 +26,13 @@ class Unspoken:
         return None if prompt.endpoint in target.endpoints or not prompt.endpoint else "endpoint"
 
 
+class Elsewhere:
+    """What the call goes on with is at another target."""
+
+    def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        return "elsewhere" if prompt.only and prompt.only != target.name else None
+
+
 class Ordered:
     """An operator has drained or ejected it."""
 
@@ -82,9 +89,9 @@ class Full:
         return "full" if load.pending(now) >= target.prefill_limit * part else None
 
 
-UNSPOKEN, ORDERED, EJECTED, COLD, DOWN = Unspoken(), Ordered(), Ejected(), Cold(), Down()
+UNSPOKEN, ELSEWHERE, ORDERED, EJECTED, COLD, DOWN = Unspoken(), Elsewhere(), Ordered(), Ejected(), Cold(), Down()
 TOO_LONG, RESTING, FULL = TooLong(), Resting(), Full()
-FILTERS: Final[tuple[Filter, ...]] = (UNSPOKEN, ORDERED, EJECTED, COLD, DOWN, TOO_LONG, RESTING, FULL)
+FILTERS: Final[tuple[Filter, ...]] = (UNSPOKEN, ELSEWHERE, ORDERED, EJECTED, COLD, DOWN, TOO_LONG, RESTING, FULL)
 
 NOTHING: Final[tuple[Filter, ...]] = ()
 LENIENCES: Final = (NOTHING, (DOWN,), (DOWN, EJECTED))

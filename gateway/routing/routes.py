@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from msgspec import structs
+
 from backends.api import Call
 from gateway.config import Table
-from gateway.core.errors import NoRoute
+from gateway.core.errors import NoRoute, NotServed, ResponseGone
 from gateway.core.types import KeyRecord, OrderState, TargetOrder
 from gateway.routing.attempts import Attempts
 from gateway.routing.explain import Candidacy, explained
@@ -43,12 +45,16 @@ class Routes:
         """The route of this name."""
         return self._routes.get(name)
 
-    def find(self, model: str, visible: Callable[..., bool]) -> Route:
-        """The route that `model` means. Raises `NoRoute`, naming the models for which `visible` is true."""
+    def find(self, model: str, visible: Callable[..., bool], endpoint: str = "") -> Route:
+        """The route that `model` means. Raises `NoRoute`, naming the models for which `visible` is true, and
+        `NotServed` for one of which none has the `endpoint`."""
         name = self._names.exact.get(model) or self._names.find(model)
         if name is None:
             raise self.unknown(model, visible)
-        return self._routes[name]
+        route = self._routes[name]
+        if endpoint and endpoint not in route.endpoints:
+            raise NotServed(f"The model {model!r} has no endpoint {endpoint!r}.", param="model")
+        return route
 
     def unknown(self, model: str, visible: Callable[..., bool]) -> NoRoute:
         """What is said of a model that there is not, or not for who asks."""
@@ -82,16 +88,23 @@ class Routes:
         tokens: int,
         *,
         explain: bool = False,
+        only: str = "",
     ) -> Attempts:
         """The attempts of a call whose prompt is about so many `tokens` long; its answer tells how its target was
-        picked if it is to `explain`."""
+        picked if it is to `explain`. `only` names the one target that can take it.
+
+        Raises `ResponseGone` when that is no target of the route any more.
+        """
+        if only and all(target.name != only for each in self._chains[route.name] for target in each.targets):
+            raise ResponseGone("The server that has the response is not there any more. Send the whole conversation.")
         patient, told = route.hold is not None, list(self._answer_headers)
         if explain:
             prompt = self.read(route, call, headers, key, tokens)
             told.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
 
         def read(each: Route) -> Prompt:
-            return self.read(each, call, headers, key, tokens, patient=patient)
+            prompt = self.read(each, call, headers, key, tokens, patient=patient)
+            return structs.replace(prompt, only=only) if only else prompt
 
         return Attempts(self._chains[route.name], call, key, read, told, route.clock)
 

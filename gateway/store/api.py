@@ -227,6 +227,16 @@ class Batches(Protocol):
         """It has ended: nothing of its work is needed any more."""
 
 
+class Homes(Protocol):
+    """Which target has what a tenant's calls go on with."""
+
+    async def remember(self, tenant: str, name: str, target: str, seconds: int) -> None:
+        """For so long. Raises `StoreDown`."""
+
+    async def recall(self, tenant: str, name: str) -> str | None:
+        """The target; None: nobody knows it, or no longer. Raises `StoreDown`."""
+
+
 class Store(Protocol):
     """All of it, and its life."""
 
@@ -245,6 +255,10 @@ class Store(Protocol):
     @property
     def board(self) -> Board:
         """What gateways tell each other."""
+
+    @property
+    def homes(self) -> Homes:
+        """Where calls must go on."""
 
     @property
     def batches(self) -> Batches:

@@ -85,6 +85,8 @@ def work(store: RedisStore, name: str) -> list[Callable[[], Coroutine[Any, Any, 
         store.ledger.by_target,
         lambda: store.board.exchange({"m": b"word"}),
         lambda: store.board.report(b"report"),
+        lambda: store.homes.remember("t", "resp_1", "a", 60),
+        lambda: store.homes.recall("t", "resp_1"),
         store.board.reports,
         store.verify,
     ]

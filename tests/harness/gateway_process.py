@@ -12,11 +12,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.fork_server import Forked, fork_server
 from harness.redis_server import free_port
 
 from gateway.admin import Registrar
@@ -26,6 +27,14 @@ from gateway.store.local import LocalStore
 from gateway.store.redis.store import RedisStore
 
 TRUNKLINE = [sys.executable, "-P", "-m", "gateway"]
+
+
+def start(
+    command: Sequence[str], out: Path, err: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes] | Forked:
+    """Run a command whose output goes to these files."""
+    with out.open("wb") as to, err.open("wb") as errors:
+        return subprocess.Popen(command, stdout=to, stderr=errors, env=environment)
 
 
 class Issued(NamedTuple):
@@ -48,9 +57,12 @@ class GatewayProcess:
         env: dict[str, str],
         admin: bool = False,
         trunkline: Sequence[str] = TRUNKLINE,
+        forked: bool = False,
     ) -> None:
-        """`trunkline` is the command; another version of it may be put there."""
+        """`trunkline` is the command; another version of it may be put there. Where it is `forked` it and the commands
+        beside it need not import anything first: `harness.fork_server` says what is alike and what is not."""
         self._trunkline = trunkline
+        self._start = fork_server().start if forked else start
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin_port = free_port() if admin else 0
@@ -63,8 +75,7 @@ class GatewayProcess:
         command = [*trunkline, "serve", str(self.routing), "--port", str(self.port), "--workers", str(workers)]
         if admin:
             command += ["--admin-port", str(self.admin_port)]
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen([*command, *self._store], stdout=out, stderr=err, env=self._env)
+        self.process = self._start([*command, *self._store], self._out, self._err, self._env)
 
     def wait_ready(self, seconds: float = 90) -> None:
         """Until the gateway is ready, and its admin listener answers if it has one."""
@@ -110,8 +121,12 @@ class GatewayProcess:
     def said(self, *arguments: str) -> Any:
         """What a command on the store says in JSON."""
         command = [*self._trunkline, *arguments, *self._store, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=90, check=True)
-        return json.loads(done.stdout)
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder) / "out", Path(folder) / "err"
+            code = self._start(command, out, err, self._env).wait(90)
+            if code:
+                raise subprocess.CalledProcessError(code, command, out.read_text(), err.read_text())
+            return json.loads(out.read_text())
 
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.stdout().splitlines() if line.startswith("{")]
@@ -148,7 +163,9 @@ def gateway_process(
 ) -> Iterator[GatewayProcess]:
     """A gateway serving `table`, ready, for as long as the block lasts; with `admin` its admin listener too."""
     with tempfile.TemporaryDirectory() as folder:
-        gateway = GatewayProcess(table, Path(folder), redis_url=redis_url, workers=workers, env=env or {}, admin=admin)
+        gateway = GatewayProcess(
+            table, Path(folder), redis_url=redis_url, workers=workers, env=env or {}, admin=admin, forked=True
+        )
         try:
             gateway.wait_ready()
             yield gateway

@@ -167,7 +167,7 @@ class Upstream:
     def __init__(self) -> None:
         self._targets: dict[str, Target] = {}
         self._loop = asyncio.new_event_loop()
-        self._connections: set[_Connection] = set()
+        self._connections: set[ScriptedConnection] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="upstream", daemon=True)
         self._thread.start()
         self.port = 0
@@ -186,11 +186,14 @@ class Upstream:
         """Take connections (again), always on the same port."""
 
         async def start() -> asyncio.Server:
-            return await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port, backlog=BACKLOG)
+            return await self._loop.create_server(self._connection, "127.0.0.1", self.port, backlog=BACKLOG)
 
         self._server = asyncio.run_coroutine_threadsafe(start(), self._loop).result(30)
         self.port = self._server.sockets[0].getsockname()[1]
         self.listening = True
+
+    def _connection(self) -> ScriptedConnection:
+        return ScriptedConnection(self)
 
     def vanish(self) -> None:
         """Close the port and every connection: from here on connecting is refused."""
@@ -233,11 +236,12 @@ class Upstream:
         return [Act.CUT] if found.lone and again else found.answers(received)
 
 
-class _Connection(asyncio.Protocol):
+class ScriptedConnection(asyncio.Protocol):
     """One connection: requests in, scripts out, one after the other."""
 
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: Upstream, pause: float = 0.0005) -> None:
+        """`pause`: seconds between the pieces of what is sent slowly. The kernel would join what is written at once."""
+        self._upstream, self._pause = upstream, pause
         self._buffer = bytearray()
         self._arrived = asyncio.Event()
         self._lost = asyncio.Event()
@@ -286,16 +290,14 @@ class _Connection(asyncio.Protocol):
         elif isinstance(step, Slowly):
             for piece in step.pieces:
                 self.transport.write(piece)
-                await asyncio.sleep(0.0005)  # the kernel would join what is written at once
+                await asyncio.sleep(self._pause)
         elif isinstance(step, Gate):
             await step.passed()
         elif step is Act.STALL:
             await self._lost.wait()
         else:
             if step is Act.RESET:
-                opened: socket.socket = self.transport.get_extra_info("socket")
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.transport.abort()
+                reset(self.transport)
             self.transport.close()
             raise ConnectionResetError
 
@@ -336,6 +338,16 @@ class _Connection(asyncio.Protocol):
         if self._lost.is_set():
             raise ConnectionResetError
         await self._arrived.wait()
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close with a TCP reset, or as one, where there is no socket."""
+    opened: socket.socket | None = transport.get_extra_info("socket")
+    if opened is None:
+        transport.reset()  # type: ignore[attr-defined] # `harness.in_process.Pipe`
+        return
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 @contextmanager

@@ -14,10 +14,12 @@ from harness.redis_server import RedisServer, free_port
 from harness.upstream import Target, Upstream, scripted_upstream
 from integration.cases import FAILURES, SECRET
 from integration.client import eventually, get
+from integration.streaming import SOCKETS, Speaking, speaking, speaking_over_sockets
 
 UPSTREAM_KEY = "canary-upstream-credential"
 BEHIND_PROXY = {"TRUNKLINE_TRUSTED_PROXIES": "127.0.0.1/32"}
 """Lets a test choose the address that it calls from."""
+PATIENT = {"TRUNKLINE_REDIS_TIMEOUT": "20"}
 SHEDDING = 16
 HASTY = {"connect": "20s", "first_output": "700ms", "whole": "700ms", "idle": "40s"}
 """For targets that say nothing, and those alone: a busy machine is slow to answer."""
@@ -25,6 +27,15 @@ PAUSING = {"connect": "20s", "first_output": "40s", "whole": "40s", "idle": "700
 """For targets that say something, and then nothing more."""
 TURNING = {**HASTY, "first_output": "3s", "whole": "3s"}
 """For a target that says nothing and another one that answers."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def redis_timeout(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a busy machine Redis is slow, not lost. Tests of what happens without it say how soon it counts as lost."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**PATIENT, **getattr(request.module, "IMPATIENT", {})}.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +119,7 @@ def fleet(upstream: Upstream, redis: RedisServer) -> Iterator[list[GatewayProces
     """Two gateways of two workers each on one Redis."""
     targets = [{"name": "fleet", "backend": "openai", "url": upstream.target("fleet").url}]
     table = json.dumps({"routes": {"fleet": {"targets": targets}}})
-    pair = [gateway_process(table, redis_url=redis.url, workers=2, env=BEHIND_PROXY) for _ in range(2)]
+    pair = [gateway_process(table, redis_url=redis.url, workers=2, env={**BEHIND_PROXY, **PATIENT}) for _ in range(2)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as starters:
         started = list(starters.map(lambda each: each.__enter__(), pair))
         for each in pair:
@@ -154,6 +165,33 @@ def embedded() -> Iterator[GatewayProcess]:
 def shared_target(upstream: Upstream) -> Target:
     """The target of the fleet's one route, as new."""
     return _renewed(upstream, "fleet")
+
+
+@pytest.fixture(scope="module")
+def spares() -> int:
+    """How many spare routes the tests of a file use up for a dialect."""
+    return 0
+
+
+@pytest.fixture(scope="module")
+def in_this_process(upstream: Upstream, spares: int) -> Iterator[Speaking]:
+    with speaking(upstream, spares) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def over_sockets(upstream: Upstream, spares: int) -> Iterator[Speaking]:
+    with speaking_over_sockets(upstream, spares) as started:
+        yield started
+
+
+@pytest.fixture
+def speak(request: pytest.FixtureRequest) -> Speaking:
+    """The stream contract's gateway: in this process, or over sockets for some kinds of streams and some captures."""
+    of = getattr(request.node, "callspec", None)
+    values = [] if of is None else [str(getattr(value, "name", value)) for value in of.params.values()]
+    found: Speaking = request.getfixturevalue("over_sockets" if {*values} & {*SOCKETS} else "in_this_process")
+    return found
 
 
 def _renewed(upstream: Upstream, name: str) -> Target:

@@ -15,6 +15,8 @@ from integration.client import ask, chat, eventually, get
 
 DURABLE: Final = ("--appendonly", "yes", "--appendfsync", "always")
 """Options of a Redis that still knows everything after it was killed."""
+IMPATIENT: Final = {"TRUNKLINE_REDIS_TIMEOUT": "0.25"}
+"""What operators have who say nothing else."""
 HONEST: Final[Script] = whole(answer(prompt=20, completion=2))
 """What a short call takes, as a target would count it: gateways learn from it."""
 

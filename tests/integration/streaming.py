@@ -6,13 +6,16 @@ import http.client
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness.dialects import DIALECTS, Event, StreamKind
 from harness.gateway_process import GatewayProcess, gateway_process
+from harness.in_process import Client, InProcess, in_process
 from harness.upstream import Script, Step, Target, Upstream
 from harness.verdicts import heard
-from integration.client import Reply, Wire, ask, record, request
+from integration.client import Reply, Wire, ask, eventually, record, request
 
 HASTY = {"connect": "20s", "first_output": "900ms", "whole": "900ms", "idle": "40s"}
 """For silence alone: a busy machine is slow to answer everything else."""
@@ -27,11 +30,15 @@ WORDS = [["Once", " upon", " a", " tïme 🐎"], ["Or", " then", " only", " twic
 """What the choices say: the first ends while the second still has something to say."""
 
 
+SOCKETS = ("openai-chat-1", "tgi-completions-2")
+"""Kinds of streams whose tests run over real sockets, through a gateway of its own process; all others in this one."""
+
+
 class Speaking:
     """One gateway. Each dialect has the routes NAME, hasty-NAME and pausing-NAME (which have little patience for the
     first word, and for pauses), and spares."""
 
-    def __init__(self, gateway: GatewayProcess, upstream: Upstream, spares: Sequence[str]) -> None:
+    def __init__(self, gateway: GatewayProcess | InProcess, upstream: Upstream, spares: Sequence[str]) -> None:
         self.gateway, self.upstream = gateway, upstream
         self.key = gateway.issue().secret
         self._spares = list(spares)
@@ -52,12 +59,21 @@ class Speaking:
         return self.call(kind, patience + kind.dialect.name, **fields)
 
     def call(self, kind: StreamKind, model: str, **fields: Any) -> Reply:
-        return ask(self.gateway, kind.call(model, **fields), self.key, f"/v1/{kind.endpoint}")
+        return self.post(kind.endpoint, kind.call(model, **fields))
 
-    def listen(self, kind: StreamKind, **fields: Any) -> Listener:
+    def post(self, endpoint: str, body: dict[str, Any]) -> Reply:
+        """What a client gets that sends this."""
+        if isinstance(self.gateway, InProcess):
+            with self.gateway.client(request(body, self.key, f"/v1/{endpoint}")) as client:
+                return Reply(*client.answer())
+        return ask(self.gateway, body, self.key, f"/v1/{endpoint}")
+
+    def listen(self, kind: StreamKind, **fields: Any) -> Listener | Client:
         """A client who has sent its call."""
-        body = kind.call(kind.dialect.name, **fields)
-        return Listener(self.gateway.port, request(body, self.key, f"/v1/{kind.endpoint}"))
+        call = request(kind.call(kind.dialect.name, **fields), self.key, f"/v1/{kind.endpoint}")
+        if isinstance(self.gateway, InProcess):
+            return self.gateway.client(call)
+        return Listener(self.gateway.port, call)
 
     def _renewed(self, name: str) -> Target:
         target = self.upstream.target(name)
@@ -102,7 +118,22 @@ class Listener:
 
 @contextmanager
 def speaking(upstream: Upstream, spares: int = 0) -> Iterator[Speaking]:
-    """The gateway for as long as the block lasts, with so many spare routes for each dialect."""
+    """A gateway in this process for as long as the block lasts, with so many spare routes for each dialect."""
+    table, names = _table(upstream, spares)
+    with TemporaryDirectory() as folder, in_process(table, Path(folder), upstream) as gateway:
+        yield Speaking(gateway, upstream, names)
+
+
+@contextmanager
+def speaking_over_sockets(upstream: Upstream, spares: int = 0) -> Iterator[Speaking]:
+    """The same in a process of its own."""
+    table, names = _table(upstream, spares)
+    with gateway_process(table) as gateway:
+        yield Speaking(gateway, upstream, names)
+
+
+def _table(upstream: Upstream, spares: int) -> tuple[str, list[str]]:
+    """The table, and the names of the spare routes."""
 
     def target(name: str, backend: str) -> dict[str, Any]:
         return {"name": name, "backend": backend, "url": upstream.target(name).url}
@@ -121,8 +152,14 @@ def speaking(upstream: Upstream, spares: int = 0) -> Iterator[Speaking]:
         backend = spare.rpartition("-")[2]
         pair = {"targets": [target(f"{spare}-first", backend)], "fallback": [target(f"{spare}-other", backend)]}
         routes[spare] = {**pair, "timeouts": CALM}
-    with gateway_process(json.dumps({"routes": routes, "bodies": {"event": LARGEST_EVENT}})) as gateway:
-        yield Speaking(gateway, upstream, names)
+    return json.dumps({"routes": routes, "bodies": {"event": LARGEST_EVENT}}), names
+
+
+def nothing_left(speak: Speaking) -> None:
+    """Assert that no call is in flight, and that nothing went wrong that nobody had thought of."""
+    eventually(lambda: "trunkline_in_flight 0.0" in speak.gateway.metrics(), "no call is in flight")
+    assert "Traceback" not in speak.gateway.stderr()
+    assert "gateway_other" not in speak.gateway.metrics()
 
 
 def datas(events: Sequence[Event], *kinds: str) -> list[Step]:

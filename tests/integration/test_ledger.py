@@ -149,7 +149,8 @@ def test_a_client_that_leaves_is_in_the_ledger(shared: GatewayProcess, upstream:
 
 def test_calls_that_end_while_redis_is_frozen_are_written_once(upstream: Upstream) -> None:
     upstream.target("free").restore()
-    with redis_server() as server, gateway_process(table(upstream), redis_url=server.url) as gateway:
+    soon = {"TRUNKLINE_REDIS_TIMEOUT": "0.25"}
+    with redis_server() as server, gateway_process(table(upstream), redis_url=server.url, env=soon) as gateway:
         issued = gateway.issue()
         client = Redis.from_url(server.url, decode_responses=True)
         with ThreadPoolExecutor(4) as callers, client:

@@ -14,6 +14,7 @@ from harness.redis_server import RedisServer, redis_server
 from harness.upstream import Gate, Target, Upstream, answer, whole
 from integration.client import ask, chat, eventually, samples, total
 from integration.outages import DURABLE, HONEST, flood, outage
+from integration.outages import IMPATIENT as IMPATIENT
 
 from gateway.core.types import Allowance, Budget, Limit
 

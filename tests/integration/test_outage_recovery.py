@@ -13,6 +13,7 @@ from harness.redis_server import RedisServer, redis_server
 from harness.upstream import DONE, Gate, Target, Upstream, answer, event, stream, usage_event, whole
 from integration.client import ask, chat, eventually, request, samples, total, wire
 from integration.outages import DURABLE, flood, introduce, outage
+from integration.outages import IMPATIENT as IMPATIENT
 
 from gateway.core.types import Allowance, Budget, Limit
 

@@ -15,6 +15,7 @@ from integration.client import CHAT, Reply, ask, chat, eventually, get, request,
 from gateway.auth import token
 from gateway.core.types import Limit
 
+IMPATIENT = {"TRUNKLINE_REDIS_TIMEOUT": "0.25"}
 UNKNOWN = token("Z" * 12, "z" * 43)
 
 

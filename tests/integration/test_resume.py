@@ -14,9 +14,8 @@ from integration.client import CHAT, Reply, Wire, ask, chat, eventually, record,
 
 STORY = "Once upon a time there was a sea.\n\nIt was  wide and \u00e9toil\u00e9e; nobody had crossed it.\n"
 PIECES = -(-len(STORY) // 4)
-ROUTES = 80
-"""Each test has a pair of its own: targets that break off are left alone for a while."""
-KINDS = ("vllm", "tgi", "hasty-vllm", "hasty-tgi")
+ROUTES = {"vllm": 48, "tgi": 8, "hasty-vllm": 2, "hasty-tgi": 2}
+"""Each test has a pair of its own: targets that break off are left alone for a while. All of them are probed."""
 IDLE = {"": "40s", "hasty": "2s"}
 """How long a target may pause. Only those that fall silent have little time: a busy machine needs much."""
 NAMES = ("lone", "plain-a", "plain-b", "off-a", "off-b", "tier-a", "tier-b")
@@ -54,8 +53,8 @@ def key(gateway: GatewayProcess) -> str:
 
 
 def _pairs() -> Iterator[tuple[str, int]]:
-    for kind in KINDS:
-        for number in range(ROUTES):
+    for kind, count in ROUTES.items():
+        for number in range(count):
             yield kind, number
 
 
@@ -90,7 +89,7 @@ def pair(upstream: Upstream, unused: dict[str, Iterator[int]]) -> Pair:
 
 @pytest.fixture(scope="module")
 def unused() -> dict[str, Iterator[int]]:
-    return {kind: iter(range(ROUTES)) for kind in KINDS}
+    return {kind: iter(range(count)) for kind, count in ROUTES.items()}
 
 
 @pytest.fixture

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 from harness.dialects import EVERY_KIND, KINDS, Event, StreamKind, sse
-from harness.upstream import DONE, END, Act, Gate, Script, Slowly, Step, Upstream, chunk, head, stream
-from integration.client import eventually
-from integration.streaming import ASKED, WORDS, Speaking, datas, speaking
+from harness.upstream import DONE, END, Act, Gate, Script, Slowly, Step, chunk, head, stream
+from integration.streaming import ASKED, WORDS, Speaking, datas, nothing_left
 
 CHATS = [kind for kind in EVERY_KIND if kind.endpoint == "chat/completions" and kind.dialect.opening is not None]
 ONE = [kind for kind in KINDS if kind.choices == 1]
-
-
-@pytest.fixture(scope="module")
-def speak(upstream: Upstream) -> Iterator[Speaking]:
-    with speaking(upstream) as started:
-        yield started
 
 
 def may_wait(event: Event, asked: bool) -> bool:
@@ -124,20 +116,19 @@ def test_an_answer_may_be_empty(speak: Speaking, kind: StreamKind) -> None:
     kind.dialect.shown(events, answer.body, False)
 
 
-def test_a_stream_may_last_longer_than_the_idle_time(speak: Speaking) -> None:
+def test_a_stream_may_last_longer_than_the_idle_time(over_sockets: Speaking) -> None:
     """Which bounds the time between two events. What is slow here are packets: there is nothing to wait for."""
     kind = ONE[0]
     events = kind.stream([["x"] * 300])
     body = b"".join(chunk(event.data) for event in events)
     start = head(content_type="text/event-stream", transfer_encoding="chunked")
     began = time.monotonic()
-    answer = speak.ask(kind, [start, Slowly(body + END, 20)], patience="pausing-")
+    answer = over_sockets.ask(kind, [start, Slowly(body + END, 20)], patience="pausing-")
     assert time.monotonic() - began > 1.6, "the stream was too short to show anything"
     kind.dialect.shown(events, answer.body, False)
 
 
-def test_good_streams_leave_nothing_in_flight(speak: Speaking) -> None:
+def test_good_streams_leave_nothing_in_flight(in_this_process: Speaking, over_sockets: Speaking) -> None:
     """Runs last in this file."""
-    eventually(lambda: "trunkline_in_flight 0.0" in speak.gateway.metrics(), "no call is in flight")
-    assert "Traceback" not in speak.gateway.stderr()
-    assert "gateway_other" not in speak.gateway.metrics()
+    for speak in (in_this_process, over_sockets):
+        nothing_left(speak)

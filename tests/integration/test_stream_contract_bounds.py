@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 from harness.dialects import ENDPOINTS, KINDS, StreamKind, sse
-from harness.upstream import Act, Upstream, stream
-from integration.streaming import LARGEST_EVENT, WORDS, Speaking, check_broken, datas, speaking, unfinished
+from harness.upstream import Act, stream
+from integration.streaming import LARGEST_EVENT, WORDS, Speaking, check_broken, datas, unfinished
 
 MIB = 1024 * 1024
 ONE = [kind for kind in KINDS if kind.choices == 1]
 
 
-@pytest.fixture(scope="module")
-def speak(upstream: Upstream) -> Iterator[Speaking]:
-    with speaking(upstream) as started:
-        yield started
-
-
-def test_silence_between_events_is_a_timeout(speak: Speaking) -> None:
+def test_silence_between_events_is_a_timeout(over_sockets: Speaking) -> None:
     """For all kinds at once, as it takes its time."""
 
     def wait(kind: StreamKind) -> None:
         said = unfinished(kind.stream(WORDS))
         began = time.monotonic()
-        answer = speak.ask(kind, stream(*datas(said), Act.STALL), patience="pausing-")
+        answer = over_sockets.ask(kind, stream(*datas(said), Act.STALL), patience="pausing-")
         assert time.monotonic() - began > 1.4
-        check_broken(speak, answer, said, "upstream_timeout")
-        assert speak.upstream.target(f"speaks-{kind.dialect.name}").calls[0].closed.wait(30)
+        check_broken(over_sockets, answer, said, "upstream_timeout")
+        assert over_sockets.upstream.target(f"speaks-{kind.dialect.name}").calls[0].closed.wait(30)
 
     for endpoint in ENDPOINTS:
         with ThreadPoolExecutor(8) as pool:
@@ -56,18 +49,18 @@ def test_an_event_has_at_most_the_tables_bound(speak: Speaking, kind: StreamKind
 
 
 @pytest.mark.parametrize("filler", [b"data: " + b"a" * 65536, b"a" * 65536, b":" * 65536, b"data: a\n" * 8192])
-def test_an_endless_event_is_cut_off_and_costs_little(speak: Speaking, filler: bytes) -> None:
+def test_an_endless_event_is_cut_off_and_costs_little(over_sockets: Speaking, filler: bytes) -> None:
     kind = ONE[0]
     events = kind.stream(WORDS)[:2]
-    target = speak.target(kind.dialect.name)
-    before = resident(speak)
-    answer = speak.ask(kind, stream(*datas(events), *[filler] * 1024, Act.STALL))
-    check_broken(speak, answer, events, "answer_too_large")
+    target = over_sockets.target(kind.dialect.name)
+    before = resident(over_sockets)
+    answer = over_sockets.ask(kind, stream(*datas(events), *[filler] * 1024, Act.STALL))
+    check_broken(over_sockets, answer, events, "answer_too_large")
     assert target.calls[0].closed.wait(30)
-    assert resident(speak) - before < 24 * MIB, "64 MiB were sent"
+    assert resident(over_sockets) - before < 24 * MIB, "64 MiB were sent"
 
 
-def resident(speak: Speaking) -> int:
+def resident(over_sockets: Speaking) -> int:
     """Bytes that the gateway has in memory."""
-    process = psutil.Process(speak.gateway.process.pid)
+    process = psutil.Process(over_sockets.gateway.process.pid)
     return sum(int(each.memory_info().rss) for each in [process, *process.children(recursive=True)])

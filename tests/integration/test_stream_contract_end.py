@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from harness.dialects import EVERY_KIND, KINDS, Event, StreamKind, sse
-from harness.upstream import DONE, END, Act, Script, Step, Upstream, chunk, head, stream
+from harness.upstream import DONE, END, Act, Script, Step, chunk, head, stream
 from harness.verdicts import heard
-from integration.client import eventually, record
-from integration.streaming import SECRET, WORDS, Speaking, check_broken, datas, speaking, texts, unfinished
+from integration.client import record
+from integration.streaming import SECRET, WORDS, Speaking, check_broken, datas, nothing_left, texts, unfinished
 
 ONE = [kind for kind in KINDS if kind.choices == 1]
 TWO = [kind for kind in KINDS if kind.choices == 2]
 TERMINATED = [kind for kind in KINDS if kind.dialect.name != "tgi"]
 """TGI tells no reason after a tool call: its [DONE] has to do."""
-
-
-@pytest.fixture(scope="module")
-def speak(upstream: Upstream) -> Iterator[Speaking]:
-    with speaking(upstream) as started:
-        yield started
 
 
 def failure(kind: StreamKind) -> bytes:
@@ -176,8 +169,7 @@ def test_broken_framing_is_no_end(speak: Speaking, kind: StreamKind, how: str) -
         kind.dialect.shown(events, speak.ask(kind, framed(whole, how)).body, False)
 
 
-def test_broken_streams_leave_nothing_in_flight(speak: Speaking) -> None:
+def test_broken_streams_leave_nothing_in_flight(in_this_process: Speaking, over_sockets: Speaking) -> None:
     """Runs last in this file."""
-    eventually(lambda: "trunkline_in_flight 0.0" in speak.gateway.metrics(), "no call is in flight")
-    assert "Traceback" not in speak.gateway.stderr()
-    assert "gateway_other" not in speak.gateway.metrics()
+    for speak in (in_this_process, over_sockets):
+        nothing_left(speak)

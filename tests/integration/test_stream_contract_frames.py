@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness.captures import Capture, captures
 from harness.dialects import KINDS, StreamKind
-from harness.upstream import DONE, END, Act, Received, Script, Slowly, Upstream, chunk, head, stream, whole
+from harness.upstream import DONE, END, Act, Received, Script, Slowly, chunk, head, stream, whole
 from harness.verdicts import heard, judge
-from integration.client import ask, eventually
-from integration.streaming import WORDS, Speaking, datas, speaking
+from integration.streaming import WORDS, Speaking, datas, nothing_left
 
 TRANSPARENT = [kind for kind in KINDS if kind.dialect.name != "tgi" and kind.choices == 1]
 START = head(content_type="text/event-stream", transfer_encoding="chunked")
@@ -23,12 +20,6 @@ RECORDED = [
     for capture in captures(pattern)
     if capture.status == 200 and capture.streamed and not capture.cut
 ]
-
-
-@pytest.fixture(scope="module")
-def speak(upstream: Upstream) -> Iterator[Speaking]:
-    with speaking(upstream) as started:
-        yield started
 
 
 def odd(body: bytes) -> dict[str, bytes]:
@@ -138,7 +129,7 @@ def test_recorded_streams_pass_byte_for_byte(speak: Speaking, capture: Capture) 
     for size in (len(capture.body), 1000, 97, chance.randrange(2, 50)):
         pieces = cut(capture.body, size)
         target.script = [START, Slowly(b"".join(map(chunk, pieces)) + END, chance.randrange(60, 4000))]
-        answer = ask(speak.gateway, {**capture.asked, "model": sent_by(capture)}, speak.key, f"/v1/{capture.endpoint}")
+        answer = speak.post(capture.endpoint, {**capture.asked, "model": sent_by(capture)})
         assert (answer.status, answer.body) == (200, capture.body)
 
 
@@ -159,21 +150,19 @@ def test_recorded_streams_cut_short_are_never_shown_as_whole(speak: Speaking, ca
         return [START + chunk(capture.body[:at] or b"\n") + (END if at % 2 else b""), Act.CUT]
 
     def check(at: int) -> None:
-        call = {**capture.asked, "model": sent_by(capture), "seed": at}
-        answer = ask(speak.gateway, call, speak.key, f"/v1/{capture.endpoint}")
+        answer = speak.post(capture.endpoint, {**capture.asked, "model": sent_by(capture), "seed": at})
         judge(answer.status, answer.body, truth)
 
     target.answers = script  # type: ignore[method-assign]
     try:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(check, places))
+        for place in places:
+            check(place)
     finally:
         del target.answers
 
 
-def test_odd_streams_leave_nothing_in_flight(speak: Speaking) -> None:
+def test_odd_streams_leave_nothing_in_flight(in_this_process: Speaking, over_sockets: Speaking) -> None:
     """Runs last in this file."""
-    assert DONE in speak.ask(KINDS[0], stream(*datas(KINDS[0].stream(WORDS)))).body
-    eventually(lambda: "trunkline_in_flight 0.0" in speak.gateway.metrics(), "no call is in flight")
-    assert "Traceback" not in speak.gateway.stderr()
-    assert "gateway_other" not in speak.gateway.metrics()
+    for speak in (in_this_process, over_sockets):
+        assert DONE in speak.ask(KINDS[0], stream(*datas(KINDS[0].stream(WORDS)))).body
+        nothing_left(speak)

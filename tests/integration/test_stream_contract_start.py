@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness.dialects import ENDPOINTS, KINDS, StreamKind, sse
-from harness.upstream import DONE, Act, Step, Upstream, stream
-from integration.client import eventually, record
-from integration.streaming import SECRET, WORDS, Speaking, datas, speaking
+from harness.upstream import DONE, Act, Step, stream
+from integration.client import record
+from integration.streaming import SECRET, WORDS, Speaking, datas, nothing_left
 
-SPARES = 14
 COMMENT = b": still here\n\n"
 
 
@@ -32,9 +30,8 @@ BEFORE = ("nothing", "comments", "the roles", "roles and comments")
 
 
 @pytest.fixture(scope="module")
-def speak(upstream: Upstream) -> Iterator[Speaking]:
-    with speaking(upstream, SPARES) as started:
-        yield started
+def spares() -> int:
+    return 14
 
 
 def said_before(kind: StreamKind, what: str) -> list[Step]:
@@ -102,13 +99,13 @@ def test_the_callers_fault_is_a_4xx_and_not_tried_elsewhere(speak: Speaking, kin
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_silence_in_place_of_the_first_word_is_a_timeout(speak: Speaking, endpoint: str) -> None:
+def test_silence_in_place_of_the_first_word_is_a_timeout(over_sockets: Speaking, endpoint: str) -> None:
     """For all dialects at once, as it takes its time."""
 
     def wait(kind: StreamKind) -> None:
-        answer = speak.ask(kind, stream(*said_before(kind, "roles and comments"), Act.STALL), patience="hasty-")
+        answer = over_sockets.ask(kind, stream(*said_before(kind, "roles and comments"), Act.STALL), patience="hasty-")
         assert (answer.status, answer.error["code"]) == (504, "upstream_timeout")
-        assert speak.upstream.target(f"speaks-{kind.dialect.name}").calls[0].closed.wait(30)
+        assert over_sockets.upstream.target(f"speaks-{kind.dialect.name}").calls[0].closed.wait(30)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(wait, [kind for kind in KINDS if (kind.endpoint, kind.choices) == (endpoint, 1)]))
@@ -160,8 +157,7 @@ def test_a_text_that_looks_like_an_error_is_none(speak: Speaking) -> None:
         assert json.dumps(words[0][1]).encode() in answer.body
 
 
-def test_failures_at_the_start_leave_nothing_in_flight(speak: Speaking) -> None:
+def test_failures_at_the_start_leave_nothing_in_flight(in_this_process: Speaking, over_sockets: Speaking) -> None:
     """Runs last in this file."""
-    eventually(lambda: "trunkline_in_flight 0.0" in speak.gateway.metrics(), "no call is in flight")
-    assert "Traceback" not in speak.gateway.stderr()
-    assert "gateway_other" not in speak.gateway.metrics()
+    for speak in (in_this_process, over_sockets):
+        nothing_left(speak)

@@ -77,6 +77,7 @@ PUBLIC = {
         "Conflict",
         "DEAD_SECONDS",
         "FRESH_SECONDS",
+        "Homes",
         "KINDS",
         "LEASE_SECONDS",
         "Ledger",

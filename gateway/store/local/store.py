@@ -14,6 +14,7 @@ from gateway.store.local.batches import LocalBatches
 from gateway.store.local.board import LocalBoard
 from gateway.store.local.counters import Counters
 from gateway.store.local.database import Database
+from gateway.store.local.homes import LocalHomes
 from gateway.store.local.ledger import LocalLedger
 from gateway.store.local.limits import LocalLimits
 from gateway.store.local.records import LocalRecords
@@ -39,6 +40,7 @@ class LocalStore:
         self.limits = LocalLimits(self._counters, self.records, self._database.generation, now)
         self.ledger = LocalLedger(self._database)
         self.board = LocalBoard(self._database, boot, now)
+        self.homes = LocalHomes(now)
         self.batches = LocalBatches(self._database, boot, now)
         self._looking: asyncio.Task[None] | None = None
 

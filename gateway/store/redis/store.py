@@ -14,6 +14,7 @@ from gateway.store.redis.batches import RedisBatches
 from gateway.store.redis.board import RedisBoard
 from gateway.store.redis.connection import Pipe
 from gateway.store.redis.counters import RedisCounters
+from gateway.store.redis.homes import RedisHomes
 from gateway.store.redis.invalidation import Changes
 from gateway.store.redis.ledger import RedisLedger
 from gateway.store.redis.liveness import Workers
@@ -39,6 +40,7 @@ class RedisStore:
         self.limits = RedisCounters(self._pipe, self.ledger, self.records)
         self._workers = Workers(self._pipe, boot)
         self.board = RedisBoard(self._pipe, boot)
+        self.homes = RedisHomes(records)
         self.batches = RedisBatches(records, self._changes, boot)
         self._tasks: list[asyncio.Task[None]] = []
 
