@@ -213,6 +213,8 @@ class Verdict(Struct, frozen=True):
     denied: int | None = None
     retry_after: float = 0.0
     """Seconds; after exactly this long the same ask would be granted if nobody else asked."""
+    spent: bool = False
+    """The budget that denied it is used up, without what calls under way have reserved: nothing fits until it ends."""
     stale: bool = False
     """A record's version is not the one asked with: load it again."""
     at: int = 0

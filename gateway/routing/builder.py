@@ -18,6 +18,7 @@ from gateway.routing.queue.queue import Queue
 from gateway.routing.route import Route
 from gateway.routing.routes import Routes
 from gateway.routing.tier import Tier
+from gateway.targets.endpoints import PASSED
 from gateway.targets.health import Breaker
 from gateway.targets.load import Load
 from gateway.targets.target import Target, address_of
@@ -111,6 +112,9 @@ class Builder:
         load = loads.setdefault(url, Load())
         old = None if before is None else before.targets.get(spec.name)
         if old is not None and old.address.url == url and old.spec.backend == spec.backend:
-            return Target(spec, url, old.capabilities, route.timeouts, old.breaker, self._clock, load)
-        breaker = Breaker(spec.name, self._clock)
-        return Target(spec, url, self._capabilities(spec.backend), route.timeouts, breaker, self._clock, load)
+            capabilities, breaker = old.capabilities, old.breaker
+        else:
+            capabilities, breaker = self._capabilities(spec.backend), Breaker(spec.name, self._clock)
+        target = Target(spec, url, capabilities, route.timeouts, breaker, self._clock, load)
+        target.endpoints = {**target.endpoints, **dict.fromkeys(route.passes, PASSED)}
+        return target

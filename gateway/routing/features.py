@@ -63,7 +63,7 @@ def read(
             whole=not call.stream,
             patient=patient,
             part=part,
-            endpoint=call.endpoint,
+            endpoint=call.path or call.endpoint,
         )
     salt = bytes(fields["cache_salt"]) if "cache_salt" in fields else b""
     base = (model.encode(), tenant.encode() if salt in NOTHING else salt)
@@ -86,7 +86,7 @@ def read(
         not call.stream,
         patient,
         part,
-        call.endpoint,
+        call.path or call.endpoint,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from msgspec import structs
 
 from backends.api import Call
+from backends.endpoints import Endpoint
 from gateway.config import Table
 from gateway.core.errors import NoRoute, NotServed, ResponseGone
 from gateway.core.types import KeyRecord, OrderState, TargetOrder
@@ -28,6 +29,8 @@ class Routes:
         self.default = table.default_route or ""
         """What a call asks for that names no model; empty: it is refused."""
         self.config_hash = config_hash
+        self.passes: dict[str, Endpoint] = {path: "passed" for route in routes.values() for path in route.passes}
+        """Paths that some route passes on."""
         self._answer_headers = ((b"x-trunkline-config", config_hash.encode()),)
         self._chains = {name: tuple(self.chain(route)) for name, route in routes.items()}
         for name, chain in self._chains.items():

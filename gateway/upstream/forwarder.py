@@ -88,7 +88,7 @@ class Forwarder:
         due = asyncio.get_running_loop().time() + (timeouts.first_output if call.stream else timeouts.whole)
         try:
             response = await self._pool.request(
-                origin, "POST", asked.path, headers, asked.body, timeouts.connect, deadline=due
+                origin, asked.method, asked.path, headers, asked.body, timeouts.connect, deadline=due
             )
         except TimeoutError:
             raise late(whole=not call.stream) from None
