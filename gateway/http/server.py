@@ -77,14 +77,14 @@ class DataPlane:
         answer.closes = self.draining
         if self.cors is not None and self.cors.allow(request, answer):
             return
-        endpoint = _TARGETS.get(request.target) or PATHS.get(request.path)
+        endpoint = _TARGETS.get(request.target) or PATHS.get(request.path) or self.parts.routes.passes.get(request.path)
         if endpoint is None or (endpoint == "generate/root" and request.method != "POST"):
             await asgi.serve(self._others, connection, request, answer)
             return
         client = Client(connection, request, answer, endpoint, self.bodies, self._proxies, self._memory)
         self._calls.add(client)
         try:
-            if request.method != "POST":
+            if request.method != "POST" and not (endpoint == "passed" and request.method == "GET"):
                 raise MethodNotAllowed(f"{request.method} is not possible here; use POST.")
             if EXPLAIN in client.headers:
                 await self._allow_explanation(client, endpoint)
