@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from msgspec import structs
 
@@ -105,10 +106,7 @@ class Routes:
             prompt = self.read(route, call, headers, key, tokens)
             told.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
 
-        def read(each: Route) -> Prompt:
-            prompt = self.read(each, call, headers, key, tokens, patient=patient)
-            return structs.replace(prompt, only=only) if only else prompt
-
+        read = partial(self.read, call=call, headers=headers, key=key, tokens=tokens, patient=patient, only=only)
         return Attempts(self._chains[route.name], call, key, read, told, route.clock)
 
     def read(
@@ -120,9 +118,11 @@ class Routes:
         tokens: int,
         *,
         patient: bool | None = None,
+        only: str = "",
     ) -> Prompt:
-        """The prompt of a call as the route's policies see it; `patient`: it can be held; None: if the route does."""
-        return read(
+        """The prompt of a call as the route's policies see it; `patient`: it can be held; None: if the route does.
+        `only`: as for `attempts`."""
+        prompt = read(
             call,
             headers,
             model=route.name,
@@ -132,6 +132,7 @@ class Routes:
             keyed=route.keyed,
             patient=route.hold is not None if patient is None else patient,
         )
+        return structs.replace(prompt, only=only) if only else prompt
 
     def explain(self, route: Route, prompt: Prompt) -> list[Candidacy]:
         """What each tier of the route, and of those that stand in for it, says of each target."""
