@@ -148,7 +148,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             parts.admission.deny_again(caller)  # 429
         call = asked = state.call = await client.call(caller.key, parts.routes.default)  # 400, 408, 413, 429, 503
         record.received_body(call)
-        route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), endpoint)  # 404
+        route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), call.path or endpoint)  # 404
         record.routed(route.name, route.price)
         if route.trust_request_id:
             client.trust_own_id()
@@ -218,7 +218,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
     call = state.call
-    capabilities = target.endpoints[call.endpoint]
+    capabilities = target.endpoints[call.path or call.endpoint]
     limits = () if state.lease is None else state.lease.headers
     exchange: Exchange | Watched | None = None
     record.attempt_started(target.name, attempt.choice)

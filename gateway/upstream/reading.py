@@ -160,6 +160,7 @@ class EventReader(AnswerReader):
         self._skim = getattr(reader, "skim", _skims_nothing)
         self._close = getattr(reader, "close", tuple)
         self._terminator = getattr(reader, "terminator", _done)
+        self._whole_message = getattr(reader, "whole_message", False)
         self._splitter = sse.Splitter()
         self._begun, self._finished, self._spoke = 1, 0, False
 
@@ -196,7 +197,8 @@ class EventReader(AnswerReader):
         if not self._over:
             self._take_rest(chunks)
             lost = broken or Disconnected("the stream ended before its end was told")
-            if not isinstance(lost, Disconnected) or self._finished < self._call.choices or rest.strip():
+            cut = broken is not None and self._whole_message
+            if cut or not isinstance(lost, Disconnected) or self._finished < self._call.choices or rest.strip():
                 self.failure = lost
             else:  # some servers close instead of a terminator, and what they had to say is said
                 self.done = True
