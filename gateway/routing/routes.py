@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from msgspec import structs
 
@@ -110,15 +111,11 @@ class Routes:
                 "The server that has the response is not there any more. Send the whole conversation.", param=FIELD
             )
         patient, told = route.hold is not None, list(self._answer_headers)
-        lora = call.model if route.lists_loras and self._names.find(call.model) is None else ""
         if explain:
             prompt = self.read(route, call, headers, key, tokens)
             told.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
 
-        def read(each: Route) -> Prompt:
-            prompt = self.read(each, call, headers, key, tokens, patient=patient)
-            return structs.replace(prompt, only=only, lora=lora) if only or lora else prompt
-
+        read = partial(self.read, call=call, headers=headers, key=key, tokens=tokens, patient=patient, only=only)
         return Attempts(self._chains[route.name], call, key, read, told, route.clock)
 
     def read(
@@ -130,9 +127,11 @@ class Routes:
         tokens: int,
         *,
         patient: bool | None = None,
+        only: str = "",
     ) -> Prompt:
-        """The prompt of a call as the route's policies see it; `patient`: it can be held; None: if the route does."""
-        return read(
+        """The prompt of a call as the route's policies see it; `patient`: it can be held; None: if the route does.
+        `only`: as for `attempts`."""
+        prompt = read(
             call,
             headers,
             model=route.name,
@@ -142,6 +141,8 @@ class Routes:
             keyed=route.keyed,
             patient=route.hold is not None if patient is None else patient,
         )
+        lora = call.model if route.lists_loras and self._names.find(call.model) is None else ""
+        return structs.replace(prompt, only=only, lora=lora) if only or lora else prompt
 
     def explain(self, route: Route, prompt: Prompt) -> list[Candidacy]:
         """What each tier of the route, and of those that stand in for it, says of each target."""
