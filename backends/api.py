@@ -34,6 +34,9 @@ class Call(Struct, frozen=True):
 
     asked: Asked = UNREAD
     """What its body asks for; read from it, where it is not given."""
+    path: str = ""
+    """Of the endpoint `passed`: the path that is asked for."""
+    method: str = "POST"
 
     def __post_init__(self) -> None:
         if self.asked is UNREAD:
@@ -70,11 +73,12 @@ class Target(Struct, frozen=True):
 
 
 class UpstreamRequest(Struct, frozen=True):
-    """What goes to the target, always as POST: a path below its URL, headers with lower-case names, and the body."""
+    """What goes to the target: a path below its URL, headers with lower-case names, and the body."""
 
     path: str
     headers: dict[str, str]
     body: bytes
+    method: str = "POST"
 
 
 class Usage(Struct, frozen=True):

@@ -18,16 +18,30 @@ Endpoint = Literal[
     "detokenize",
     "generate",
     "generate/root",
+    "audio/transcriptions",
+    "audio/translations",
+    "passed",
 ]
 
 COMMON: Final[frozenset[Endpoint]] = frozenset({"chat/completions", "completions", "embeddings"})
 """Those of every server in OpenAI's language."""
 STREAMED: Final[frozenset[Endpoint]] = frozenset(
-    {"chat/completions", "completions", "responses", "messages", "generate/root"}
+    {
+        "chat/completions",
+        "completions",
+        "responses",
+        "messages",
+        "generate/root",
+        "audio/transcriptions",
+        "audio/translations",
+        "passed",
+    }
 )
 """Their answers come as streams, if the client asks for that."""
-UNCOUNTED: Final[frozenset[str]] = frozenset({"messages/count_tokens", "tokenize", "detokenize"})
-"""No model works on them: they take no tokens."""
+FORMS: Final[frozenset[str]] = frozenset({"audio/transcriptions", "audio/translations"})
+"""Their bodies are multipart forms."""
+UNCOUNTED: Final[frozenset[str]] = FORMS | {"messages/count_tokens", "tokenize", "detokenize"}
+"""No model works on them, or no tokens are counted: they are requests, and nothing else."""
 SILENT: Final[frozenset[str]] = UNCOUNTED | {"embeddings", "rerank", "score", "decisions"}
 """Their answers are no text of a model."""
 ANTHROPIC: Final[frozenset[str]] = frozenset({"messages", "messages/count_tokens"})
@@ -57,5 +71,7 @@ PATHS: Final[dict[str, Endpoint]] = {
     "/generate": "generate",
     "/generate_stream": "generate",
     "/": "generate/root",
+    "/v1/audio/transcriptions": "audio/transcriptions",
+    "/v1/audio/translations": "audio/translations",
 }
 """Where clients ask for each: some servers have it under several paths."""

@@ -14,6 +14,7 @@ from backends.api import Call, Facts, Gauges, StreamReader
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
 from backends.openai import OpenAI
+from backends.passed import recordings
 from backends.resume import continued
 
 _ABOUT = ("/server_info", "/get_server_info")
@@ -33,6 +34,7 @@ class SGLang(OpenAI):
         self.endpoints = self.speaks(
             "responses", "messages", "messages/count_tokens", "rerank", "score", "tokenize", "detokenize"
         )
+        self.endpoints = {**self.endpoints, **recordings("audio/transcriptions")}
 
     def check(self, call: Call) -> None:
         pass

@@ -11,6 +11,7 @@ from backends.counters import counted
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
 from backends.openai import OpenAI
+from backends.passed import recordings
 from backends.resume import continued
 
 MOST_DIGITS = 30
@@ -44,6 +45,7 @@ class VLLM(OpenAI):
             "tokenize",
             "detokenize",
         )
+        self.endpoints = {**self.endpoints, **recordings()}
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """Summed over engines and models; cached prompt tokens are in the first of them."""

@@ -15,7 +15,6 @@ from msgspec import Struct
 from backends.api import Call
 from gateway.auth import Caller, Keyring, authorize, may_use
 from gateway.core.errors import (
-    BadReply,
     Forbidden,
     GatewayError,
     NoTarget,
@@ -31,12 +30,11 @@ from gateway.routing.attempt import NO_OUTCOME
 from gateway.routing.responses import Made, Responses, Watched
 from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
+from gateway.upstream.reading import UNCOUNTED_BYTES
 from gateway.upstream.shadow import Seen, Shadow
 
 RESUMABLE: Final = frozenset({"chat/completions", "completions"})
 """Their streams can go on at another target."""
-MOST_HELD: Final = 1024 * 1024
-"""Bytes of comments and openings that wait for an answer's first output."""
 
 
 class Client(Protocol):
@@ -144,9 +142,12 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         client.check()  # 400
         caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
         record.authenticated(caller.key)
+        if caller.key.id in parts.admission.denials:
+            caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
+            parts.admission.deny_again(caller)  # 429
         call = asked = state.call = await client.call(caller.key, parts.routes.default)  # 400, 408, 413, 429, 503
         record.received_body(call)
-        route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), endpoint)  # 404
+        route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), call.path or endpoint)  # 404
         record.routed(route.name, route.price)
         if route.trust_request_id:
             client.trust_own_id()
@@ -168,8 +169,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         record.admitted(lease.at, lease.input)
         if route.keepalive is not None and call.stream:
             client.keep_alive(route.keepalive, lease.headers)
-        if route.resumes and call.stream and endpoint in RESUMABLE:
-            state.transcript = Transcript(call)
+        resumes = route.resumes and call.stream and endpoint in RESUMABLE
+        state.transcript = Transcript(call) if resumes else None
         only = ""
         if endpoint == "responses":
             only = await parts.responses.home(call, caller.key.tenant)  # 404, 503
@@ -215,7 +216,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
     call = state.call
-    capabilities = target.endpoints[call.endpoint]
+    capabilities = target.endpoints[call.path or call.endpoint]
     limits = () if state.lease is None else state.lease.headers
     exchange: Exchange | Watched | None = None
     record.attempt_started(target.name, attempt.choice)
@@ -268,12 +269,14 @@ async def _relay(state: CallState, attempt: Attempt, exchange: Exchange | Watche
         data = chunk.data
         if (chunk.comment or chunk.opening) and not (done or client.started):  # they must not promise a 200
             held += data
-            if len(held) > MOST_HELD:
-                raise BadReply(f"more than {MOST_HELD} bytes came before its first output")
+            if len(held) > UNCOUNTED_BYTES:
+                exchange.keep(len(held))  # 502, 503
             continue
         if held:
             data = bytes(held + data)
             held.clear()
+            if exchange.kept:
+                exchange.keep(0)
         if done:
             await client.finish(data, state.settle)
             record.sent()

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from backends import registry
+from backends.endpoints import PATHS
 from gateway.config.connections import check_connections, is_base_url
 from gateway.config.located import Document
 from gateway.config.names import Globs
@@ -25,6 +26,9 @@ _ROUTE = re.compile(
     "(?:(?:chat/)?completions|embeddings|models|responses|generate(?:_stream)?|invocations|tokenize|health|metrics))/*"
 )
 """A URL that is not the base of a server; some serve under a path, such as `/proxy/v1/...`."""
+_PASSABLE = re.compile(r"(/[A-Za-z0-9_~][A-Za-z0-9._~-]*)+")
+OURS = ("/docs", "/health", "/info", "/metrics", "/ready", "/v1/batches", "/v1/files", "/v1/models")
+"""Paths of the gateway's own."""
 LEAST_HOLD, MOST_HOLD = 1.0, 600.0
 """Seconds: targets are probed twice a second, and clients give up after ten minutes."""
 MOST_TARGETS = 6
@@ -168,6 +172,10 @@ def _check_routing(document: Document, table: Table) -> None:
         place = ("routes", name)
         if route.policy not in policies:
             document.report((*place, "policy"), f"unknown policy {route.policy!r}; policies: {', '.join(policies)}")
+        for path in route.passes:
+            if not _PASSABLE.fullmatch(path) or path in PATHS or path.startswith(OURS):
+                told = f"route {name!r}: {path!r} cannot be passed on: expected a path of its servers, none of ours"
+                document.report((*place, "passes"), told)
         if route.queue_wait >= route.timeouts.first_output:
             document.report(
                 (*place, "queue", "wait"),

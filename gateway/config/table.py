@@ -181,6 +181,8 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """How long its targets may take."""
     proxy: str | None = None
     """The proxy of its targets that name none; default: none is used, whatever the environment says."""
+    passes: tuple[str, ...] = ()
+    """Paths of its servers that callers may ask for, by POST or GET, such as `/pooling`."""
     forward_headers: tuple[str, ...] = ()
     """Headers of calls that go on to the targets, such as `x-data-parallel-rank`."""
     trust_request_id: bool = False

@@ -16,6 +16,8 @@ Outage = Literal["share", "closed", "open"]
 Period = Literal["day", "week", "month"]
 """A calendar window in UTC; weeks begin on Monday."""
 Priority = Literal["high", "normal", "low"]
+Rank = Literal["high", "normal", "low", "batch"]
+"""A call's place: the priority of its key, or, as a line of a batch, behind all of them."""
 
 
 class Allowance(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -213,6 +215,8 @@ class Verdict(Struct, frozen=True):
     denied: int | None = None
     retry_after: float = 0.0
     """Seconds; after exactly this long the same ask would be granted if nobody else asked."""
+    spent: bool = False
+    """The budget that denied it is used up, without what calls under way have reserved: nothing fits until it ends."""
     stale: bool = False
     """A record's version is not the one asked with: load it again."""
     at: int = 0

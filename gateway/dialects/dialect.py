@@ -12,8 +12,14 @@ from gateway.dialects.chat import Answer
 class Writer(Protocol):
     """Writes one stream in the client's words. What it raises is as for `Dialect.answer`."""
 
+    piece: bytes | None
+    """The inside of the text that the last event added, where it did nothing else; else None."""
+
     def take(self, event: Answer) -> bytes:
         """What the client gets for one event of the server's; empty: nothing yet."""
+
+    def say(self, inside: bytes) -> bytes:
+        """What the client gets for one more event like the last, which had a `piece`, with this text in its place."""
 
     def end(self) -> bytes:
         """What the client gets at the end of the stream. Asked once, and only of one that ended well."""

@@ -11,6 +11,7 @@ from backends import answers, sse
 from backends.api import Call, Chunk, ParsesTools, Reply, StreamReader, Target, UpstreamRequest
 from backends.body import Body
 from backends.capabilities import Capabilities
+from gateway.dialects.mould import Mould
 from gateway.dialects.tools.answer import with_calls
 from gateway.dialects.tools.events import CallEvents
 
@@ -54,9 +55,11 @@ class ParsingReader:
     """One stream of a chat with tools."""
 
     def __init__(self, inner: StreamReader, events: CallEvents) -> None:
-        self._inner, self._events = inner, events
+        self._inner, self._events, self._mould = inner, events, Mould(inner)
 
     def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
+        if (text := self._mould.text(event)) is not None:
+            return (Chunk(self._events.say(event, text), 1, text=len(text)),)
         return tuple(self._read(chunk) for chunk in self._inner.chunk(call, event))
 
     def close(self) -> tuple[Chunk, ...]:
@@ -66,7 +69,11 @@ class ParsingReader:
     def _read(self, chunk: Chunk) -> Chunk:
         if chunk.comment or chunk.opening or not chunk.data:
             return chunk
-        read = [self._events.take(event, sse.data(event)) for event in sse.cut(chunk.data)]
+        read = []
+        for event in sse.cut(chunk.data):
+            read.append(self._events.take(event, sse.data(event)))
+            if self._events.piece is not None:
+                self._mould.keep(event, self._events.piece)
         if chunk.done:
             read.insert(-1, self._events.end())
         return structs.replace(chunk, data=b"".join(read))

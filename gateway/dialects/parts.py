@@ -40,6 +40,10 @@ class Parts(ABC):
         """vLLM: at which stop sequence it ended."""
         self.usage = Raw()
         self.refused = False
+        self.piece: bytes | None = None
+        """As `Writer.piece`."""
+        self._added = 0
+        """Pieces that the event at hand has added."""
 
     @abstractmethod
     def begin(self, event: chat.Answer) -> bytes:
@@ -68,6 +72,7 @@ class Parts(ABC):
 
     def take(self, event: chat.Answer) -> bytes:
         """As `Writer.take`."""
+        self.piece, self._added, part = None, 0, self._open
         said = [] if self._begun else [self.begin(event)]
         self._begun = True
         if event.usage and bytes(event.usage) != b"null":
@@ -78,7 +83,14 @@ class Parts(ABC):
             if choice.finish_reason:
                 self.reason, self.stop_reason = chat.ended(choice.finish_reason), Raw(bytes(choice.stop_reason))
                 self._close(said)
+        if self._added != 1 or self._open is not part:
+            self.piece = None
         return b"".join(said)
+
+    def say(self, inside: bytes) -> bytes:
+        """As `Writer.say`."""
+        assert self._open is not None
+        return self.go_on(self._open, inside, Raw())
 
     def end(self) -> bytes:
         """As `Writer.end`; a server that never says why an answer ended has ended it well."""
@@ -90,14 +102,19 @@ class Parts(ABC):
 
     def _say(self, delta: chat.Said, logprobs: Raw, said: list[bytes]) -> None:
         if self._thoughts and (thought := delta.thought):
-            said.append(self.go_on(self._turn_to("thought", said), thought, Raw()))
+            self._go_on(self._turn_to("thought", said), thought, Raw(), said)
         if text := chat.inside(delta.content):
-            said.append(self.go_on(self._turn_to("text", said), text, logprobs))
+            self._go_on(self._turn_to("text", said), text, logprobs, said)
         if refusal := chat.inside(delta.refusal):
             self.refused = True
-            said.append(self.go_on(self._turn_to("refusal", said), refusal, Raw()))
+            self._go_on(self._turn_to("refusal", said), refusal, Raw(), said)
         for position, piece in enumerate(delta.tool_calls or ()):
             self._call_tool(position if piece.index is None else piece.index, piece, said)
+
+    def _go_on(self, part: Part, inside: bytes, logprobs: Raw, said: list[bytes]) -> None:
+        said.append(self.go_on(part, inside, logprobs))
+        self._added += 1
+        self.piece = inside if bytes(logprobs) in (b"", b"null") else None
 
     def _turn_to(self, kind: Kind, said: list[bytes]) -> Part:
         """The open part, if it is of this kind; else a new one."""
@@ -116,7 +133,7 @@ class Parts(ABC):
         if arguments := chat.inside(function.arguments):
             if part is None or part.kind != "call" or part.index != index:
                 raise ValueError(f"tool call {index} goes on behind another part of the answer")
-            said.append(self.go_on(part, arguments, Raw()))
+            self._go_on(part, arguments, Raw(), said)
 
     def _begin_part(self, part: Part, said: list[bytes]) -> Part:
         self._close(said)

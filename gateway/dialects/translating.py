@@ -16,6 +16,7 @@ from backends.body import Body
 from backends.capabilities import Capabilities
 from gateway.dialects import chat
 from gateway.dialects.dialect import Dialect, Writer
+from gateway.dialects.mould import Mould
 
 
 class Translating:
@@ -92,8 +93,11 @@ class TranslatingReader:
 
     def __init__(self, inner: StreamReader, asked: Call, writer: Writer) -> None:
         self._inner, self._asked, self._writer = inner, asked, writer
+        self._mould = Mould(inner)
 
     def chunk(self, call: Call, event: bytes) -> tuple[Chunk, ...]:
+        if (text := self._mould.text(event)) is not None:
+            return (Chunk(self._writer.say(text), 1, text=len(text)),)
         return tuple(self._written(chunk) for chunk in self._inner.chunk(self._asked, event))
 
     def close(self) -> tuple[Chunk, ...]:
@@ -107,11 +111,13 @@ class TranslatingReader:
     def _written(self, chunk: Chunk) -> Chunk:
         if chunk.comment:
             return chunk
-        said = []
+        said, writer = [], self._writer
         for event in sse.cut(chunk.data):
             data = sse.data(event)
             if data.startswith(b"{"):
-                said.append(self._writer.take(chat.read(data)))
+                said.append(writer.take(chat.read(data)))
+                if writer.piece is not None:
+                    self._mould.keep(event, writer.piece)
         if chunk.done:
             said.append(self._writer.end())
         return structs.replace(chunk, data=b"".join(said))

@@ -46,6 +46,8 @@ _ENDPOINTS: dict[Endpoint, tuple[str, dict[str, Schema]]] = {
     "tokenize": ("The tokens of a text", {"prompt": _STRING}),
     "detokenize": ("The text of tokens", {"tokens": _ARRAY}),
     "generate": ("Go on with a text, in TGI's words", {"inputs": _STRING, "parameters": _OBJECT}),
+    "audio/transcriptions": ("The text of a recording", {"file": _STRING, "stream": _BOOLEAN}),
+    "audio/translations": ("The text of a recording, in English", {"file": _STRING, "stream": _BOOLEAN}),
     "generate/root": ("The same, as a list", {"inputs": _STRING, "parameters": _OBJECT, "stream": _BOOLEAN}),
 }
 _ERRORS = {
@@ -70,7 +72,7 @@ _MODEL_ERRORS = {
 }
 
 
-_STORED = ("/v1/files",)
+_STORED = ("/v1/files", "/v1/batches")
 _STORED_ERRORS = {
     "400": "A parameter, or the form, is not as it must be",
     "404": "No such file or batch of the key's tenant; or files are off",
@@ -111,7 +113,7 @@ def config() -> OpenAPIConfig:
         components=Components(
             security_schemes={"virtual key": SecurityScheme(type="http", scheme="bearer", bearer_format="tl_...")}
         ),
-        tags=[Tag(name=name) for name in ("inference", "models", "files", "operations")],
+        tags=[Tag(name=name) for name in ("inference", "models", "files", "batches", "operations")],
         use_handler_docstrings=True,
     )
 
@@ -158,6 +160,7 @@ def _operation(path: str, summary: str, properties: dict[str, Schema]) -> Operat
         properties={"model": model, **properties},
         required=[*([] if "inputs" in properties else ["model"]), next(iter(properties))],
     )
+    kind = "multipart/form-data" if "file" in properties else "application/json"
     json: dict[str, Any] = {"application/json": OpenAPIMediaType(schema=_OBJECT)}
     good = dict(json)
     if "stream" in properties or path.encode() == ALWAYS_STREAMED:
@@ -171,6 +174,6 @@ def _operation(path: str, summary: str, properties: dict[str, Schema]) -> Operat
         tags=["inference"],
         summary=summary,
         security=_KEY,
-        request_body=RequestBody(content={"application/json": OpenAPIMediaType(schema=body)}, required=True),
+        request_body=RequestBody(content={kind: OpenAPIMediaType(schema=body)}, required=True),
         responses=responses,
     )

@@ -16,6 +16,7 @@ from backends.api import Call
 from gateway.config.limits import Price
 from gateway.core.errors import LimitReached, LimitsUnavailable, RateLimited
 from gateway.core.types import Ask, Caller, Plan, Spent, Verdict
+from gateway.limits.denials import Denial, Denials, lasting
 from gateway.limits.estimate import Estimator
 from gateway.limits.headers import Headers, RateHeaders, denial
 from gateway.limits.plan import NO_PRICES, Planner, Rules, Terms
@@ -65,6 +66,8 @@ class Admission:
         self._workers, self._events = gateways, events or AdmissionEvents()
         self._clock, self._now = clock, now
         self._planner = Planner(rules or Rules(), prices)
+        self.denials = Denials()
+        """Of keys no call of which can be admitted for a while."""
         self.own = Counters(now)
         """What this gateway counts alone."""
         self.estimator = Estimator()
@@ -74,6 +77,7 @@ class Admission:
     def revise(self, rules: Rules, prices: Mapping[str, Price | None]) -> None:
         """Other limits and prices hold for calls that come from now on."""
         self._planner = Planner(rules, prices)
+        self.denials.clear()
 
     async def admit(
         self, call: Call, caller: Caller, route: str, refresh: Callable[[], Awaitable[tuple[Caller, Call]]]
@@ -84,7 +88,8 @@ class Admission:
         caller without limits is granted without asking the store.
         """
         for _ in range(MAX_STALE):
-            terms = self._planner.terms(caller.key, caller.tenant, route)
+            planner = self._planner
+            terms = planner.terms(caller.key, caller.tenant, route)
             estimate = self.estimator.estimate(call, caller.key.id, route)
             if not terms.plan.dimensions:
                 ask = Ask(call.id, terms.plan, ())
@@ -106,6 +111,8 @@ class Admission:
                     break
                 smaller = terms.smaller(ask, verdict, estimate)
                 if smaller is None:
+                    told = not local and changes == self._changes and planner is self._planner
+                    self._remember(caller, lasting(terms, ask, verdict, started, all_cost=planner.all_cost), told)
                     raise self._denial(terms, ask, verdict, local)
                 ask = smaller
             if not verdict.stale:
@@ -113,6 +120,21 @@ class Admission:
                 return Lease(self, terms, ask, verdict.at, estimate.input, headers, local)
             caller, call = await refresh()
         raise RateLimited("The key is being changed; try again.", retry_after=1)
+
+    def deny_again(self, caller: Caller) -> None:
+        """Raise `RateLimited` or `OutOfBudget` for a caller that was denied, and surely would be now.
+
+        The caller is as the store has it at this moment: its limits may have been raised.
+        """
+        denial, now = self.denials.pop(caller.key.id, None), self._clock()
+        if denial is not None and denial.holds(caller, now):
+            self.denials[caller.key.id] = denial
+            raise self._denial(denial.terms, denial.ask, denial.at(now), local=False)
+
+    def _remember(self, caller: Caller, denial: Denial | None, told: bool) -> None:
+        """Keep a denial that lasts, if the store `told` it under the limits that are still in force."""
+        if denial is not None and told:
+            self.denials.remember(caller.key.id, denial)
 
     def settle_alone(self, lease: Lease, used: list[int]) -> None:
         """Settle what this gateway has granted alone: here, and budgets in the store too as soon as it answers."""
@@ -173,6 +195,7 @@ class Admission:
             self.degraded, self._changes = True, self._changes + 1
             self._not_allowed = isinstance(error, NotAllowed)
             self._events.degraded(True)
+            self.denials.clear()
             log.warning("limits are counted in this gateway only: %s", error)
             self.own = Counters(self._now)
             for ask in self.limits.open_leases():

@@ -119,6 +119,8 @@ class Planner:
     def __init__(self, rules: Rules, prices: Mapping[str, Price | None] = NO_PRICES) -> None:
         """`prices` are those of routes; None, or absent: calls are free of charge."""
         self._rules, self._prices = rules, prices
+        self.all_cost = bool(prices) and all(price is not None and price.input > 0 for price in prices.values())
+        """No call is free of charge: each has a prompt."""
         self._terms: OrderedDict[tuple[str, int, int, str], Terms] = OrderedDict()
 
     def terms(self, key: KeyRecord, tenant: Tenant | None, route: str) -> Terms:

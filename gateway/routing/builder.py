@@ -18,8 +18,9 @@ from gateway.routing.queue.queue import Queue
 from gateway.routing.route import Route
 from gateway.routing.routes import Routes
 from gateway.routing.tier import Tier
+from gateway.targets.endpoints import PASSED
 from gateway.targets.health import Breaker
-from gateway.targets.load import Load
+from gateway.targets.load import Load, Unseen
 from gateway.targets.target import Target, address_of
 from gateway.upstream.shadow import Mirror
 
@@ -45,6 +46,7 @@ class Builder:
         calls that wait."""
         self._urls, self._capabilities, self._slots = urls, capabilities, slots
         self._clock, self._seed, self._policies, self._events = clock, seed, policies, events or QueueEvents()
+        self._unseen = Unseen()
 
     def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
         """The routes of `table`. Whatever it raises, `before` is as it was."""
@@ -108,9 +110,12 @@ class Builder:
 
     def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
         url = self._url(spec).rstrip("/")
-        load = loads.setdefault(url, Load())
+        load = loads.setdefault(url, Load(self._unseen))
         old = None if before is None else before.targets.get(spec.name)
         if old is not None and old.address.url == url and old.spec.backend == spec.backend:
-            return Target(spec, url, old.capabilities, route.timeouts, old.breaker, self._clock, load)
-        breaker = Breaker(spec.name, self._clock)
-        return Target(spec, url, self._capabilities(spec.backend), route.timeouts, breaker, self._clock, load)
+            capabilities, breaker = old.capabilities, old.breaker
+        else:
+            capabilities, breaker = self._capabilities(spec.backend), Breaker(spec.name, self._clock)
+        target = Target(spec, url, capabilities, route.timeouts, breaker, self._clock, load)
+        target.endpoints = {**target.endpoints, **dict.fromkeys(route.passes, PASSED)}
+        return target

@@ -8,7 +8,7 @@ from typing import Final
 
 from backends.api import Call
 from backends.endpoints import SILENT
-from gateway.core.types import Priority
+from gateway.core.types import Rank
 from gateway.routing.policies.api import Prompt
 
 SESSION_HEADERS: Final = (b"x-session-id", b"x-session-affinity", b"session-id")
@@ -35,7 +35,7 @@ def read(
     model: str,
     tenant: str,
     tokens: int,
-    priority: Priority = "normal",
+    priority: Rank = "normal",
     keyed: bool = True,
     patient: bool = False,
 ) -> Prompt:
@@ -45,7 +45,7 @@ def read(
     several targets needs.
     """
     asked, fields = call.asked, call.body.fields
-    part = LOW_PART if priority == "low" else 1.0
+    part = LOW_PART if priority in ("low", "batch") else 1.0
     answer, alone = asked.output, tokens
     if call.endpoint in SILENT:  # of many inputs, each of which has the context to itself
         context = least = alone = 0
@@ -63,7 +63,7 @@ def read(
             whole=not call.stream,
             patient=patient,
             part=part,
-            endpoint=call.endpoint,
+            endpoint=call.path or call.endpoint,
         )
     salt = bytes(fields["cache_salt"]) if "cache_salt" in fields else b""
     base = (model.encode(), tenant.encode() if salt in NOTHING else salt)
@@ -86,7 +86,7 @@ def read(
         not call.stream,
         patient,
         part,
-        call.endpoint,
+        call.path or call.endpoint,
     )
 
 
@@ -106,20 +106,24 @@ def _shared(call: Call, base: tuple[bytes, ...]) -> tuple[int | None, int | None
 
 
 def _hashes(parts: tuple[Part, ...], more: tuple[Part, ...] = ()) -> tuple[int, int]:
-    """The hash of `parts`, and that of them and `more`: 64 bits, never 0."""
-    digest, first = blake2b(b"".join(map(_told, parts)), digest_size=8), 0
-    if more:
-        first = int.from_bytes(digest.digest(), "little")
-        digest.update(b"".join(map(_told, more)))
-    return first or 1, int.from_bytes(digest.digest(), "little") or 1
+    """The hash of `parts`, and that of them and `more`: 64 bits, never 0.
 
-
-def _told(part: Part) -> bytes:
-    """What counts of a part: its length, and of a long one only the ends.
-
-    Whatever differs between them shares the beginning.
+    Of each part its length counts, and of a long one only the ends: whatever differs between them shares the beginning.
     """
-    size = len(part)
-    if size > 2 * END_BYTES:
-        return b"".join((size.to_bytes(8, "little"), part[:END_BYTES], part[-END_BYTES:]))
-    return b"".join((size.to_bytes(8, "little"), part))
+    pieces: list[Part] = []
+    between = 0
+    for number, part in enumerate((*parts, *more)):
+        size = len(part)
+        if number == len(parts):
+            between = len(pieces)
+        pieces.append(size.to_bytes(8, "little"))
+        if size > 2 * END_BYTES:
+            pieces += part[:END_BYTES], part[-END_BYTES:]
+        else:
+            pieces.append(part)
+    if not more:
+        return 1, int.from_bytes(blake2b(b"".join(pieces), digest_size=8).digest(), "little") or 1
+    digest = blake2b(b"".join(pieces[:between]), digest_size=8)
+    first = int.from_bytes(digest.digest(), "little")
+    digest.update(b"".join(pieces[between:]))
+    return first or 1, int.from_bytes(digest.digest(), "little") or 1

@@ -97,6 +97,15 @@ class Watched:
             await self._made.remember(self._target)
         return chunk
 
+    @property
+    def kept(self) -> int:
+        """As the exchange's."""
+        return self._exchange.kept
+
+    def keep(self, size: int) -> None:
+        """As the exchange's."""
+        self._exchange.keep(size)
+
     def close(self) -> None:
         """As the exchange's."""
         self._exchange.close()

@@ -49,6 +49,7 @@ class Route:
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
         """A stream whose target dies goes on at another."""
         self.queue, self._bounds, self.wait = queue, (spec.queue.calls, spec.queue.size), spec.queue_wait
+        self.passes = spec.passes
         self.keepalive = spec.keepalive
         """Seconds between signs of life for calls that wait for their first output; None: there are none."""
         self.held, self.hold = held, spec.hold

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from msgspec import structs
 
 from backends.api import Call
+from backends.endpoints import Endpoint
 from gateway.config import Table
 from gateway.core.errors import NoRoute, NotServed, ResponseGone
 from gateway.core.types import KeyRecord, OrderState, TargetOrder
@@ -28,6 +30,8 @@ class Routes:
         self.default = table.default_route or ""
         """What a call asks for that names no model; empty: it is refused."""
         self.config_hash = config_hash
+        self.passes: dict[str, Endpoint] = {path: "passed" for route in routes.values() for path in route.passes}
+        """Paths that some route passes on."""
         self._answer_headers = ((b"x-trunkline-config", config_hash.encode()),)
         self._chains = {name: tuple(self.chain(route)) for name, route in routes.items()}
         for name, chain in self._chains.items():
@@ -102,10 +106,7 @@ class Routes:
             prompt = self.read(route, call, headers, key, tokens)
             told.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
 
-        def read(each: Route) -> Prompt:
-            prompt = self.read(each, call, headers, key, tokens, patient=patient)
-            return structs.replace(prompt, only=only) if only else prompt
-
+        read = partial(self.read, call=call, headers=headers, key=key, tokens=tokens, patient=patient, only=only)
         return Attempts(self._chains[route.name], call, key, read, told, route.clock)
 
     def read(
@@ -117,9 +118,11 @@ class Routes:
         tokens: int,
         *,
         patient: bool | None = None,
+        only: str = "",
     ) -> Prompt:
-        """The prompt of a call as the route's policies see it; `patient`: it can be held; None: if the route does."""
-        return read(
+        """The prompt of a call as the route's policies see it; `patient`: it can be held; None: if the route does.
+        `only`: as for `attempts`."""
+        prompt = read(
             call,
             headers,
             model=route.name,
@@ -129,6 +132,7 @@ class Routes:
             keyed=route.keyed,
             patient=route.hold is not None if patient is None else patient,
         )
+        return structs.replace(prompt, only=only) if only else prompt
 
     def explain(self, route: Route, prompt: Prompt) -> list[Candidacy]:
         """What each tier of the route, and of those that stand in for it, says of each target."""

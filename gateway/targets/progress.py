@@ -53,7 +53,9 @@ class Progress:
         call came last. It is found again after as many looks, as long as it stands still and calls wait."""
         signs = None if gauges is None or not gauges.steps else (gauges.steps, gauges.prefix_queries, gauges.kv_usage)
         moved = signs is not None and signs != self._signs
-        self._signs, self._counts = signs or self._signs, self._counts or moved
+        if moved and not self._counts:  # pauses before it counted were of another kind: it loaded, or compiled
+            self._counts, self._longest = True, 0.0
+        self._signs = signs or self._signs
         if moved or heard_at > self._worked_at or (gauges is not None and gauges.asleep):
             self._worked(now, waiting)
         elif not waiting or self._idle:

@@ -8,7 +8,6 @@ from typing import Final, Literal, get_args
 from backends.api import Facts
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
-from backends.endpoints import Endpoint
 from gateway.config import FallbackSpec, TargetSpec, Timeouts
 from gateway.config.weak_secrets import is_weak
 from gateway.core.types import OrderState
@@ -82,8 +81,8 @@ class Target:
         self.tier = spec.tier if isinstance(spec, FallbackSpec) else 0
         self.address = address_of(spec, url)
         self.capabilities, self.timeouts, self.breaker = capabilities, timeouts, breaker
-        self.endpoints: Mapping[Endpoint, Capabilities] = spoken(capabilities, spec)
-        """What can be asked of it, and in which words its server is asked."""
+        self.endpoints: Mapping[str, Capabilities] = spoken(capabilities, spec)
+        """What can be asked of it, endpoints and paths that are passed on, and in which words its server is asked."""
         self.load = Load() if load is None else load
         self.inflight = Inflight()
         self._clock = clock

@@ -6,13 +6,15 @@ import asyncio
 from typing import Final
 
 from backends.api import Chunk
-from gateway.core.errors import Rejected, TookTooLong, UpstreamError, UpstreamTimeout
+from gateway.core.errors import AnswerMemoryFull, BadReply, Rejected, TookTooLong, UpstreamError, UpstreamTimeout
 from gateway.upstream.connection import Response
 from gateway.upstream.failures import conceal
 from gateway.upstream.reading import AnswerReader
 
 TAIL_SECONDS: Final = 0.2
 """After its terminator a stream has nothing left but the end of the HTTP message."""
+MOST_HELD: Final = 1024 * 1024
+"""Bytes of comments and openings that wait for an answer's first output."""
 LATE: Final = "no answer, or no next piece of it, in time"
 
 
@@ -35,6 +37,7 @@ class Exchange:
         "_response",
         "_secret",
         "content_type",
+        "kept",
     )
 
     def __init__(
@@ -51,6 +54,8 @@ class Exchange:
         """When the last piece came; 0: none has. A client that takes its time with it is not the target's fault."""
         self._begun = False
         """The first output has come."""
+        self.kept = 0
+        """Bytes of what came that wait for the first output, as far as they were counted."""
         self._alive = True
         """It was more than comments and roles, which a server may send while its engine hangs."""
 
@@ -85,8 +90,23 @@ class Exchange:
             conceal(reader.failure, self._secret)
         raise reader.failure
 
+    def keep(self, size: int) -> None:
+        """Count so many bytes as waiting for the first output, in the memory of answers.
+
+        Raises `BadReply` for more than `MOST_HELD`, and `AnswerMemoryFull`.
+        """
+        if size > MOST_HELD:
+            raise BadReply(f"more than {MOST_HELD} bytes came before its first output")
+        memory, more = self._reader.memory, size - self.kept
+        memory.held += more
+        self.kept = size
+        if more > 0 and memory.held > memory.bound:
+            raise AnswerMemoryFull(memory.bound)
+
     def close(self) -> None:
         """Let go of the connection: it serves again if all of the answer has come, or its end follows at once."""
+        if self.kept:
+            self.keep(0)
         if self._reader.counted:
             self._reader.count(0)
         if self._begun and (connection := self._response.connection) is not None:

@@ -54,11 +54,12 @@ class AnswerReader:
     """The answer is no stream, and was not to be one."""
     counted = 0
     """Bytes that are counted in the memory for it."""
-    _memory: AnswerMemory
+    memory: AnswerMemory
+    """Where it counts what it holds."""
 
     def count(self, size: int) -> bool:
         """Count `size` bytes as what it holds now; False if it holds more than before, and all together too much."""
-        memory, more = self._memory, size - self.counted
+        memory, more = self.memory, size - self.counted
         memory.held += more
         self.counted = size
         return more <= 0 or memory.held <= memory.bound
@@ -95,7 +96,7 @@ class WholeReader(AnswerReader):
     """Collects an answer that is no stream, and gives it as one chunk at its end."""
 
     def __init__(self, call: Call, capabilities: Capabilities, limit: int, memory: AnswerMemory) -> None:
-        self._call, self._capabilities, self._limit, self._memory = call, capabilities, limit, memory
+        self._call, self._capabilities, self._limit, self.memory = call, capabilities, limit, memory
         self.whole = not call.stream
         self._pieces: list[bytes] = []
         self._size = 0
@@ -107,7 +108,7 @@ class WholeReader(AnswerReader):
         if self._size > self._limit:
             self.failure = self._no_stream() if self._call.stream else too_large("answer", self._limit)
         elif self._size > UNCOUNTED_BYTES and not self.count(self._size):
-            self.failure = AnswerMemoryFull(self._memory.bound)
+            self.failure = AnswerMemoryFull(self.memory.bound)
         if self.failure is None:
             self._pieces.append(data)
         else:
@@ -153,12 +154,13 @@ class EventReader(AnswerReader):
         reader = capabilities.adapter if capabilities.stateful is None else capabilities.stateful.open(call)
         if continuous and capabilities.continuous is not None:
             reader = capabilities.continuous.open_continuous(call)
-        self._call, self._limit, self._memory, self._lenient = call, limit, memory, lenient
+        self._call, self._limit, self.memory, self._lenient = call, limit, memory, lenient
         self._uncounted = min(limit, UNCOUNTED_BYTES)
         self._chunk = reader.chunk
         self._skim = getattr(reader, "skim", _skims_nothing)
         self._close = getattr(reader, "close", tuple)
         self._terminator = getattr(reader, "terminator", _done)
+        self._whole_message = getattr(reader, "whole_message", False)
         self._splitter = sse.Splitter()
         self._begun, self._finished, self._spoke = 1, 0, False
 
@@ -195,7 +197,8 @@ class EventReader(AnswerReader):
         if not self._over:
             self._take_rest(chunks)
             lost = broken or Disconnected("the stream ended before its end was told")
-            if not isinstance(lost, Disconnected) or self._finished < self._call.choices or rest.strip():
+            cut = broken is not None and self._whole_message
+            if cut or not isinstance(lost, Disconnected) or self._finished < self._call.choices or rest.strip():
                 self.failure = lost
             else:  # some servers close instead of a terminator, and what they had to say is said
                 self.done = True
@@ -214,7 +217,7 @@ class EventReader(AnswerReader):
         if rest > self._limit:
             self.failure = too_large("event", self._limit)
         elif not fits:
-            self.failure = AnswerMemoryFull(self._memory.bound)
+            self.failure = AnswerMemoryFull(self.memory.bound)
 
     def _take(self, events: bytes, start: int, chunks: list[Chunk]) -> None:
         """Read whole events, from `start` on; sets `failure` for one that tells of it, and `done` at the terminator."""

@@ -42,6 +42,27 @@ async def test_a_reservation_counts_until_the_call_ends(subject: Subject) -> Non
     assert await subject.left(budget) == 30
 
 
+async def test_what_is_spent_is_told_from_what_is_only_reserved(subject: Subject) -> None:
+    """A budget that is spent refuses every call until it ends; reservations may come back."""
+    await subject.key()
+    budget, small = subject.budget(100, 60, "month"), subject.budget(100, 1, "month")
+    first = await subject.granted(budget)
+    denied = await subject.admit(budget)
+    assert denied.denied == 0 and not denied.spent, "all but 40 is reserved"
+    await subject.settle(first, 60)
+    denied = await subject.admit(budget)
+    assert denied.denied == 0 and not denied.spent and denied.standings[0].remaining == 40
+    second = await subject.granted(subject.budget(100, 40, "month"))
+    denied = await subject.admit(small)
+    assert denied.denied == 0 and not denied.spent and denied.standings[0].remaining == 0
+    await subject.settle(second, 40)
+    denied = await subject.admit(small)
+    assert denied.denied == 0 and denied.spent and denied.standings[0].remaining == 0
+    rate = subject.rate(1)
+    await subject.granted(rate)
+    assert not (await subject.admit(rate)).spent
+
+
 async def test_parallel_calls_cannot_overspend(subject: Subject) -> None:
     await subject.key()
     budget = subject.budget(1000, 90, "month")

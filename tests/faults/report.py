@@ -21,7 +21,7 @@ FAULTS: Final = {
     24: "10,000 idle connections", 25: "slowloris", 26: "100 MB body", 27: "hostile JSON", 28: "invalid UTF-8",
     29: "header injection", 30: "request smuggling", 31: "SSRF", 32: "key enumeration", 33: "garbage keys",
     34: "address changes, TLS refused", 35: "file limit, full disk", 36: "retries in three layers",
-    37: "mixed chaos soak",
+    37: "mixed chaos soak", 38: "an engine stands still, its server answers on",
 }  # fmt: skip
 """What can break; a row whose case begins with a number and a space belongs to that one."""
 _NUMBERED = re.compile(r"(\d{1,2}) ")

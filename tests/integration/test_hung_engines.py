@@ -5,70 +5,17 @@ Twenty at once, each on a route with another target; half of the routes resume s
 
 from __future__ import annotations
 
-import asyncio
-import json
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
 from integration.client import Reply, ask, chat, eventually, get, samples, total
-
-from gateway.faults.backend import FakeBackend
-from gateway.faults.engine import Shape
-from gateway.faults.openai import Served
-from gateway.faults.orders import Orders
-
-ENGINES = 20
-WORDS = 400
-SHAPE = Shape(step=0.02, rate=1e6)
-"""An answer of so many words takes eight seconds."""
-
-
-class Farm:
-    """Servers with timed engines, all in a thread of their own: `a0` to be stopped, beside it `b0`, and so on."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="engines", daemon=True)
-        self._thread.start()
-        self.backends: dict[str, FakeBackend] = {}
-        self.ports: dict[str, int] = {}
-        for name in [f"{side}{number}" for number in range(ENGINES) for side in "ab"]:
-            backend = FakeBackend("vllm", Served(), Orders("", name=name), engine=SHAPE)
-            self.ports[name] = asyncio.run_coroutine_threadsafe(backend.open(), self._loop).result(30)
-            self.backends[name] = backend
-
-    def stop_engines(self, stopped: bool = True) -> None:
-        """Those beside which there is another."""
-
-        def stop() -> None:
-            for number in range(ENGINES):
-                engine = self.backends[f"a{number}"].engine
-                assert engine is not None
-                engine.stop(stopped)
-
-        self._loop.call_soon_threadsafe(stop)
-
-    def close(self) -> None:
-        for backend in self.backends.values():
-            asyncio.run_coroutine_threadsafe(backend.close(), self._loop).result(30)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(30)
-        self._loop.close()
-
-
-@contextmanager
-def farm() -> Iterator[Farm]:
-    made = Farm()
-    try:
-        yield made
-    finally:
-        made.close()
+from integration.engine import table
+from integration.hanging import ENGINES, WORDS, Farm, farm, routes, spoken
 
 
 @pytest.fixture
@@ -79,27 +26,8 @@ def engines() -> Iterator[Farm]:
 
 @pytest.fixture
 def gateway(engines: Farm) -> Iterator[GatewayProcess]:
-    def target(name: str) -> dict[str, Any]:
-        return {"name": name, "backend": "vllm", "url": f"http://127.0.0.1:{engines.ports[name]}"}
-
-    routes: dict[str, Any] = {
-        f"r{number}": {
-            "targets": [target(f"a{number}"), target(f"b{number}")],
-            "policy": "round-robin",
-            **({"resume": "text"} if number % 2 else {}),
-        }
-        for number in range(ENGINES)
-    }
-    with gateway_process(json.dumps({"routes": routes})) as started:
+    with gateway_process(table(routes(engines))) as started:
         yield started
-
-
-def spoken(reply: Reply) -> list[str]:
-    """The words of a stream."""
-    events = [json.loads(data) for data in reply.data if data.startswith(b"{")]
-    return "".join(
-        choice["delta"].get("content") or "" for event in events for choice in event.get("choices", ())
-    ).split()
 
 
 def test_calls_are_taken_away_from_engines_that_hang(gateway: GatewayProcess, engines: Farm) -> None:

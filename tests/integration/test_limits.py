@@ -12,7 +12,7 @@ import pytest
 from harness.gateway_process import GatewayProcess, Issued
 from harness.redis_server import RedisServer
 from harness.upstream import Act, Gate, Target, answer, head, stream, whole
-from integration.client import UNEXPIRED, Reply, Wire, ask, chat, eventually, record, request
+from integration.client import UNEXPIRED, Reply, Wire, ask, chat, eventually, record, request, wire
 from redis import Redis
 
 from gateway.core.types import Allowance, Budget, Limit
@@ -249,3 +249,51 @@ def test_a_long_way_to_go_is_told_in_minutes(gateway: GatewayProcess, solo: Targ
     denied = ask(gateway, chat("solo", max_tokens=1), issued.secret)
     assert denied.status == 429
     assert re.fullmatch(r"6m0s|5m5\ds", denied.header("x-ratelimit-reset-tokens") or "")
+
+
+def lengthy(key: str, model: str) -> bytes:
+    """The head of a request and a part of its body, the rest of which never comes."""
+    whole_one = request(chat(model, padding="x" * 100_000), key)
+    return whole_one[: len(whole_one) // 2]
+
+
+@pytest.mark.parametrize("limit", [Limit(rpm=1), Limit(budget=Budget(day=Allowance(tokens=40)))], ids=["rpm", "budget"])
+def test_what_was_denied_is_denied_again_before_its_body_is_read(
+    fleet: list[GatewayProcess], shared_target: Target, limit: Limit
+) -> None:
+    """Each worker learns of it by a denial of its own. A raised limit holds for the very next call all the same."""
+    issued = fleet[0].issue(limit=limit)
+    shared_target.script = whole(answer(prompt=30, completion=20))
+    assert ask(fleet[0], chat("fleet", max_tokens=1), issued.secret).status == 200
+    with wire(fleet[0]) as connection:  # one connection is one worker
+        connection.send(request(chat("fleet", max_tokens=1), issued.secret))
+        first = connection.answer()
+        connection.send(lengthy(issued.secret, "fleet"))
+        again = connection.answer()
+    assert (first.status, again.status) == (429, 429)
+    assert {"error"} == again.json().keys() and again.error["code"] == first.error["code"]
+    waits = [int(reply.header("retry-after") or -1) for reply in (first, again)]
+    assert 0 < waits[1] <= waits[0]
+    assert record(fleet[0], again.header("x-request-id"))["outcome"] == "shed"
+    with wire(fleet[0]) as connection:
+        connection.send(request(chat("fleet", max_tokens=1), issued.secret))
+        assert connection.answer().status == 429
+        fleet[1].keys("update", issued.record.id, "--rpm", "100", "--budget", "day:tokens=5000")
+        connection.send(request(chat("fleet", max_tokens=1), issued.secret))
+        assert connection.answer().status == 200
+
+
+def test_calls_at_once_that_were_too_many_are_counted_anew_each_time(
+    fleet: list[GatewayProcess], shared_target: Target
+) -> None:
+    issued = fleet[0].issue(limit=Limit(concurrency=1, tpm=100_000))
+    shared_target.scripts = [[gate := Gate(), *whole(answer())]]
+    with wire(fleet[0]) as connection, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, fleet[1], chat("fleet"), issued.secret)
+        shared_target.wait_for_calls()
+        connection.send(request(chat("fleet"), issued.secret))
+        assert connection.answer().status == 429
+        gate.open()
+        assert first.result().status == 200
+        connection.send(request(chat("fleet"), issued.secret))
+        assert connection.answer().status == 200

@@ -28,9 +28,11 @@ class Generation:
         self._last: dict[str, Any] | None = None
         self._reason = "eos_token"
         self._usage = Raw()
+        self.piece: bytes | None = None
+        """As `Writer.piece`."""
 
     def take(self, event: chat.Answer) -> bytes:
-        said = []
+        said, self.piece = [], None
         if event.usage and bytes(event.usage) != b"null":
             self._usage = Raw(bytes(event.usage))
         for choice in event.choices or ():
@@ -38,6 +40,7 @@ class Generation:
             self._text.append(text)
             told = tokens(choice)
             if not told and text:
+                self.piece = text if choice.token_ids is None and not choice.finish_reason else None
                 ids = choice.token_ids or []
                 told = [token(ids[0] if len(ids) == 1 else UNKNOWN, chat.string(text), None)]
             if choice.finish_reason:
@@ -45,6 +48,11 @@ class Generation:
                 self._last = told.pop() if told else None
             said += [self._event(each) for each in told]
         return b"".join(said)
+
+    def say(self, inside: bytes) -> bytes:
+        """As `Writer.say`."""
+        self._text.append(inside)
+        return self._event(token(UNKNOWN, chat.string(inside), None))
 
     def end(self) -> bytes:
         last = token(UNKNOWN, Raw(b'""'), None, special=True) if self._last is None else self._last

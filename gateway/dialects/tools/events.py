@@ -20,6 +20,7 @@ class _Choice(Struct):
     index: int = 0
     delta: dict[str, Raw] | None = None
     finish_reason: Raw = Raw()
+    logprobs: Raw = Raw()
 
 
 class _Event(Struct):
@@ -76,13 +77,22 @@ class CallEvents:
         self._choices: dict[int, _Calls] = {}
         self._data = b"{}"
         """Of the event that was read last; what it has beside its choices, others have."""
+        self.piece: bytes | None = None
+        """The inside of the text of the last event, where it had nothing else; else None."""
+        self._speaker = 0
+        """The choice that said it."""
+        self._known: dict[str, Any] | None = None
+        """What that event has beside its choices, once it was asked for."""
 
     def take(self, event: bytes, data: bytes) -> bytes:
         """What the client gets for an event with this data."""
+        self.piece = None
         if not data.startswith(b"{"):
             return event
-        choices = answers.decoded(_event, data).choices or ()
-        self._data = data
+        choices = answers.decoded(_event, data).choices or []
+        self._data, self._known = data, None
+        if len(choices) == 1:
+            self._note(choices[0])
         said = [self._said(choice) for choice in choices]
         if all(each is None for each in said):
             return event
@@ -91,6 +101,23 @@ class CallEvents:
         every = answers.decoded(_choices, like["choices"])
         pairs = zip(every, said, strict=True)
         return b"".join(self._written(choice, deltas, like, counted=counted) for choice, deltas in pairs)
+
+    def say(self, event: bytes, inside: bytes) -> bytes:
+        """What the client gets for one more event like the last, which had a `piece`, with this text in its place."""
+        deltas = self._found(self._choices[self._speaker], chat.text_of(inside), ended=False)
+        if deltas is None:
+            return event
+        if self._known is None:
+            self._known = self._like()
+        choice: dict[str, Any] = {"index": self._speaker}
+        return b"".join(_event_of(self._known, {**choice, "delta": delta, "finish_reason": None}) for delta in deltas)
+
+    def _note(self, choice: _Choice) -> None:
+        """Remember an event's only choice, if all that it says is a piece of text."""
+        delta = choice.delta or {}
+        told = [name for name, raw in delta.items() if bytes(raw) not in _SILENT]
+        if told == ["content"] and bytes(choice.finish_reason) in _SILENT and bytes(choice.logprobs) in _SILENT:
+            self.piece, self._speaker = chat.inside(delta["content"]), choice.index
 
     def end(self) -> bytes:
         """What was held back of a stream whose server does not tell why it ends."""
@@ -113,10 +140,16 @@ class CallEvents:
         if calls is None:
             parser = Parser(self._parser, self._names)
             calls = self._choices[choice.index] = _Calls(self._call, choice.index, parser)
+        return self._found(calls, chat.text_of(content), ended=ended)
+
+    def _found(self, calls: _Calls, text: str, *, ended: bool) -> list[dict[str, Any]] | None:
+        """As `_said`, of a choice's text, and of its end where it has `ended`."""
         if calls.over:
             return None
-        text = chat.text_of(content)
-        deltas = calls.deltas(calls.parser.feed(text)) if text else []
+        every = calls.parser.feed(text) if text else []
+        if not ended and len(every) == 1 and every[0] == Text(text):
+            return None
+        deltas = calls.deltas(every)
         if ended:
             deltas += self._rest(calls)
         alone = deltas == ([{"content": text}] if text else [])

@@ -64,7 +64,7 @@ class Counters:
         """What `charge` would say, charging nothing; the standings are those before the call."""
         now = int(self._now() * MICRO)
         found, longest = self._found(ask, now)
-        return _before(found, longest, now)
+        return _before(ask, found, longest, now)
 
     def _found(self, ask: Ask, now: int) -> tuple[list[_Look], int]:
         """What each dimension says, and the longest time until one fits."""
@@ -80,7 +80,7 @@ class Counters:
         dimensions, now = ask.plan.dimensions, int(self._now() * MICRO)
         found, longest = self._found(ask, now)
         if longest > 0:
-            return _before(found, longest, now)
+            return _before(ask, found, longest, now)
         standings = []
         for dimension, amount, (_, _, left, _, reset, becomes) in zip(dimensions, ask.amounts, found, strict=True):
             standings.append(Standing(left, reset / MICRO))
@@ -165,8 +165,10 @@ class Counters:
                 spending.settled += units
 
 
-def _before(found: Sequence[_Look], longest: int, now: int) -> Verdict:
+def _before(ask: Ask, found: Sequence[_Look], longest: int, now: int) -> Verdict:
     """The verdict on an ask that changes nothing."""
     denied = next(i for i, look in enumerate(found) if look[0] == longest) if longest > 0 else None
+    becomes = None if denied is None else found[denied][5]
+    spent = isinstance(becomes, Spending) and becomes.settled >= ask.plan.dimensions[denied or 0].limit
     standings = [Standing(left, reset / MICRO) for _, left, _, reset, _, _ in found]
-    return Verdict(standings, denied, longest / MICRO, at=now)
+    return Verdict(standings, denied, longest / MICRO, spent, at=now)

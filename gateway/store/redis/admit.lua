@@ -15,7 +15,8 @@
 --
 -- Returns {status, denied, retry_after, now, level 1, reset 1, level 2, ...}, times in microseconds; status 0 granted,
 -- 1 denied by dimension `denied` (from 1), 2 a version differs, 3 a version is missing, 4 budgets are. The level of a
--- rate is how far it is from being whole again, that of a lease or a budget what is left of it.
+-- rate is how far it is from being whole again, that of a lease or a budget what is left of it, below 0 for a budget
+-- of which all is spent.
 --
 -- Each call of Redis costs a microsecond here, and each number that becomes a text half of one.
 local KEYS, ARGV, ask, tonumber = KEYS, ARGV, redis.call, tonumber
@@ -111,6 +112,7 @@ for i = 1, count do
     if amount > level then
       -- What others have only reserved may come back at any time.
       over = settled + amount > limit and ends * SECOND - now or SECOND
+      level = settled >= limit and -1 or math.max(0, level)
     end
   end
   levels[i] = level

@@ -100,7 +100,8 @@ class RedisCounters:
             for (is_rate, cost, limit), level, reset in zip(encoded.readings, answer[4::2], answer[5::2], strict=True)
         ]
         if status == 1:
-            return Verdict(standings, denied - 1, wait / MICRO, at=now)
+            spent = ask.plan.dimensions[denied - 1].kind == "budget" and answer[2 + 2 * denied] < 0
+            return Verdict(standings, denied - 1, wait / MICRO, spent, at=now)
         self._held[ask.call_id] = ask
         return Verdict(standings, at=now)
 

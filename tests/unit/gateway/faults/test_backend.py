@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.faults.backend import FakeBackend, Told
+from gateway.faults.engine import Shape
 from gateway.faults.openai import Served
 from gateway.faults.orders import Entry, Orders
 from gateway.faults.vocabulary import FAULTS
@@ -89,9 +91,12 @@ def _complete(raw: bytes) -> bool:
 
 
 @asynccontextmanager
-async def place(dialect: str = "vllm", orders: Orders | None = None, **served: Any) -> AsyncIterator[Place]:
+async def place(
+    dialect: str = "vllm", orders: Orders | None = None, engine: Shape | None = None, **served: Any
+) -> AsyncIterator[Place]:
     told: list[Told] = []
-    backend = FakeBackend(dialect, Served(**{"tokens": 5, **served}), orders or Orders(), told=told.append)
+    serves = Served(**{"tokens": 5, **served})
+    backend = FakeBackend(dialect, serves, orders or Orders(), told=told.append, engine=engine)
     port = await backend.open()
     try:
         yield Place(backend, port, told)
@@ -279,3 +284,33 @@ async def _control(port: int, order: bytes) -> Any:
     body = await reader.readexactly(int(length.split(b":")[1]))
     writer.transport.abort()
     return json.loads(body)
+
+
+async def test_an_engine_is_stopped_while_its_server_answers_on() -> None:
+    """Calls wait for it, and go on where they were."""
+    async with place(engine=Shape(step=0.002, rate=1e6)) as here:
+        assert (await here.ask()).whole
+        stopped = await _control(here.port, b'{"engine": "stop"}')
+        steps = stopped["engine"]["steps"]
+        assert steps > 0 and stopped["fault"] == ""
+        waiting = await here.ask()
+        assert (waiting.end, waiting.whole) == ("silent", False)
+        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        writer.write(b"GET /health HTTP/1.1\r\n\r\nGET /metrics HTTP/1.1\r\n\r\n")
+        told = b""
+        while b"vllm:iteration_tokens_total_count" not in told:
+            told += await reader.read(65536)
+        writer.transport.abort()
+        counted = re.search(rb"vllm:iteration_tokens_total_count\S* (\d+)", told)
+        assert told.startswith(b"HTTP/1.1 200 ") and counted is not None and int(counted[1]) == steps
+        assert (await _control(here.port, b'{"engine": "stop"}'))["engine"]["steps"] == steps, "twice is once"
+        assert (await _control(here.port, b'{"engine": "go"}'))["engine"]["steps"] >= steps
+        assert (await here.ask()).whole
+
+
+@pytest.mark.parametrize("order", [b'{"engine": "halt"}', b'{"engine": true}', b'{"engine": ["stop"]}'])
+async def test_an_order_to_an_engine_that_is_none_is_refused(order: bytes) -> None:
+    async with place(engine=Shape()) as here:
+        assert "expected" in (await _control(here.port, order))["error"]
+    async with place() as here:
+        assert "expected --engine" in (await _control(here.port, b'{"engine": "stop"}'))["error"]

@@ -71,6 +71,16 @@ def test_progress_ends_it_and_silence_does_not() -> None:
     assert not progress.look(told(8), 0, NOTHING_HEARD, 121.0) and not progress.hung
 
 
+def test_what_it_took_to_compile_teaches_no_patience_with_steps() -> None:
+    """Its first word comes in the middle of a look, whose counter does not have it yet."""
+    progress = Progress()
+    for second in range(100, 160):
+        assert not progress.look(told(0), 1, NOTHING_HEARD, float(second))
+    assert not progress.look(told(0), 1, 160.0, 160.5)
+    assert not progress.look(told(1), 1, 160.0, 162.0)
+    assert any(progress.look(told(1), 1, 160.0, now) for now in (163.5, 165.0, 166.5, 168.0)), "it stands still"
+
+
 def test_an_engine_whose_steps_are_longer_is_taken_for_hung_once() -> None:
     progress, found = Progress(), 0
     for number in range(200):

@@ -16,6 +16,7 @@ from backends.capabilities import Capabilities
 from backends.openai import OpenAI
 from gateway.config import Timeouts
 from gateway.core.errors import (
+    AnswerMemoryFull,
     BadReply,
     Disconnected,
     EngineHung,
@@ -282,6 +283,24 @@ async def test_what_was_counted_is_free_when_the_exchange_ends(forwarder: Forwar
     waiting.cancel()
     await asyncio.wait([waiting])
     exchange.close()
+    assert forwarder.memory.held == 0
+
+
+async def test_what_waits_for_the_first_output_counts_as_memory(forwarder: Forwarder, listener: Listener) -> None:
+    forwarder.bound(AnswerLimits(10**6, 10**6, 600_000))
+    exchanges = [await Asking(forwarder, listener).answered(await listener.peer(), STREAM) for _ in range(2)]
+    exchanges[0].keep(400_000)
+    exchanges[0].keep(500_000)
+    assert forwarder.memory.held == 500_000
+    with pytest.raises(AnswerMemoryFull):
+        exchanges[1].keep(200_000)
+    exchanges[1].close()
+    assert forwarder.memory.held == 500_000
+    exchanges[0].keep(0)  # its output begins
+    exchanges[0].keep(100_000)
+    with pytest.raises(BadReply):
+        exchanges[0].keep(2**20 + 1)
+    exchanges[0].close()
     assert forwarder.memory.held == 0
 
 
