@@ -55,7 +55,7 @@ def test_small_texts_are_the_same(text: str) -> None:
 
 
 UNTAGGED = TEXT.replace("!!str 4", "4").replace("! 5", "5")
-"""Of a comma in a tag, and of a tag without a name before nothing, the two have different opinions. No table has any."""
+"""The two parsers differ about a comma in a tag, and about a tag without a name before nothing. No table has any."""
 
 
 @given(st.integers(0, len(UNTAGGED) - 1), st.sampled_from(list("{}[]:,-#&*|>'\"%@` \n\t0a")))
