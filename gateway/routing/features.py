@@ -8,7 +8,7 @@ from typing import Final
 
 from backends.api import Call
 from backends.endpoints import SILENT
-from gateway.core.types import Priority
+from gateway.core.types import Rank
 from gateway.routing.policies.api import Prompt
 
 SESSION: Final = b"x-session-id"
@@ -38,7 +38,7 @@ def read(
     model: str,
     tenant: str,
     tokens: int,
-    priority: Priority = "normal",
+    priority: Rank = "normal",
     keyed: bool = True,
     patient: bool = False,
 ) -> Prompt:
@@ -48,7 +48,7 @@ def read(
     several targets needs.
     """
     asked, fields = call.asked, call.body.fields
-    part = LOW_PART if priority == "low" else 1.0
+    part = LOW_PART if priority in ("low", "batch") else 1.0
     answer, alone = asked.output, tokens
     if call.endpoint in SILENT:  # of many inputs, each of which has the context to itself
         context = least = alone = 0
