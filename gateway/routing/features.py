@@ -57,17 +57,9 @@ def read(
         context, least = alone + answer, alone // SURE + answer
     else:
         context, least = tokens + answer, tokens // SURE + answer
+    rest = context, least, alone, not call.stream, patient, part, call.path or call.endpoint
     if not keyed:
-        return Prompt(
-            tokens,
-            context=context,
-            least_context=least,
-            alone=alone,
-            whole=not call.stream,
-            patient=patient,
-            part=part,
-            endpoint=call.path or call.endpoint,
-        )
+        return Prompt(tokens, None, None, 0, False, None, *rest)
     salt = bytes(fields["cache_salt"]) if "cache_salt" in fields else b""
     base = (model.encode(), tenant.encode() if salt in NOTHING else salt)
     named = headers.get(SESSION) or b""
@@ -79,21 +71,8 @@ def read(
             user = value
     session = _hashes((*base, b"session", user))[1] if user else None
     conversation, group, prefix, follow_up = _shared(call, base)
-    return Prompt(
-        tokens,
-        session if named else conversation,
-        group,
-        int(tokens * prefix / max(1, len(call.body.raw))),
-        follow_up,
-        session,
-        context,
-        least,
-        alone,
-        not call.stream,
-        patient,
-        part,
-        call.path or call.endpoint,
-    )
+    system = int(tokens * prefix / max(1, len(call.body.raw)))
+    return Prompt(tokens, session if named else conversation, group, system, follow_up, session, *rest)
 
 
 def _shared(call: Call, base: tuple[bytes, ...]) -> tuple[int | None, int | None, int, bool]:
