@@ -10,12 +10,12 @@ from typing import Any, BinaryIO
 
 import click
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from backends import registry
 from backends.api import Call, Facts
 from backends.body import Body, Malformed
-from backends.endpoints import FORMS, PATHS, Endpoint
+from backends.endpoints import FORMS, PATHS, STREAMED, Endpoint
 from gateway.admin.targets import reports
 from gateway.app.reload import prices, rules
 from gateway.auth import may_use
@@ -24,9 +24,8 @@ from gateway.cli.session import command, console
 from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, Table, load_table
 from gateway.core.dimensions import BUDGET
-from gateway.core.errors import BadRequest, NoRoute
+from gateway.core.errors import NoRoute, too_many_prompts
 from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState, Tenant
-from gateway.http.client import read, too_many_prompts
 from gateway.limits.estimate import Estimate, Estimator
 from gateway.limits.outlook import LimitLook, Outlook, outlook
 from gateway.limits.plan import Planner
@@ -141,15 +140,15 @@ async def _limits(store: Store, table: Table, key: KeyRecord, call: Call, route:
 
 
 def _call(model: str | None, file: BinaryIO | None, endpoint: Endpoint | None) -> Call:
-    raw = file.read() if file is not None else b'{"messages":[]}'
     try:
-        body = Body(raw)
-        if not model and not body.get("model", str, ""):
-            raise click.UsageError("say which model: --model NAME, or a --body that has one")
-        call = read("tl-explain", endpoint or _meant(body), raw, b"application/json", default=model or "")
-    except (Malformed, BadRequest) as error:
+        body = Body(file.read() if file is not None else b'{"messages":[]}')
+        named, streams = body.get("model", str, ""), body.get("stream", bool, False)
+    except Malformed as error:
         raise click.UsageError(f"--body: {error}") from None
-    return structs.replace(call, model=model) if model else call
+    if not (model or named):
+        raise click.UsageError("say which model: --model NAME, or a --body that has one")
+    meant = endpoint or _meant(body)
+    return Call("tl-explain", meant, model or named, body, stream=streams and meant in STREAMED)
 
 
 def _meant(body: Body) -> Endpoint:
