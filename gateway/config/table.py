@@ -181,12 +181,16 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """How long its targets may take."""
     proxy: str | None = None
     """The proxy of its targets that name none; default: none is used, whatever the environment says."""
+    loras: bool = False
+    """LoRA adapters that its engines have loaded are models of their own, by their names there."""
     passes: tuple[str, ...] = ()
     """Paths of its servers that callers may ask for, by POST or GET, such as `/pooling`."""
     forward_headers: tuple[str, ...] = ()
     """Headers of calls that go on to the targets, such as `x-data-parallel-rank`."""
     trust_request_id: bool = False
     """Targets get the client's `x-request-id`, where it sends one, instead of the gateway's id of the call."""
+    public_model: bool = False
+    """The `model` of answers is the name that the client asked for; default: what the server says."""
     retry: Retry = Retry()
     """When to try another target."""
     resume: Literal["text"] | None = None

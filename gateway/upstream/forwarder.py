@@ -28,6 +28,7 @@ from gateway.upstream.failures import conceal, status_refusal, worded_refusal
 from gateway.upstream.http1 import Headers
 from gateway.upstream.origins import Origins
 from gateway.upstream.pool import Pool
+from gateway.upstream.public_model import RenamedExchange
 from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, AnswerMemory, reader_for
 
 IDENTITY: Final = b"accept-encoding", b"identity"
@@ -36,6 +37,18 @@ WAKE_SECONDS = 120.0
 """How long a server may take to fetch its model."""
 SCRAPE_LIMIT = 4 * 1024**2
 """Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
+ALWAYS_FORWARDED: Final = frozenset(
+    {
+        b"anthropic-beta",
+        b"anthropic-version",
+        b"session-id",
+        b"thread-id",
+        b"x-claude-code-session-id",
+        b"x-session-affinity",
+        b"x-session-id",
+    }
+)
+"""What names a conversation, or the version of a dialect: engines may go by it."""
 NONE: Final[Mapping[bytes, bytes]] = {}
 REFUSED = "credential refused"
 PLAIN: Final = (b"identity", b"")
@@ -72,10 +85,12 @@ class Forwarder:
         timeouts: Timeouts,
         trace: Mapping[str, str],
         callers: Mapping[bytes, bytes] = NONE,
+        renames: bool = False,
     ) -> Exchange:
         """One attempt: send the call, and wait for the head of a good answer. Every exchange must be closed.
 
         `callers` are the headers that the call came with, names in lower case; those that the table names go on.
+        With `renames` the answer names the model as the call does.
         Raises `Unsupported` and `Rejected` (the caller's fault), `UpstreamError` (the target's), `AnswerTooLarge`.
         """
         try:
@@ -85,8 +100,8 @@ class Forwarder:
         headers = [(name.encode(), value.encode()) for name, value in {**asked.headers, **trace}.items()]
         headers.append(IDENTITY)
         origin = self.origins.found.get(address) or self.origins.of(address)
-        if origin.forwarded:
-            headers += [(name, callers[name]) for name in origin.forwarded if name in callers]
+        if origin.forwarded or not ALWAYS_FORWARDED.isdisjoint(callers):
+            headers += [(name, callers[name]) for name in {*origin.forwarded, *ALWAYS_FORWARDED} if name in callers]
         due = asyncio.get_running_loop().time() + (timeouts.first_output if call.stream else timeouts.whole)
         try:
             response = await self._pool.request(
@@ -107,7 +122,8 @@ class Forwarder:
                 lenient=address.lenient,
                 continuous=address.continuous_usage,
             )
-            return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
+            parts = response, reader, content_type, due, timeouts.idle, address.api_key
+            return RenamedExchange(*parts).rename(call.model) if renames else Exchange(*parts)
         except BaseException:
             response.release()
             raise
