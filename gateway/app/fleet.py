@@ -272,10 +272,10 @@ class Fleet:
     def _warn(self, target: Target) -> None:
         """Tell what is wrong with a target that serves, once, and that it is no longer."""
         for about in WARNINGS:
-            told, why = self._warned.get((target.name, about), ""), target.warnings.get(about, "")
-            self._metrics.target_warning.labels(target.name, about).set(bool(why))
+            told, why = self._warned.get((target.name, about)), target.warnings.get(about, "")
             if told == why:
                 continue
+            self._metrics.target_warning.labels(target.name, about).set(bool(why))
             self._warned[target.name, about] = why
             if why:
                 log.warning("target %s: %s", target.name, why)

@@ -78,6 +78,7 @@ class Client:
         "_pinged",
         "_prepared",
         "_request",
+        "_streams",
         "_task",
         "call_id",
         "explains",
@@ -117,7 +118,7 @@ class Client:
         """The answer's headers are to tell how its target was picked."""
         self.gone_at: float | None = None
         """When we learned that it had left, by the monotonic clock; None: it has not."""
-        self._announced = self._pinged = False
+        self._announced = self._pinged = self._streams = False
         self.pinging: asyncio.TimerHandle | None = None
         """The next sign of life, as long as the answer has not begun."""
         self._prepared: list[tuple[bytes, bytes]] = []
@@ -153,12 +154,13 @@ class Client:
         if self._endpoint in BY_HAND:
             return self._odd(raw, content_type.decode("latin-1"), default)
         if len(raw) > min(SURELY_FEW, 2 * elements) and is_large(raw, elements):
-            large = await _in_windows(self._endpoint, raw, elements)
+            large = await in_windows(self._endpoint, raw, elements)
         call = read(self.call_id, self._endpoint, raw, content_type, large, default)
         if self._endpoint == "generate" and ALWAYS_STREAMED in request.target:
             call = structs.replace(call, stream=True)
+        self._streams = call.stream
         if call.asked.prompts > self._bodies.prompts:
-            raise _too_many_prompts(call, self._bodies.prompts)
+            raise too_many_prompts(call, self._bodies.prompts)
         return call
 
     def _odd(self, raw: bytes, content_type: str, default: str) -> Call:
@@ -217,8 +219,8 @@ class Client:
     async def finish(self, data: bytes, ending: Callable[[], Awaitable[None]]) -> None:
         """Send the end of the answer, or all of it, the last bytes of which leave when `ending` is done.
 
-        A client that has all of its answer finds it done; one that reads a large answer slowly does not.
-        Raises `ReaderTooSlow`.
+        A client that has all of its answer finds it done; one that reads a large answer slowly does not. Of a stream
+        that came at once only the last event waits. Raises `ReaderTooSlow`.
         """
         answer, rest = self._answer, data if len(data) <= AT_ONCE_BYTES else memoryview(data)
         if self.pinging is not None:
@@ -226,6 +228,11 @@ class Client:
         if not answer.started:
             answer.start(200, [*self._prepared, (b"content-length", b"%d" % len(data))])
             self._announced = True
+            if self._streams and len(data) <= AT_ONCE_BYTES:
+                last = data.rfind(b"\n\n", 0, -2) + 2
+                if last > 1:
+                    answer.write(data[:last])
+                    rest = data[last:]
         if len(data) > AT_ONCE_BYTES:
             rest = await self._send_most(memoryview(data))
         await ending()
@@ -328,7 +335,7 @@ class Client:
         self._task.cancel()
 
 
-async def _in_windows(endpoint: Endpoint, raw: bytes, elements: int) -> tuple[Body, Asked]:
+async def in_windows(endpoint: Endpoint, raw: bytes, elements: int) -> tuple[Body, Asked]:
     """Read a large body, one after the other, and let others work between any two windows. Raises `BadRequest`."""
     turn = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
     async with turn:
@@ -380,7 +387,8 @@ def read(
     return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted, what)
 
 
-def _too_many_prompts(call: Call, limit: int) -> BadRequest:
+def too_many_prompts(call: Call, limit: int) -> BadRequest:
+    """What a call is told that has more prompts than `limit`."""
     name = PROMPTS[call.endpoint]
     return BadRequest(
         f"{name!r} has {call.asked.prompts} entries, more than the limit of {limit} (bodies.prompts).", param=name

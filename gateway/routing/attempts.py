@@ -124,7 +124,8 @@ class Attempts:
 
     def _begin(self) -> None:
         """A round along the chain. Targets that never had the call do not count from one round to the next."""
-        self._most, self._tried = MOST_TARGETS - sum(sum(tiers.values()) for tiers in self._worked.values()), 0
+        worked = [times for tiers in self._worked.values() for times in tiers.values()]
+        self._most, self._tried = MOST_TARGETS - sum(worked), 0
         # Nobody waits for one route, or tries what seems to be down there, while another can take the call. After
         # that the call waits for the first that is only full, and if none is, takes what there is.
         alone = len(self._chain) == 1

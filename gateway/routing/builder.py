@@ -20,7 +20,7 @@ from gateway.routing.routes import Routes
 from gateway.routing.tier import Tier
 from gateway.targets.endpoints import PASSED
 from gateway.targets.health import Breaker
-from gateway.targets.load import Load
+from gateway.targets.load import Load, Unseen
 from gateway.targets.target import Target, address_of
 from gateway.upstream.shadow import Mirror
 
@@ -46,6 +46,7 @@ class Builder:
         calls that wait."""
         self._urls, self._capabilities, self._slots = urls, capabilities, slots
         self._clock, self._seed, self._policies, self._events = clock, seed, policies, events or QueueEvents()
+        self._unseen = Unseen()
 
     def build(self, table: Table, config_hash: str = "", before: Routes | None = None) -> Routes:
         """The routes of `table`. Whatever it raises, `before` is as it was."""
@@ -109,7 +110,7 @@ class Builder:
 
     def _target(self, spec: TargetSpec, route: RouteSpec, loads: dict[str, Load], before: Routes | None) -> Target:
         url = self._url(spec).rstrip("/")
-        load = loads.setdefault(url, Load())
+        load = loads.setdefault(url, Load(self._unseen))
         old = None if before is None else before.targets.get(spec.name)
         if old is not None and old.address.url == url and old.spec.backend == spec.backend:
             capabilities, breaker = old.capabilities, old.breaker

@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 from backends.api import Call
 from backends.body import Body
+from backends.capabilities import Capabilities
 from gateway.config import RouteSpec, Table, TargetSpec
 from gateway.core.types import KeyRecord
 from gateway.routing import Builder, Gossip, Route, TargetSlots
@@ -21,6 +22,8 @@ from gateway.store import FRESH_SECONDS, Limits
 ROUTE: Final = "simulated"
 CALL: Final = Call("", "chat/completions", ROUTE, Body(b"{}"), stream=True)
 """What the route is told of each call beside its prompt."""
+ENGINE: Final = Capabilities.of(cast("Any", object()))
+"""Nothing is sent to a simulated engine."""
 KEY: Final = KeyRecord(id="k", name="k", secrets=(), created=0.0)
 
 
@@ -60,7 +63,7 @@ class SimulatedGateway:
     ) -> None:
         builder = Builder(
             {},
-            lambda backend: cast("Any", None),
+            lambda backend: ENGINE,
             TargetSlots(cast("Limits", None)),  # asked for nothing: no target has `max_inflight`
             clock,
             seed=seed,

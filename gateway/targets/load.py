@@ -37,9 +37,8 @@ class Load:
 
     __slots__ = (
         "_known",
-        "_reading",
         "_reported_at",
-        "_sweeping",
+        "_unseen",
         "changed",
         "charged",
         "clock",
@@ -53,7 +52,9 @@ class Load:
         "waiting",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, unseen: Unseen | None = None) -> None:
+        """`unseen` is the same for all servers of a gateway."""
+        self._unseen = unseen or Unseen()
         self.prefill = 0
         """Prompt tokens, less those expected in the target's cache, of our calls that have no first token yet."""
         self.waiting = 0
@@ -76,9 +77,6 @@ class Load:
         """Tokens: half of what fills the target that is full first. Below it nobody need ask whether there is room."""
         self._reported_at = 0.0
         self._known: dict[str, int] = {}
-        self._reading: dict[Share, float] = {}
-        """Of whole answers, whose first token nobody sees: when their prompts will have been read."""
-        self._sweeping: asyncio.TimerHandle | None = None
 
     def pending(self, now: float) -> float:
         """Prefill tokens outstanding at `now`, ours exactly, others' as they must have shrunk since they were reported.
@@ -126,21 +124,35 @@ class Load:
 
     def reads(self, share: Share) -> None:
         """The prompt will have been read when all that is pending here is, and that is all that will be known of it."""
-        loop = asyncio.get_running_loop()
-        self._reading[share] = loop.time() + self.prefill / RATE
-        if self._sweeping is None:
-            self._sweeping = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._sweeping, now = None, loop.time()
-        for share in [share for share, until in self._reading.items() if until <= now]:
-            share.first_token()
-        if self._reading:
-            self._sweeping = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+        unseen, loop = self._unseen, asyncio.get_running_loop()
+        unseen.shares[share] = loop.time() + self.prefill / RATE
+        if not unseen.looking:
+            unseen.look_later(loop)
 
     def report(self) -> LoadReport:
         """This gateway's own part, for the others."""
         return LoadReport(self.prefill, self.waiting, self.running, self.charged)
+
+
+class Unseen:
+    """Shares of whole answers, whose first token nobody sees: for each when its prompt will have been read."""
+
+    def __init__(self) -> None:
+        self.shares: dict[Share, float] = {}
+        self.looking = False
+
+    def look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One timer for all servers: where there are hundreds, each call would else take one of its own."""
+        self.looking = True
+        loop.call_later(SWEEP_SECONDS, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for share in [share for share, until in self.shares.items() if until <= now]:
+            share.first_token()
+        self.looking = False
+        if self.shares:
+            self.look_later(loop)
 
 
 class Share:
@@ -167,7 +179,7 @@ class Share:
             load.prefill -= self._prefill
             load.waiting -= 1
             self._prefill = 0
-            load._reading.pop(self, None)
+            load._unseen.shares.pop(self, None)
             for freed in load.freed:
                 freed(load)
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Final
 
-import httpx
 from msgspec import structs
 
 from backends.api import Call, Facts, Gauges, RequestRefused
 from backends.api import Target as Address
 from backends.capabilities import Capabilities
 from gateway.config import Timeouts
-from gateway.core.errors import BadReply, EngineHung, GatewayError, Rejected, Unsupported, UpstreamTimeout
+from gateway.core.errors import (
+    BadReply,
+    Disconnected,
+    EngineHung,
+    GatewayError,
+    Rejected,
+    Unsupported,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from gateway.upstream.connection import Response
 from gateway.upstream.exchange import LATE, Exchange, late
 from gateway.upstream.failures import conceal, status_refusal, worded_refusal
@@ -22,7 +29,6 @@ from gateway.upstream.http1 import Headers
 from gateway.upstream.origins import Origins
 from gateway.upstream.pool import Pool
 from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, AnswerMemory, reader_for
-from gateway.upstream.transport import Transport
 
 IDENTITY: Final = b"accept-encoding", b"identity"
 PROBE_SECONDS = 3.0
@@ -30,6 +36,18 @@ WAKE_SECONDS = 120.0
 """How long a server may take to fetch its model."""
 SCRAPE_LIMIT = 4 * 1024**2
 """Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
+ALWAYS_FORWARDED: Final = frozenset(
+    {
+        b"anthropic-beta",
+        b"anthropic-version",
+        b"session-id",
+        b"thread-id",
+        b"x-claude-code-session-id",
+        b"x-session-affinity",
+        b"x-session-id",
+    }
+)
+"""What names a conversation, or the version of a dialect: engines may go by it."""
 NONE: Final[Mapping[bytes, bytes]] = {}
 REFUSED = "credential refused"
 PLAIN: Final = (b"identity", b"")
@@ -39,20 +57,16 @@ _NO_SUCH_ROUTE = (404, 405, 501)
 _TAKEN = (400, 413, 415, 422)
 """How servers answer a body that is no call, once they have let it in."""
 _NOT_NOW = (429, 502, 503, 504)
-_NO_ANSWER = (httpx.RequestError, httpx.InvalidURL, TimeoutError)
+_NO_ANSWER = (UpstreamError, TimeoutError)
 
 
 class Forwarder:
     """Sends calls to targets over pooled connections."""
 
-    def __init__(
-        self, limits: AnswerLimits, transport: httpx.AsyncBaseTransport | None = None, pool: Pool | None = None
-    ) -> None:
-        """`transport` is for the questions beside the calls, instead of the calls' connections in `pool`."""
+    def __init__(self, limits: AnswerLimits, pool: Pool | None = None) -> None:
         self.memory = AnswerMemory(limits.answers)
         self.bound(limits)
         self._pool = pool or Pool()
-        self._transport = transport or Transport(self._pool)
         self.origins = Origins()
 
     def bound(self, limits: AnswerLimits) -> None:
@@ -83,8 +97,8 @@ class Forwarder:
         headers = [(name.encode(), value.encode()) for name, value in {**asked.headers, **trace}.items()]
         headers.append(IDENTITY)
         origin = self.origins.found.get(address) or self.origins.of(address)
-        if origin.forwarded:
-            headers += [(name, callers[name]) for name in origin.forwarded if name in callers]
+        if origin.forwarded or not ALWAYS_FORWARDED.isdisjoint(callers):
+            headers += [(name, callers[name]) for name in {*origin.forwarded, *ALWAYS_FORWARDED} if name in callers]
         due = asyncio.get_running_loop().time() + (timeouts.first_output if call.stream else timeouts.whole)
         try:
             response = await self._pool.request(
@@ -230,12 +244,13 @@ class Forwarder:
     ) -> int | str:
         """The status with which the target answers, or why there is none."""
         try:
-            async with self._get(address, path, timeouts, method, seconds, content) as response:
-                return response.status_code
-        except (TimeoutError, httpx.TimeoutException):
+            response = await self._ask(address, path, timeouts, method, seconds, content)
+        except TimeoutError:
             return "timeout"
-        except (httpx.TransportError, httpx.InvalidURL):
+        except UpstreamError:
             return "unreachable"
+        response.release()
+        return response.status
 
     async def _text(self, address: Address, path: str, timeouts: Timeouts) -> str | None:
         try:
@@ -246,16 +261,18 @@ class Forwarder:
 
     async def _answer(self, address: Address, path: str, timeouts: Timeouts) -> tuple[int, bytes]:
         """Status and body. Raises one of `_NO_ANSWER` when there is no whole answer of a sane size in time."""
+        response = await self._ask(address, path, timeouts)
         body = bytearray()
-        async with self._get(address, path, timeouts) as response:
-            async for block in response.stream:  # type: ignore[union-attr] # it is an AsyncByteStream
-                body += block
+        try:
+            while piece := await response.read():
+                body += piece
                 if len(body) > SCRAPE_LIMIT:
-                    raise httpx.DecodingError("too long")
-            return response.status_code, bytes(body)
+                    raise BadReply(f"the answer is larger than {SCRAPE_LIMIT} bytes")
+        finally:
+            response.release()
+        return response.status, bytes(body)
 
-    @asynccontextmanager
-    async def _get(
+    async def _ask(
         self,
         address: Address,
         path: str,
@@ -263,22 +280,23 @@ class Forwarder:
         method: str = "GET",
         seconds: float = PROBE_SECONDS,
         content: bytes = b"",
-    ) -> AsyncIterator[httpx.Response]:
-        """A short question beside the calls, and its answer for a few seconds."""
-        headers = {"accept-encoding": "identity"}
+    ) -> Response:
+        """A short question beside the calls, on their connections: the head of its answer, all of which must have come
+        within so many seconds. Raises one of `_NO_ANSWER`."""
+        headers = [IDENTITY]
         if address.api_key is not None:
-            headers["authorization"] = f"Bearer {address.api_key}"
-        origin = self.origins.of(address)
+            headers.append((b"authorization", f"Bearer {address.api_key}".encode()))
         if content:
-            headers["content-type"] = "application/json"
-        request = httpx.Request(method, origin.url + path, headers=headers, content=content)
-        request.extensions = {"origin": origin, "timeout": {"connect": timeouts.connect}}
-        async with asyncio.timeout(timeouts.connect + seconds):
-            response = await self._transport.handle_async_request(request)
-            try:
-                yield response
-            finally:
-                await response.stream.aclose()  # type: ignore[union-attr] # it is an AsyncByteStream
+            headers.append((b"content-type", b"application/json"))
+        deadline = asyncio.get_running_loop().time() + timeouts.connect + seconds
+        asked = self.origins.of(address), method, path, headers, None if method == "GET" else content, timeouts.connect
+        try:
+            return await self._pool.request(*asked, deadline=deadline)
+        except Disconnected:
+            if method != "GET":
+                raise
+            # It changes nothing, and may have crossed the end of an idle connection.
+            return await self._pool.request(*asked, deadline=deadline, reuse=False)
 
 
 def fit(headers: Headers) -> str:

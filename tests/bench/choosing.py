@@ -9,6 +9,8 @@ import msgspec
 
 from backends.api import Call
 from backends.body import Body
+from backends.capabilities import Capabilities
+from backends.vllm import VLLM
 from gateway.config import TargetSpec, Timeouts
 from gateway.routing.attempt import Attempt
 from gateway.routing.features import read
@@ -17,6 +19,7 @@ from gateway.routing.tier import Tier
 from gateway.targets.health import Breaker
 from gateway.targets.target import Target
 
+ENGINE = Capabilities.of(VLLM())
 CALLS = 5_000
 IN_FLIGHT = 20
 
@@ -24,7 +27,7 @@ IN_FLIGHT = 20
 def _tier(count: int) -> Tier:
     def target(name: str) -> Target:
         spec = TargetSpec(name=name, backend="vllm", url=f"http://{name}")
-        return Target(spec, f"http://{name}", None, Timeouts(), Breaker(name, time.monotonic), time.monotonic)
+        return Target(spec, f"http://{name}", ENGINE, Timeouts(), Breaker(name, time.monotonic), time.monotonic)
 
     return Tier([target(f"target-{number}") for number in range(count)], "home-cost")
 

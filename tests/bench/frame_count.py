@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
@@ -36,6 +36,16 @@ class FrameCount:
         self.foreign = 0
         self._known: dict[CodeType, Function | None] = {}
         self._depth = 0
+
+    @classmethod
+    def fewest(cls, counts: Sequence[FrameCount]) -> FrameCount:
+        """What all of these entered: each function as often as in the count that entered it least."""
+        found = cls()
+        for function in counts[0].entered:
+            if least := min(count.entered[function] for count in counts):
+                found.entered[function], found.depths[function] = least, counts[0].depths[function]
+        found.foreign = min(count.foreign for count in counts)
+        return found
 
     @property
     def frames(self) -> int:

@@ -2,8 +2,8 @@
 
 The real app in this process, on the local store, with a key that has limits in four dimensions and a route of two
 targets, called over a connection without a socket; the targets are a stub on a real one. After a warm-up the same call
-is made again and again. What is reported are the fewest of each, so that what the gateway does in the background
-meanwhile (probes, gossip, the ledger's batches) is not counted.
+is made again and again. What is reported is what each of these calls entered, so that what the gateway does in the
+background meanwhile (probes, gossip, the ledger's batches), be the machine ever so slow, is not counted.
 
 A stream has 16 events. They come at once; or, paced, one by one: the stub writes the next when the gateway has passed
 on the one before.
@@ -144,8 +144,8 @@ class Calls:
                 await asyncio.sleep(0)
         return count
 
-    async def counted(self) -> list[FrameCount]:
-        """Calls once everything is warm, that with the fewest frames first."""
+    async def counted(self) -> FrameCount:
+        """What every call enters once everything is warm."""
         self._stub.is_paced = self._kind == "paced"
         for _ in range(WARM_UP):
             await self.one()
@@ -153,7 +153,7 @@ class Calls:
         for _ in range(CALLS):
             await asyncio.sleep(REST_SECONDS)
             counts.append(await self.one())
-        return sorted(counts, key=lambda count: count.frames)
+        return FrameCount.fewest(counts)
 
     async def _ask(self) -> None:
         answer = self._written.answer
@@ -165,7 +165,7 @@ class Calls:
             raise RuntimeError(f"the gateway answered {bytes(answer)!r}")
 
 
-async def count(folder: Path) -> dict[Kind, list[FrameCount]]:
+async def count(folder: Path) -> dict[Kind, FrameCount]:
     """By kind of answer; the gateway's state and table live in `folder`."""
     stub = Stub()
     server = await asyncio.start_server(stub.serve, "127.0.0.1", 0)
@@ -192,7 +192,7 @@ def _key() -> str:
     return str(json.loads(made.stdout)["secret"])
 
 
-def counted() -> dict[Kind, list[FrameCount]]:
+def counted() -> dict[Kind, FrameCount]:
     """Count in this process; what the gateway prints there, its records, is thrown away meanwhile."""
     for name in [name for name in os.environ if name.startswith("TRUNKLINE_")]:
         del os.environ[name]
@@ -207,13 +207,8 @@ def counted() -> dict[Kind, list[FrameCount]]:
         os.close(nowhere)
 
 
-def figures(counts: list[FrameCount]) -> dict[str, int]:
-    """The fewest of each that one of these calls has entered."""
-    return {
-        "modules": min(count.modules for count in counts),
-        "functions": min(count.functions for count in counts),
-        "frames": min(count.frames for count in counts),
-    }
+def figures(count: FrameCount) -> dict[str, int]:
+    return {"modules": count.modules, "functions": count.functions, "frames": count.frames}
 
 
 def main() -> None:
@@ -223,10 +218,10 @@ def main() -> None:
     chosen = parser.parse_args()
     found = counted()
     if chosen.json:
-        print(json.dumps({kind: figures(counts) for kind, counts in found.items()}))
+        print(json.dumps({kind: figures(count) for kind, count in found.items()}))
         return
-    for kind, counts in found.items():
-        numbers, count = ", ".join(f"{number} {name}" for name, number in figures(counts).items()), counts[0]
+    for kind, count in found.items():
+        numbers = ", ".join(f"{number} {name}" for name, number in figures(count).items())
         print(f"{kind}: {numbers}; {count.foreign} frames of other Python code")
         for function, calls in count.entered.items() if chosen.verbose else ():
             print(f"  {calls:4}  {'  ' * count.depths[function]}{function.module}  {function.name}")

@@ -148,7 +148,7 @@ class HomeCost:
                 self._resident[place] += prompt.prefix
                 self._ring.append(Note("group", group, target.name, prompt.prefix))
         self._phi += SHARE_RATE * (prompt.follow_up - self._phi)
-        if score.reason != "home" or conversation in self._exceptions:
+        if score.reason != "home" or self._exceptions.get(conversation) is not None:
             self._exceptions.put(conversation, place, prompt.tokens, clock)
             self._ring.append(Note("call", conversation, target.name, prompt.tokens))
 

@@ -203,9 +203,6 @@ class Exceptions:
         self._tokens: array[int] = array("q")
         self._stamps: array[int] = array("q")
 
-    def __contains__(self, conversation: int) -> bool:
-        return self.get(conversation) is not None
-
     def get(self, conversation: int) -> tuple[int, int, int] | None:
         """Target, tokens, stamp; None if there is none."""
         slot = -1 if self._buckets is None else self._buckets.find(conversation)

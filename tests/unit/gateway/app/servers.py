@@ -7,7 +7,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import httpx
+from gateway.core.errors import Unreachable
+from gateway.upstream.origin import Origin
+from gateway.upstream.pool import Pool
 
 SLEEP = 'vllm:num_requests_running 0.0\nvllm:engine_sleep_state{sleep_state="awake"} %d.0\n'
 
@@ -37,28 +39,41 @@ def threadless() -> None:
     loop.run_in_executor = here  # type: ignore[method-assign,assignment]
 
 
-class Servers(httpx.MockTransport):
+class Answered:
+    """An answer that has come already."""
+
+    def __init__(self, status: int, body: bytes = b"") -> None:
+        self.status, self._body = status, body
+
+    async def read(self) -> bytes:
+        body, self._body = self._body, b""
+        return body
+
+    def release(self) -> None: ...
+
+
+class Servers(Pool):
     """`answers[host][path]` is a status, a text, JSON, or a function that gives one of them.
 
     Other paths of a host are not there, other hosts are away.
     """
 
     def __init__(self, *hosts: str) -> None:
+        super().__init__()
         self.answers: dict[str, dict[str, Any]] = {host: {"/health": 200} for host in hosts}
         self.asked: list[tuple[str, str]] = []
-        super().__init__(self._answer)
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
-        host, path = request.url.host, request.url.path
+    async def request(self, origin: Origin, method: str, path: str, *_: Any, **__: Any) -> Any:
+        host = origin.place.host
         self.asked.append((host, path))
         if host not in self.answers:
-            raise httpx.ConnectError("away")
+            raise Unreachable("away")
         answer = self.answers[host].get(path, 404)
         if callable(answer):
             answer = answer()
         if isinstance(answer, int):
-            return httpx.Response(answer)
-        return httpx.Response(200, text=answer if isinstance(answer, str) else json.dumps(answer))
+            return Answered(answer)
+        return Answered(200, (answer if isinstance(answer, str) else json.dumps(answer)).encode())
 
     def load(self, host: str, running: int, waiting: int, blocks: int | None = None) -> None:
         """What a vLLM there tells of its load."""
