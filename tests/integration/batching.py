@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 from harness.gateway_process import GatewayProcess
+from harness.lazily import Lazily
 from integration.client import eventually
-from openai.types import Batch
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types import Batch
+else:
+    openai = Lazily("openai")
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
 

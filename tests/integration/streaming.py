@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.dialects import DIALECTS, Event, StreamKind
 from harness.gateway_process import GatewayProcess, gateway_process
-from harness.in_process import Client, InProcess, in_process
 from harness.upstream import Script, Step, Target, Upstream
 from harness.verdicts import heard
 from integration.client import Reply, Wire, ask, eventually, record, request
+
+if TYPE_CHECKING:
+    from harness.in_process import Client, InProcess
 
 HASTY = {"connect": "20s", "first_output": "900ms", "whole": "900ms", "idle": "40s"}
 """For silence alone: a busy machine is slow to answer everything else."""
@@ -63,7 +65,7 @@ class Speaking:
 
     def post(self, endpoint: str, body: dict[str, Any]) -> Reply:
         """What a client gets that sends this."""
-        if isinstance(self.gateway, InProcess):
+        if not isinstance(self.gateway, GatewayProcess):
             with self.gateway.client(request(body, self.key, f"/v1/{endpoint}")) as client:
                 return Reply(*client.answer())
         return ask(self.gateway, body, self.key, f"/v1/{endpoint}")
@@ -71,7 +73,7 @@ class Speaking:
     def listen(self, kind: StreamKind, **fields: Any) -> Listener | Client:
         """A client who has sent its call."""
         call = request(kind.call(kind.dialect.name, **fields), self.key, f"/v1/{kind.endpoint}")
-        if isinstance(self.gateway, InProcess):
+        if not isinstance(self.gateway, GatewayProcess):
             return self.gateway.client(call)
         return Listener(self.gateway.port, call)
 
@@ -119,6 +121,8 @@ class Listener:
 @contextmanager
 def speaking(upstream: Upstream, spares: int = 0) -> Iterator[Speaking]:
     """A gateway in this process for as long as the block lasts, with so many spare routes for each dialect."""
+    from harness.in_process import in_process  # all of the gateway, which other processes of tests need not import
+
     table, names = _table(upstream, spares)
     with TemporaryDirectory() as folder, in_process(table, Path(folder), upstream) as gateway:
         yield Speaking(gateway, upstream, names)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
+from harness.lazily import Lazily
 from harness.upstream import Gate, Target, Upstream, answer, whole
 from integration.batching import at_end, client, leave, line, results
 from integration.client import ask, chat, eventually, samples, total
 
 from gateway.core.types import Limit
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = Lazily("openai")
 
 
 @pytest.fixture(scope="module")

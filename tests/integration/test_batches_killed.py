@@ -9,16 +9,22 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
+from harness.lazily import Lazily
 from harness.redis_server import RedisServer
 from harness.upstream import Target, Upstream, answer, whole
 from integration.batching import at_end, client, leave, line, results
 from integration.client import ask, chat, eventually
 from integration.engine import Pause
 from redis import Redis
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = Lazily("openai")
 
 
 @pytest.fixture

@@ -7,11 +7,17 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
+from harness.lazily import Lazily
 from integration.client import Reply, ask, eventually, get
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = Lazily("openai")
 
 MEBIBYTE = 1024 * 1024
 LIMITS = {"storage": {"bytes": 4 * MEBIBYTE, "files": 4}}

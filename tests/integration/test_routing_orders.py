@@ -76,6 +76,7 @@ def flowing(gateway: GatewayProcess, key: str) -> Iterator[Flow]:
         while not stop.is_set():
             at = time.monotonic()
             flow.replies.append((at, ask(gateway, talk("m", f"{number} {at}"), key)))
+            stop.wait(0.01)  # how many they are is not what this is about
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
     for thread in threads:

@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 from harness.gateway_process import GatewayProcess
+from harness.lazily import Lazily
 from harness.upstream import DONE, Act, Script, Target, Upstream, answer, event, stream, whole
-from openai import OpenAI
-from openai.types.chat import ChatCompletionMessageParam
 
 from gateway.core.types import Limit
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types.chat import ChatCompletionMessageParam
+else:
+    openai = Lazily("openai")
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vllm"
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
-def sdk(gateway: GatewayProcess, key: str, max_retries: int = 0) -> OpenAI:
-    return OpenAI(base_url=gateway.url + "/v1", api_key=key, max_retries=max_retries, timeout=40)
+def sdk(gateway: GatewayProcess, key: str, max_retries: int = 0) -> openai.OpenAI:
+    return openai.OpenAI(base_url=gateway.url + "/v1", api_key=key, max_retries=max_retries, timeout=40)
 
 
 @pytest.fixture
-def client(gateway: GatewayProcess, key: str) -> Iterator[OpenAI]:
+def client(gateway: GatewayProcess, key: str) -> Iterator[openai.OpenAI]:
     with sdk(gateway, key) as opened:
         yield opened
 
@@ -56,7 +61,7 @@ def captured(name: str) -> tuple[bytes, bytes]:
 )
 @pytest.mark.parametrize("streamed", [False, True])
 def test_errors_have_their_types(
-    client: OpenAI, upstream: Upstream, model: str, script: Script, kind: str, status: int, streamed: bool
+    client: openai.OpenAI, upstream: Upstream, model: str, script: Script, kind: str, status: int, streamed: bool
 ) -> None:
     target = upstream.target(model)
     target.restore()
@@ -118,7 +123,7 @@ def test_the_sdk_does_not_repeat_what_is_useless(
 @pytest.mark.parametrize(
     "end", [Act.CUT, b"data: {nonsense\n\n", b'data: {"error": {"message": "x", "code": 500}}\n\n']
 )
-def test_a_broken_stream_raises(client: OpenAI, solo: Target, end: bytes | Act) -> None:
+def test_a_broken_stream_raises(client: openai.OpenAI, solo: Target, end: bytes | Act) -> None:
     solo.script = stream(event("Hel"), event("lo"), end, DONE)
     said = []
     with pytest.raises(openai.APIError) as raised:  # noqa: SIM117 - the events before the error matter
@@ -129,7 +134,7 @@ def test_a_broken_stream_raises(client: OpenAI, solo: Target, end: bytes | Act) 
     assert "model server" in raised.value.message
 
 
-def test_tools(client: OpenAI, vllm: Target) -> None:
+def test_tools(client: openai.OpenAI, vllm: Target) -> None:
     asked, answered = captured("vllm-chat-tools-required.txt")
     vllm.script = whole(answered)
     fields = {name: value for name, value in json.loads(asked).items() if name != "model"}
@@ -142,7 +147,7 @@ def test_tools(client: OpenAI, vllm: Target) -> None:
     assert vllm.calls[0].json() == {**fields, "model": "Served/Name"}
 
 
-def test_streamed_tools(client: OpenAI, vllm: Target) -> None:
+def test_streamed_tools(client: openai.OpenAI, vllm: Target) -> None:
     asked, answered = captured("vllm-chat-tools-required-stream.txt")
     vllm.script = stream(*[part + b"\n\n" for part in answered.split(b"\n\n") if part])
     fields = {name: value for name, value in json.loads(asked).items() if name not in ("model", "stream")}
@@ -154,7 +159,7 @@ def test_streamed_tools(client: OpenAI, vllm: Target) -> None:
     assert json.loads(arguments) == "Paris"
 
 
-def test_scripted_embeddings(client: OpenAI, solo: Target) -> None:
+def test_scripted_embeddings(client: openai.OpenAI, solo: Target) -> None:
     data = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}]
     counts = {"prompt_tokens": 2, "total_tokens": 2}
     solo.script = whole({"object": "list", "model": "m", "data": data, "usage": counts})
@@ -163,7 +168,7 @@ def test_scripted_embeddings(client: OpenAI, solo: Target) -> None:
     assert solo.calls[0].path == "/v1/embeddings"
 
 
-def test_extra_fields_and_headers_of_the_sdk(client: OpenAI, solo: Target) -> None:
+def test_extra_fields_and_headers_of_the_sdk(client: openai.OpenAI, solo: Target) -> None:
     solo.script = whole({**answer("Hello"), "reasoning": {"effort": 1}})
     done = client.chat.completions.create(
         model="solo", messages=MESSAGES, extra_body={"guided_regex": "[a-z]+"}, extra_query={"a": "b"}

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
+from harness.lazily import Lazily
 from standin.tgi import start_standin
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = Lazily("openai")
 
 MODEL = "served-by-tgi"
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
