@@ -132,10 +132,11 @@ def describe_data_plane(app: Litestar) -> None:
     assert paths is not None
     for path, endpoint in PATHS.items():
         summary, properties = _ENDPOINTS[endpoint]
-        paths[path] = PathItem(post=_operation(path, summary, properties))
+        item = paths.setdefault(path, PathItem())
+        item.post = _operation(path, summary, properties)
     for path, item in paths.items():
         for operation in filter(None, (item.get, item.post, item.delete)):
-            if path.startswith("/v1/models"):
+            if path.startswith(("/v1/models", "/info")):
                 _secured(operation, _MODEL_ERRORS)
             elif path.startswith(_STORED):
                 _secured(operation, {**_MODEL_ERRORS, **_STORED_ERRORS})
@@ -161,7 +162,7 @@ def _operation(path: str, summary: str, properties: dict[str, Schema]) -> Operat
         required=[*([] if "inputs" in properties else ["model"]), next(iter(properties))],
     )
     kind = "multipart/form-data" if "file" in properties else "application/json"
-    json: dict[str, Any] = {"application/json": OpenAPIMediaType(schema=_OBJECT)}
+    json: dict[str, Any] = {"application/json": OpenAPIMediaType(schema=_ARRAY if path == "/" else _OBJECT)}
     good = dict(json)
     if "stream" in properties or path.encode() == ALWAYS_STREAMED:
         good["text/event-stream"] = OpenAPIMediaType(schema=_STRING)

@@ -140,7 +140,13 @@ def _refusal(api: Api, method: str, path: str) -> tuple[int, dict[str, Any]]:
     try:
         connection.request(method, path, headers={**api.headers, **elsewhere()})
         response = connection.getresponse()
-        error: dict[str, Any] = json.loads(response.read())["error"]
+        said = json.loads(response.read())
+        error = said["error"]
+        if isinstance(error, str):  # as TGI says it
+            return response.status, {"code": said["error_type"]}
+        if said.get("type") == "error":  # as Anthropic does, without a code
+            assert error["type"] == "invalid_request_error"
+            return response.status, {"code": "method_not_allowed"}
         return response.status, error
     finally:
         connection.close()
