@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from urllib.parse import unquote
 
+from gateway.batches.results import folder
 from gateway.batches.storage import FileStorage
 from gateway.batches.upload import Upload, receive
 from gateway.core.batches import DAY, Purpose, Storage, StoredFile, path_of
@@ -91,7 +92,7 @@ class Files:
         """Remove what is to be forgotten, and content that nobody ever came to know of."""
         while (expired := await self._known.expired(self._now())) != ([], []):
             for batch in expired[1]:
-                await self.storage.remove([path async for path, _ in self.storage.below(f"batches/{batch.id}")])
+                await self.storage.clear(folder(batch))
                 await self._known.remove_batch(batch)
             for file in expired[0]:
                 await self._remove(file)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import openai
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.redis_server import RedisServer
@@ -77,3 +78,34 @@ def test_a_killed_gateway_loses_no_answer_and_doubles_none(
 
 def _children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_a_gateway_without_redis_goes_on_where_it_ended(
+    upstream: Upstream, shared: Target, tmp_path: Path, sign: signal.Signals
+) -> None:
+    target = {"name": "shared", "backend": "openai", "url": upstream.target("shared").url}
+    table = json.dumps({"routes": {"m": {"targets": [target]}}})
+    env = {"TRUNKLINE_FILES": str(tmp_path / "files"), "TRUNKLINE_GRACE": "0"}
+    first = GatewayProcess(table, tmp_path, redis_url=None, workers=1, env=env)
+    try:
+        first.wait_ready()
+        token = first.issue(tenant="t").secret
+        with openai.OpenAI(api_key=token, base_url=f"{first.url}/v1", max_retries=0) as ours:
+            batch = leave(ours, [line(each) for each in range(100)])
+            shared.wait_for_calls(30)
+        for pid in [*_children(first.process.pid), first.process.pid]:
+            os.kill(int(pid), sign)
+    finally:
+        first.stop()
+    second = GatewayProcess(table, tmp_path, redis_url=None, workers=1, env=env)
+    try:
+        second.wait_ready()
+        with openai.OpenAI(api_key=token, base_url=f"{second.url}/v1", max_retries=0) as ours:
+            batch = at_end(ours, batch)
+            assert batch.request_counts is not None and batch.request_counts.completed == 100
+            assert len(results(ours, batch.output_file_id)) == 100
+    finally:
+        second.stop()
+    asked = Counter(call.json()["messages"][0]["content"] for call in shared.calls)
+    assert len(asked) == 100 and max(asked.values()) <= 2
