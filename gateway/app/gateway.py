@@ -26,7 +26,8 @@ from gateway.batches.storage import FileStorage
 from gateway.call import Parts
 from gateway.config import Settings, Table
 from gateway.config.settings import unknown
-from gateway.config.watch import Loaded, Source, Watcher
+from gateway.config.source import Loaded, Source
+from gateway.config.watch import Watcher
 from gateway.config.weak_secrets import weak_secrets
 from gateway.core.clock import SystemClock
 from gateway.http import files, models, openapi, operations
