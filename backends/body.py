@@ -9,6 +9,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import Raw
 
+from backends import surrogates
+
 T = TypeVar("T")
 
 SMALL: Final = 64 * 1024
@@ -78,6 +80,8 @@ class Body:
         except _TooManyKeys:
             raise Malformed(f"the body has more than {MAX_KEYS} keys") from None
         except msgspec.DecodeError as error:
+            if (half := surrogates.told(self.raw)) is not None:
+                raise Malformed(*half) from None
             raise Malformed(f"the body is not a JSON object: {error}") from None
         self.fields = dict(zip(map(str, members), members.values(), strict=True))
         if len(self.fields) != len(members):

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from backends import asked
+from backends import asked, surrogates
 from backends.asked import Asked
 from backends.body import Body, Malformed
 
@@ -127,6 +127,8 @@ def _check(text: bytes) -> None:
     except RecursionError:
         raise Malformed("the body is nested too deeply") from None
     except msgspec.DecodeError as error:
+        if (half := surrogates.told(text, None)) is not None:
+            raise Malformed(*half) from None
         raise Malformed(f"the body is not a JSON object: {_BYTE.sub('', str(error))}") from None
 
 
@@ -224,6 +226,8 @@ class _Scan:
                 assert units is not None
                 stop = units.end()
             ended = raw[stop : stop + 1] == b'"'
+            if not ended and stop == position and (half := surrogates.told(raw[stop : stop + 12], stop)) is not None:
+                raise Malformed(*half)
             if not ended and (stop == position or stop == len(raw)):
                 raise Malformed("the body is not a JSON object: a text does not end, or has an invalid escape")
             if not ended or stop - begun > LONG:

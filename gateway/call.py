@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from backends.api import Call
+from backends.asked import NESTED
 from gateway.auth import Caller, Keyring, authorize, may_use
 from gateway.core.errors import (
     Forbidden,
@@ -162,7 +163,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             authorize(caller.key, endpoint, asked.model, route.name)  # 403
         except Forbidden:
             caller, _ = await refresh()  # the key may have been given more since it was loaded
-        if route.changes_bodies or caller.key.body is not None or not route.denied.isdisjoint(asked.body.fields):
+        ruled = route.changes_bodies or caller.key.body is not None or endpoint in NESTED
+        if ruled or not route.denied.isdisjoint(asked.body.fields):
             call = state.call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
         call = state.call

@@ -16,6 +16,7 @@ from pathlib import Path
 from litestar import Litestar
 
 from backends import registry
+from gateway.app.batch_runner import BatchRunner
 from gateway.app.fleet import Fleet
 from gateway.app.lifetime import Lifetime, Part
 from gateway.app.reload import Reloader, TableStatus, answer_limits, prices, rules
@@ -23,6 +24,7 @@ from gateway.app.waker import Waker
 from gateway.auth import AdminKeys, Keyring, Throttle, networks
 from gateway.batches.files import Files
 from gateway.batches.storage import FileStorage
+from gateway.batches.submissions import Submissions
 from gateway.call import Parts
 from gateway.config import Settings, Table
 from gateway.config.settings import unknown
@@ -30,7 +32,7 @@ from gateway.config.source import Loaded, Source
 from gateway.config.watch import Watcher
 from gateway.config.weak_secrets import weak_secrets
 from gateway.core.clock import SystemClock
-from gateway.http import files, models, openapi, operations
+from gateway.http import batches, files, models, openapi, operations
 from gateway.http.identity import BOOT
 from gateway.http.server import DataPlane
 from gateway.limits import Admission, AdmissionEvents
@@ -108,9 +110,10 @@ class Gateway:
         status = TableStatus(self.readiness, self.metrics, self.clock, loaded.config_hash)
         self.reloader = Reloader(self.plane, self.builder, self.fleet, self.launched, table, status, self.files)
         self.watcher = Watcher(source, self.reloader.apply, self.reloader.refused)
+        self.runner = self._batch_runner()
         self.lifetime = Lifetime(self._order())
         self.accept, self.grace = settings.drain_accept, settings.grace
-        self.serve, self.drain, self.end_calls = self.plane.serve, self.plane.drain, self.plane.end_calls
+        self.serve = self.plane.serve
 
     def _order(self) -> list[Part]:
         """All that is opened or closed, each part after those that it uses."""
@@ -127,6 +130,7 @@ class Gateway:
             (None, self.shadow.close),
             (self.watcher.open, self.watcher.close),
             (self.pulse.open, self.pulse.close),
+            *([(self.runner.open, self.runner.close)] if self.runner is not None else []),
         ]
 
     async def open(self) -> None:
@@ -144,7 +148,19 @@ class Gateway:
     @property
     def running(self) -> int:
         """Calls under way."""
-        return self.plane.running
+        return self.plane.running + (self.runner.running if self.runner is not None else 0)
+
+    def drain(self) -> None:
+        """Tell whoever asks that this worker will be gone soon."""
+        self.plane.drain()
+        if self.runner is not None:
+            self.runner.drain()
+
+    def end_calls(self) -> None:
+        """End every call that runs."""
+        self.plane.end_calls()
+        if self.runner is not None:
+            self.runner.end_calls()
 
     def _keys(self) -> tuple[Keyring, AdminKeys]:
         peppers, refused = self.settings.pepper_versions(), self.metrics.throttled.inc
@@ -161,6 +177,14 @@ class Gateway:
     def _files(self, table: Table) -> Files | None:
         where = self.settings.files
         return Files(self.store.batches, FileStorage(where), table.limits.storage.storage()) if where else None
+
+    def _submissions(self) -> Submissions | None:
+        return None if self.files is None else Submissions(self.store.batches, self.files)
+
+    def _batch_runner(self) -> BatchRunner | None:
+        if self.files is None:
+            return None
+        return BatchRunner(self.store, self.files, self.plane, self.settings.batch_lines, BOOT)
 
     def _builder(self) -> Builder:
         return Builder(
@@ -212,6 +236,7 @@ class Gateway:
                     operations.router(self._parts_in_force, self.readiness),
                     models.router(self._parts_in_force, self.proxies),
                     files.router(self._parts_in_force, self.proxies, self.files),
+                    batches.router(self._parts_in_force, self.proxies, self._submissions()),
                     openapi.assets(),
                 ],
                 after_request=operations.name_request,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -83,6 +84,21 @@ class Keyring:
                 del self._verified[next(iter(self._verified))]
             self._verified[digest] = _Verified(caller.key, until, caller)
         return caller
+
+    async def find(self, key_id: str, source: str | None, *, fresh: bool = False) -> Caller:
+        """Whose key this is, for what its client has left with us and is not here to show a token for.
+
+        Raises as `authenticate`.
+        """
+        try:
+            key = await self._authenticator.cache.get(key_id, fresh=fresh)
+            if key is None or key.revoked is not None or (key.expires or math.inf) <= self._clock.now():
+                raise self._authenticator.unknown()
+            if key.sources and not within(source, key.sources):
+                raise SourceNotAllowed("This key may not be used from this address.")
+            return Caller(key, await self._tenants.get(key.tenant, fresh=fresh))
+        except StoreDown as error:
+            raise StoreUnavailable("Keys cannot be checked at the moment; try again.", retry_after=1) from error
 
     async def _identified(
         self, headers: Mapping[bytes, bytes], source: str | None, *, fresh: bool

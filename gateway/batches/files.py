@@ -47,7 +47,7 @@ class Files:
         tenant, most = caller.key.tenant, self.most(caller.tenant)
         left, number = await self._left(tenant, most)
         if number <= 0:
-            raise _full(most, "files")
+            raise full(most, "files")
         id = new_file_id()
         path = path_of(tenant, id)
 
@@ -61,9 +61,9 @@ class Files:
             await self._known.add_file(file, most)
             stored = True
         except QuotaReached as reached:  # by another upload of this moment
-            raise _full(most, reached.what) from None
+            raise full(most, reached.what) from None
         except BodyTooLarge:
-            raise _full(most, "bytes") from None
+            raise full(most, "bytes") from None
         finally:
             if not stored:
                 await self.storage.remove([path])
@@ -142,7 +142,8 @@ def new_file_id() -> str:
     return f"file-{secrets.token_hex(12)}"
 
 
-def _full(most: Storage, what: str) -> StorageFull:
+def full(most: Storage, what: str) -> StorageFull:
+    """What a tenant is told that has as much as it may have of something."""
     text = {
         "files": f"Your tenant may store {most.files} files, and has as many: delete some.",
         "bytes": f"Your tenant may store {most.bytes} bytes of files together: delete some.",

@@ -22,6 +22,7 @@ COMMANDS = {
     "keys": "gateway.cli.keys:keys",
     "usage": "gateway.cli.usage:usage",
     "tenants": "gateway.cli.tenants:tenants_",
+    "batches": "gateway.cli.batches:batches",
     "targets": "gateway.cli.targets:targets_",
     "admin": "gateway.cli.admin:admin",
 }

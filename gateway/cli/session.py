@@ -24,7 +24,7 @@ from gateway.store import Conflict, Store, StoreDown, open_store
 CLI_TIMEOUT = 5.0
 """Seconds; a person waits longer for Redis than a call does."""
 
-_NOUNS = {"keys": "key", "tenants": "tenant", "admin": "admin key"}
+_NOUNS = {"keys": "key", "tenants": "tenant", "admin": "admin key", "batches": "batch"}
 
 
 def command(work: Callable[..., Awaitable[Any]]) -> Callable[..., None]:

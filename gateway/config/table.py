@@ -181,6 +181,8 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """How long its targets may take."""
     proxy: str | None = None
     """The proxy of its targets that name none; default: none is used, whatever the environment says."""
+    loras: bool = False
+    """LoRA adapters that its engines have loaded are models of their own, by their names there."""
     passes: tuple[str, ...] = ()
     """Paths of its servers that callers may ask for, by POST or GET, such as `/pooling`."""
     forward_headers: tuple[str, ...] = ()

@@ -10,11 +10,14 @@ from msgspec import Struct, structs
 
 from backends import asked
 from backends.api import Call
-from backends.asked import BOUNDS, CHOICES, HUGE, Asked
+from backends.asked import BOUNDS, CHOICES, HUGE, NESTED, Asked
 from backends.body import Body
-from gateway.core.errors import denied_field
+from backends.endpoints import UNCOUNTED
+from gateway.core.errors import BadRequest, denied_field
 
-CALL: Final = frozenset(("model", "stream", "stream_options", "messages", "prompt", "input", "prompt_embeds"))
+CALL: Final = frozenset(
+    ("model", "stream", "stream_options", "messages", "prompt", "input", "inputs", "parameters", "prompt_embeds")
+)
 """Fields that make the call what it is."""
 COUNTED: Final = frozenset((*BOUNDS, *CHOICES, "best_of"))
 """Fields of which limits and routing read how much may be made; embeddings have none of them."""
@@ -105,27 +108,55 @@ def _names(name: str) -> tuple[str, ...]:
     return _SAME.get(name, (name,))
 
 
+def _written(endpoint: str, name: str) -> str:
+    """The name under which an endpoint has a field."""
+    if name not in BOUNDS:
+        return name
+    if endpoint == "responses":
+        return "max_output_tokens"
+    return "max_tokens" if endpoint == "messages" or name == "max_output_tokens" else name
+
+
+def _has(endpoint: str, name: str) -> bool:
+    """Whether a field that is counted is one of this endpoint's."""
+    if name not in COUNTED:
+        return endpoint not in UNCOUNTED
+    return endpoint in ("chat/completions", "completions") or (name in BOUNDS and endpoint in ("messages", "responses"))
+
+
 def ruled(call: Call, route: BodyRules, key: BodyRules | None) -> Call:
     """The call as these rules make it: what is denied by either is; the route's `set` goes before the key's, the key's
-    `default` before the route's, and what is set before what is filled in. Raises `BadRequest` for a denied field.
+    `default` before the route's, and what is set before what is filled in.
+
+    Raises `BadRequest` for a denied field, and for a body whose fields are out of the reach of what is to be set.
     """
     key, fields = key or NO_RULES, call.body.fields
     for rules, whose in ((route, "on this route"), (key, "with this key")):
-        if denied := fields.keys() & rules.deny:
+        if denied := _nested(call).union(fields).intersection(rules.deny):
             raise denied_field(denied, whose)
+        if rules.set and call.endpoint in NESTED:
+            raise BadRequest(
+                f"Fields are set {whose}, which cannot be done for {call.endpoint!r}: use another endpoint."
+            )
     sets, defaults = _merged(call, key.set, route.set), _merged(call, route.default, key.default)
     changes: dict[str, bytes | None] = {}
     for names, (name, value) in sets.items():
         changes |= {each: None for each in names if each in fields}
         if value is not None:
-            changes[name] = msgspec.json.encode(value)
+            changes[_written(call.endpoint, name)] = msgspec.json.encode(value)
     for names, (name, value) in defaults.items():
         if names not in sets and all(bytes(fields.get(each, b"null")) == b"null" for each in names):
-            changes[name] = msgspec.json.encode(value)
+            changes[_written(call.endpoint, name)] = msgspec.json.encode(value)
     if not changes:
         return call
     body = call.body.changed(changes)
     return structs.replace(call, body=body, asked=_asked(call, body))
+
+
+def _nested(call: Call) -> set[str]:
+    """Fields that stand within another one."""
+    raw = bytes(call.body.fields.get(NESTED.get(call.endpoint, ""), b""))
+    return set(msgspec.json.decode(raw, type=dict[str, msgspec.Raw])) if raw.startswith(b"{") else set()
 
 
 def _merged(call: Call, *rules: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[str, Any]]:
@@ -133,7 +164,7 @@ def _merged(call: Call, *rules: Mapping[str, Any]) -> dict[tuple[str, ...], tupl
     found: dict[tuple[str, ...], tuple[str, Any]] = {}
     for each in rules:
         for name, value in each.items():
-            if call.endpoint != "embeddings" or name not in COUNTED:
+            if call.endpoint not in NESTED and _has(call.endpoint, name):
                 found[_names(name)] = name, value
     return found
 

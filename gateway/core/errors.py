@@ -170,9 +170,6 @@ class NoResponse(NoRoute):
     code = "previous_response_not_found"
     error_type = "caller_unknown_response"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, param="previous_response_id")
-
 
 class ResponseGone(NoResponse):
     code = "previous_response_gone"

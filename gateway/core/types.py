@@ -16,6 +16,8 @@ Outage = Literal["share", "closed", "open"]
 Period = Literal["day", "week", "month"]
 """A calendar window in UTC; weeks begin on Monday."""
 Priority = Literal["high", "normal", "low"]
+Rank = Literal["high", "normal", "low", "batch"]
+"""A call's place: the priority of its key, or, as a line of a batch, behind all of them."""
 
 
 class Allowance(Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -154,13 +154,13 @@ class Client:
         if self._endpoint in BY_HAND:
             return self._odd(raw, content_type.decode("latin-1"), default)
         if len(raw) > min(SURELY_FEW, 2 * elements) and is_large(raw, elements):
-            large = await _in_windows(self._endpoint, raw, elements)
+            large = await in_windows(self._endpoint, raw, elements)
         call = read(self.call_id, self._endpoint, raw, content_type, large, default)
         if self._endpoint == "generate" and ALWAYS_STREAMED in request.target:
             call = structs.replace(call, stream=True)
         self._streams = call.stream
         if call.asked.prompts > self._bodies.prompts:
-            raise _too_many_prompts(call, self._bodies.prompts)
+            raise too_many_prompts(call, self._bodies.prompts)
         return call
 
     def _odd(self, raw: bytes, content_type: str, default: str) -> Call:
@@ -335,7 +335,7 @@ class Client:
         self._task.cancel()
 
 
-async def _in_windows(endpoint: Endpoint, raw: bytes, elements: int) -> tuple[Body, Asked]:
+async def in_windows(endpoint: Endpoint, raw: bytes, elements: int) -> tuple[Body, Asked]:
     """Read a large body, one after the other, and let others work between any two windows. Raises `BadRequest`."""
     turn = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
     async with turn:
@@ -387,7 +387,8 @@ def read(
     return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted, what)
 
 
-def _too_many_prompts(call: Call, limit: int) -> BadRequest:
+def too_many_prompts(call: Call, limit: int) -> BadRequest:
+    """What a call is told that has more prompts than `limit`."""
     name = PROMPTS[call.endpoint]
     return BadRequest(
         f"{name!r} has {call.asked.prompts} entries, more than the limit of {limit} (bodies.prompts).", param=name

@@ -72,7 +72,7 @@ _MODEL_ERRORS = {
 }
 
 
-_STORED = ("/v1/files",)
+_STORED = ("/v1/files", "/v1/batches")
 _STORED_ERRORS = {
     "400": "A parameter, or the form, is not as it must be",
     "404": "No such file or batch of the key's tenant; or files are off",
@@ -113,7 +113,7 @@ def config() -> OpenAPIConfig:
         components=Components(
             security_schemes={"virtual key": SecurityScheme(type="http", scheme="bearer", bearer_format="tl_...")}
         ),
-        tags=[Tag(name=name) for name in ("inference", "models", "files", "operations")],
+        tags=[Tag(name=name) for name in ("inference", "models", "files", "batches", "operations")],
         use_handler_docstrings=True,
     )
 

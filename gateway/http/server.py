@@ -38,7 +38,7 @@ class DataPlane:
         explains: Callable[[bytes, str | None], Awaitable[bool]] | None = None,
     ) -> None:
         """`explains` says whether a token, from an address, may see how targets are picked."""
-        self.parts, self._bodies = parts, bodies
+        self.parts, self.bodies = parts, bodies
         self.cors: Cors | None = None
         """What browsers are told; None: nothing."""
         self._others, self._proxies, self._explains = others, proxies, explains
@@ -49,7 +49,7 @@ class DataPlane:
 
     def swap(self, parts: Parts, bodies: Bodies, cors: CorsSpec | None = None) -> None:
         """Serve calls that come from now on by another table; those under way go on with theirs."""
-        self.parts, self._bodies = parts, bodies
+        self.parts, self.bodies = parts, bodies
         self.allow(cors)
 
     def allow(self, cors: CorsSpec | None) -> None:
@@ -81,7 +81,7 @@ class DataPlane:
         if endpoint is None or (endpoint == "generate/root" and request.method != "POST"):
             await asgi.serve(self._others, connection, request, answer)
             return
-        client = Client(connection, request, answer, endpoint, self._bodies, self._proxies, self._memory)
+        client = Client(connection, request, answer, endpoint, self.bodies, self._proxies, self._memory)
         self._calls.add(client)
         try:
             if request.method != "POST" and not (endpoint == "passed" and request.method == "GET"):

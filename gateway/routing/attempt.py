@@ -97,6 +97,8 @@ class Attempt:
     def __init__(self, tier: Tier, score: Score, prompt: Prompt) -> None:
         self.target: Target = tier.targets[score.index]
         self.address = self.target.address
+        if prompt.lora:
+            self.address = structs.replace(self.address, model=prompt.lora)
         self.score, self._tier, self._prompt = score, tier, prompt
         self._share = Share(self.target.load, prompt.tokens - score.cached)
         self._slot: Callable[[], Any] | None = None

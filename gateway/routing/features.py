@@ -8,10 +8,13 @@ from typing import Final
 
 from backends.api import Call
 from backends.endpoints import SILENT
-from gateway.core.types import Priority
+from gateway.core.types import Rank
 from gateway.routing.policies.api import Prompt
 
-SESSION_HEADERS: Final = (b"x-session-id", b"x-session-affinity", b"session-id")
+SESSION: Final = b"x-session-id"
+SESSION_FIELD: Final = "session_id"
+SESSION_HEADERS: Final = (b"x-claude-code-session-id", b"session-id", b"thread-id", b"x-session-affinity")
+"""What names a conversation: the header, else the field, else one of these, the first that is there."""
 SURE: Final = 4
 """No text has fewer tokens than a fourth of the estimate, but for long rows of spaces."""
 HEAD_BYTES: Final = 1024
@@ -35,7 +38,7 @@ def read(
     model: str,
     tenant: str,
     tokens: int,
-    priority: Priority = "normal",
+    priority: Rank = "normal",
     keyed: bool = True,
     patient: bool = False,
 ) -> Prompt:
@@ -45,7 +48,7 @@ def read(
     several targets needs.
     """
     asked, fields = call.asked, call.body.fields
-    part = LOW_PART if priority == "low" else 1.0
+    part = LOW_PART if priority in ("low", "batch") else 1.0
     answer, alone = asked.output, tokens
     if call.endpoint in SILENT:  # of many inputs, each of which has the context to itself
         context = least = alone = 0
@@ -54,40 +57,22 @@ def read(
         context, least = alone + answer, alone // SURE + answer
     else:
         context, least = tokens + answer, tokens // SURE + answer
+    rest = context, least, alone, not call.stream, patient, part, call.path or call.endpoint
     if not keyed:
-        return Prompt(
-            tokens,
-            context=context,
-            least_context=least,
-            alone=alone,
-            whole=not call.stream,
-            patient=patient,
-            part=part,
-            endpoint=call.path or call.endpoint,
-        )
+        return Prompt(tokens, None, None, 0, False, None, *rest)
     salt = bytes(fields["cache_salt"]) if "cache_salt" in fields else b""
     base = (model.encode(), tenant.encode() if salt in NOTHING else salt)
-    user = named = next(filter(None, map(headers.get, SESSION_HEADERS)), b"")
+    named = headers.get(SESSION) or b""
+    if not named and SESSION_FIELD in fields and (value := bytes(fields[SESSION_FIELD])) not in NOTHING:
+        named = value
+    user = named = named or next(filter(None, map(headers.get, SESSION_HEADERS)), b"")
     for name in USERS:
         if not user and name in fields and (value := bytes(fields[name])) not in NOTHING:
             user = value
     session = _hashes((*base, b"session", user))[1] if user else None
     conversation, group, prefix, follow_up = _shared(call, base)
-    return Prompt(
-        tokens,
-        session if named else conversation,
-        group,
-        int(tokens * prefix / max(1, len(call.body.raw))),
-        follow_up,
-        session,
-        context,
-        least,
-        alone,
-        not call.stream,
-        patient,
-        part,
-        call.path or call.endpoint,
-    )
+    system = int(tokens * prefix / max(1, len(call.body.raw)))
+    return Prompt(tokens, session if named else conversation, group, system, follow_up, session, *rest)
 
 
 def _shared(call: Call, base: tuple[bytes, ...]) -> tuple[int | None, int | None, int, bool]:

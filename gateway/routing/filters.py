@@ -27,9 +27,11 @@ class Unspoken:
 
 
 class Elsewhere:
-    """What the call goes on with is at another target."""
+    """What the call goes on with, or the LoRA adapter that it asks for, is at another target."""
 
     def refuses(self, prompt: Prompt, target: Target, now: float) -> str | None:
+        if prompt.lora and prompt.lora not in (target.facts.loras or ()):
+            return "elsewhere"
         return "elsewhere" if prompt.only and prompt.only != target.name else None
 
 

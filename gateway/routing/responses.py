@@ -47,7 +47,8 @@ class Responses:
         if home is None:
             raise NoResponse(
                 f"The response {wanted[:MOST_ID]!r} was not found: it was made without 'store': true, or too long "
-                "ago. Send the whole conversation."
+                "ago. Send the whole conversation.",
+                param=FIELD,
             )
         return home
 

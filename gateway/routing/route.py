@@ -49,7 +49,8 @@ class Route:
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
         """A stream whose target dies goes on at another."""
         self.queue, self._bounds, self.wait = queue, (spec.queue.calls, spec.queue.size), spec.queue_wait
-        self.passes = spec.passes
+        self.passes, self.lists_loras = spec.passes, spec.loras
+        """LoRA adapters of its engines are models of their own."""
         self.keepalive = spec.keepalive
         """Seconds between signs of life for calls that wait for their first output; None: there are none."""
         self.held, self.hold = held, spec.hold
@@ -81,6 +82,13 @@ class Route:
     def ruled(self, call: Call, key: BodyRules | None) -> Call:
         """The call as the rules for bodies make it, the route's and its key's. Raises `BadRequest`."""
         return ruled(call, self.rules, key)
+
+    @property
+    def loras(self) -> set[str]:
+        """LoRA adapters that can be asked for, as models."""
+        if not self.lists_loras:
+            return set()
+        return {name for target in self.targets for name in target.facts.loras or ()}
 
     def measure(self) -> None:
         """Look at the targets' contexts anew."""

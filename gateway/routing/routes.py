@@ -17,6 +17,7 @@ from gateway.routing.explain import Candidacy, explained
 from gateway.routing.features import read
 from gateway.routing.gossip import RouteGossip
 from gateway.routing.policies.api import Prompt
+from gateway.routing.responses import FIELD
 from gateway.routing.route import Route
 
 
@@ -52,13 +53,17 @@ class Routes:
     def find(self, model: str, visible: Callable[..., bool], endpoint: str = "") -> Route:
         """The route that `model` means. Raises `NoRoute`, naming the models for which `visible` is true, and
         `NotServed` for one of which none has the `endpoint`."""
-        name = self._names.exact.get(model) or self._names.find(model)
+        name = self._names.exact.get(model) or self._names.find(model) or self._of_lora(model)
         if name is None:
             raise self.unknown(model, visible)
         route = self._routes[name]
         if endpoint and endpoint not in route.endpoints:
             raise NotServed(f"The model {model!r} has no endpoint {endpoint!r}.", param="model")
         return route
+
+    def _of_lora(self, model: str) -> str | None:
+        """The route whose engines have an adapter of this name."""
+        return next((name for name, route in self._routes.items() if route.lists_loras and model in route.loras), None)
 
     def unknown(self, model: str, visible: Callable[..., bool]) -> NoRoute:
         """What is said of a model that there is not, or not for who asks."""
@@ -73,8 +78,10 @@ class Routes:
         return (self._names.exact.get(model) or self._names.find(model)) is not None
 
     def models(self, visible: Callable[..., bool]) -> list[str]:
-        """Names a client may ask for by their exact text: routes and aliases, in the table's order."""
-        return [name for name, route in self._names.exact.items() if visible(name, route)]
+        """Names a client may ask for by their exact text: routes and aliases, in the table's order, then adapters."""
+        named = [name for name, route in self._names.exact.items() if visible(name, route)]
+        loras = {lora: name for name, route in self._routes.items() for lora in route.loras}
+        return named + sorted(lora for lora, name in loras.items() if lora not in named and visible(lora, name))
 
     def chain(self, route: Route) -> Iterator[Route]:
         """The route and those that stand in for it."""
@@ -100,7 +107,9 @@ class Routes:
         Raises `ResponseGone` when that is no target of the route any more.
         """
         if only and all(target.name != only for each in self._chains[route.name] for target in each.targets):
-            raise ResponseGone("The server that has the response is not there any more. Send the whole conversation.")
+            raise ResponseGone(
+                "The server that has the response is not there any more. Send the whole conversation.", param=FIELD
+            )
         patient, told = route.hold is not None, list(self._answer_headers)
         if explain:
             prompt = self.read(route, call, headers, key, tokens)
@@ -132,7 +141,8 @@ class Routes:
             keyed=route.keyed,
             patient=route.hold is not None if patient is None else patient,
         )
-        return structs.replace(prompt, only=only) if only else prompt
+        lora = call.model if route.lists_loras and self._names.find(call.model) is None else ""
+        return structs.replace(prompt, only=only, lora=lora) if only or lora else prompt
 
     def explain(self, route: Route, prompt: Prompt) -> list[Candidacy]:
         """What each tier of the route, and of those that stand in for it, says of each target."""

@@ -72,7 +72,7 @@ class Tier:
     ) -> list[int]:
         """The places of targets that can take the call, in rising order. The list is not to be changed."""
         unsure = self._unsure
-        special = prompt.part != 1 or prompt.endpoint not in self._spoken or prompt.only
+        special = prompt.part != 1 or prompt.endpoint not in self._spoken or prompt.only or prompt.lora
         if overlooked or special or prompt.context > self._context:
             places = [
                 place for place, each in enumerate(self.targets) if refusal(prompt, each, now, overlooked) is None

@@ -225,6 +225,9 @@ class Batches(Protocol):
     async def parts(self, batch: Batch) -> list[Part]:
         """All that was recorded, in order."""
 
+    async def interactive(self, mine: bool) -> bool:
+        """Whether any worker, lately, had calls under way that somebody waits for; `mine`: this one has."""
+
     async def forget_work(self, batch: Batch) -> None:
         """It has ended: nothing of its work is needed any more."""
 

@@ -36,6 +36,18 @@ WAKE_SECONDS = 120.0
 """How long a server may take to fetch its model."""
 SCRAPE_LIMIT = 4 * 1024**2
 """Bytes of an answer to one of our own questions; an engine's metrics are some hundred thousand."""
+ALWAYS_FORWARDED: Final = frozenset(
+    {
+        b"anthropic-beta",
+        b"anthropic-version",
+        b"session-id",
+        b"thread-id",
+        b"x-claude-code-session-id",
+        b"x-session-affinity",
+        b"x-session-id",
+    }
+)
+"""What names a conversation, or the version of a dialect: engines may go by it."""
 NONE: Final[Mapping[bytes, bytes]] = {}
 REFUSED = "credential refused"
 PLAIN: Final = (b"identity", b"")
@@ -85,8 +97,8 @@ class Forwarder:
         headers = [(name.encode(), value.encode()) for name, value in {**asked.headers, **trace}.items()]
         headers.append(IDENTITY)
         origin = self.origins.found.get(address) or self.origins.of(address)
-        if origin.forwarded:
-            headers += [(name, callers[name]) for name in origin.forwarded if name in callers]
+        if origin.forwarded or not ALWAYS_FORWARDED.isdisjoint(callers):
+            headers += [(name, callers[name]) for name in {*origin.forwarded, *ALWAYS_FORWARDED} if name in callers]
         due = asyncio.get_running_loop().time() + (timeouts.first_output if call.stream else timeouts.whole)
         try:
             response = await self._pool.request(

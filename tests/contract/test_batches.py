@@ -119,10 +119,25 @@ async def test_each_piece_of_work_is_one_workers(batches: Batches) -> None:
     assert await batches.take(BATCH) is None
     await batches.put(BATCH)
     await batches.add_work(BATCH, [Work(kind="check")])
-    await batches.add_work(BATCH, [*LINES, Work(kind="finish")])
+    await batches.add_work(BATCH, LINES)
     await batches.add_work(BATCH, LINES)  # once more, as whoever takes over from a dead worker does
-    taken = [await batches.take(BATCH) for _ in range(6)]
-    assert [each and each.work for each in taken] == [Work(kind="check"), *LINES, Work(kind="finish"), None]
+    taken = [await batches.take(BATCH) for _ in range(5)]
+    assert [each and each.work for each in taken] == [Work(kind="check"), *LINES, None]
+
+
+async def test_to_write_the_results_takes_the_place_of_all_else(batches: Batches) -> None:
+    await batches.put(BATCH)
+    await batches.add_work(BATCH, LINES)
+    taken = await batches.take(BATCH)
+    assert taken is not None and taken.work == LINES[0]
+    for _ in range(2):
+        await batches.add_work(BATCH, [Work(kind="finish")])
+    finish = await batches.take(BATCH)
+    assert finish is not None and finish.work == Work(kind="finish")
+    assert await batches.take(BATCH) is None
+    await batches.give_back(BATCH, [taken.id, finish.id])
+    assert await batches.take(BATCH) == finish
+    assert await batches.take(BATCH) is None
 
 
 async def test_work_that_is_given_back_is_another_workers(workers: Workers) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
+from harness.supervised import alive
 from harness.upstream import Gate, Received, Script, Target, Upstream, scripted_upstream, whole
 from integration.client import Reply, ask, chat, eventually, record, samples, total, wire
 from integration.client import request as posted
@@ -67,16 +68,16 @@ def gateway(away: Upstream, upstream: Upstream) -> Iterator[GatewayProcess]:
         return {"name": name, "backend": "vllm", "url": upstream.target(name).url}
 
     routes = {
-        "held": {"targets": [late("held-a"), late("held-b", model="b")], "hold": "30s"},
-        "plain": {"targets": [late("plain", "openai")], "hold": "30s"},
+        "held": {"targets": [late("held-a"), late("held-b", model="b")], "hold": "10m"},
+        "plain": {"targets": [late("plain", "openai")], "hold": "10m"},
         "brief": {"targets": [late("brief")], "hold": "1s"},
-        "narrow": {"targets": [late("narrow")], "hold": "30s", "queue": {"calls": 2}},
+        "narrow": {"targets": [late("narrow")], "hold": "10m", "queue": {"calls": 2}},
         "fails": {"targets": [late("fails")]},
-        "backed": {"targets": [late("backed")], "fallback": [there("spare")], "hold": "30s"},
-        "chained": {"targets": [late("chained")], "fallback_route": "fails", "hold": "30s"},
-        "sleepy": {"targets": [there("sleeper-a"), there("sleeper-b")], "hold": "30s"},
-        "half": {"targets": [there("half-awake"), there("half-asleep")], "hold": "30s"},
-        "stubborn": {"targets": [there("stubborn")], "hold": "30s"},
+        "backed": {"targets": [late("backed")], "fallback": [there("spare")], "hold": "10m"},
+        "chained": {"targets": [late("chained")], "fallback_route": "fails", "hold": "10m"},
+        "sleepy": {"targets": [there("sleeper-a"), there("sleeper-b")], "hold": "10m"},
+        "half": {"targets": [there("half-awake"), there("half-asleep")], "hold": "10m"},
+        "stubborn": {"targets": [there("stubborn")], "hold": "10m"},
     }
     for name in ("sleeper-a", "sleeper-b", "half-asleep", "stubborn"):
         Sleeper(upstream.target(name))
@@ -268,12 +269,12 @@ def launched(folder: Path, **route: Any) -> str:
 
 def test_a_launched_server_is_waited_for_at_the_start_and_when_it_is_killed(tmp_path: Path) -> None:
     loaded = tmp_path / "loaded"
-    with gateway_process(launched(tmp_path, hold="30s")) as gateway:
+    with gateway_process(launched(tmp_path, hold="10m")) as gateway:
         key = gateway.issue().secret
         for killed in (False, True, True):
             if killed:
                 loaded.unlink()
-                os.kill(_pid(gateway), signal.SIGKILL)
+                _kill(gateway)
             with ThreadPoolExecutor(10) as clients:
                 asked = [clients.submit(ask, gateway, chat("m"), key) for _ in range(10)]
                 try:
@@ -286,11 +287,18 @@ def test_a_launched_server_is_waited_for_at_the_start_and_when_it_is_killed(tmp_
 
 def test_a_call_whose_server_dies_of_it_is_tried_once_more_when_it_is_back(tmp_path: Path) -> None:
     (tmp_path / "loaded").touch()
-    with gateway_process(launched(tmp_path, hold="30s")) as gateway:
+    with gateway_process(launched(tmp_path, hold="10m")) as gateway:
         key = gateway.issue().secret
         reply = ask(gateway, talk("m", "die"), key)
         assert reply.status == 200 and reply.header("x-trunkline-attempts") not in (None, "1")
         idle(gateway)
+
+
+def _kill(gateway: GatewayProcess) -> None:
+    """Kill the launched server, and wait until it is dead: on a busy machine it could still take calls."""
+    pid = _pid(gateway)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not alive(pid), "it is dead")
 
 
 def _pid(gateway: GatewayProcess) -> int:

@@ -52,6 +52,8 @@ class Prompt(Struct, frozen=True):
     """The part of a target's room that the call may fill: a call of low priority leaves some for others."""
     endpoint: str = ""
     """What it asks for: not every target has all of it. Empty: anything."""
+    lora: str = ""
+    """The LoRA adapter that is asked for, which not every target may have. Empty: none."""
     only: str = ""
     """The name of the one target that has what the call goes on with. Empty: any can take it."""
 

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import Final, Generic, TypeVar, get_args
 
 from gateway.core.errors import QueueFull, QueueTimeout
-from gateway.core.types import Priority
+from gateway.core.types import Rank
 from gateway.routing.queue.fairness import Turns
 from gateway.routing.queue.waiter import Place, Waiter
 
@@ -17,7 +17,7 @@ __all__ = ["Queue", "Waiter"]
 
 T = TypeVar("T")
 
-PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
+PRIORITIES: Final[tuple[Rank, ...]] = get_args(Rank)
 """The first goes first."""
 OUTPUT_WEIGHT: Final = 2
 """An output token counts as two of the prompt."""
@@ -56,7 +56,7 @@ class Queue(Generic[T]):
     ) -> None:
         """At most `calls` of `size` bytes together; `clock` is monotonic; `changed` is told both when they change."""
         self._calls, self._size, self._clock, self._changed = calls, size, clock, changed
-        self._classes: dict[Priority, Turns[Place[T]]] = {each: Turns() for each in PRIORITIES}
+        self._classes: dict[Rank, Turns[Place[T]]] = {each: Turns() for each in PRIORITIES}
         self._bytes = 0
         self.waiting = 0
         """Calls that wait."""

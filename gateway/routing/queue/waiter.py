@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from gateway.core.types import Priority
+from gateway.core.types import Rank
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Waiter(Struct):
     """What the queue knows of a call. One object for a call's whole life: it is charged and corrected by it."""
 
-    priority: Priority
+    priority: Rank
     tenant: str
     tokens: int
     """Of the prompt, estimated: charged to the tenant when the call is placed."""

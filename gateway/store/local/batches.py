@@ -99,8 +99,15 @@ class LocalBatches:
             (batch.id, f"{each.kind}-{each.first}", _PLACES[each.kind] << 40 | each.first, msgspec.json.encode(each))
             for each in work
         ]
-        query = "INSERT OR IGNORE INTO batch_work VALUES (?, ?, ?, ?, '', 0, 0)"
-        await self._write(lambda connection: connection.executemany(query, rows) and None)
+        insert = "INSERT OR IGNORE INTO batch_work VALUES (?, ?, ?, ?, '', 0, 0)"
+
+        def add(connection: Connection) -> None:
+            connection.executemany(insert, rows)
+            if any(each.kind == "finish" for each in work):  # it takes the place of all others
+                query = "UPDATE batch_work SET done = 1 WHERE batch = ? AND place < ?"
+                connection.execute(query, (batch.id, _PLACES["finish"] << 40))
+
+        await self._write(add)
 
     async def take(self, batch: Batch) -> Taken | None:
         return await self._write(partial(self._take, batch))
@@ -129,6 +136,10 @@ class LocalBatches:
     async def parts(self, batch: Batch) -> list[Part]:
         rows = await self._rows("SELECT name, void FROM batch_parts WHERE batch = ? ORDER BY number", batch.id)
         return [Part(name, frozenset(map(int, void.split(","))) if void else frozenset()) for name, void in rows]
+
+    async def interactive(self, mine: bool) -> bool:
+        """There are no others."""
+        return mine
 
     async def forget_work(self, batch: Batch) -> None:
         await self._write(partial(_forget, batch))

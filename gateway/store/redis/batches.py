@@ -20,6 +20,9 @@ AT_ONCE: Final = 500
 GONE_SECONDS: Final = 86_400
 """For so long after the last moment of a batch what is left of its work is kept, whatever has become of its workers."""
 LEFT_MS: Final = 10**9
+INTERACTIVE_MS: Final = 3000
+"""For so long a worker's word holds that it has calls under way that somebody waits for."""
+_INTERACTIVE = TAG + "batches:interactive"
 _STORED, _EXPIRING = TAG + "stored", TAG + "expiring"
 _ALL, _ACTIVE = TAG + "batches", TAG + "batches:active"
 _IDS: Final = {"check": "0-1", "lines": "1-{}", "finish": "2-1"}
@@ -170,6 +173,12 @@ class RedisBatches:
             name, _, void = raw.decode().partition(" ")
             found.append(Part(name, frozenset(map(int, void.split(","))) if void else frozenset()))
         return found
+
+    async def interactive(self, mine: bool) -> bool:
+        if mine:
+            await self._pipe.call("SET", _INTERACTIVE, self._boot, "PX", INTERACTIVE_MS)
+            return True
+        return await self._pipe.call("GET", _INTERACTIVE) is not None
 
     async def forget_work(self, batch: Batch) -> None:
         await self._pipe.call("DEL", _work(batch), *_answers(batch))

@@ -24,6 +24,7 @@ from gateway.http.server import DataPlane
 from gateway.limits import Admission
 from gateway.metering import Meter, Metrics
 from gateway.routing import Builder, TargetSlots
+from gateway.routing.responses import Responses
 from gateway.store.local import LocalStore
 from gateway.upstream import AnswerLimits, Forwarder
 from gateway.upstream.shadow import Shadow
@@ -65,6 +66,7 @@ class Bench:
             forwarder=self.forwarder,
             meter=Meter(self.metrics, clock, lambda _: None),
             shadow=self.shadow,
+            responses=Responses(store.homes),
         )
         self.of.routes = parts.routes
         parts.routes.open()
@@ -91,7 +93,7 @@ class Bench:
         """Everything that a new table may change."""
         return (
             self.plane.parts,
-            self.plane._bodies,
+            self.plane.bodies,
             self.fleet.routes,
             list(self.fleet.prober.names),
             self.admission._planner._rules,
@@ -113,7 +115,7 @@ async def test_a_new_table_is_in_force_in_all_parts(tmp_path: Path) -> None:
     parts, new = bench.plane.parts, loaded(NEW).table
     assert parts is not before and [route.name for route in parts.routes] == ["r", "s"]
     assert bench.fleet.routes is parts.routes and list(bench.fleet.prober.names) == ["b", "c"]
-    assert bench.plane._bodies == new.bodies and bench.forwarder.limits == AnswerLimits(2**20, 2**16, 2**23)
+    assert bench.plane.bodies == new.bodies and bench.forwarder.limits == AnswerLimits(2**20, 2**16, 2**23)
     assert bench.forwarder.memory.bound == 2**23
     assert bench.admission._planner._rules == rules(new)
     assert list(bench.shadow.mirrors) == ["s"] and bench.shadow.mirrors["s"].share == 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -350,17 +351,16 @@ async def test_a_child_is_ended_with_the_watch(path: Path, monkeypatch: pytest.M
 
 
 async def test_the_event_loop_goes_on_while_a_large_table_is_read(path: Path) -> None:
-    """Steps of the loop stay far below what reading takes."""
+    """Steps of the loop stay far below what reading takes, both in this thread's own time: the machine may be busy."""
     path.write_text(text(*(f"route-{n}" for n in range(1000))))
-    loop = asyncio.get_running_loop()
-    started = loop.time()
+    started = time.thread_time()
     assert read(path).table is not None
-    taken = loop.time() - started
+    taken = time.thread_time() - started
     reading = asyncio.create_task(apart.read_apart(path))
-    longest, last = 0.0, loop.time()
+    longest, last = 0.0, time.thread_time()
     while not reading.done():
         await asyncio.sleep(0.001)
-        longest, last = max(longest, loop.time() - last), loop.time()
+        longest, last = max(longest, time.thread_time() - last), time.thread_time()
     table = (await reading).table
     assert table is not None and list(table.routes) == [f"route-{n}" for n in range(1000)]
     assert longest < taken / 2, (longest, taken)

@@ -183,3 +183,30 @@ def test_records_of_keys_have_none_unless_they_were_given_some() -> None:
     assert b"body" not in written and msgspec.json.decode(written, type=KeyRecord).body is None
     with_rules = msgspec.structs.replace(record, body=rules(deny=["a"], set={"b": None, "c": [1]}))
     assert msgspec.json.decode(msgspec.json.encode(with_rules), type=KeyRecord) == with_rules
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "given", "found"),
+    [
+        ("messages", {"max_tokens": 900}, {"max_tokens": 50, "user": "u"}),
+        ("responses", {"input": "x"}, {"input": "x", "max_output_tokens": 50, "user": "u"}),
+        ("responses", {"max_tokens": 9, "max_output_tokens": 900}, {"max_output_tokens": 50, "user": "u"}),
+        ("completions", {"max_output_tokens": 900}, {"max_completion_tokens": 50, "n": 2, "user": "u"}),
+        ("rerank", {"documents": []}, {"documents": [], "user": "u"}),
+        ("tokenize", {"prompt": "x"}, {"prompt": "x"}),
+        ("messages/count_tokens", {}, {}),
+    ],
+)
+def test_a_field_gets_the_name_that_the_endpoint_has_for_it(endpoint: Endpoint, given: RULE, found: RULE) -> None:
+    rule = {"set": {"max_completion_tokens": 50, "user": "u"}, "default": {"n": 2}}
+    assert left(call(endpoint, **given), rule) == found
+
+
+def test_fields_within_parameters_are_denied_too_and_cannot_be_set() -> None:
+    asked = call("generate", inputs="x", parameters={"seed": 1})
+    with pytest.raises(BadRequest, match="'seed'"):
+        ruled(asked, rules(deny=["seed"]), None)
+    assert ruled(asked, rules(deny=["user"], default={"max_tokens": 5}), None) is asked
+    for whose in (rules(set={"max_tokens": 5}), NO_RULES), (NO_RULES, rules(set={"max_tokens": 5})):
+        with pytest.raises(BadRequest, match="'generate'"):
+            ruled(asked, *whose)

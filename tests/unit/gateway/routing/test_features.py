@@ -116,7 +116,9 @@ def test_messages_of_many_parts_are_read_too() -> None:
     assert one.conversation != other.conversation and one.group == other.group
 
 
-@pytest.mark.parametrize("header", [b"x-session-id", b"x-session-affinity", b"session-id"])
+@pytest.mark.parametrize(
+    "header", [b"x-session-id", b"x-session-affinity", b"session-id", b"thread-id", b"x-claude-code-session-id"]
+)
 def test_a_session_that_the_client_names_is_its_conversation(header: bytes) -> None:
     one = prompt({"messages": TURNS}, {header: b"s1"})
     other = prompt({"messages": [HI], "user": "u"}, {header: b"s1"})
