@@ -48,19 +48,25 @@ class Source:
         """What `load` answered with."""
         self.seen: Stamp = {}
         """The files when `load` read them."""
-        self.environment, self._launched, self._kept = environment, launched, kept
+        self._environment, self._launched, self._kept = environment, launched, kept
 
     def load(self) -> Loaded:
         """Read the table now, in this process. Raises `Mistakes` if neither it nor the kept text can be used."""
-        reading = read(self.path, self.environment)
+        reading = read(self.path, self._environment)
         self.seen = reading.stamp
         self.trouble = self.mistakes(reading)
         if self.trouble and self._kept is not None and self._kept.exists():
-            reading = read(self._kept, self.environment)
+            reading = read(self._kept, self._environment)
         if mistakes := self.mistakes(reading):
             raise Mistakes(list(self.trouble or mistakes))
         self.loaded = reading
         return loaded(reading)
+
+    async def read(self) -> Reading:
+        """Read the table in a process of its own. Raises `Unread` if that fails."""
+        from gateway.config.apart import read_apart  # and with it asyncio, which the main process has no use for
+
+        return await read_apart(self.path, self._environment)
 
     def mistakes(self, reading: Reading) -> tuple[Mistake, ...]:
         """Why a reading cannot be used; nothing: it can."""

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
-from gateway.config.apart import Unread, read_apart
+from gateway.config.apart import Unread
 from gateway.config.located import Mistake
 from gateway.config.reader import Reading, Stamp, stamp
 from gateway.config.source import Loaded, Source, loaded
@@ -89,7 +89,7 @@ class Watcher:
     async def _read(self, asked: bool) -> None:
         self._pause = POLL_SECONDS
         try:
-            reading = await read_apart(self._source.path, self._source.environment)
+            reading = await self._source.read()
         except Unread as error:
             self._pause = RETRY_SECONDS
             return self._refuse(f"{self._source.path}: cannot be read: {error}", "", asked)
