@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness.redis_server import RedisServer
+from harness.redis_users import make_user, refused
 from msgspec.structs import replace
 
 from gateway.core.batches import Batch, Part, Progress, Storage, StoredFile, Work
@@ -49,7 +50,9 @@ async def workers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
             yield Workers(lambda boot: LocalStore(tmp_path / "keys.db", boot=boot), stack)
         else:
             server: RedisServer = request.getfixturevalue("own")
-            yield Workers(lambda boot: RedisStore(server.url, timeout=2.0, boot=boot), stack)
+            url = make_user(server, "gateway", "batches")
+            yield Workers(lambda boot: RedisStore(url, timeout=2.0, boot=boot), stack)
+            assert refused(server) == [], "what batches ask for is in no rule of docs/security.md"
 
 
 @pytest.fixture
