@@ -100,7 +100,7 @@ class Parts(Struct, frozen=True):
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "call", "client", "lease", "made", "record", "transcript")
+    __slots__ = ("attempts", "call", "client", "lease", "made", "record", "renames", "transcript")
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
@@ -109,6 +109,8 @@ class CallState:
         self.attempts: Attempts | None = None
         self.made: Made | None = None
         """What remembers where the answer was made, for calls that go on with it."""
+        self.renames = False
+        """Its answer names the model as the client did."""
         self.transcript: Transcript | None = None
         """What the client has of a stream that may go on at another target."""
 
@@ -146,10 +148,12 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         if caller.key.id in parts.admission.denials:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             parts.admission.deny_again(caller)  # 429
-        call = asked = state.call = await client.call(caller.key, parts.routes.default)  # 400, 408, 413, 429, 503
+        default = caller.key.default_route or parts.routes.default
+        call = asked = state.call = await client.call(caller.key, default)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), call.path or endpoint)  # 404
         record.routed(route.name, route.price)
+        state.renames = route.public_model
         if route.trust_request_id:
             client.trust_own_id()
 
@@ -226,7 +230,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
         if transcript is not None:
             call = transcript.rest(capabilities.resumable, started=client.started)
         exchange = await parts.forwarder.send(
-            call, attempt.address, capabilities, target.timeouts, client.trace, client.headers
+            call, attempt.address, capabilities, target.timeouts, client.trace, client.headers, state.renames
         )
         record.got_headers()
         client.prepare([exchange.content_type, *attempt.headers, *limits])

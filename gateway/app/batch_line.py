@@ -12,8 +12,9 @@ from backends.large import is_large
 from gateway.auth import Keyring
 from gateway.config.table import Bodies
 from gateway.core.batches import Batch
+from gateway.core.errors import too_many_prompts
 from gateway.core.types import Caller, KeyRecord
-from gateway.http.client import in_windows, read, too_many_prompts
+from gateway.http.client import in_windows, read
 from gateway.http.identity import new_id
 
 KEY_ID: Final = b"x-trunkline-batch-key"

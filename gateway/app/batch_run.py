@@ -125,7 +125,7 @@ class Run:
                 else:
                     await self._do(taken)
             except (StoreDown, FilesUnavailable) as error:
-                log.warning("batch %s waits: %s", self.batch.id, getattr(error, "why", error))
+                log.debug("batch %s waits: %s", self.batch.id, why(error))
                 await asyncio.sleep(PAUSE_SECONDS[0])
             except Exception:  # a bug of ours: this batch must not end all others
                 log.exception("batch %s could not be worked on", self.batch.id)
@@ -291,6 +291,11 @@ class Run:
             await self._tools.steps.finalize(batch)
 
 
+def why(error: StoreDown | FilesUnavailable) -> str:
+    """What does not work, for the log."""
+    return error.why if isinstance(error, FilesUnavailable) else str(error)
+
+
 def _pause(error: GatewayError, tries: int) -> float | None:
     """Seconds after which the line is asked again; None: this is its answer."""
     least, most = PAUSE_SECONDS
@@ -308,5 +313,5 @@ async def _insisted(work: Callable[[], Awaitable[T]]) -> T:
         try:
             return await work()
         except (StoreDown, FilesUnavailable) as error:
-            log.warning("answers wait to be recorded: %s", getattr(error, "why", error))
+            log.debug("answers wait to be recorded: %s", why(error))
             await asyncio.sleep(PAUSE_SECONDS[0])

@@ -12,7 +12,7 @@ from typing import Final, cast
 from msgspec import structs
 
 from gateway.app.batch_line import LineClient, LineKeys
-from gateway.app.batch_run import Run, Tools
+from gateway.app.batch_run import Run, Tools, why
 from gateway.app.batch_turns import Turns
 from gateway.auth import Keyring
 from gateway.batches.files import Files
@@ -60,7 +60,7 @@ class BatchRunner:
         self._runs: dict[str, Run] = {}
         self._word = asyncio.Event()
         self._held_at = self._swept_at = float("-inf")
-        self._draining = False
+        self._draining = self._failing = False
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -100,9 +100,10 @@ class BatchRunner:
                 self._word.clear()
                 await self._sweep()
                 active = bool(self._turns.lines) and await self._look()
+                self._failing = False
             except (StoreDown, FilesUnavailable) as error:
-                log.warning("batches wait: %s", getattr(error, "why", error))
-                active = True
+                log.log(logging.DEBUG if self._failing else logging.WARNING, "batches wait: %s", why(error))
+                active = self._failing = True
             except Exception:  # a bug of ours; without this task no batch would run any more
                 log.exception("batches could not be looked at")
                 active = True
@@ -149,6 +150,7 @@ class BatchRunner:
         if now - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = now
             await self._files.sweep()
+            await self._files.clean()
 
     async def _serve(self, client: LineClient) -> None:
         parts = structs.replace(self._plane.parts, keyring=self._keys)

@@ -85,7 +85,7 @@ class Steps:
         counts = {"completed": progress.completed, "failed": progress.failed}
         files = {"output_file": output, "error_file": errors}
         await self.change(batch, status=batch.ends_as, expires=expires, **ended, **counts, **files)
-        await storage.remove([f"{folder(batch)}/{part.name}" for part in parts])
+        await storage.clear(folder(batch))
         await known.forget_work(batch)
         log.info("batch %s is %s: %d answers, %d errors", batch.id, batch.ends_as, progress.completed, progress.failed)
 

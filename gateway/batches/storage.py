@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,8 +56,9 @@ class FileStorage:
         from obstore import store
 
         self._obstore: Any = obstore
+        self._folder = None if is_shared(where) else Path(where).resolve()
         try:
-            self._store: Any = store.from_url(where) if is_shared(where) else store.LocalStore(Path(where).resolve())
+            self._store: Any = store.from_url(where) if is_shared(where) else store.LocalStore(self._folder)
         except Exception as error:  # whatever its builders raise
             raise ValueError(f"TRUNKLINE_FILES: {_first_line(error)}") from None
 
@@ -103,6 +105,13 @@ class FileStorage:
                 await _answered(self._obstore.delete_async(self._store, path))
             except NoFile:
                 continue
+
+    async def clear(self, prefix: str) -> None:
+        """Remove all that begins with `prefix/`, and the folder itself."""
+        await self.remove([path async for path, _ in self.below(prefix)])
+        if self._folder is not None:
+            with suppress(OSError):  # never was there, or somebody has come late
+                (self._folder / prefix).rmdir()
 
     async def below(self, prefix: str) -> AsyncIterator[tuple[str, datetime]]:
         """The paths that begin with `prefix/`, each with when it was written."""

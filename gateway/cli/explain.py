@@ -15,6 +15,7 @@ from msgspec import Struct
 from backends import registry
 from backends.api import Call, Facts
 from backends.body import Body, Malformed
+from backends.endpoints import FORMS, PATHS, STREAMED, Endpoint
 from gateway.admin.targets import reports
 from gateway.app.reload import prices, rules
 from gateway.auth import may_use
@@ -23,7 +24,7 @@ from gateway.cli.session import command, console
 from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, Table, load_table
 from gateway.core.dimensions import BUDGET
-from gateway.core.errors import NoRoute
+from gateway.core.errors import NoRoute, too_many_prompts
 from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState, Tenant
 from gateway.limits.estimate import Estimate, Estimator
 from gateway.limits.outlook import LimitLook, Outlook, outlook
@@ -35,6 +36,7 @@ from gateway.store import Store, StoreDown
 from gateway.targets import Target
 from gateway.targets.load import LoadReport
 
+ENDPOINTS = sorted({*PATHS.values()} - FORMS)
 LIMIT_COLUMNS = ("limit of", "what", "is", "the call reserves", "left")
 COLUMNS = ("", "target", "route", "tier", "cost", "cached", "reason", "refused", "running", "waiting", "prefill")
 
@@ -71,6 +73,7 @@ class Answer(Struct):
 @click.option("--model", help="The model's name, as a client would send it; default: the body's.")
 @click.option("--key", "key_id", help="A virtual key or its id: for its tenant, its priority and what it may use.")
 @click.option("--source", help="The address that the call comes from, for keys that are for some networks.")
+@click.option("--endpoint", type=click.Choice(ENDPOINTS), help="What is asked for; default: what takes such a body.")
 @click.option("--body", type=click.File("rb"), help="A file with a request body in JSON; - reads standard input.")
 @click.option("--routing", type=click.Path(dir_okay=False), help="The routing table. [default: routing.yaml]")
 @command
@@ -81,19 +84,21 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
     here, and neither is what they learned of prompts and answers: the header x-trunkline-explain with an admin key as
     its value asks a gateway itself.
     """
-    call = _call(options["model"], options["body"])
+    call = _call(options["model"], options["body"], options["endpoint"])
     key, refused = await key_of(store, settings, options["key_id"], options["source"])
     try:
         table, _ = load_table(Path(options["routing"] or settings.routing))
     except Mistakes as error:
         raise click.ClickException(str(error)) from None
+    if not refused and call.asked.prompts > table.bodies.prompts:
+        refused = told(too_many_prompts(call, table.bodies.prompts))
     launched = {target.name: "http://launched" for _, _, target in table.targets() if target.launch is not None}
     routes = Builder(launched, cache(registry.capabilities), TargetSlots(store.limits), time.monotonic).build(table)
     said = await _reports(store, set(routes.targets))
     _apply(routes, said)
     routes.ordered({order.id: order for order in await store.records.all(TargetOrder)}, time.time())
     try:
-        route = routes.find(call.model, lambda *names: may_use(key, *names))
+        route = routes.find(call.model, lambda *names: may_use(key, *names), call.endpoint)
     except NoRoute as error:
         raise click.ClickException(f"the call would be refused with {refused or told(error)}") from None
     call, unruly = call_of(key, call, route)
@@ -134,7 +139,7 @@ async def _limits(store: Store, table: Table, key: KeyRecord, call: Call, route:
     return await outlook(store.limits, terms, call, estimate)
 
 
-def _call(model: str | None, file: BinaryIO | None) -> Call:
+def _call(model: str | None, file: BinaryIO | None, endpoint: Endpoint | None) -> Call:
     try:
         body = Body(file.read() if file is not None else b'{"messages":[]}')
         named, streams = body.get("model", str, ""), body.get("stream", bool, False)
@@ -142,12 +147,15 @@ def _call(model: str | None, file: BinaryIO | None) -> Call:
         raise click.UsageError(f"--body: {error}") from None
     if not (model or named):
         raise click.UsageError("say which model: --model NAME, or a --body that has one")
+    meant = endpoint or _meant(body)
+    return Call("tl-explain", meant, model or named, body, stream=streams and meant in STREAMED)
+
+
+def _meant(body: Body) -> Endpoint:
+    """The endpoint that takes such a body."""
     if "messages" in body.fields:
-        endpoint = "chat/completions"
-    else:
-        endpoint = "completions" if "prompt" in body.fields else "embeddings"
-    stream = endpoint != "embeddings" and streams
-    return Call("tl-explain", endpoint, model or named, body, stream=stream)  # type: ignore[arg-type] # one of three
+        return "chat/completions"
+    return "completions" if "prompt" in body.fields else "embeddings"
 
 
 async def _reports(store: Store, targets: set[str]) -> list[Report]:

@@ -92,7 +92,10 @@ def storage(text: str) -> dict[str, Any]:
     name, _, value = text.partition("=")
     if name not in Storage.__struct_fields__:
         raise ValueError(f"{text!r}: expected FIELD=NUMBER, FIELD one of {', '.join(Storage.__struct_fields__)}")
-    return {name: quantity(SIZE if name == "bytes" else COUNT, value, positive=name == "days")}
+    try:
+        return {name: quantity(SIZE if name == "bytes" else COUNT, value, positive=name == "days")}
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def model_limit(text: str) -> dict[str, Any]:

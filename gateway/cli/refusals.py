@@ -64,8 +64,6 @@ def call_of(key: KeyRecord, call: Call, route: Route) -> tuple[Call, str]:
     """The call under the rules for bodies, and why it is refused wherever its targets are."""
     try:
         authorize(key, call.endpoint, call.model, route.name)
-        if call.endpoint not in route.endpoints:
-            return call, f"404: The model {call.model!r} has no endpoint {call.endpoint!r}."
         return route.ruled(call, key.body), ""
     except GatewayError as error:
         return call, told(error)
@@ -88,7 +86,7 @@ def nowhere(routes: Routes, route: Route, prompt: Prompt) -> str:
 def cannot(call: Call, target: Target) -> str:
     """Why the server of the picked target cannot do what the call asks; nothing if it can."""
     try:
-        target.capabilities.adapter.request(call, target.address)
+        target.endpoints[call.endpoint].adapter.request(call, target.address)
     except RequestRefused as refused:
         return f"400: {refused.message}"
     return ""

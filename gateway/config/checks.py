@@ -103,6 +103,10 @@ def _check_usage(document: Document, path: Place, target: TargetSpec) -> None:
     if registry.capabilities(target.backend).continuous is None:
         can = ", ".join(name for name in installed if registry.capabilities(name).continuous is not None)
         document.report(place, f"backend {target.backend!r} tells no usage in every event; backends that do: {can}")
+    elif target.tool_parser is not None:
+        document.report(
+            place, "'continuous_usage' and 'tool_parser' cannot be had together: the parser makes the events"
+        )
     elif not target.usage_event:
         document.report(place, "'continuous_usage' needs the wish that 'usage_event: false' forbids: leave one out")
 

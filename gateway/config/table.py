@@ -189,6 +189,8 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """Headers of calls that go on to the targets, such as `x-data-parallel-rank`."""
     trust_request_id: bool = False
     """Targets get the client's `x-request-id`, where it sends one, instead of the gateway's id of the call."""
+    public_model: bool = False
+    """The `model` of answers is the name that the client asked for; default: what the server says."""
     retry: Retry = Retry()
     """When to try another target."""
     resume: Literal["text"] | None = None

@@ -62,6 +62,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
+from backends.api import Call
+from backends.asked import PROMPTS
+
 
 class GatewayError(Exception):
     """A call that got no good answer. Class attributes say how it looks on the wire and in metrics."""
@@ -519,3 +522,11 @@ class Internal(GatewayError):
 def ended_by(error: BaseException) -> GatewayError:
     """Why a call was cancelled: what `task.cancel` was given, or else its client has left."""
     return next((reason for reason in error.args if isinstance(reason, GatewayError)), None) or ClientGone()
+
+
+def too_many_prompts(call: Call, limit: int) -> BadRequest:
+    """What a call is told that has more prompts than `limit`."""
+    name = PROMPTS[call.endpoint]
+    return BadRequest(
+        f"{name!r} has {call.asked.prompts} entries, more than the limit of {limit} (bodies.prompts).", param=name
+    )

@@ -36,6 +36,13 @@ def understood(raw: Raw | bytes, name: str, type: type[T]) -> T:
         raise RequestRefused(f"{name}: {error}", param=name) from None
 
 
+def needed(raw: Raw, name: str, what: str) -> Raw:
+    """A member of something in the field called `name`. Raises `RequestRefused` where it is missing."""
+    if not raw:
+        raise RequestRefused(f"{name}: {what} is missing", param=name)
+    return raw
+
+
 def required(call: Call, names: Iterable[str]) -> None:
     """Raises `RequestRefused` where one of the fields is missing."""
     for name in names:

@@ -13,7 +13,7 @@ from msgspec import DecodeError, Raw, structs
 from msgspec.json import Decoder
 
 from backends.api import UNREAD, Call
-from backends.asked import PROMPTS, Asked
+from backends.asked import Asked
 from backends.body import Body, Malformed
 from backends.endpoints import ALWAYS_STREAMED, ANTHROPIC, FORMS, STREAMED, Endpoint
 from backends.form import Form
@@ -29,6 +29,7 @@ from gateway.core.errors import (
     HeadersTooLarge,
     ReaderTooSlow,
     ShuttingDown,
+    too_many_prompts,
 )
 from gateway.core.types import KeyRecord
 from gateway.http.answer import Answer
@@ -385,14 +386,6 @@ def read(
         raise BadRequest(f"'model' must be at most {MAX_MODEL} printable characters.", param="model")
     wanted = bytes(options.get("include_usage", b"")) == b"true"
     return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted, what)
-
-
-def too_many_prompts(call: Call, limit: int) -> BadRequest:
-    """What a call is told that has more prompts than `limit`."""
-    name = PROMPTS[call.endpoint]
-    return BadRequest(
-        f"{name!r} has {call.asked.prompts} entries, more than the limit of {limit} (bodies.prompts).", param=name
-    )
 
 
 def _too_large(limit: int) -> BodyTooLarge:

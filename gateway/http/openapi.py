@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from litestar import Litestar, Router
 from litestar.openapi import OpenAPIConfig
@@ -132,10 +131,11 @@ def describe_data_plane(app: Litestar) -> None:
     assert paths is not None
     for path, endpoint in PATHS.items():
         summary, properties = _ENDPOINTS[endpoint]
-        paths[path] = PathItem(post=_operation(path, summary, properties))
+        described = paths.setdefault(path, PathItem())  # at the root there is something to get as well
+        described.post = _operation(path, endpoint, summary, properties)
     for path, item in paths.items():
         for operation in filter(None, (item.get, item.post, item.delete)):
-            if path.startswith("/v1/models"):
+            if path.startswith("/v1/models") or path == "/info":
                 _secured(operation, _MODEL_ERRORS)
             elif path.startswith(_STORED):
                 _secured(operation, {**_MODEL_ERRORS, **_STORED_ERRORS})
@@ -153,7 +153,7 @@ def _refusals(texts: dict[str, str]) -> dict[str, OpenAPIResponse | Reference]:
     return {status: OpenAPIResponse(text, content=json) for status, text in texts.items()}
 
 
-def _operation(path: str, summary: str, properties: dict[str, Schema]) -> Operation:
+def _operation(path: str, endpoint: str, summary: str, properties: dict[str, Schema]) -> Operation:
     model = Schema(type=OpenAPIType.STRING, description=_TEXT)
     body = Schema(
         type=OpenAPIType.OBJECT,
@@ -161,8 +161,8 @@ def _operation(path: str, summary: str, properties: dict[str, Schema]) -> Operat
         required=[*([] if "inputs" in properties else ["model"]), next(iter(properties))],
     )
     kind = "multipart/form-data" if "file" in properties else "application/json"
-    json: dict[str, Any] = {"application/json": OpenAPIMediaType(schema=_OBJECT)}
-    good = dict(json)
+    whole = _ARRAY if endpoint == "generate/root" else _OBJECT
+    good = {"application/json": OpenAPIMediaType(schema=whole)}
     if "stream" in properties or path.encode() == ALWAYS_STREAMED:
         good["text/event-stream"] = OpenAPIMediaType(schema=_STRING)
     responses: dict[str, OpenAPIResponse | Reference] = {

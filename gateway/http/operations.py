@@ -82,7 +82,7 @@ class Readiness:
 def router(current: Callable[[], Parts], readiness: Readiness) -> Router:
     """The ordinary handlers, all described in OpenAPI."""
 
-    @route("/", http_method=["GET", "HEAD"], include_in_schema=False)
+    @route("/", http_method=["GET", "HEAD"], tags=["operations"], summary="What this is")
     async def root() -> dict[str, str]:
         return {"name": "trunkline", "version": __version__, "docs": "/docs"}
 

@@ -46,6 +46,7 @@ class Route:
         """Fields that bodies of its calls must not have."""
         self.changes_bodies = bool(spec.body.set or spec.body.default)
         self.shadow_target = None if spec.shadow is None else spec.shadow.target.name
+        self.public_model = spec.public_model
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
         """A stream whose target dies goes on at another."""
         self.queue, self._bounds, self.wait = queue, (spec.queue.calls, spec.queue.size), spec.queue_wait

@@ -228,6 +228,9 @@ class Batches(Protocol):
     async def interactive(self, mine: bool) -> bool:
         """Whether any worker, lately, had calls under way that somebody waits for; `mine`: this one has."""
 
+    async def is_cleaner(self) -> bool:
+        """Whether it is this worker that looks for content without a file today: one does, once a day."""
+
     async def forget_work(self, batch: Batch) -> None:
         """It has ended: nothing of its work is needed any more."""
 

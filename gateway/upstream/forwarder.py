@@ -28,6 +28,7 @@ from gateway.upstream.failures import conceal, status_refusal, worded_refusal
 from gateway.upstream.http1 import Headers
 from gateway.upstream.origins import Origins
 from gateway.upstream.pool import Pool
+from gateway.upstream.public_model import RenamedExchange
 from gateway.upstream.reading import ERROR_BODY_LIMIT, AnswerLimits, AnswerMemory, reader_for
 
 IDENTITY: Final = b"accept-encoding", b"identity"
@@ -84,10 +85,12 @@ class Forwarder:
         timeouts: Timeouts,
         trace: Mapping[str, str],
         callers: Mapping[bytes, bytes] = NONE,
+        renames: bool = False,
     ) -> Exchange:
         """One attempt: send the call, and wait for the head of a good answer. Every exchange must be closed.
 
         `callers` are the headers that the call came with, names in lower case; those that the table names go on.
+        With `renames` the answer names the model as the call does.
         Raises `Unsupported` and `Rejected` (the caller's fault), `UpstreamError` (the target's), `AnswerTooLarge`.
         """
         try:
@@ -119,7 +122,8 @@ class Forwarder:
                 lenient=address.lenient,
                 continuous=address.continuous_usage,
             )
-            return Exchange(response, reader, content_type, due, timeouts.idle, address.api_key)
+            parts = response, reader, content_type, due, timeouts.idle, address.api_key
+            return RenamedExchange(*parts).rename(call.model) if renames else Exchange(*parts)
         except BaseException:
             response.release()
             raise

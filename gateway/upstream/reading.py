@@ -152,7 +152,9 @@ class EventReader(AnswerReader):
         continuous: bool = False,
     ) -> None:
         reader = capabilities.adapter if capabilities.stateful is None else capabilities.stateful.open(call)
-        if continuous and capabilities.continuous is not None:
+        outer: object = capabilities.adapter
+        if continuous and capabilities.continuous is not None and capabilities.continuous is outer:
+            # One within another adapter is asked by that, which makes events of its own.
             reader = capabilities.continuous.open_continuous(call)
         self._call, self._limit, self.memory, self._lenient = call, limit, memory, lenient
         self._uncounted = min(limit, UNCOUNTED_BYTES)

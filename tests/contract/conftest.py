@@ -11,6 +11,7 @@ import pytest
 from contract.subject import Subject, in_memory, in_redis
 from contract.written import Places
 from harness.redis_server import RedisServer, redis_server
+from harness.redis_users import make_user, refused
 from hypothesis import settings
 
 from gateway.store.local import LocalStore
@@ -20,6 +21,13 @@ settings.register_profile("contract", max_examples=25, deadline=None)
 settings.load_profile("contract")
 
 
+@pytest.fixture(scope="session")
+def ruled(redis: RedisServer) -> Iterator[str]:
+    """The URL of Redis for a user with what docs/security.md says that a gateway and an operator need, and no more."""
+    yield make_user(redis, "gateway", "admin")
+    assert refused(redis) == [], "what the store asks for is in no rule of docs/security.md"
+
+
 @pytest.fixture(params=["memory", "redis"])
 async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
     """Each store as it is used: the one in memory on the test's clock, Redis in real time."""
@@ -27,8 +35,7 @@ async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         async with in_memory(tmp_path) as made:
             yield made
         return
-    server: RedisServer = request.getfixturevalue("redis")
-    made = Subject(RedisStore(server.url, timeout=2.0), None)
+    made = Subject(RedisStore(request.getfixturevalue("ruled"), timeout=2.0), None)
     await made.store.open()
     yield made
     await made.store.close()
@@ -55,7 +62,7 @@ async def places(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         if request.param == "memory":
             yield Places(lambda: LocalStore(tmp_path / "keys.json"), stack)
         else:
-            url = request.getfixturevalue("redis").url
+            url = request.getfixturevalue("ruled")
             yield Places(lambda: RedisStore(url, timeout=2.0), stack)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness.redis_server import RedisServer
+from harness.redis_users import make_user, refused
 from msgspec.structs import replace
 
 from gateway.core.batches import Batch, Part, Progress, Storage, StoredFile, Work
@@ -49,7 +50,9 @@ async def workers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
             yield Workers(lambda boot: LocalStore(tmp_path / "keys.db", boot=boot), stack)
         else:
             server: RedisServer = request.getfixturevalue("own")
-            yield Workers(lambda boot: RedisStore(server.url, timeout=2.0, boot=boot), stack)
+            url = make_user(server, "gateway", "batches")
+            yield Workers(lambda boot: RedisStore(url, timeout=2.0, boot=boot), stack)
+            assert refused(server) == [], "what batches ask for is in no rule of docs/security.md"
 
 
 @pytest.fixture
@@ -169,6 +172,11 @@ async def test_a_line_keeps_its_first_answer(batches: Batches) -> None:
     assert await batches.recorded(BATCH, 9, 1) == {9}
     known = await batches.batch("ours", "batch_1")
     assert known is not None and (known.completed, known.failed) == (2, 1)
+
+
+async def test_one_worker_cleans_once_a_day(batches: Batches) -> None:
+    assert await batches.is_cleaner()
+    assert not await batches.is_cleaner()
 
 
 async def test_a_closed_batch_records_nothing(batches: Batches) -> None:

@@ -14,7 +14,9 @@ from contract.written import entry, record, unique
 from harness.redis_flavours import flavours
 from harness.redis_server import RedisServer, redis_server
 from harness.redis_users import documented, make_user, refused
+from msgspec import structs
 
+from gateway.core.batches import Batch, Storage, StoredFile, Work
 from gateway.core.types import AdminKey, Ask, Dimension, Entry, KeyRecord, Plan, TargetOrder, Tenant
 from gateway.store import LEASE_SECONDS, StoreDown, periods
 from gateway.store.redis import counters, invalidation, liveness
@@ -152,3 +154,42 @@ async def test_a_user_that_may_not_choose_its_database_is_told_so(
         await store.ping()
     await store.close()
     assert [line for line in caplog.messages if "'select'" in line]
+
+
+async def test_the_rules_of_batches_are_enough_for_files_and_batches(server: RedisServer) -> None:
+    url = make_user(server, "gateway", "batches")
+    name = unique()
+    file = StoredFile(id=f"file-{name}", tenant=name, created=1, bytes=1, filename="f", purpose="batch", expires=2)
+    batch = Batch(
+        id=name,
+        tenant=name,
+        key_id="k",
+        endpoint="/v1/embeddings",
+        input_file=file.id,
+        created=1,
+        deadline=4e9,
+        expires=5,
+    )
+    store = RedisStore(url, timeout=2.0, boot=name)
+    await store.open()
+    known = store.batches
+    await known.add_file(file, Storage(files=1, bytes=1))
+    await known.put(batch, Storage(batches=1))
+    assert await known.file(name, file.id) == file and await known.files(name) == [file]
+    assert await known.batch(name, name) == batch and batch in await known.batches() and batch in await known.active()
+    await known.add_work(batch, [Work(kind="lines", count=1), Work(kind="finish")])
+    taken = await known.take(batch)
+    assert taken is not None and await known.take(batch) is None
+    await known.hold(batch, [taken.id])
+    await known.give_back(batch, [taken.id])
+    assert await known.record(batch, "part", [(0, True), (1, False)], [taken.id])
+    assert await known.recorded(batch, 0, 9) == {0, 1} and len(await known.parts(batch)) == 1
+    assert (await known.progress(batch, close=True)).ended == 2
+    assert not await known.interactive(False) and await known.interactive(True)
+    files, batches = await known.expired(6)
+    assert file in files and batch in batches
+    await known.put(structs.replace(batch, version=2, status="completed"))
+    await known.remove_file(file)
+    await known.remove_batch(batch)
+    await store.close()
+    assert refused(server) == []

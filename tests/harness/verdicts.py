@@ -48,7 +48,11 @@ def _understand(found: Heard, data: bytes) -> None:
         return
     chunk = json.loads(data)
     if "error" in chunk:
-        found.error = chunk["error"]
+        anthropics = chunk.get("type") == "error" and "request_id" in chunk  # has neither
+        found.error = ({"param": None, "code": None} if anthropics else {}) | chunk["error"]
+        return
+    if "choices" not in chunk:
+        _understand_typed(found, chunk)
         return
     found.usage = chunk.get("usage") or found.usage
     for choice in chunk["choices"]:
@@ -56,6 +60,23 @@ def _understand(found: Heard, data: bytes) -> None:
         found.texts[index] = found.texts.get(index, "") + _said(choice)
         if choice["finish_reason"]:
             found.reasons[index] = choice["finish_reason"]
+
+
+def _understand_typed(found: Heard, event: dict[str, Any]) -> None:
+    """An event of Anthropic's messages or OpenAI's responses: one answer, whose events name what they are."""
+    kind, delta = event["type"], event.get("delta")
+    if kind == "content_block_delta":
+        said = delta.get("text") or delta.get("thinking") or delta.get("partial_json") or ""
+    else:
+        said = delta if kind.startswith("response.") and kind.endswith(".delta") else ""
+    if said:
+        found.texts[0] = found.texts.get(0, "") + said
+    if kind == "message_delta" and delta["stop_reason"]:
+        found.reasons[0] = delta["stop_reason"]
+    elif kind in ("response.completed", "response.incomplete"):
+        found.reasons[0] = event["response"]["status"]
+        found.done = True
+    found.done |= kind == "message_stop"
 
 
 def _said(choice: dict[str, Any]) -> str:

@@ -175,7 +175,7 @@ def test_what_completions_of_tgi_lack_is_refused(sdk: openai.OpenAI, field: str)
 
 
 def test_embeddings_are_refused(sdk: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="embeddings"):
+    with pytest.raises(openai.NotFoundError, match="embeddings"):
         sdk.embeddings.create(model=MODEL, input="a")
 
 

@@ -44,3 +44,18 @@ def test_a_name_of_several_servers_is_warned_of(tmp_path: Path, monkeypatch: pyt
     assert result.exit_code == 0 and "2 addresses (10.0.0.1, 10.0.0.2)" in result.stderr
     (said,) = json.loads(check(tmp_path, GOOD, "--json").stdout)["mistakes"]
     assert said["warning"] and said["line"] == 2
+
+
+def test_where_files_lie_is_told_and_that_a_folder_must_be_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUNKLINE_FILES", str(tmp_path / "files"))
+    result = check(tmp_path, GOOD)
+    assert f"files and batches: {tmp_path / 'files'}" in result.output and "all hosts" not in result.output
+    monkeypatch.setenv("TRUNKLINE_REDIS_URL", "redis://127.0.0.1:1/0")
+    assert "all hosts that share this Redis must see the same folder" in check(tmp_path, GOOD).output
+    monkeypatch.setenv("TRUNKLINE_FILES", "s3://bucket/files")
+    assert "all hosts" not in check(tmp_path, GOOD).output
+    monkeypatch.setenv("TRUNKLINE_FILES", "http://host/files")
+    result = check(tmp_path, GOOD)
+    assert result.exit_code == 1 and "s3://" in result.output

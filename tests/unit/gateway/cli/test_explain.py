@@ -251,3 +251,16 @@ def test_a_target_that_is_down_and_asked_all_the_same_is_told(said: Said, run: R
     report(tmp_path, *states)
     assert said("explain", "--model", "big")["last_resort"] == "down"
     assert "It is down: it is asked because no other can be" in run("explain", "--model", "big").stdout
+
+
+def test_the_endpoint_counts(said: Said, run: Run, refused: Refused, routing: Path, tmp_path: Path) -> None:
+    routing.write_text('routes: {m: {targets: [{name: t, backend: openai, url: "http://t"}]}}')
+    (tmp_path / "rank.json").write_text('{"model": "m", "query": "q", "documents": ["d"]}')
+    assert "refused with 404" in refused("explain", "--endpoint", "rerank", "--body", str(tmp_path / "rank.json"))
+    assert run("explain", "--endpoint", "nothing", "--model", "m").exit_code == 2
+
+
+def test_too_many_prompts_are_told_of(said: Said, routing: Path, tmp_path: Path) -> None:
+    routing.write_text(TABLE + "bodies: {prompts: 2}\n")
+    (tmp_path / "many.json").write_text('{"model": "small", "prompt": ["a", "b", "c"], "max_tokens": 1}')
+    assert said("explain", "--body", str(tmp_path / "many.json"))["refused"].startswith("400: 'prompt' has 3 entries")

@@ -51,3 +51,19 @@ def test_what_cannot_be_is_named(refused: Refused, arguments: tuple[str, ...], s
 
 def test_nothing_yet(run: Run) -> None:
     assert "trunkline tenants set" in run("tenants", "list").stdout
+
+
+def test_what_a_tenant_may_store_is_set_shown_and_cleared(said: Said, run: Run) -> None:
+    one = said("tenants", "set", "t", "--storage", "bytes=20GiB", "--storage", "lines=100k")
+    assert one["storage"] == {"bytes": 20 * 2**30, "lines": 100_000}
+    assert "bytes: 21474836480" in run("tenants", "show", "t").stdout
+    assert said("tenants", "set", "t", "--clear", "storage:bytes", "--storage", "days=7")["storage"] == {
+        "lines": 100_000,
+        "days": 7,
+    }
+    assert said("tenants", "set", "t", "--clear", "storage")["storage"] == {}
+
+
+@pytest.mark.parametrize("option", ["rows=3", "bytes=many", "days=0", "bytes"])
+def test_what_cannot_be_stored_is_named(refused: Refused, option: str) -> None:
+    assert option.partition("=")[0] in refused("tenants", "set", "t", "--storage", option)

@@ -120,6 +120,11 @@ def test_usage_in_every_event_needs_the_wish_for_it() -> None:
     assert "'usage_event: false'" in found.message
 
 
+def test_usage_in_every_event_cannot_be_had_of_a_target_whose_text_is_parsed() -> None:
+    fields = {"targets": [target("a", continuous_usage=True, tool_parser="hermes")]}
+    assert "'tool_parser'" in mistake(one=fields).message
+
+
 def test_rules_for_bodies_may_hold_any_value() -> None:
     text = """
 routes:
