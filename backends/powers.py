@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec import structs
+
+from backends import sse
 from backends.api import (
     Adapter,
+    ContinuousUsage,
     Counted,
     Described,
     Facts,
@@ -13,8 +17,10 @@ from backends.api import (
     Guarded,
     Launchable,
     Probed,
+    Stateful,
 )
-from backends.samples import NOT_ANSWERS
+from backends.body import Body
+from backends.samples import NOT_ANSWERS, OPENAI, TARGET
 
 
 def paths_and_launch(adapter: Adapter) -> None:
@@ -54,6 +60,29 @@ def metrics(adapter: Adapter) -> None:
             assert adapter.counters(text) is None, f"counters() found some in {text[:40]!r}"
         if isinstance(adapter, Gauged):
             assert adapter.gauges(text) is None, f"gauges() found some in {text[:40]!r}"
+
+
+def continuous(adapter: Adapter) -> None:
+    """Usage in every event is asked for, told of, and kept from clients that did not ask: they get what they would get
+    without it."""
+    if not isinstance(adapter, ContinuousUsage):
+        return
+    target = structs.replace(TARGET, continuous_usage=True)
+    for sample in OPENAI:
+        call, events = sample.call(), sse.Splitter().feed(sample.answered)
+        beside_choices = any(b'"usage"' in event and b'"choices":[]' not in event for event in events)
+        if not call.stream or sample.fault is not None or beside_choices:
+            continue
+        sent = Body(adapter.request(call, target).body).get("stream_options", dict[str, object], {})
+        assert any(value is True for name, value in sent.items() if name != "include_usage"), "it is not asked for"
+        plain, hidden = adapter.open(call) if isinstance(adapter, Stateful) else adapter, adapter.open_continuous(call)
+        for event in events:
+            said = [chunk.data for chunk in plain.chunk(call, event)]
+            beside = b'"choices":[{' in event and b'"usage"' not in event and event.endswith(b"}\n\n")
+            counted = event[:-3] + b',"usage":{"prompt_tokens":3,"completion_tokens":1}}\n\n' if beside else event
+            chunks = [*hidden.chunk(call, counted)]
+            assert b"".join(chunk.data for chunk in chunks) == b"".join(said), f"{sample.name}: it is shown"
+            assert not beside or any(chunk.usage for chunk in chunks), f"{sample.name}: it is not told of"
 
 
 def facts(adapter: Adapter) -> None:

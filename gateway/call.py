@@ -148,7 +148,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         if caller.key.id in parts.admission.denials:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             parts.admission.deny_again(caller)  # 429
-        call = asked = state.call = await client.call(caller.key, parts.routes.default)  # 400, 408, 413, 429, 503
+        default = caller.key.default_route or parts.routes.default
+        call = asked = state.call = await client.call(caller.key, default)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), call.path or endpoint)  # 404
         record.routed(route.name, route.price)

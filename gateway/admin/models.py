@@ -101,6 +101,9 @@ class NewKey(_Strict, frozen=True):
     endpoints: Annotated[
         tuple[Text, ...], Meta(min_length=1, description="Globs over endpoints such as chat/completions")
     ] = ("*",)
+    default_route: Annotated[
+        str, Meta(max_length=256, description="What calls ask for that name no model; empty: what the table says")
+    ] = ""
     limit: LimitBody = LimitBody()
     model_limits: Annotated[
         dict[str, LimitBody], Meta(description="Further limits on one route each, by its name")
@@ -121,6 +124,7 @@ class KeyChange(_Strict, frozen=True):
     tenant: Text | UnsetType = UNSET
     models: Annotated[tuple[Text, ...], Meta(min_length=1)] | UnsetType = UNSET
     endpoints: Annotated[tuple[Text, ...], Meta(min_length=1)] | UnsetType = UNSET
+    default_route: Annotated[str, Meta(max_length=256)] | UnsetType = UNSET
     limit: Change[LimitBody] = UNSET
     model_limits: Change[dict[str, LimitBody | None]] = UNSET
     priority: Priority | UnsetType = UNSET
@@ -192,6 +196,7 @@ class Key(Struct, frozen=True, kw_only=True):
     tenant: str
     models: tuple[str, ...]
     endpoints: tuple[str, ...]
+    default_route: str
     limit: Limit
     model_limits: dict[str, Limit]
     priority: Priority

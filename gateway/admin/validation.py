@@ -70,6 +70,13 @@ def sources(values: object) -> tuple[str, ...]:
     return tuple(map(str, networks(found)))
 
 
+def default_route(value: object) -> str:
+    """The name of a route or alias; empty: none."""
+    if not isinstance(value, str) or len(value) > 256 or not value.isprintable():
+        raise ValueError(f"default_route {value!r}: expected a route or alias of at most 256 printable characters")
+    return value
+
+
 def priority(value: object) -> str:
     """How important the key's calls are."""
     if value not in PRIORITIES:

@@ -125,7 +125,7 @@ class Run:
                 else:
                     await self._do(taken)
             except (StoreDown, FilesUnavailable) as error:
-                log.info("batch %s waits: %s", self.batch.id, why(error))
+                log.debug("batch %s waits: %s", self.batch.id, why(error))
                 await asyncio.sleep(PAUSE_SECONDS[0])
             except Exception:  # a bug of ours: this batch must not end all others
                 log.exception("batch %s could not be worked on", self.batch.id)
@@ -313,5 +313,5 @@ async def _insisted(work: Callable[[], Awaitable[T]]) -> T:
         try:
             return await work()
         except (StoreDown, FilesUnavailable) as error:
-            log.info("answers wait to be recorded: %s", why(error))
+            log.debug("answers wait to be recorded: %s", why(error))
             await asyncio.sleep(PAUSE_SECONDS[0])

@@ -150,6 +150,7 @@ class BatchRunner:
         if now - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = now
             await self._files.sweep()
+            await self._files.clean()
 
     async def _serve(self, client: LineClient) -> None:
         parts = structs.replace(self._plane.parts, keyring=self._keys)

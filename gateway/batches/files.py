@@ -89,13 +89,18 @@ class Files:
         await self._remove(file)
 
     async def sweep(self) -> None:
-        """Remove what is to be forgotten, and content that nobody ever came to know of."""
+        """Remove what is to be forgotten."""
         while (expired := await self._known.expired(self._now())) != ([], []):
             for batch in expired[1]:
                 await self.storage.clear(folder(batch))
                 await self._known.remove_batch(batch)
             for file in expired[0]:
                 await self._remove(file)
+
+    async def clean(self) -> None:
+        """Remove content that nobody ever came to know of: who stored it has died before it could tell."""
+        if not await self._known.is_cleaner():
+            return
         old = datetime.now(UTC) - STRAY_AGE
         stray = [path async for path, written in self.storage.below("files") if written < old]
         for path in stray:

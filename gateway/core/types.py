@@ -98,6 +98,8 @@ class KeyRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Globs over route names and aliases."""
     endpoints: tuple[str, ...] = ("*",)
     """Globs over endpoints such as `chat/completions`."""
+    default_route: str = ""
+    """What its calls ask for that name no model; empty: what the table says."""
     limit: Limit = Limit()
     model_limits: dict[str, Limit] = {}
     """Further limits of this key on one route each, by route name."""

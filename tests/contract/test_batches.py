@@ -174,6 +174,11 @@ async def test_a_line_keeps_its_first_answer(batches: Batches) -> None:
     assert known is not None and (known.completed, known.failed) == (2, 1)
 
 
+async def test_one_worker_cleans_once_a_day(batches: Batches) -> None:
+    assert await batches.is_cleaner()
+    assert not await batches.is_cleaner()
+
+
 async def test_a_closed_batch_records_nothing(batches: Batches) -> None:
     await batches.put(BATCH)
     assert await batches.record(BATCH, "a", [(0, True)], [])

@@ -62,13 +62,14 @@ def _open(part: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def gateway() -> Iterator[GatewayProcess]:
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     with scripted_upstream() as upstream:
         table = {"routes": {"m": {"aliases": ["team/*"], "targets": [_target(upstream)]}}, "bodies": {"timeout": "3s"}}
-        proxies = {
-            "TRUNKLINE_TRUSTED_PROXIES": "127.0.0.1/32"
-        }  # each call from another address: wrong keys are counted
-        with gateway_process(json.dumps(table), admin=True, env=proxies) as started:
+        env = {
+            "TRUNKLINE_TRUSTED_PROXIES": "127.0.0.1/32",  # each call from another address: wrong keys are counted
+            "TRUNKLINE_FILES": str(tmp_path_factory.mktemp("files")),
+        }
+        with gateway_process(json.dumps(table), admin=True, env=env) as started:
             yield started
             assert started.process.poll() is None
             assert "a bug of ours" not in started.stderr() and "Traceback" not in started.stderr()

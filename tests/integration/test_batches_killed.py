@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.lazily import Lazily
-from harness.redis_server import RedisServer
+from harness.redis_server import RedisServer, redis_server
 from harness.upstream import Target, Upstream, answer, whole
 from integration.batching import at_end, client, leave, line, results
 from integration.client import ask, chat, eventually
@@ -115,3 +115,23 @@ def test_a_gateway_without_redis_goes_on_where_it_ended(
         second.stop()
     asked = Counter(call.json()["messages"][0]["content"] for call in shared.calls)
     assert len(asked) == 100 and max(asked.values()) <= 2
+
+
+@pytest.mark.slow
+def test_an_outage_of_redis_is_waited_out(upstream: Upstream, shared: Target, tmp_path: Path) -> None:
+    target = {"name": "shared", "backend": "openai", "url": upstream.target("shared").url}
+    table = json.dumps({"routes": {"m": {"targets": [target]}}})
+    env = {"TRUNKLINE_FILES": str(tmp_path / "files")}
+    with redis_server() as own, gateway_process(table, redis_url=own.url, env=env) as gateway:
+        issued = gateway.issue()
+        with openai.OpenAI(api_key=issued.secret, base_url=f"{gateway.url}/v1", max_retries=8) as ours:
+            batch = leave(ours, [line(each) for each in range(400)])
+            shared.wait_for_calls(80)
+            own.process.send_signal(signal.SIGSTOP)
+            eventually(lambda: "Redis does not answer" in gateway.stderr(), "the outage is noticed")
+            own.process.send_signal(signal.SIGCONT)
+            batch = at_end(ours, batch, 120)
+            assert batch.request_counts is not None and batch.request_counts.completed == 400
+            assert len(results(ours, batch.output_file_id)) == 400
+    asked = Counter(call.json()["messages"][0]["content"] for call in shared.calls)
+    assert len(asked) == 400 and max(asked.values()) <= 2

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import redis as redis_py
 from click.testing import CliRunner
@@ -190,4 +191,28 @@ def test_the_admin_interface_alone_has_what_it_needs(own: RedisServer, tmp_path:
         process.wait()
     said = (tmp_path / "err").read_text()
     assert not FAULTS.search(said), said
+    assert refused(own) == []
+
+
+def test_a_gateway_that_stores_files_has_two_roles(own: RedisServer, tmp_path: Path, upstream: Upstream) -> None:
+    url, engine = make_user(own, "gateway", "batches"), Engine(upstream, "guarded-redis")
+    made = command(make_user(own, "admin"), "keys", "create", "--name", "n", "--rpm", "900")
+    own.ask("ACL", "LOG", "RESET")
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": chat("m")}
+    with (
+        gateway_process(
+            table({"m": {"targets": [engine.spec()]}}), redis_url=url, env={"TRUNKLINE_FILES": str(tmp_path)}
+        ) as gateway,
+        openai.OpenAI(api_key=made["secret"], base_url=f"{gateway.url}/v1", max_retries=0) as ours,
+    ):
+        file = ours.files.create(file=("lines.jsonl", json.dumps(line).encode()), purpose="batch")
+        batch = ours.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        ended = lambda: ours.batches.retrieve(batch.id).status == "completed" or None  # noqa: E731
+        eventually(ended, "the batch is done", 60)
+        assert [each.id for each in ours.batches.list()] == [batch.id]
+        done = ours.batches.retrieve(batch.id)
+        assert done.output_file_id is not None and b'"custom_id":"1"' in ours.files.content(done.output_file_id).read()
+        ours.files.delete(file.id)
+        assert gateway.stop() == 0
+        assert not FAULTS.search(gateway.stderr()), gateway.stderr()
     assert refused(own) == []

@@ -58,6 +58,15 @@ def test_a_key_that_may_not_use_the_default_is_told_so(lenient: GatewayProcess) 
     assert (reply.status, reply.error["code"]) == (403, "model_not_allowed")
 
 
+def test_a_keys_own_default_goes_first(lenient: GatewayProcess, upstream: Upstream) -> None:
+    renewed(upstream, "main")
+    target = renewed(upstream, "tgi")
+    key = lenient.issue(default_route="tgi").secret
+    reply = ask(lenient, {"messages": [{"role": "user", "content": "Hi"}]}, key)
+    assert (reply.status, len(target.calls)) == (200, 1)
+    assert record(lenient, reply.header("x-request-id"))["route"] == "tgi"
+
+
 def test_a_model_that_is_no_text_is_no_call_without_one(lenient: GatewayProcess, caller: str) -> None:
     assert ask(lenient, {"model": 3, "messages": []}, caller).status == 400
 

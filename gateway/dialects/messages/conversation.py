@@ -11,7 +11,7 @@ from msgspec import Raw, Struct
 
 from backends.api import Call, RequestRefused
 from gateway.dialects import chat
-from gateway.dialects.asking import given, understood
+from gateway.dialects.asking import given, needed, understood
 
 ROLES: Final = ("user", "assistant", "system")
 
@@ -75,7 +75,7 @@ def _user(blocks: list[_Block]) -> list[dict[str, Any]]:
     for block in blocks:
         if block.type == "tool_result":
             text, images = _result(block)
-            results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})
+            results.append({"role": "tool", "tool_call_id": _needed(block.tool_use_id, "tool_use_id"), "content": text})
             shown += images
         else:
             parts.append(_part(block))
@@ -99,7 +99,8 @@ def _assistant(blocks: list[_Block]) -> list[dict[str, Any]]:
     for block in blocks:
         if block.type == "tool_use":
             arguments = bytes(block.input or b"{}").decode()
-            calls.append({"id": block.id, "type": "function", "function": {"name": block.name, "arguments": arguments}})
+            function = {"name": _needed(block.name, "name"), "arguments": arguments}
+            calls.append({"id": _needed(block.id, "id"), "type": "function", "function": function})
         elif block.type == "thinking":
             thoughts.append(chat.inside(block.thinking))
         else:
@@ -123,7 +124,7 @@ _WRITTEN: Final = {"user": _user, "assistant": _assistant, "system": _system}
 
 def _part(block: _Block) -> dict[str, Any]:
     if block.type == "text":
-        return {"type": "text", "text": block.text}
+        return {"type": "text", "text": _needed(block.text, "text")}
     if block.type == "image" and block.source is not None:
         return {"type": "image_url", "image_url": {"url": _url(block.source)}}
     raise _unfit(block, "messages")
@@ -133,8 +134,9 @@ def _url(source: _Source) -> Raw:
     if source.type == "url" and source.url:
         return source.url
     if source.type == "base64" and source.data:
-        kind = chat.inside(source.media_type) or b"image/jpeg"
-        return chat.string(b"data:" + kind + b";base64," + chat.inside(source.data))
+        data, kind = memoryview(source.data), chat.inside(source.media_type) or b"image/jpeg"
+        if bytes(data[:1]) == b'"':
+            return Raw(b"".join((b'"data:', kind, b";base64,", data[1:])))  # megabytes, copied once
     raise RequestRefused(
         f"images of the source {source.type!r} cannot be carried to this model's server", param="messages"
     )
@@ -146,6 +148,10 @@ def _joined(blocks: list[_Block], between: bytes, name: str) -> bytes:
         if block.type != "text":
             raise _unfit(block, name)
     return between.join(chat.inside(block.text) for block in blocks)
+
+
+def _needed(raw: Raw, what: str) -> Raw:
+    return needed(raw, "messages", f"{what!r} of a block")
 
 
 def _unfit(block: _Block, name: str) -> RequestRefused:

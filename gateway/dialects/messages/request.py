@@ -11,7 +11,7 @@ from msgspec import Raw, Struct
 
 from backends.api import Call, RequestRefused
 from gateway.dialects import chat
-from gateway.dialects.asking import Asking, given, refuse, required, rest, understood
+from gateway.dialects.asking import Asking, given, needed, refuse, required, rest, understood
 from gateway.dialects.messages.conversation import conversation
 
 RENAMED: Final = {"stop_sequences": "stop"}
@@ -111,7 +111,7 @@ def _tool(tool: _Tool) -> dict[str, Any]:
         raise RequestRefused(f"this model's server has no tool {tool.type!r}, only those of callers", param="tools")
     if tool.allowed_callers not in (None, ["direct"]):
         raise RequestRefused("tools can be called by the model alone ('allowed_callers')", param="tools")
-    function: dict[str, Any] = {"name": tool.name}
+    function: dict[str, Any] = {"name": needed(tool.name, "tools", "a tool's 'name'")}
     if tool.description:
         function["description"] = tool.description
     if tool.input_schema:

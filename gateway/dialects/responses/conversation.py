@@ -11,7 +11,7 @@ from msgspec import Raw, Struct
 
 from backends.api import Call, RequestRefused
 from gateway.dialects import chat
-from gateway.dialects.asking import understood
+from gateway.dialects.asking import is_null, needed, understood
 
 ROLES: Final = ("user", "assistant", "system", "developer")
 
@@ -116,15 +116,15 @@ def _message(turns: _Turns, item: _Item) -> None:
 
 
 def _function_call(turns: _Turns, item: _Item) -> None:
-    function = {"name": item.name, "arguments": item.arguments}
+    function = {"name": _needed(item.name, "name"), "arguments": _needed(item.arguments, "arguments")}
     calls = turns.assistant().setdefault("tool_calls", [])
-    calls.append({"id": item.call_id, "type": "function", "function": function})
+    calls.append({"id": _needed(item.call_id, "call_id"), "type": "function", "function": function})
 
 
 def _function_call_output(turns: _Turns, item: _Item) -> None:
     parts = _parts(item.output)
     images = [_shown(part) for part in parts if part.type == "input_image"]
-    turns.tool(item.call_id, _text([part for part in parts if part.type != "input_image"]), images)
+    turns.tool(_needed(item.call_id, "call_id"), _text([part for part in parts if part.type != "input_image"]), images)
 
 
 def _reasoning(turns: _Turns, item: _Item) -> None:
@@ -166,8 +166,8 @@ def _parts(content: Raw) -> list[_Part]:
 
 def _shown(part: _Part) -> dict[str, Any]:
     if part.type in ("input_text", "output_text"):
-        return {"type": "text", "text": part.text}
-    if part.type == "input_image" and chat.inside(part.image_url):
+        return {"type": "text", "text": _needed(part.text, "text")}
+    if part.type == "input_image" and len(part.image_url) > len('""') and not is_null(part.image_url):
         image = {"url": part.image_url} | ({"detail": part.detail} if chat.inside(part.detail) else {})
         return {"type": "image_url", "image_url": image}
     if part.type == "input_audio" and part.input_audio:
@@ -183,6 +183,10 @@ def _text(parts: list[_Part]) -> bytes:
             raise _unfit(part)
         texts.append(chat.inside(part.refusal if part.type == "refusal" else part.text))
     return b"".join(texts)
+
+
+def _needed(raw: Raw, what: str) -> Raw:
+    return needed(raw, "input", f"{what!r} of an item")
 
 
 def _unfit(part: _Part) -> RequestRefused:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import msgspec
 from msgspec import Raw, Struct
 
 from backends.api import Call, RequestRefused
-from gateway.dialects.asking import Asking, given, refuse, required, rest
+from gateway.dialects.asking import Asking, given, needed, refuse, required, rest, understood
 from gateway.dialects.responses.conversation import conversation
 
 RENAMED: Final = {"max_output_tokens": "max_tokens"}
@@ -152,7 +151,7 @@ def _tool(tool: _Tool) -> dict[str, Any]:
         raise RequestRefused(f"this model's server has no tool {tool.type!r}, only functions of callers", param="tools")
     if tool.allowed_callers not in (None, ["direct"]):
         raise RequestRefused("tools can be called by the model alone ('allowed_callers')", param="tools")
-    function: dict[str, Any] = {"name": tool.name}
+    function: dict[str, Any] = {"name": needed(tool.name, "tools", "a tool's 'name'")}
     if tool.description and bytes(tool.description) != b"null":
         function["description"] = tool.description
     if tool.parameters and bytes(tool.parameters) != b"null":
@@ -169,5 +168,4 @@ def _allowed(tool: _Named) -> str:
 
 
 def _name(tool: dict[str, Any]) -> str:
-    name: str = msgspec.json.decode(tool["function"]["name"], type=str)
-    return name
+    return understood(tool["function"]["name"], "tools", str)

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import structs
 
-from gateway.core.batches import Batch, Part, Progress, Storage, StoredFile, Work
+from gateway.core.batches import DAY, Batch, Part, Progress, Storage, StoredFile, Work
 from gateway.store.api import LEASE_SECONDS, Conflict, QuotaReached, Taken
 from gateway.store.local.database import Connection, Database
 
@@ -45,6 +45,7 @@ class LocalBatches:
         self._database, self._boot, self._now, self._lease = database, boot, now, lease
         self._watching: list[Callable[[], None]] = []
         self._made = False
+        self._cleaned = float("-inf")
 
     async def add_file(self, file: StoredFile, most: Storage | None = None) -> None:
         await self._write(partial(_add_file, file, most))
@@ -140,6 +141,13 @@ class LocalBatches:
     async def interactive(self, mine: bool) -> bool:
         """There are no others."""
         return mine
+
+    async def is_cleaner(self) -> bool:
+        now = self._now()
+        if now - self._cleaned < DAY:
+            return False
+        self._cleaned = now
+        return True
 
     async def forget_work(self, batch: Batch) -> None:
         await self._write(partial(_forget, batch))

@@ -22,6 +22,8 @@ GONE_SECONDS: Final = 86_400
 LEFT_MS: Final = 10**9
 INTERACTIVE_MS: Final = 3000
 """For so long a worker's word holds that it has calls under way that somebody waits for."""
+DAY_MS: Final = 86_400_000
+_CLEANER = TAG + "batches:cleaner"
 _INTERACTIVE = TAG + "batches:interactive"
 _STORED, _EXPIRING = TAG + "stored", TAG + "expiring"
 _ALL, _ACTIVE = TAG + "batches", TAG + "batches:active"
@@ -179,6 +181,9 @@ class RedisBatches:
             await self._pipe.call("SET", _INTERACTIVE, self._boot, "PX", INTERACTIVE_MS)
             return True
         return await self._pipe.call("GET", _INTERACTIVE) is not None
+
+    async def is_cleaner(self) -> bool:
+        return await self._pipe.call("SET", _CLEANER, self._boot, "NX", "PX", DAY_MS) is not None
 
     async def forget_work(self, batch: Batch) -> None:
         await self._pipe.call("DEL", _work(batch), *_answers(batch))

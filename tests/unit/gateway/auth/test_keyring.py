@@ -294,3 +294,18 @@ async def test_a_remembered_token_ends_with_its_key(parts: Parts) -> None:
     parts.clock.advance(5)
     assert not await parts.enters(held), "it has expired"
     assert record.expires is not None
+
+
+async def test_a_key_is_found_for_what_its_client_has_left(parts: Parts) -> None:
+    """As it stands now: no token is there to be looked at."""
+    record, _ = await parts.registrar.create("n", sources=["10.0.0.0/8"])
+    expiring, _ = await parts.registrar.create("n", lifetime=10)
+    assert (await parts.keyring.find(record.id, "10.1.2.3")).key == record
+    with pytest.raises(SourceNotAllowed):
+        await parts.keyring.find(record.id, "192.0.2.1")
+    assert (await parts.keyring.find(expiring.id, None)).key == expiring
+    parts.clock.advance(11)
+    await parts.registrar.revoke(record.id)
+    for id in (record.id, expiring.id, "none"):
+        with pytest.raises(Unauthenticated):
+            await parts.keyring.find(id, "10.1.2.3", fresh=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,17 @@ async def test_what_was_not_asked_is_told(bench: Bench, ends_as: str) -> None:
         ("c2", None),
         *((f"c{n}", f"batch_{ends_as}") for n in (0, 3, 4)),
     ]
+
+
+async def test_content_without_a_file_is_removed_when_it_is_old(bench: Bench) -> None:
+    await bench.batch()
+    await bench.storage.put("files/t/file-lost", b"x")
+    young = bench.folder / "files" / "t" / "file-young"
+    young.write_bytes(b"x")
+    for name in ("file-lost", "file-in"):
+        os.utime(bench.folder / "files" / "t" / name, (NOW, NOW))
+    await bench.files.clean()
+    assert {path.name for path in young.parent.iterdir()} == {"file-in", "file-young"}
 
 
 async def test_what_has_had_its_time_is_removed(bench: Bench) -> None:
