@@ -15,7 +15,8 @@ from gateway.admin.targets import listed
 from gateway.app.lifetime import Lifetime, Part
 from gateway.auth import AdminKeys, networks
 from gateway.config import Settings
-from gateway.config.watch import Loaded, Source, Watcher
+from gateway.config.source import Loaded, Source
+from gateway.config.watch import Watcher
 from gateway.core.clock import SystemClock
 from gateway.http import asgi
 from gateway.http.answer import Answer

@@ -28,7 +28,8 @@ from gateway.batches.submissions import Submissions
 from gateway.call import Parts
 from gateway.config import Settings, Table
 from gateway.config.settings import unknown
-from gateway.config.watch import Loaded, Source, Watcher
+from gateway.config.source import Loaded, Source
+from gateway.config.watch import Watcher
 from gateway.config.weak_secrets import weak_secrets
 from gateway.core.clock import SystemClock
 from gateway.http import batches, files, models, openapi, operations

@@ -11,7 +11,7 @@ from gateway.app.fleet import Fleet
 from gateway.batches.files import Files
 from gateway.config import Table
 from gateway.config.limits import Price
-from gateway.config.watch import Loaded, unlaunched
+from gateway.config.source import Loaded, unlaunched
 from gateway.core.clock import Clock
 from gateway.http.operations import Readiness
 from gateway.http.server import DataPlane

@@ -22,7 +22,7 @@ from gateway import __version__
 from gateway.batches.storage import examine_storage, is_shared
 from gateway.config import Mistakes, Settings, Table
 from gateway.config.settings import unknown
-from gateway.config.watch import Source
+from gateway.config.source import Source
 from gateway.config.weak_secrets import weak_secrets
 from gateway.process.child import Child
 from gateway.process.launch import Launcher

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -13,6 +12,8 @@ from gateway.config.located import Document
 from gateway.config.units import Text
 
 if TYPE_CHECKING:
+    import ssl
+
     from gateway.config.table import Place, RouteSpec, TargetSpec
 
 ENVIRONMENT: Final = "env"
@@ -49,6 +50,8 @@ class TLSSpec(Part, frozen=True, kw_only=True):
 
     def context(self) -> ssl.SSLContext:
         """A context as it says. Raises `OSError` (`ssl.SSLError` is one) when a file cannot be used."""
+        import ssl  # most of the main process's memory, which needs it for nothing else
+
         context = ssl.create_default_context(cafile=self.ca)
         context.set_alpn_protocols(["http/1.1"])
         if not self.verify:

@@ -11,9 +11,9 @@ from msgspec import Struct
 from gateway.config import checks
 from gateway.config.located import Document
 from gateway.config.shapes import Shape, fields_of, shape_of
+from gateway.config.source import unlaunched
 from gateway.config.table import Table, TargetSpec
 from gateway.config.units import Unit
-from gateway.config.watch import unlaunched
 
 NOTHING: Final = "-"
 _ADDRESS: Final = ("backend", "url", "launch", "model", "api_key", "tls", "proxy", "headers")

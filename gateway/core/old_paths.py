@@ -6,7 +6,6 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Final
@@ -30,14 +29,16 @@ MOVED: Final = {
 """Old path to new path."""
 
 
-class OldPaths(MetaPathFinder, Loader):
+class OldPaths:
     """A finder and loader of modules: an old path is the module at its new path, with a `DeprecationWarning`."""
+
+    # No `importlib.abc.Loader`, which would load 40 modules into every process.
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The spec of a module that has moved."""
-        return ModuleSpec(name, self) if name in MOVED else None
+        return ModuleSpec(name, self) if name in MOVED else None  # type: ignore[arg-type] # not one of that class
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Nothing: `exec_module` puts the module at the new path into its place."""

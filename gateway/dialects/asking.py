@@ -25,7 +25,12 @@ class Asking(Struct, frozen=True):
 def given(call: Call, name: str, type: type[T]) -> T | None:
     """A field's value; None when it is absent or null. Raises `RequestRefused` for one of another type."""
     raw = call.body.fields.get(name)
-    return None if raw is None or bytes(raw) == b"null" else understood(raw, name, type)
+    return None if raw is None or is_null(raw) else understood(raw, name, type)
+
+
+def is_null(raw: Raw) -> bool:
+    """Whether it says null, or nothing; a large value is not copied for that."""
+    return len(raw) <= len(b"null") and bytes(raw) in (b"", b"null")
 
 
 def understood(raw: Raw | bytes, name: str, type: type[T]) -> T:
@@ -46,7 +51,7 @@ def needed(raw: Raw, name: str, what: str) -> Raw:
 def required(call: Call, names: Iterable[str]) -> None:
     """Raises `RequestRefused` where one of the fields is missing."""
     for name in names:
-        if bytes(call.body.fields.get(name, b"null")) == b"null":
+        if is_null(call.body.fields.get(name, Raw())):
             raise RequestRefused(f"the field {name!r} is required", param=name)
 
 
@@ -54,7 +59,7 @@ def refuse(call: Call, harmless: Mapping[str, tuple[Any, ...]], why: str) -> Non
     """Raises `RequestRefused` for each of these fields that has a value which is not listed for it, nor null."""
     for name, values in harmless.items():
         raw = call.body.fields.get(name)
-        if raw is not None and bytes(raw) != b"null" and understood(raw, name, Any) not in values:
+        if raw is not None and not is_null(raw) and understood(raw, name, Any) not in values:
             raise RequestRefused(f"{name!r} {why}", param=name)
 
 

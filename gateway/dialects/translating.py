@@ -5,7 +5,8 @@ It asks for a chat instead, through the server's own adapter, and puts the answe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 from msgspec import Raw, structs
@@ -38,7 +39,7 @@ class Translating:
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         asking = self._dialect.request(call)
-        asked = self._as_asked(call, Body(msgspec.json.encode(asking.fields)))
+        asked = self._as_asked(call, body_of(asking.fields))
         if asking.said:
             if self._inner.resumable is None:
                 raise RequestRefused(
@@ -144,8 +145,22 @@ class _Translated(Body):
     @property
     def _body(self) -> Body:
         if self._made is None:
-            self._made = Body(msgspec.json.encode(self._dialect.request(self._call).fields))
+            self._made = body_of(self._dialect.request(self._call).fields)
         return self._made
+
+
+def body_of(fields: Mapping[str, Any]) -> Body:
+    """A body of these fields, which is not read again: there may be images in it."""
+    pieces: list[bytes | memoryview] = []
+    spans: dict[str, tuple[int, int]] = {}
+    at = 0
+    for name, value in fields.items():
+        key = (b"," if pieces else b"{") + msgspec.json.encode(name) + b":"
+        written = memoryview(value) if isinstance(value, Raw) else msgspec.json.encode(value)
+        spans[name] = at + len(key), at + len(key) + len(written)
+        at = spans[name][1]
+        pieces += (key, written)
+    return Body.known(b"".join([*pieces, b"}"]), spans)
 
 
 def _words(body: bytes) -> tuple[str, str | None] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from gateway.core.batches import Batch, Part, Progress, Storage, StoredFile, Work
 from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, TargetOrder, Tenant, Verdict
+
+if TYPE_CHECKING:
+    import asyncio
 
 LEASE_SECONDS = 15.0
 """How long a slot outlives a gateway that dies; leases are renewed three times in that time."""

@@ -26,7 +26,7 @@ from harness.upstream import ScriptedConnection, Upstream
 from gateway.admin import Registrar
 from gateway.app import gateway as app
 from gateway.config import Settings
-from gateway.config.watch import Source
+from gateway.config.source import Source
 from gateway.core.clock import SystemClock
 from gateway.http.connection import Connection
 from gateway.http.listener import Listener

@@ -11,7 +11,7 @@ from msgspec import Raw, Struct
 
 from backends.api import Call, RequestRefused
 from gateway.dialects import chat
-from gateway.dialects.asking import needed, understood
+from gateway.dialects.asking import is_null, needed, understood
 
 ROLES: Final = ("user", "assistant", "system", "developer")
 
@@ -167,7 +167,7 @@ def _parts(content: Raw) -> list[_Part]:
 def _shown(part: _Part) -> dict[str, Any]:
     if part.type in ("input_text", "output_text"):
         return {"type": "text", "text": _needed(part.text, "text")}
-    if part.type == "input_image" and chat.inside(part.image_url):
+    if part.type == "input_image" and len(part.image_url) > len('""') and not is_null(part.image_url):
         image = {"url": part.image_url} | ({"detail": part.detail} if chat.inside(part.detail) else {})
         return {"type": "image_url", "image_url": image}
     if part.type == "input_audio" and part.input_audio:

@@ -1,14 +1,16 @@
-"""Where Redis is: one server, the master that sentinels name, or the node of a cluster that has our slot."""
+"""Where Redis is: one server, the master that sentinels name, or the node of a cluster that has our slot.
+
+redis-py is loaded with the first connection: the main process, which only looks at URLs, has no use for 10 MiB of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from redis.asyncio import Connection, ConnectionPool, Sentinel
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+if TYPE_CHECKING:
+    from redis.asyncio import Connection
 
 SENTINEL, CLUSTER = "redis+sentinel", "redis+cluster"
 SCHEMES = ("redis", "rediss", "unix", SENTINEL, CLUSTER)
@@ -37,7 +39,10 @@ class Connector:
                 database = "" if scheme == "unix" else urlsplit(url).path.strip("/")
                 if database and not database.isdecimal():
                     raise _Unusable("the database behind the last slash must be a number, such as 0")
-                ConnectionPool.from_url(url)
+                if "?" in url:  # its options are redis-py's to read
+                    from redis.asyncio import ConnectionPool
+
+                    ConnectionPool.from_url(url)
         except ValueError as error:
             # What the parser says may hold the password.
             said = str(error) if isinstance(error, _Unusable) else "expected one such as redis://host:6379/0"
@@ -72,12 +77,16 @@ class Connector:
         self._connect = self._sentinel
 
     async def _plain(self) -> Connection:
+        from redis.asyncio import ConnectionPool
+
         pool = ConnectionPool.from_url(self._url, **self._options())
         connection: Connection = pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()  # type: ignore[no-untyped-call]
         return connection
 
     async def _sentinel(self) -> Connection:
+        from redis.asyncio import Sentinel
+
         timeouts = {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
         sentinel = Sentinel(self._seeds, **timeouts)  # type: ignore[no-untyped-call]
         try:
@@ -102,12 +111,17 @@ class Connector:
         raise failed
 
     async def _open(self, address: Address, database: int) -> Connection:
+        from redis.asyncio import Connection
+
         host, port = address
         connection = Connection(host=host, port=port, db=database, **self._login, **self._options())
         await connection.connect()  # type: ignore[no-untyped-call]
         return connection
 
     def _options(self) -> dict[str, Any]:
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
         # One attempt and no time-out of redis-py's own: a second try could charge twice, the pipe keeps the time.
         return {
             "socket_timeout": None,

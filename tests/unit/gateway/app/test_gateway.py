@@ -13,7 +13,7 @@ from gateway.app.admin import AdminListener
 from gateway.app.gateway import Gateway
 from gateway.app.lifetime import Lifetime, Part
 from gateway.config import Settings
-from gateway.config.watch import Source
+from gateway.config.source import Source
 
 TABLE = 'routes: {one: {targets: [{name: a, backend: vllm, url: "http://127.0.0.1:9"}]}}'
 

@@ -18,7 +18,7 @@ from gateway.app.reload import Reloader, TableStatus, rules
 from gateway.auth import Keyring, Throttle
 from gateway.call import Parts
 from gateway.config import Mistake, Table, parse_table
-from gateway.config.watch import Loaded
+from gateway.config.source import Loaded
 from gateway.http.operations import Readiness
 from gateway.http.server import DataPlane
 from gateway.limits import Admission

@@ -14,7 +14,8 @@ import pytest
 
 from gateway.config import Mistakes, Table, apart, parse_table, watch
 from gateway.config.reader import Reading, read
-from gateway.config.watch import Loaded, Source, Watcher, unlaunched
+from gateway.config.source import Loaded, Source, unlaunched
+from gateway.config.watch import Watcher
 
 SECONDS = 40.0
 
