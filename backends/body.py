@@ -142,7 +142,9 @@ class Body:
             before, copied = bytes(view[copied:start]), end
             value = changes.get(name, view[start:end])
             if value is not None:
-                add(name, before if spans else before.lstrip(b" \t\r\n").removeprefix(b","), value)
+                if not spans and (bare := before.lstrip(b" \t\r\n")).startswith(b","):
+                    before = bare[1:]  # those before it were taken out
+                add(name, before, value)
         for name, new in changes.items():
             if name not in self.fields and new is not None:
                 add(name, b"," * bool(spans) + msgspec.json.encode(name) + b":", new)

@@ -37,8 +37,8 @@ GatewayError
   Unavailable                503 we cannot serve now
     NoTarget                 every target of the route failed or is ejected
     StoreUnavailable         Redis cannot be asked about a key we do not know
-    FilesUnavailable         the storage of files fails
     LimitsUnavailable        Redis cannot be asked, and a limit of the call is closed then
+    FilesUnavailable         the storage of files fails
     BodyMemoryFull           bodies that are being read take up all of the memory that there is for them
     AnswerMemoryFull         large answers take up all of the memory that there is for them
     ShuttingDown             the gateway stops, and the call has not ended in the time for that

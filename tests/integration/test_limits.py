@@ -265,6 +265,11 @@ def test_what_was_denied_is_denied_again_before_its_body_is_read(
     issued = fleet[0].issue(limit=limit)
     shared_target.script = whole(answer(prompt=30, completion=20))
     assert ask(fleet[0], chat("fleet", max_tokens=1), issued.secret).status == 200
+
+    def denied() -> bool | None:
+        return ask(fleet[0], chat("fleet", max_tokens=1), issued.secret).status == 429 or None
+
+    eventually(denied, "what the first call has spent is settled")
     with wire(fleet[0]) as connection:  # one connection is one worker
         connection.send(request(chat("fleet", max_tokens=1), issued.secret))
         first = connection.answer()

@@ -111,6 +111,7 @@ def test_litellm_18730_parallel_calls_do_not_pass_together(
     with ThreadPoolExecutor(5) as threads:
         waiting = [threads.submit(ask, pair[n % 2], chat("m", max_tokens=60), issued.secret) for n in range(5)]
         eventually(lambda: sum(each.done() for each in waiting) == 4 or None, "four are refused")
+        target.wait_for_calls(1)
         assert len(target.calls) == 1
         gate.open()
         assert sorted(each.result().status for each in waiting) == [200, 429, 429, 429, 429]

@@ -128,5 +128,10 @@ def test_only_what_time_heals_is_to_be_tried_again() -> None:
     """What clients are told to try again must be a matter of time."""
     for kind in RAISED:
         if kind.should_retry:
-            assert kind.status == 429 or kind in (errors.ShuttingDown, errors.AnswerMemoryFull, errors.BodyMemoryFull)
+            assert kind.status == 429 or kind in (
+                errors.ShuttingDown,
+                errors.AnswerMemoryFull,
+                errors.BodyMemoryFull,
+                errors.FilesUnavailable,
+            )
     assert errors.NeverFits.should_retry is False and errors.NeverFits.status == 400
