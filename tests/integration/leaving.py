@@ -62,13 +62,9 @@ def passed_through(gateway: GatewayProcess, key: str) -> None:
 
 
 def aborts(gateway: GatewayProcess, route: str) -> dict[str, float]:
-    """Those of this route so far by phase, and how many were timed, of all routes.
-
-    Until its body has come a call has no route.
-    """
+    """Those of this route so far by phase, and how many were timed, of all routes."""
     found = samples(gateway)
     counts: dict[str, float] = {phase: total(found, "aborts_total", route=route, phase=phase) for phase in PHASES}
-    counts["body"] = total(found, "aborts_total", phase="body")
     return counts | {"timed": total(found, "abort_seconds_count")}
 
 
