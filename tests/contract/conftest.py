@@ -35,7 +35,7 @@ async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         async with in_memory(tmp_path) as made:
             yield made
         return
-    made = Subject(RedisStore(request.getfixturevalue("ruled"), timeout=2.0), None)
+    made = Subject(RedisStore(request.getfixturevalue("ruled"), timeout=30.0), None)
     await made.store.open()
     yield made
     await made.store.close()
@@ -63,7 +63,7 @@ async def places(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             yield Places(lambda: LocalStore(tmp_path / "keys.json"), stack)
         else:
             url = request.getfixturevalue("ruled")
-            yield Places(lambda: RedisStore(url, timeout=2.0), stack)
+            yield Places(lambda: RedisStore(url, timeout=30.0), stack)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ async def workers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         else:
             server: RedisServer = request.getfixturevalue("own")
             url = make_user(server, "gateway", "batches")
-            yield Workers(lambda boot: RedisStore(url, timeout=2.0, boot=boot), stack)
+            yield Workers(lambda boot: RedisStore(url, timeout=30.0, boot=boot), stack)
             assert refused(server) == [], "what batches ask for is in no rule of docs/security.md"
 
 

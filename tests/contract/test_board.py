@@ -189,7 +189,7 @@ async def test_reports_of_the_dead_are_swept_by_the_living(fleet: Fleet, own: Re
 
 async def test_the_board_lives_where_the_counters_do(own: RedisServer) -> None:
     with redis_server() as records:
-        store = RedisStore(own.url, timeout=2.0, records_url=records.url, boot="one")
+        store = RedisStore(own.url, timeout=30.0, records_url=records.url, boot="one")
         await store.open()
         try:
             await store.board.exchange({"r": b"word"})

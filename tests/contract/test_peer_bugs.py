@@ -116,7 +116,7 @@ async def test_litellm_28160_other_calls_do_not_keep_a_lost_slot_alive(lost: Sub
 async def test_litellm_16011_the_number_of_parallel_calls_is_exact(redis: RedisServer) -> None:
     """Every worker counted for itself, later with a race: more calls ran at once than the limit says."""
     async with AsyncExitStack() as stack:
-        stores = [RedisStore(redis.url, timeout=5.0) for _ in range(4)]
+        stores = [RedisStore(redis.url, timeout=30.0) for _ in range(4)]
         for store in stores:
             await store.open()
             stack.push_async_callback(store.close)
@@ -213,7 +213,7 @@ async def test_envoy_ratelimit_two_bursts_do_not_fit_around_the_turn_of_a_minute
 async def test_bifrost_3547_replicas_share_one_budget(redis: RedisServer) -> None:
     """Budgets lived in each process: so many replicas, so many times the cap."""
     async with AsyncExitStack() as stack:
-        stores = [RedisStore(redis.url, timeout=5.0) for _ in range(3)]
+        stores = [RedisStore(redis.url, timeout=30.0) for _ in range(3)]
         for store in stores:
             await store.open()
             stack.push_async_callback(store.close)

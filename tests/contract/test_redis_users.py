@@ -99,14 +99,14 @@ async def life(server: RedisServer, url: str) -> list[StoreDown]:
     name, failed = unique(), list[StoreDown]()
     server.ask("FLUSHALL")
     server.ask("SCRIPT", "FLUSH")
-    operator = RedisStore(server.url, timeout=2.0)
+    operator = RedisStore(server.url, timeout=30.0)
     await operator.open()
     for kind in (KeyRecord, Tenant, TargetOrder):
         await operator.records.put(record(kind, name), entry(f"test:{name}"))
     await operator.close()
     server.ask("DEL", f"{{tl}}:version:key:{name}")  # as if the counters were new
     server.ask("HSET", "{tl}:places", "gone", f"{liveness._host()} 999999999 1")
-    store = RedisStore(url, timeout=2.0, boot=unique())
+    store = RedisStore(url, timeout=30.0, boot=unique())
     await store.open()
     try:
         for step in work(store, name):
@@ -148,7 +148,7 @@ async def test_what_a_gateway_may_not_do_is_told_once_and_by_name(
 async def test_a_user_that_may_not_choose_its_database_is_told_so(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = RedisStore(make_user(server, "gateway", without="+select", database=1), timeout=2.0)
+    store = RedisStore(make_user(server, "gateway", without="+select", database=1), timeout=30.0)
     await store.open()
     with pytest.raises(StoreDown, match="'select'"):
         await store.ping()
@@ -170,7 +170,7 @@ async def test_the_rules_of_batches_are_enough_for_files_and_batches(server: Red
         deadline=4e9,
         expires=5,
     )
-    store = RedisStore(url, timeout=2.0, boot=name)
+    store = RedisStore(url, timeout=30.0, boot=name)
     await store.open()
     known = store.batches
     await known.add_file(file, Storage(files=1, bytes=1))

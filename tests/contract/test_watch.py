@@ -55,7 +55,7 @@ async def test_after_a_reconnect_anything_may_have_changed(redis: RedisServer) -
     """What happened while nobody listened is told as None, and the store says when it is deaf."""
     heard: list[str | None] = []
     with Redis.from_url(redis.url) as client:
-        store = RedisStore(redis.url, timeout=2.0)
+        store = RedisStore(redis.url, timeout=30.0)
         store.records.watch(heard.append)
         await store.open()
         try:
@@ -91,7 +91,7 @@ async def test_a_store_whose_redis_is_gone_does_not_hear() -> None:
 async def test_a_lost_memory_is_an_outage_and_not_an_unknown_key() -> None:
     """A Redis that was flushed has no records; whoever has seen some must not take their absence for an answer."""
     with redis_server() as own:
-        store = RedisStore(own.url, timeout=2.0)
+        store = RedisStore(own.url, timeout=30.0)
         await store.open()
         try:
             assert await store.records.get(KeyRecord, "never") is None

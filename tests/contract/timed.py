@@ -61,7 +61,7 @@ class TimedStore(RedisStore):
     """A Redis store whose own look at the clock is the test's too."""
 
     def __init__(self, url: str, clock: FixedClock, boot: str = "") -> None:
-        super().__init__(url, timeout=5.0, boot=boot)
+        super().__init__(url, timeout=30.0, boot=boot)
         self._url, self._clock = url, clock
         call = self._pipe.call
 

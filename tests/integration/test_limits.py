@@ -283,9 +283,7 @@ def test_what_was_denied_is_denied_again_before_its_body_is_read(
     with wire(fleet[0]) as connection:
         connection.send(request(chat("fleet", max_tokens=1), issued.secret))
         assert connection.answer().status == 429
-        fleet[1].keys(
-            "update", issued.record.id, "--rpm", "1000000", "--budget", "day:tokens=5000"
-        )
+        fleet[1].keys("update", issued.record.id, "--rpm", "1000000", "--budget", "day:tokens=5000")
         connection.send(request(chat("fleet", max_tokens=1), issued.secret))
         assert connection.answer().status == 200
 
