@@ -26,7 +26,12 @@ from gateway.process import supervisor
 from gateway.process.child import Child
 from gateway.process.sockets import bind
 
-CHILD = [sys.executable, "-S", "-c", "import os, time; print('launched', os.getpid(), flush=True); time.sleep(600)"]
+CHILD = [
+    sys.executable,
+    "-S",
+    "-c",
+    "import os, time; os.write(1, b'launched %d\\n' % os.getpid()); time.sleep(600)",  # one write, as in `say`
+]
 
 
 class App:
@@ -97,7 +102,7 @@ class Supervised:
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
         self._out, self._err = folder / "out", folder / "err"
-        with self._out.open("wb") as out, self._err.open("wb") as err:
+        with self._out.open("ab") as out, self._err.open("ab") as err:  # many processes write at its end
             given = json.dumps({"folder": str(folder), **options})
             self.process = subprocess.Popen([sys.executable, "-P", __file__, given], stdout=out, stderr=err)
         self.port = int(self.until("port")[0])

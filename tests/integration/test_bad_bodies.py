@@ -208,9 +208,13 @@ def test_bodies_of_one_key_that_are_being_read_take_no_memory_from_others(upstre
     body = json.dumps(chat("m", padding="x" * 700_000)).encode()
     with gateway_process(json.dumps({"routes": {"m": {"targets": [target]}}, "bodies": bodies})) as gateway:
         greedy, other = gateway.issue(limit=Limit(concurrency=1)).secret, gateway.issue(tenant="other").secret
-        raw = request(body, greedy)
-        with wire(gateway, raw[:-1000]) as first, wire(gateway, raw[:200_000]) as second:
-            refused = second.answer()
+        raw = request(body, greedy, more=b"expect: 100-continue\r\n")
+        with wire(gateway, raw[: -len(body)]) as first:
+            first.read_until(b"100 Continue\r\n\r\n")  # from here on its body is being read
+            first.seen = b""
+            first.send(body[:-1000])
+            with wire(gateway, raw[:200_000]) as second:
+                refused = second.answer()
             assert (refused.status, refused.error["code"]) == (429, "too_many_bodies")
             assert ask(gateway, body, other).status == 200
             first.send(raw[-1000:])
