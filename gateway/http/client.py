@@ -79,7 +79,6 @@ class Client:
         "_pinged",
         "_prepared",
         "_request",
-        "_streams",
         "_task",
         "call_id",
         "explains",
@@ -119,7 +118,7 @@ class Client:
         """The answer's headers are to tell how its target was picked."""
         self.gone_at: float | None = None
         """When we learned that it had left, by the monotonic clock; None: it has not."""
-        self._announced = self._pinged = self._streams = False
+        self._announced = self._pinged = False
         self.pinging: asyncio.TimerHandle | None = None
         """The next sign of life, as long as the answer has not begun."""
         self._prepared: list[tuple[bytes, bytes]] = []
@@ -159,7 +158,6 @@ class Client:
         call = read(self.call_id, self._endpoint, raw, content_type, large, default)
         if self._endpoint == "generate" and ALWAYS_STREAMED in request.target:
             call = structs.replace(call, stream=True)
-        self._streams = call.stream
         if call.asked.prompts > self._bodies.prompts:
             raise too_many_prompts(call, self._bodies.prompts)
         return call
@@ -220,8 +218,8 @@ class Client:
     async def finish(self, data: bytes, ending: Callable[[], Awaitable[None]]) -> None:
         """Send the end of the answer, or all of it, the last bytes of which leave when `ending` is done.
 
-        A client that has all of its answer finds it done; one that reads a large answer slowly does not. Of a stream
-        that came at once only the last event waits. Raises `ReaderTooSlow`.
+        A client that has all of its answer finds it done; one that reads a large answer slowly does not.
+        Raises `ReaderTooSlow`.
         """
         answer, rest = self._answer, data if len(data) <= AT_ONCE_BYTES else memoryview(data)
         if self.pinging is not None:
@@ -229,11 +227,6 @@ class Client:
         if not answer.started:
             answer.start(200, [*self._prepared, (b"content-length", b"%d" % len(data))])
             self._announced = True
-            if self._streams and len(data) <= AT_ONCE_BYTES:
-                last = data.rfind(b"\n\n", 0, -2) + 2
-                if last > 1:
-                    answer.write(data[:last])
-                    rest = data[last:]
         if len(data) > AT_ONCE_BYTES:
             rest = await self._send_most(memoryview(data))
         await ending()
