@@ -192,7 +192,9 @@ class EventReader(AnswerReader):
             self._take(complete, 0, chunks)
         if broken is None and rest.strip() and not self._over:
             # The message ended well, so its last event is whole; but clients wait for the empty line behind it.
-            self._take(rest + (b"\n" if rest.endswith(b"\n") else b"\n\n"), 0, chunks)
+            last = rest + (b"\n" if rest.endswith(b"\n") else b"\n\n")
+            if last.startswith(b":") or sse.data(last):  # else it says nothing, and SDKs cannot read nothing
+                self._take(last, 0, chunks)
             if isinstance(self.failure, BadReply):
                 self.failure = caused(Disconnected("the stream ended within an event"), self.failure)
             rest = b""

@@ -101,6 +101,10 @@ def test_an_event_that_is_not_understood_is_a_bad_reply(event: bytes) -> None:
     assert reader.feed(event) is None and isinstance(reader.failure, BadReply)
 
 
+BEGUN = (b"dat", b"data", b"data:", b"data: ", b"event: message\ndata: ", b"event: message")
+"""What is there of an event whose data is still to come."""
+
+
 @pytest.mark.parametrize(
     ("came", "broken", "expected", "passed"),
     [
@@ -126,6 +130,9 @@ def test_an_event_that_is_not_understood_is_a_bad_reply(event: bytes) -> None:
         ([chunk("a")[:-2]], None, "Disconnected", chunk("a")),
         ([END, USAGE[:-9]], None, "Disconnected", END),
         ([chunk("a")[:-9]], None, "Disconnected", b""),
+        # Cut before its data: SDKs would read an event of nothing as JSON.
+        *(([chunk("a"), begun], None, "Disconnected", chunk("a")) for begun in BEGUN),
+        *(([END, begun], None, "done", END + DONE) for begun in BEGUN),
         # After a break it may be half an event.
         ([END, DONE[:-1]], Disconnected(""), "Disconnected", END),
         ([chunk("a"), END[:-1]], Disconnected(""), "Disconnected", chunk("a")),
