@@ -165,6 +165,22 @@ def usage(raw: Raw) -> Usage | None:
     return Usage(prompt, completion, None if details is None else details.cached_tokens)
 
 
+def told(decoder: msgspec.json.Decoder[Any], raw: Raw) -> Any:
+    """What a part says that only metering needs; None: it is missing, null, or not understood."""
+    if not raw or raw == NULL:
+        return None
+    try:
+        return decoded(decoder, raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def counted(prompt: int, completion: int, cached: int | None) -> Usage | None:
+    """Counts that an answer can have; None for others."""
+    possible = all(0 <= count <= _MOST for count in (prompt, completion, cached or 0))
+    return Usage(prompt, completion, cached) if possible else None
+
+
 def is_error(raw: Raw, *, beside: bool) -> bool:
     """Whether the `error` member of an answer tells of one, as `is_error_value`, of undecoded JSON."""
     if raw == NULL:

@@ -109,7 +109,7 @@ class Messages:
 
     def _count(self, raw: Raw) -> Usage | None:
         """The counts so far: those of the prompt come first, those of the answer last, and some servers say both."""
-        found = _counts(raw)
+        found: _Usage | None = answers.told(_usage, raw)
         if found is None:
             return None
         known = self._used
@@ -127,7 +127,7 @@ class Messages:
         whole: _Whole = answers.decoded(_whole, body)
         if whole.error and answers.is_error(whole.error, beside=bool(whole.content)):
             raise fault(whole.error)
-        found = _counts(whole.usage)
+        found: _Usage | None = answers.told(_usage, whole.usage)
         return None if found is None else _sum(found)
 
 
@@ -141,20 +141,9 @@ def fault(raw: Raw) -> UpstreamFault:
     return answers.fault(raw) if status is None else UpstreamFault(status, error.message)
 
 
-def _counts(raw: Raw) -> _Usage | None:
-    if not raw or raw == answers.NULL:
-        return None
-    try:
-        found: _Usage = answers.decoded(_usage, raw)
-    except (ValueError, RecursionError):
-        return None
-    return found
-
-
 def _sum(used: _Usage) -> Usage | None:
     """Tokens that come from the cache, or go there, are counted apart from the others of the prompt."""
     if used.input_tokens is None:
         return None
     cached, written = used.cache_read_input_tokens, used.cache_creation_input_tokens or 0
-    counts = used.input_tokens + (cached or 0) + written, used.output_tokens or 0
-    return None if min(*counts, cached or 0) < 0 else Usage(*counts, cached)
+    return answers.counted(used.input_tokens + (cached or 0) + written, used.output_tokens or 0, cached)

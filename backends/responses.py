@@ -136,13 +136,9 @@ def fault(raw: Raw) -> UpstreamFault:
 
 
 def _counts(raw: Raw) -> Usage | None:
-    if not raw or raw == answers.NULL:
+    found: _Usage | None = answers.told(_usage, raw)
+    if found is None or found.input_tokens is None:
         return None
-    try:
-        found: _Usage = answers.decoded(_usage, raw)
-    except (ValueError, RecursionError):
-        return None
-    input, output, details = found.input_tokens, found.output_tokens or 0, found.input_tokens_details
-    if input is None or input < 0 or output < 0:
-        return None
-    return Usage(input, output, None if details is None else details.cached_tokens)
+    details = found.input_tokens_details
+    cached = None if details is None else details.cached_tokens
+    return answers.counted(found.input_tokens, found.output_tokens or 0, cached)

@@ -35,17 +35,11 @@ class VLLM(OpenAI):
     )
 
     def __init__(self) -> None:
-        self.endpoints = self.speaks(
-            "responses",
-            "messages",
-            "messages/count_tokens",
-            "rerank",
-            "score",
-            "decisions",
-            "tokenize",
-            "detokenize",
+        spoken = self.speaks(
+            *("responses", "messages", "messages/count_tokens"),
+            *("rerank", "score", "decisions", "tokenize", "detokenize"),
         )
-        self.endpoints = {**self.endpoints, **recordings()}
+        self.endpoints = {**spoken, **recordings()}
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """Summed over engines and models; cached prompt tokens are in the first of them."""

@@ -227,3 +227,22 @@ def test_a_conversation_is_known_by_its_beginning(endpoint: Endpoint, body: dict
     call = Call("c", endpoint, "m", Body(raw))
     assert call.conversation.shared is not None and b'"s"' in call.conversation.shared
     assert (call.conversation.question, call.asked.output) == (b'"q"', 7)
+
+
+@pytest.mark.parametrize("reader", [Messages, Responses])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        *({"input_tokens": 3, "output_tokens": count} for count in (-1, 1 << 60, 1 << 80, 1.5, "x", [])),
+        {"input_tokens": 1 << 60, "output_tokens": 3},
+        {
+            "input_tokens": 3,
+            "output_tokens": 3,
+            "cache_read_input_tokens": -1,
+            "input_tokens_details": {"cached_tokens": -1},
+        },
+        *(None, [], "", False, {}),
+    ],
+)
+def test_counts_that_no_answer_can_have_are_none(reader: type[Messages | Responses], usage: object) -> None:
+    assert reader.usage_of(json.dumps({"usage": usage}).encode()) is None
