@@ -91,11 +91,11 @@ class LlamaCpp(OpenAI):
         return [sys.executable, "-m", "backends.embedded", "--name", served_name, "--port", str(port)], {}
 
 
-class _Schema(Struct):
+class _Schema(Struct, frozen=True):
     schema: Raw = Raw(b"{}")
 
 
-class _Form(Struct):
+class _Form(Struct, frozen=True):
     type: str
     json_schema: _Schema = _Schema()
 

@@ -185,8 +185,8 @@ class _Info(Struct):
 
 
 class _Reader:
-    """One stream. TGI ends a streamed tool call without telling why, so the end must know what came before; and it tells
-    roles, ids and names with every piece, where OpenAI's clients, which join what the pieces say, want them once."""
+    """One stream. TGI ends a streamed tool call without telling why, so its end must know what came before. And it
+    tells roles, ids and names with every piece; OpenAI's clients, which join what the pieces say, want them once."""
 
     def __init__(self) -> None:
         self._told: set[tuple[int, int | None]] = set()

@@ -1,14 +1,15 @@
-"""A model server in OpenAI's dialect for clients that use tools, with no model: what it says follows from what it is asked.
+"""A server in OpenAI's dialect for clients that use tools, without a model: what it says follows from what it is asked.
 
-A conversation with the words `PLEASE USE A TOOL` in it gets a call of a tool it was shown, with arguments made up after
-the tool's schema (`cat word.txt` for commands); one with a tool's result gets an answer that repeats that. So does a
-conversation that must have a call. `FAIL ONCE WITH 503: name` fails the first call that has this name, with that status.
+A conversation with the words `PLEASE USE A TOOL` in it, or one that must have a call, gets a call of a tool that it was
+shown, with arguments made up after the tool's schema (`cat word.txt` for commands). One with a tool's result gets an
+answer that repeats that. `FAIL ONCE WITH 503: name` fails the first call that has this name, with that status.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,12 +165,20 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Connections that break are none of our business; all else is told."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def engine() -> Iterator[str]:
     """The URL of one, for as long as the block lasts."""
     handler = type("Handler", (Handler,), {"engine": Engine()})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
+    with Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, name="engine", daemon=True)
         thread.start()
         try:

@@ -11,19 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from clients.bed import bed
-from clients.environments import CLIENTS, ROOT, Client
+from clients.environments import CLIENTS, Client
 from harness.gateway_process import GatewayProcess
 
 from gateway.core.types import Limit
@@ -77,12 +76,12 @@ def clean_environment(home: Path, gateway: GatewayProcess) -> dict[str, str]:
 def tried(client: Client, gateway: GatewayProcess, arguments: list[str]) -> Row:
     """One client's cases."""
     try:
-        command = client.command()
+        command, variables = client.install()
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return Row(client.name, "", [], f"not installed: {error}")
     with tempfile.TemporaryDirectory(prefix="client-") as folder:
         home = Path(folder)
-        environment = clean_environment(home, gateway) | client.variables
+        environment = clean_environment(home, gateway) | variables
         with subprocess.Popen(
             [*command, *arguments],
             cwd=home,

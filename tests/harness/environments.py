@@ -47,7 +47,8 @@ def npm_environment(home: Path, project: Path) -> Path:
     home.mkdir(parents=True)
     for name in ("package.json", "package-lock.json"):
         shutil.copyfile(project / name, home / name)
-    _run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], home)
+    # Not `npm ci`, which wants the packages of all other platforms in the lock, where a registry may lack some.
+    _run([npm, "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"], home)
     shutil.copyfile(lock, stamp)
     return home
 

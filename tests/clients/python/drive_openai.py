@@ -10,7 +10,12 @@ from pydantic import BaseModel
 ALL = ("native", "translated", "tgi")
 SAY = [{"role": "user", "content": "Say hello."}]
 client = OpenAI(base_url=URL + "/v1", api_key=KEY, max_retries=0, timeout=60)
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 WEATHER = {"name": "get_weather", "description": "Tells the weather", "parameters": CITY}
 
 
@@ -77,7 +82,12 @@ def tools(model):
 @case("tools", "stream engine", "stream tgi")
 def tools_stream(which):
     shown = [{"type": "function", "function": {**WEATHER, "strict": True}}]
-    asked = {"messages": [{"role": "user", "content": TOOL}], "tools": shown, "tool_choice": "required", "temperature": 0}
+    asked = {
+        "messages": [{"role": "user", "content": TOOL}],
+        "tools": shown,
+        "tool_choice": "required",
+        "temperature": 0,
+    }
     with client.chat.completions.stream(model=which.split()[1], max_tokens=200, **asked) as events:
         for _ in events:
             pass
@@ -99,7 +109,9 @@ def tools_responses(_):
 @case("structured", *ALL)
 def structured(model):
     asked = [{"role": "user", "content": "Give a person as JSON."}]
-    answer = client.chat.completions.parse(model=model, messages=asked, response_format=Person, max_tokens=200, temperature=0)
+    answer = client.chat.completions.parse(
+        model=model, messages=asked, response_format=Person, max_tokens=200, temperature=0
+    )
     assert answer.choices[0].message.parsed.name is not None
 
 
