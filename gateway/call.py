@@ -100,11 +100,10 @@ class Parts(Struct, frozen=True):
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "call", "client", "lease", "made", "record", "renames", "transcript")
+    __slots__ = ("attempts", "client", "lease", "made", "record", "renames", "transcript")
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
-        self.call: Call
         self.lease: Lease | None = None
         self.attempts: Attempts | None = None
         self.made: Made | None = None
@@ -149,7 +148,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             parts.admission.deny_again(caller)  # 429
         default = caller.key.default_route or parts.routes.default
-        call = asked = state.call = await client.call(caller.key, default)  # 400, 408, 413, 429, 503
+        call = asked = await client.call(caller.key, default)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), call.path or endpoint)  # 404
         record.routed(route.name, route.price)
@@ -158,10 +157,11 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             client.trust_own_id()
 
         async def refresh() -> tuple[Caller, Call]:
+            nonlocal call
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             authorize(caller.key, endpoint, asked.model, route.name)
-            state.call = record.call = route.ruled(asked, caller.key.body)
-            return caller, state.call
+            call = record.call = route.ruled(asked, caller.key.body)
+            return caller, call
 
         try:
             authorize(caller.key, endpoint, asked.model, route.name)  # 403
@@ -169,9 +169,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             caller, _ = await refresh()  # the key may have been given more since it was loaded
         ruled = route.changes_bodies or caller.key.body is not None or endpoint in NESTED
         if ruled or not route.denied.isdisjoint(asked.body.fields):
-            call = state.call = record.call = route.ruled(asked, caller.key.body)  # 400
+            call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
-        call = state.call
         record.admitted(lease.at, lease.input)
         if route.keepalive is not None and call.stream:
             client.keep_alive(route.keepalive, lease.headers)
@@ -184,7 +183,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         state.attempts = parts.routes.attempts(
             route, call, client.headers, caller.key, lease.input, explain=client.explains, only=only
         )
-        await _answer(parts, state, state.attempts)
+        await _answer(parts, state, call, state.attempts)
         if parts.shadow.mirrors:
             parts.shadow.ended(call, client.headers, route.name, Seen(*record.seen()))
     except BaseException as error:
@@ -193,7 +192,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
     await state.end()
 
 
-async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
+async def _answer(parts: Parts, state: CallState, call: Call, attempts: Attempts) -> None:
     """Try one target after the other, until one has answered, or what has failed cannot be tried again."""
     failed: GatewayError | None = None
     outcome = NO_OUTCOME
@@ -207,7 +206,7 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
         if attempt is None:
             raise failed or NoTarget("No target can take the call now.", retry_after=1)  # 502, 503, 504
         try:
-            return await _attempt(parts, state, attempt)
+            return await _attempt(parts, state, call, attempt)
         except UpstreamError as error:
             failed, outcome = error, attempt.outcome
             if not (outcome.resumes if state.client.started else error.retryable):
@@ -218,10 +217,9 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
             raise failed from error  # nor is it what the target of a later part says of the call
 
 
-async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
+async def _attempt(parts: Parts, state: CallState, call: Call, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
-    call = state.call
     capabilities = target.endpoints[call.path or call.endpoint]
     limits = () if state.lease is None else state.lease.headers
     exchange: Exchange | Watched | None = None
