@@ -18,7 +18,7 @@ from gateway.http.client import Client
 from gateway.http.connection import Connection
 from gateway.http.cors import Cors
 from gateway.http.request import Request
-from gateway.http.stored import asks_for_one
+from gateway.http.stored import of_stored
 
 _TARGETS: Final = {path.encode(): endpoint for path, endpoint in PATHS.items()}
 """Nearly all requests name one of these as it is."""
@@ -79,8 +79,7 @@ class DataPlane:
         if self.cors is not None and self.cors.allow(request, answer):
             return
         endpoint = _TARGETS.get(request.target) or PATHS.get(request.path) or self.parts.routes.passes.get(request.path)
-        if endpoint is None and asks_for_one(request):
-            endpoint = STORED
+        endpoint = endpoint or of_stored(request)
         if endpoint is None or (endpoint == "generate/root" and request.method != "POST"):
             await asgi.serve(self._others, connection, request, answer)
             return

@@ -6,6 +6,7 @@ import re
 from typing import Final
 from urllib.parse import parse_qsl
 
+from backends.endpoints import STORED, Endpoint
 from gateway.core.errors import BadRequest
 from gateway.http.request import Request
 
@@ -16,13 +17,13 @@ _METHODS: Final = {None: ("GET", "DELETE"), "/cancel": ("POST",), "/input_items"
 """What can be done with a response, and with what is below it."""
 
 
-def asks_for_one(request: Request) -> bool:
-    """Whether a request is one of these."""
+def of_stored(request: Request) -> Endpoint | None:
+    """The endpoint of a request that is one of these; None: it is another."""
     path = request.path
     if not path.startswith(BEFORE):
-        return False
+        return None
     found = _ITEM.fullmatch(path, len(BEFORE))
-    return found is not None and request.method in _METHODS[found[2]]
+    return STORED if found is not None and request.method in _METHODS[found[2]] else None
 
 
 def item_of(request: Request) -> str:
