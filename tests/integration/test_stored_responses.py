@@ -171,8 +171,11 @@ def test_streams_and_odd_paths_are_refused(keeping: GatewayProcess, keepers: lis
     keeper = make(keeping, key, keepers)
     assert about(keeping, key, below="?stream=true").error["param"] == "stream"
     assert about(keeping, key, below="?a=%22&b=<").status == 400
-    for method, below in (("GET", "/x"), ("PUT", ""), ("GET", "/cancel"), ("GET", "/../models")):
-        assert about(keeping, key, method, below).status in (404, 405)
+    for method, below in (("PUT", ""), ("POST", ""), ("GET", "/cancel"), ("DELETE", "/input_items")):
+        assert about(keeping, key, method, below).error["code"] == "method_not_allowed"
+    for below in ("/x", "/cancel/x", "/../models"):
+        assert about(keeping, key, below=below).error["code"] == "path_not_found"
+    assert about(keeping, key, "POST", name="input_tokens").error["code"] == "path_not_found"
     assert about(keeping, key, name="resp%5F" + "x" * 190).status == 404
     assert not keeper.asked
 
