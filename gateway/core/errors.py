@@ -529,8 +529,8 @@ def ended_by(error: BaseException) -> GatewayError:
 def without_frames(error: Failure) -> Failure:
     """The error, with those behind it, but without the frames that they have come through.
 
-    These hold the call, its body of some megabytes included, and what the call holds has kept the error: a circle, which
-    is in memory until the garbage collector comes by. To be used where nobody asks any more where the error came from.
+    These hold the call, its body included, and what the call holds has kept the error: a circle, which is in memory
+    until the garbage collector comes by. To be used where nobody asks any more where the error came from.
     """
     error.__traceback__ = None
     for behind in (error.__cause__, error.__context__):
