@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -29,6 +30,7 @@ from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
 from gateway.routing.attempt import NO_OUTCOME
+from gateway.routing.repair import Repair, Whole
 from gateway.routing.responses import Made, Responses, Watched
 from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
@@ -101,7 +103,7 @@ class Parts(Struct, frozen=True):
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "call", "client", "lease", "made", "record", "renames", "transcript")
+    __slots__ = ("attempts", "call", "client", "lease", "made", "record", "renames", "repair", "repairs", "transcript")
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
@@ -110,6 +112,10 @@ class CallState:
         self.attempts: Attempts | None = None
         self.made: Made | None = None
         """What remembers where the answer was made, for calls that go on with it."""
+        self.repairs = False
+        """Its answer is looked at, if it is to be JSON."""
+        self.repair: Repair | None = None
+        """What asks again for an answer that is not the JSON that was asked for."""
         self.renames = False
         """Its answer names the model as the client did."""
         self.transcript: Transcript | None = None
@@ -154,7 +160,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), call.path or endpoint)  # 404
         record.routed(route.name, route.price)
-        state.renames = route.public_model
+        state.renames, state.repairs = route.public_model, route.repairs
         if route.trust_request_id:
             client.trust_own_id()
 
@@ -198,6 +204,8 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
     """Try one target after the other, until one has answered, or what has failed cannot be tried again."""
     failed: GatewayError | None = None
     outcome = NO_OUTCOME
+    if state.repairs:
+        state.repair = Repair.of(state.call, state.record)
     while True:
         try:
             attempt = await attempts.next(outcome)  # waits its turn: 400, 429, 503
@@ -225,15 +233,17 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     call = state.call
     capabilities = target.endpoints[call.path or call.endpoint]
     limits = () if state.lease is None else state.lease.headers
-    exchange: Exchange | Watched | None = None
+    exchange: Exchange | Whole | Watched | None = None
     record.attempt_started(target.name, attempt.choice)
     try:
         if transcript is not None:
             call = transcript.rest(capabilities.resumable, started=client.started)
-        exchange = await parts.forwarder.send(
-            call, attempt.address, capabilities, target.timeouts, client.trace, client.headers, state.renames
-        )
+        sent = call, attempt.address, capabilities, target.timeouts, client.trace, client.headers, state.renames
+        exchange = await parts.forwarder.send(*sent)
         record.got_headers()
+        if state.repair is not None:
+            exchange = await state.repair.checked(exchange, partial(parts.forwarder.send, *sent))
+            limits = (*limits, *state.repair.headers)
         client.prepare([exchange.content_type, *attempt.headers, *limits])
         if state.made is not None:
             exchange = state.made.watch(exchange, target.name)
@@ -260,7 +270,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
         record.attempt_ended()
 
 
-async def _relay(state: CallState, attempt: Attempt, exchange: Exchange | Watched) -> None:
+async def _relay(state: CallState, attempt: Attempt, exchange: Exchange | Whole | Watched) -> None:
     """Pass the answer on, piece by piece, as it comes."""
     client, record, transcript, held = state.client, state.record, state.transcript, bytearray()
     begun = done = False

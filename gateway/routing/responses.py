@@ -10,6 +10,7 @@ from typing import Final
 from backends.api import Call, Chunk
 from backends.body import Malformed
 from gateway.core.errors import BadRequest, NoResponse, StoreUnavailable
+from gateway.routing.repair import Whole
 from gateway.store import Homes, StoreDown
 from gateway.upstream import Exchange
 
@@ -64,7 +65,7 @@ class Made:
         self._homes, self._tenant = homes, tenant
         self._id: str | None = None
 
-    def watch(self, exchange: Exchange, target: str) -> Watched:
+    def watch(self, exchange: Exchange | Whole, target: str) -> Watched:
         """The same answer, of this target, seen on its way."""
         return Watched(exchange, self, target)
 
@@ -86,7 +87,7 @@ class Made:
 class Watched:
     """An exchange whose response is remembered before its client has all of it."""
 
-    def __init__(self, exchange: Exchange, made: Made, target: str) -> None:
+    def __init__(self, exchange: Exchange | Whole, made: Made, target: str) -> None:
         self._exchange, self._made, self._target = exchange, made, target
         self.content_type = exchange.content_type
 
