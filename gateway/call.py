@@ -23,6 +23,7 @@ from gateway.core.errors import (
     Rejected,
     UpstreamError,
     ended_by,
+    without_frames,
 )
 from gateway.core.types import KeyRecord
 from gateway.limits import Admission, Lease
@@ -252,7 +253,7 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
         try:
             return await _attempt(parts, state, attempt)
         except UpstreamError as error:
-            failed, outcome = error, attempt.outcome
+            failed, outcome = without_frames(error), attempt.outcome
             if not (outcome.resumes if state.client.started else error.retryable):
                 raise
         except GatewayError as error:

@@ -10,7 +10,7 @@ from backends.endpoints import PATHS, STORED, Endpoint
 from gateway.auth import Network
 from gateway.call import Parts, serve, serve_stored
 from gateway.config.table import Bodies, CorsSpec
-from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated
+from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated, without_frames
 from gateway.http import asgi
 from gateway.http.answer import Answer
 from gateway.http.bodies import BodyMemory
@@ -96,7 +96,7 @@ class DataPlane:
                 await self._allow_explanation(client, endpoint)
             await (serve_stored if endpoint == STORED else serve)(self.parts, endpoint, client)
         except GatewayError as error:
-            client.fail(error)
+            client.fail(without_frames(error))
         except asyncio.CancelledError:
             if not client.cancelled():
                 raise
