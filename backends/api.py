@@ -37,6 +37,8 @@ class Call(Struct, frozen=True):
     path: str = ""
     """Of the endpoint `passed`: the path that is asked for."""
     method: str = "POST"
+    item: str = ""
+    """Of the endpoint `responses/stored`: what follows `/v1/responses/`, the response's id first."""
 
     def __post_init__(self) -> None:
         if self.asked is UNREAD:

@@ -36,7 +36,7 @@ class VLLM(OpenAI):
 
     def __init__(self) -> None:
         spoken = self.speaks(
-            *("responses", "messages", "messages/count_tokens"),
+            *("responses", "responses/stored", "messages", "messages/count_tokens"),
             *("rerank", "score", "decisions", "tokenize", "detokenize"),
         )
         self.endpoints = {**spoken, **recordings()}

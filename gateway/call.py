@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from backends.api import Call
 from backends.asked import NESTED
@@ -22,12 +23,14 @@ from gateway.core.errors import (
     Rejected,
     UpstreamError,
     ended_by,
+    without_frames,
 )
 from gateway.core.types import KeyRecord
 from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
 from gateway.routing.attempt import NO_OUTCOME
+from gateway.routing.repair import Repair, Whole
 from gateway.routing.responses import Made, Responses, Watched
 from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
@@ -100,15 +103,18 @@ class Parts(Struct, frozen=True):
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "call", "client", "lease", "made", "record", "renames", "transcript")
+    __slots__ = ("attempts", "client", "lease", "made", "record", "renames", "repair", "repairs", "transcript")
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
-        self.call: Call
         self.lease: Lease | None = None
         self.attempts: Attempts | None = None
         self.made: Made | None = None
         """What remembers where the answer was made, for calls that go on with it."""
+        self.repairs = False
+        """Its answer is looked at, if it is to be JSON."""
+        self.repair: Repair | None = None
+        """What asks again for an answer that is not the JSON that was asked for."""
         self.renames = False
         """Its answer names the model as the client did."""
         self.transcript: Transcript | None = None
@@ -149,19 +155,20 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             parts.admission.deny_again(caller)  # 429
         default = caller.key.default_route or parts.routes.default
-        call = asked = state.call = await client.call(caller.key, default)  # 400, 408, 413, 429, 503
+        call = asked = await client.call(caller.key, default)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), call.path or endpoint)  # 404
         record.routed(route.name, route.price)
-        state.renames = route.public_model
+        state.renames, state.repairs = route.public_model, route.repairs
         if route.trust_request_id:
             client.trust_own_id()
 
         async def refresh() -> tuple[Caller, Call]:
+            nonlocal call
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             authorize(caller.key, endpoint, asked.model, route.name)
-            state.call = record.call = route.ruled(asked, caller.key.body)
-            return caller, state.call
+            call = record.call = route.ruled(asked, caller.key.body)
+            return caller, call
 
         try:
             authorize(caller.key, endpoint, asked.model, route.name)  # 403
@@ -169,9 +176,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             caller, _ = await refresh()  # the key may have been given more since it was loaded
         ruled = route.changes_bodies or caller.key.body is not None or endpoint in NESTED
         if ruled or not route.denied.isdisjoint(asked.body.fields):
-            call = state.call = record.call = route.ruled(asked, caller.key.body)  # 400
+            call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
-        call = state.call
         record.admitted(lease.at, lease.input)
         if route.keepalive is not None and call.stream:
             client.keep_alive(route.keepalive, lease.headers)
@@ -184,7 +190,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         state.attempts = parts.routes.attempts(
             route, call, client.headers, caller.key, lease.input, explain=client.explains, only=only
         )
-        await _answer(parts, state, state.attempts)
+        await _answer(parts, state, call, state.attempts)
         if parts.shadow.mirrors:
             parts.shadow.ended(call, client.headers, route.name, Seen(*record.seen()))
     except BaseException as error:
@@ -193,10 +199,47 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
     await state.end()
 
 
-async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
+async def serve_stored(parts: Parts, endpoint: str, client: Client) -> None:
+    """Show, delete or stop a response that a server keeps, or raise the `GatewayError` that says why not."""
+    record = parts.meter.open(client.call_id, endpoint, client)
+    state = CallState(client, record)
+    try:
+        client.check()  # 400
+        caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
+        record.authenticated(caller.key)
+        asked = await client.call(caller.key)  # 400, 408, 413, 429, 503
+        target, model = await parts.responses.stored(asked, caller.key.tenant)  # 404, 503
+        call = structs.replace(asked, model=model)
+        record.received_body(call)
+        route = parts.routes.having(target, model, endpoint)  # 404
+        record.routed(route.name, route.price)
+
+        async def refresh() -> tuple[Caller, Call]:
+            caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
+            authorize(caller.key, endpoint, model, route.name)
+            return caller, call
+
+        try:
+            authorize(caller.key, endpoint, model, route.name)  # 403
+        except Forbidden:
+            caller, _ = await refresh()
+        lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
+        record.admitted(lease.at, lease.input)
+        state.attempts = parts.routes.attempts(route, call, client.headers, caller.key, lease.input, only=target)
+        await _answer(parts, state, call, state.attempts)
+        await parts.responses.done(call, caller.key.tenant)
+    except BaseException as error:
+        await state.end(error)
+        raise
+    await state.end()
+
+
+async def _answer(parts: Parts, state: CallState, call: Call, attempts: Attempts) -> None:
     """Try one target after the other, until one has answered, or what has failed cannot be tried again."""
     failed: GatewayError | None = None
     outcome = NO_OUTCOME
+    if state.repairs:
+        state.repair = Repair.of(call, state.record)
     while True:
         try:
             attempt = await attempts.next(outcome)  # waits its turn: 400, 429, 503
@@ -207,9 +250,9 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
         if attempt is None:
             raise failed or NoTarget("No target can take the call now.", retry_after=1)  # 502, 503, 504
         try:
-            return await _attempt(parts, state, attempt)
+            return await _attempt(parts, state, call, attempt)
         except UpstreamError as error:
-            failed, outcome = error, attempt.outcome
+            failed, outcome = without_frames(error), attempt.outcome
             if not (outcome.resumes if state.client.started else error.retryable):
                 raise
         except GatewayError as error:
@@ -218,21 +261,22 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
             raise failed from error  # nor is it what the target of a later part says of the call
 
 
-async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
+async def _attempt(parts: Parts, state: CallState, call: Call, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
-    call = state.call
     capabilities = target.endpoints[call.path or call.endpoint]
     limits = () if state.lease is None else state.lease.headers
-    exchange: Exchange | Watched | None = None
+    exchange: Exchange | Whole | Watched | None = None
     record.attempt_started(target.name, attempt.choice)
     try:
         if transcript is not None:
             call = transcript.rest(capabilities.resumable, started=client.started)
-        exchange = await parts.forwarder.send(
-            call, attempt.address, capabilities, target.timeouts, client.trace, client.headers, state.renames
-        )
+        sent = call, attempt.address, capabilities, target.timeouts, client.trace, client.headers, state.renames
+        exchange = await parts.forwarder.send(*sent)
         record.got_headers()
+        if state.repair is not None:
+            exchange = await state.repair.checked(exchange, partial(parts.forwarder.send, *sent))
+            limits = (*limits, *state.repair.headers)
         client.prepare([exchange.content_type, *attempt.headers, *limits])
         if state.made is not None:
             exchange = state.made.watch(exchange, target.name)
@@ -259,7 +303,7 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
         record.attempt_ended()
 
 
-async def _relay(state: CallState, attempt: Attempt, exchange: Exchange | Watched) -> None:
+async def _relay(state: CallState, attempt: Attempt, exchange: Exchange | Whole | Watched) -> None:
     """Pass the answer on, piece by piece, as it comes."""
     client, record, transcript, held = state.client, state.record, state.transcript, bytearray()
     begun = done = False

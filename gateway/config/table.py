@@ -187,12 +187,17 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """Paths of its servers that callers may ask for, by POST or GET, such as `/pooling`."""
     forward_headers: tuple[str, ...] = ()
     """Headers of calls that go on to the targets, such as `x-data-parallel-rank`."""
+    session_headers: tuple[str, ...] = ()
+    """More headers that name a conversation, such as `x-correlation-id`: read if no other does, and passed on."""
     trust_request_id: bool = False
     """Targets get the client's `x-request-id`, where it sends one, instead of the gateway's id of the call."""
     public_model: bool = False
     """The `model` of answers is the name that the client asked for; default: what the server says."""
     retry: Retry = Retry()
     """When to try another target."""
+    repair: Literal["none", "retry"] = "none"
+    """`retry`: a whole answer that is not the JSON that its call wants is asked for once more, of the same target; both
+    are charged."""
     resume: Literal["text"] | None = None
     """`text`: a stream whose target dies goes on at another target of its tier, from the text that the client has."""
     keepalive: Seconds | None = None
@@ -200,6 +205,9 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     and a failure an event of the stream; default: never."""
     hold: Seconds | None = None
     """How long a call may wait for targets that are starting, restarting or asleep; default: it is not held."""
+    system_prompt: str = ""
+    """Goes before the system message of chats, `system` of messages and `instructions` of responses; keys have such
+    prompts, too, which come behind it."""
     body: BodySpec = BodySpec()
     """What callers' bodies may hold."""
     limits: LimitSpec = LimitSpec()
@@ -208,6 +216,11 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """Of each key on this model."""
     price: Price | None = None
     """What its tokens cost; without it its calls are free of charge."""
+
+    @property
+    def rules(self) -> BodyRules:
+        """What is the gateway's to decide of bodies, as all who apply it know it."""
+        return msgspec.structs.replace(self.body.rules, system_prompt=self.system_prompt)
 
     @property
     def queue_wait(self) -> float:

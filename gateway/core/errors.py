@@ -14,6 +14,7 @@ GatewayError
     NoRoute                  404 no route by that model name
       NotServed              404 no server of the model has the endpoint
       NoResponse             404 no response of that id that is known of
+        NotStored            404 nor is it kept: it cannot be shown, deleted or stopped
         ResponseGone         404 the target that has the response is in no table any more
     NotFound                 404 no such path
       NoFile                 404 the tenant has no such file
@@ -60,10 +61,12 @@ GatewayError
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from backends.api import Call
 from backends.asked import PROMPTS
+
+Failure = TypeVar("Failure", bound=BaseException)
 
 
 class GatewayError(Exception):
@@ -172,6 +175,14 @@ class NoResponse(NoRoute):
 
     code = "previous_response_not_found"
     error_type = "caller_unknown_response"
+
+
+class NotStored(NoResponse):
+    """The same, in OpenAI's words, for who asks for the response itself."""
+
+    type = "invalid_request_error"
+    code = "response_not_found"
+    error_type = "caller_response_not_stored"
 
 
 class ResponseGone(NoResponse):
@@ -522,6 +533,19 @@ class Internal(GatewayError):
 def ended_by(error: BaseException) -> GatewayError:
     """Why a call was cancelled: what `task.cancel` was given, or else its client has left."""
     return next((reason for reason in error.args if isinstance(reason, GatewayError)), None) or ClientGone()
+
+
+def without_frames(error: Failure) -> Failure:
+    """The error, with those behind it, but without the frames that they have come through.
+
+    These hold the call, its body included, and what the call holds has kept the error: a circle, which is in memory
+    until the garbage collector comes by. To be used where nobody asks any more where the error came from.
+    """
+    error.__traceback__ = None
+    for behind in (error.__cause__, error.__context__):
+        if behind is not None and behind.__traceback__ is not None:
+            without_frames(behind)
+    return error
 
 
 def too_many_prompts(call: Call, limit: int) -> BadRequest:

@@ -10,6 +10,7 @@ from backends.api import Call
 from gateway.config import RouteSpec
 from gateway.core.body_rules import BodyRules, ruled
 from gateway.routing.attempt import Attempt
+from gateway.routing.features import SESSION_HEADERS
 from gateway.routing.max_inflight import TargetSlots
 from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.cold import HeldCalls
@@ -42,16 +43,20 @@ class Route:
         `held` while none is there, by `clock`."""
         self.name, self.attempts = name, spec.retry.attempts
         self.price, self.fallback_route = spec.price, spec.fallback_route
-        self.rules, self.denied = spec.body.rules, frozenset(spec.body.deny)
+        self.rules, self.denied = spec.rules, frozenset(spec.body.deny)
         """Fields that bodies of its calls must not have."""
-        self.changes_bodies = bool(spec.body.set or spec.body.default)
+        self.changes_bodies = bool(spec.body.set or spec.body.default or spec.system_prompt)
         self.shadow_target = None if spec.shadow is None else spec.shadow.target.name
         self.public_model = spec.public_model
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
         """A stream whose target dies goes on at another."""
+        self.repairs = spec.repair == "retry"
+        """Whole answers that are not the JSON that was asked for are asked for once more."""
         self.queue, self._bounds, self.wait = queue, (spec.queue.calls, spec.queue.size), spec.queue_wait
         self.passes, self.lists_loras = spec.passes, spec.loras
         """LoRA adapters of its engines are models of their own."""
+        self.session_headers = (*SESSION_HEADERS, *(name.lower().encode() for name in spec.session_headers))
+        """By which conversations are known, the best first."""
         self.keepalive = spec.keepalive
         """Seconds between signs of life for calls that wait for their first output; None: there are none."""
         self.held, self.hold = held, spec.hold

@@ -244,6 +244,9 @@ class Homes(Protocol):
     async def recall(self, tenant: str, name: str) -> str | None:
         """The target; None: nobody knows it, or no longer. Raises `StoreDown`."""
 
+    async def forget(self, tenant: str, name: str) -> None:
+        """It is not there any more. Raises `StoreDown`."""
+
 
 class Store(Protocol):
     """All of it, and its life."""
