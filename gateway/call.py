@@ -103,11 +103,10 @@ class Parts(Struct, frozen=True):
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "call", "client", "lease", "made", "record", "renames", "repair", "repairs", "transcript")
+    __slots__ = ("attempts", "client", "lease", "made", "record", "renames", "repair", "repairs", "transcript")
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
-        self.call: Call
         self.lease: Lease | None = None
         self.attempts: Attempts | None = None
         self.made: Made | None = None
@@ -156,7 +155,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             parts.admission.deny_again(caller)  # 429
         default = caller.key.default_route or parts.routes.default
-        call = asked = state.call = await client.call(caller.key, default)  # 400, 408, 413, 429, 503
+        call = asked = await client.call(caller.key, default)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), call.path or endpoint)  # 404
         record.routed(route.name, route.price)
@@ -165,10 +164,11 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             client.trust_own_id()
 
         async def refresh() -> tuple[Caller, Call]:
+            nonlocal call
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             authorize(caller.key, endpoint, asked.model, route.name)
-            state.call = record.call = route.ruled(asked, caller.key.body)
-            return caller, state.call
+            call = record.call = route.ruled(asked, caller.key.body)
+            return caller, call
 
         try:
             authorize(caller.key, endpoint, asked.model, route.name)  # 403
@@ -176,9 +176,8 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             caller, _ = await refresh()  # the key may have been given more since it was loaded
         ruled = route.changes_bodies or caller.key.body is not None or endpoint in NESTED
         if ruled or not route.denied.isdisjoint(asked.body.fields):
-            call = state.call = record.call = route.ruled(asked, caller.key.body)  # 400
+            call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
-        call = state.call
         record.admitted(lease.at, lease.input)
         if route.keepalive is not None and call.stream:
             client.keep_alive(route.keepalive, lease.headers)
@@ -191,7 +190,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         state.attempts = parts.routes.attempts(
             route, call, client.headers, caller.key, lease.input, explain=client.explains, only=only
         )
-        await _answer(parts, state, state.attempts)
+        await _answer(parts, state, call, state.attempts)
         if parts.shadow.mirrors:
             parts.shadow.ended(call, client.headers, route.name, Seen(*record.seen()))
     except BaseException as error:
@@ -210,7 +209,7 @@ async def serve_stored(parts: Parts, endpoint: str, client: Client) -> None:
         record.authenticated(caller.key)
         asked = await client.call(caller.key)  # 400, 408, 413, 429, 503
         target, model = await parts.responses.stored(asked, caller.key.tenant)  # 404, 503
-        call = state.call = structs.replace(asked, model=model)
+        call = structs.replace(asked, model=model)
         record.received_body(call)
         route = parts.routes.having(target, model, endpoint)  # 404
         record.routed(route.name, route.price)
@@ -227,7 +226,7 @@ async def serve_stored(parts: Parts, endpoint: str, client: Client) -> None:
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
         record.admitted(lease.at, lease.input)
         state.attempts = parts.routes.attempts(route, call, client.headers, caller.key, lease.input, only=target)
-        await _answer(parts, state, state.attempts)
+        await _answer(parts, state, call, state.attempts)
         await parts.responses.done(call, caller.key.tenant)
     except BaseException as error:
         await state.end(error)
@@ -235,12 +234,12 @@ async def serve_stored(parts: Parts, endpoint: str, client: Client) -> None:
     await state.end()
 
 
-async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
+async def _answer(parts: Parts, state: CallState, call: Call, attempts: Attempts) -> None:
     """Try one target after the other, until one has answered, or what has failed cannot be tried again."""
     failed: GatewayError | None = None
     outcome = NO_OUTCOME
     if state.repairs:
-        state.repair = Repair.of(state.call, state.record)
+        state.repair = Repair.of(call, state.record)
     while True:
         try:
             attempt = await attempts.next(outcome)  # waits its turn: 400, 429, 503
@@ -251,7 +250,7 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
         if attempt is None:
             raise failed or NoTarget("No target can take the call now.", retry_after=1)  # 502, 503, 504
         try:
-            return await _attempt(parts, state, attempt)
+            return await _attempt(parts, state, call, attempt)
         except UpstreamError as error:
             failed, outcome = without_frames(error), attempt.outcome
             if not (outcome.resumes if state.client.started else error.retryable):
@@ -262,10 +261,9 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
             raise failed from error  # nor is it what the target of a later part says of the call
 
 
-async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
+async def _attempt(parts: Parts, state: CallState, call: Call, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
-    call = state.call
     capabilities = target.endpoints[call.path or call.endpoint]
     limits = () if state.lease is None else state.lease.headers
     exchange: Exchange | Whole | Watched | None = None
