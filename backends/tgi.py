@@ -69,6 +69,7 @@ class TGI:
     counters_path = gauges_path = "/metrics"
     fact_paths = ("/info",)
     inference_paths = ("/v1/chat/completions", "/generate", "/invocations")
+    chat_tokens_path = "/chat_tokenize"
 
     def __init__(self) -> None:
         own = NativeGenerate("/generate")
@@ -105,6 +106,10 @@ class TGI:
             version=info.version,
             kv_tokens=info.max_batch_total_tokens,
         )
+
+    def chat_tokens(self, body: bytes) -> int:
+        with _understood():
+            return len(_object(body)["tokenize_response"])
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         if call.endpoint == "embeddings":
