@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from msgspec import Struct
 
 from backends.api import Call
 from backends.asked import NESTED
+from gateway.answers import Answers, Cached, Terms
 from gateway.auth import Caller, Keyring, authorize, may_use
 from gateway.core.errors import (
     Forbidden,
@@ -28,7 +30,8 @@ from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
 from gateway.routing.attempt import NO_OUTCOME
-from gateway.routing.responses import Made, Responses, Watched
+from gateway.routing.responses import Made, Responses
+from gateway.routing.watched import Watched
 from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
 from gateway.upstream.reading import UNCOUNTED_BYTES
@@ -95,17 +98,23 @@ class Parts(Struct, frozen=True):
     meter: Meter
     shadow: Shadow
     responses: Responses
+    answers: Answers | None = None
+    """Those that are kept; None: there is nowhere to keep any."""
 
 
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "call", "client", "lease", "made", "record", "renames", "transcript")
+    __slots__ = ("attempts", "cached", "call", "client", "headers", "lease", "made", "record", "renames", "transcript")
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
         self.call: Call
         self.lease: Lease | None = None
+        self.headers: Sequence[tuple[bytes, bytes]] = ()
+        """What its answer says of limits and of the cache."""
+        self.cached: Cached | None = None
+        """It may be answered from the cache, or its answer be kept there."""
         self.attempts: Attempts | None = None
         self.made: Made | None = None
         """What remembers where the answer was made, for calls that go on with it."""
@@ -122,6 +131,8 @@ class CallState:
     async def end(self, error: BaseException | None = None) -> None:
         """Give back all that is held, and write the record; `error` is what ended the call, if anything did."""
         spent, lease = self.record.spent or self.record.final_usage(), self.lease
+        if self.cached is not None:
+            self.cached.end(good=error is None, usage=self.record.usage)
         try:
             if self.attempts is not None:
                 self.attempts.close(spent)
@@ -158,6 +169,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             client.trust_own_id()
 
         async def refresh() -> tuple[Caller, Call]:
+            nonlocal caller
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             authorize(caller.key, endpoint, asked.model, route.name)
             state.call = record.call = route.ruled(asked, caller.key.body)
@@ -173,24 +185,48 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
         call = state.call
         record.admitted(lease.at, lease.input)
-        if route.keepalive is not None and call.stream:
-            client.keep_alive(route.keepalive, lease.headers)
-        resumes = route.resumes and call.stream and endpoint in RESUMABLE
-        state.transcript = Transcript(call) if resumes else None
-        only = ""
-        if endpoint == "responses":
-            only = await parts.responses.home(call, caller.key.tenant)  # 404, 503
-            state.made = parts.responses.made(call, caller.key.tenant)
-        state.attempts = parts.routes.attempts(
-            route, call, client.headers, caller.key, lease.input, explain=client.explains, only=only
-        )
-        await _answer(parts, state, state.attempts)
-        if parts.shadow.mirrors:
-            parts.shadow.ended(call, client.headers, route.name, Seen(*record.seen()))
+        state.headers = lease.headers
+        if (terms := route.answers) is None or not await _from_cache(parts, state, terms, caller.key.tenant):
+            if route.keepalive is not None and call.stream:
+                client.keep_alive(route.keepalive, state.headers)
+            resumes = route.resumes and call.stream and endpoint in RESUMABLE
+            state.transcript = Transcript(call) if resumes else None
+            only = await _home(parts, state, caller.key.tenant) if endpoint == "responses" else ""
+            state.attempts = parts.routes.attempts(
+                route, call, client.headers, caller.key, lease.input, explain=client.explains, only=only
+            )
+            await _answer(parts, state, state.attempts)
+            if parts.shadow.mirrors:
+                parts.shadow.ended(call, client.headers, route.name, Seen(*record.seen()))
     except BaseException as error:
         await state.end(error)
         raise
     await state.end()
+
+
+async def _from_cache(parts: Parts, state: CallState, terms: Terms, tenant: str) -> bool:
+    """Answer the call with what another one was answered, if that was kept; whether it is answered."""
+    client = state.client
+    if parts.answers is None or client.explains:
+        return False
+    cached = await parts.answers.look(state.call, terms, tenant, client)  # 400
+    state.record.looked(cached.found)
+    if cached.name:
+        state.cached = cached
+    state.headers = [*state.headers, *cached.headers]
+    if (answer := cached.answer) is None:
+        return False
+    state.record.from_cache()
+    client.prepare([(b"content-type", answer.content_type), *state.headers])
+    await client.finish(answer.body, state.settle)  # as a stream that comes at once, if it is one
+    return True
+
+
+async def _home(parts: Parts, state: CallState, tenant: str) -> str:
+    """The target that has the response with which the call goes on; empty: it goes on with none."""
+    only = await parts.responses.home(state.call, tenant)  # 404, 503
+    state.made = parts.responses.made(state.call, tenant)
+    return only
 
 
 async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
@@ -223,7 +259,6 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
     call = state.call
     capabilities = target.endpoints[call.path or call.endpoint]
-    limits = () if state.lease is None else state.lease.headers
     exchange: Exchange | Watched | None = None
     record.attempt_started(target.name, attempt.choice)
     try:
@@ -233,9 +268,12 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
             call, attempt.address, capabilities, target.timeouts, client.trace, client.headers, state.renames
         )
         record.got_headers()
-        client.prepare([exchange.content_type, *attempt.headers, *limits])
-        if state.made is not None:
-            exchange = state.made.watch(exchange, target.name)
+        client.prepare([exchange.content_type, *attempt.headers, *state.headers])
+        if state.cached is not None:
+            own = not (client.started or attempt.fallback or target.canary)
+            exchange = Watched(exchange, state.cached.copy(exchange.content_type[1], own=own))
+        elif state.made is not None:
+            exchange = Watched(exchange, state.made.look, partial(state.made.remember, target.name))
         await _relay(state, attempt, exchange)
         attempt.answered(record.usage)
     except UpstreamError as error:

@@ -97,6 +97,8 @@ Money = Annotated[int, Meta(extra={"unit": MONEY}, extra_json_schema={"type": ["
 """Micro-units of the table's currency."""
 PerMillion = Annotated[int, Meta(extra={"unit": PRICE}, extra_json_schema={"type": ["number", "string"]})]
 """Micro-units of the table's currency for a million tokens."""
+PerAnswer = Annotated[int, Meta(extra={"unit": PRICE}, extra_json_schema={"type": ["number", "string"]})]
+"""Micro-units of the table's currency."""
 Text = Annotated[str, Meta(min_length=1)]
 SecretRef = Annotated[
     str,
