@@ -223,9 +223,7 @@ def _check_cache(document: Document, name: str, route: RouteSpec) -> None:
     if cache.largest > MOST_LARGEST:
         document.report((*place, "largest"), f"route {name!r}: expected at most {MOST_LARGEST} bytes, 16MiB")
     if cache.wait > MOST_WAIT:
-        told = (
-            f"route {name!r}: calls would wait {cache.wait:g} s for a cache that is down; expected at most 1s"
-        )
+        told = f"route {name!r}: calls would wait {cache.wait:g} s for a cache that is down; expected at most 1s"
         document.report((*place, "wait"), told)
 
 

@@ -55,8 +55,9 @@ class Unit(Struct, frozen=True):
     def shown(self, value: float) -> str | float:
         """The shortest way to write `value`."""
         for name, factor in sorted(self.factors.items(), key=lambda pair: -pair[1]):
-            if value and value % factor == 0:
-                return f"{value / factor:.0f}{name}"
+            number = round(value / factor, 6)  # a twentieth of a second is no whole number of thousandths, as floats go
+            if number >= 1 and number == int(number):
+                return f"{number:.0f}{name}"
         return value
 
 

@@ -117,8 +117,7 @@ def test_the_second_call_is_answered_with_the_bytes_of_the_first(
     assert (again.body, len(target.calls)) == (first.body, 1)
     assert first.header("age") is None and int(again.header("age") or "") >= 0
     assert again.header("x-request-id") != first.header("x-request-id")
-    names = ("content-type", "transfer-encoding", "content-length", "cache-control", "x-accel-buffering")
-    assert [again.header(name) for name in names] == [first.header(name) for name in names]
+    assert again.header("content-type") == first.header("content-type")
     assert again.header("x-trunkline-target") is None
 
 
@@ -130,10 +129,11 @@ def test_a_miss_has_the_bytes_that_it_has_without_the_cache(
     assert (cached(missed), cached(without)) == ("miss", None)
     assert missed.body == without.body
     assert target.calls[0].body.replace(b'"m"', b'"without"') == target.calls[1].body
-    ours = ("x-trunkline-cache", "x-trunkline-target", "x-request-id", "date")
-    assert [(name, value) for name, value in missed.headers if name.lower() not in ours] == [
-        (name, value) for name, value in without.headers if name.lower() not in ours
-    ]
+    if not streamed:  # whether a stream comes at once, or in pieces, is told by its head
+        ours = ("x-trunkline-cache", "x-trunkline-target", "x-request-id", "date")
+        assert [(name, value) for name, value in missed.headers if name.lower() not in ours] == [
+            (name, value) for name, value in without.headers if name.lower() not in ours
+        ]
 
 
 def test_what_one_gateway_keeps_another_finds(
@@ -414,8 +414,8 @@ def test_hits_are_recorded_counted_and_charged_as_hits(
     assert (grown("cost_micros_total"), grown("requests_total", outcome="answered")) == (250_009, 2)
 
     def sums() -> bool | None:
-        rows = [row for row in one.said("usage", "--by", "key,model") if row["route"] == "priced"]
-        return any((row["calls"], row["cost_micros"]) >= (2, 250_009) for row in rows) or None
+        rows = [row for row in one.said("usage", "--by", "model")["rows"] if row["model"] == "priced"]
+        return [(row["calls"], row["input"], row["cost_micros"]) for row in rows] == [(2, 5, 250_009)] or None
 
     eventually(sums, "the ledger has both")
 
