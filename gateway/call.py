@@ -24,12 +24,14 @@ from gateway.core.errors import (
     Rejected,
     UpstreamError,
     ended_by,
+    without_frames,
 )
 from gateway.core.types import KeyRecord
 from gateway.limits import Admission, Lease
 from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
 from gateway.routing.attempt import NO_OUTCOME
+from gateway.routing.repair import Repair, Whole
 from gateway.routing.responses import Made, Responses
 from gateway.routing.watched import Watched
 from gateway.upstream import Exchange, Forwarder
@@ -105,7 +107,20 @@ class Parts(Struct, frozen=True):
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "cached", "call", "client", "headers", "lease", "made", "record", "renames", "transcript")
+    __slots__ = (
+        "attempts",
+        "cached",
+        "call",
+        "client",
+        "headers",
+        "lease",
+        "made",
+        "record",
+        "renames",
+        "repair",
+        "repairs",
+        "transcript",
+    )
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
@@ -118,6 +133,10 @@ class CallState:
         self.attempts: Attempts | None = None
         self.made: Made | None = None
         """What remembers where the answer was made, for calls that go on with it."""
+        self.repairs = False
+        """Its answer is looked at, if it is to be JSON."""
+        self.repair: Repair | None = None
+        """What asks again for an answer that is not the JSON that was asked for."""
         self.renames = False
         """Its answer names the model as the client did."""
         self.transcript: Transcript | None = None
@@ -131,8 +150,6 @@ class CallState:
     async def end(self, error: BaseException | None = None) -> None:
         """Give back all that is held, and write the record; `error` is what ended the call, if anything did."""
         spent, lease = self.record.spent or self.record.final_usage(), self.lease
-        if self.cached is not None:
-            self.cached.end(good=error is None, usage=self.record.usage)
         try:
             if self.attempts is not None:
                 self.attempts.close(spent)
@@ -146,6 +163,8 @@ class CallState:
             raise
         finally:
             self.record.close(error)
+            if self.cached is not None:
+                self.cached.end(good=error is None, usage=self.record.usage)
 
 
 async def serve(parts: Parts, endpoint: str, client: Client) -> None:
@@ -164,7 +183,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), call.path or endpoint)  # 404
         record.routed(route.name, route.price)
-        state.renames = route.public_model
+        state.renames, state.repairs = route.public_model, route.repairs
         if route.trust_request_id:
             client.trust_own_id()
 
@@ -233,6 +252,8 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
     """Try one target after the other, until one has answered, or what has failed cannot be tried again."""
     failed: GatewayError | None = None
     outcome = NO_OUTCOME
+    if state.repairs:
+        state.repair = Repair.of(state.call, state.record)
     while True:
         try:
             attempt = await attempts.next(outcome)  # waits its turn: 400, 429, 503
@@ -245,7 +266,7 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
         try:
             return await _attempt(parts, state, attempt)
         except UpstreamError as error:
-            failed, outcome = error, attempt.outcome
+            failed, outcome = without_frames(error), attempt.outcome
             if not (outcome.resumes if state.client.started else error.retryable):
                 raise
         except GatewayError as error:
@@ -259,21 +280,21 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
     call = state.call
     capabilities = target.endpoints[call.path or call.endpoint]
-    exchange: Exchange | Watched | None = None
+    headers = state.headers
+    exchange: Exchange | Whole | Watched | None = None
     record.attempt_started(target.name, attempt.choice)
     try:
         if transcript is not None:
             call = transcript.rest(capabilities.resumable, started=client.started)
-        exchange = await parts.forwarder.send(
-            call, attempt.address, capabilities, target.timeouts, client.trace, client.headers, state.renames
-        )
+        sent = call, attempt.address, capabilities, target.timeouts, client.trace, client.headers, state.renames
+        exchange = await parts.forwarder.send(*sent)
         record.got_headers()
-        client.prepare([exchange.content_type, *attempt.headers, *state.headers])
-        if state.cached is not None:
-            own = not (client.started or attempt.fallback or target.canary)
-            exchange = Watched(exchange, state.cached.copy(exchange.content_type[1], own=own))
-        elif state.made is not None:
-            exchange = Watched(exchange, state.made.look, partial(state.made.remember, target.name))
+        if state.repair is not None:
+            exchange = await state.repair.checked(exchange, partial(parts.forwarder.send, *sent))
+            headers = (*headers, *state.repair.headers)
+        client.prepare([exchange.content_type, *attempt.headers, *headers])
+        if state.cached is not None or state.made is not None:
+            exchange = _watched(state, attempt, exchange)
         await _relay(state, attempt, exchange)
         attempt.answered(record.usage)
     except UpstreamError as error:
@@ -297,7 +318,18 @@ async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
         record.attempt_ended()
 
 
-async def _relay(state: CallState, attempt: Attempt, exchange: Exchange | Watched) -> None:
+def _watched(state: CallState, attempt: Attempt, exchange: Exchange | Whole) -> Exchange | Whole | Watched:
+    """The answer, copied for the cache, or looked through for what calls can go on with."""
+    if state.cached is not None:
+        own = not (state.client.started or attempt.fallback or attempt.target.canary)
+        fine = state.record.repair in (None, "repaired")
+        return Watched(exchange, state.cached.copy(exchange.content_type[1], own=own and fine))
+    if state.made is not None:
+        return Watched(exchange, state.made.look, partial(state.made.remember, attempt.target.name))
+    return exchange
+
+
+async def _relay(state: CallState, attempt: Attempt, exchange: Exchange | Whole | Watched) -> None:
     """Pass the answer on, piece by piece, as it comes."""
     client, record, transcript, held = state.client, state.record, state.transcript, bytearray()
     begun = done = False

@@ -18,7 +18,7 @@ _VERSION: Final = b"1"
 _NO_ANSWERS_OF_ITS_OWN: Final = (
     "targets", "aliases", "fallback", "fallback_route", "policy", "queue", "shadow", "timeouts", "proxy", "loras",
     "passes", "trust_request_id", "retry", "resume", "keepalive", "hold", "body", "limits", "key_limits", "price",
-    "response_cache", "forward_headers",
+    "response_cache", "forward_headers", "session_headers",
 )  # fmt: skip
 """Keys of a route that decide where its calls go and whether, or that stand in the body by then, or in the name."""
 _ANY_SERVER: Final = (

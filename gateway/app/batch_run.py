@@ -33,6 +33,7 @@ from gateway.core.errors import (
     Unavailable,
     UpstreamBusy,
     UpstreamError,
+    without_frames,
 )
 from gateway.http.errors import render
 from gateway.store import Batches, StoreDown, Taken
@@ -228,7 +229,7 @@ class Run:
         try:
             await self._tools.serve(client)
         except GatewayError as error:
-            return error
+            return without_frames(error)
         except Exception:  # a bug of ours; the record has told the log
             return Internal()
         return None

@@ -27,6 +27,8 @@ OWN: Final = frozenset(
 """Headers that are the gateway's to set."""
 CALLERS: Final = frozenset({"api-key", "authorization", "cookie", "host", "x-api-key"})
 """Headers of a call that are for the gateway alone, or for nobody."""
+_PASSED: Final = ("forward_headers", "session_headers")
+"""Where a route names headers of calls that go on to its targets."""
 
 
 class TLSSpec(Part, frozen=True, kw_only=True):
@@ -75,10 +77,11 @@ def check_connections(document: Document, targets: Iterable[tuple[Place, RouteSp
             document.report((*path, "headers", key), f"target {target.name!r}: {told}")
         if target.api_key is not None and any(key.lower() == "authorization" for key in target.headers):
             document.report((*path, "headers"), f"target {target.name!r}: 'api_key' already sets 'authorization'")
-        given = {key.lower() for key in target.headers} & {name.lower() for name in route.forward_headers}
-        for key in sorted(given):
-            told = f"target {target.name!r}: {key!r} is among the route's 'forward_headers', too"
-            document.report((*path, "headers"), told)
+        own = {key.lower() for key in target.headers}
+        for which in _PASSED:
+            for key in sorted(own.intersection(map(str.lower, getattr(route, which)))):
+                told = f"target {target.name!r}: {key!r} is among the route's {which!r}, too"
+                document.report((*path, "headers"), told)
 
 
 def is_base_url(url: str) -> bool:
@@ -95,9 +98,11 @@ def is_base_url(url: str) -> bool:
 
 def _check_route(document: Document, name: str, route: RouteSpec) -> None:
     _check_proxy(document, ("routes", name, "proxy"), route.proxy)
-    for index, (key, told) in enumerate(_bad_headers(dict.fromkeys(route.forward_headers, ""), OWN | CALLERS)):
-        place = route.forward_headers.index(key) if key in route.forward_headers else index
-        document.report(("routes", name, "forward_headers", place), f"route {name!r}: {told}")
+    for which in _PASSED:
+        given = getattr(route, which)
+        for index, (key, told) in enumerate(_bad_headers(dict.fromkeys(given, ""), OWN | CALLERS)):
+            place = given.index(key) if key in given else index
+            document.report(("routes", name, which, place), f"route {name!r}: {told}")
 
 
 def _check_tls(document: Document, path: Place, target: TargetSpec) -> None:

@@ -188,12 +188,17 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """Paths of its servers that callers may ask for, by POST or GET, such as `/pooling`."""
     forward_headers: tuple[str, ...] = ()
     """Headers of calls that go on to the targets, such as `x-data-parallel-rank`."""
+    session_headers: tuple[str, ...] = ()
+    """More headers that name a conversation, such as `x-correlation-id`: read if no other does, and passed on."""
     trust_request_id: bool = False
     """Targets get the client's `x-request-id`, where it sends one, instead of the gateway's id of the call."""
     public_model: bool = False
     """The `model` of answers is the name that the client asked for; default: what the server says."""
     retry: Retry = Retry()
     """When to try another target."""
+    repair: Literal["none", "retry"] = "none"
+    """`retry`: a whole answer that is not the JSON that its call wants is asked for once more, of the same target; both
+    are charged."""
     resume: Literal["text"] | None = None
     """`text`: a stream whose target dies goes on at another target of its tier, from the text that the client has."""
     keepalive: Seconds | None = None

@@ -55,8 +55,8 @@ class Unit(Struct, frozen=True):
     def shown(self, value: float) -> str | float:
         """The shortest way to write `value`."""
         for name, factor in sorted(self.factors.items(), key=lambda pair: -pair[1]):
-            number = round(value / factor, 6)  # a twentieth of a second is no whole number of thousandths, as floats go
-            if number >= 1 and number == int(number):
+            number = value // factor if self.whole else round(value / factor, 6)  # 0.05 s is 50 ms, but for rounding
+            if number >= 1 and (number * factor == value if self.whole else number == int(number)):
                 return f"{number:.0f}{name}"
         return value
 

@@ -60,10 +60,12 @@ GatewayError
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from backends.api import Call
 from backends.asked import PROMPTS
+
+Failure = TypeVar("Failure", bound=BaseException)
 
 
 class GatewayError(Exception):
@@ -522,6 +524,19 @@ class Internal(GatewayError):
 def ended_by(error: BaseException) -> GatewayError:
     """Why a call was cancelled: what `task.cancel` was given, or else its client has left."""
     return next((reason for reason in error.args if isinstance(reason, GatewayError)), None) or ClientGone()
+
+
+def without_frames(error: Failure) -> Failure:
+    """The error, with those behind it, but without the frames that they have come through.
+
+    These hold the call, its body included, and what the call holds has kept the error: a circle, which is in memory
+    until the garbage collector comes by. To be used where nobody asks any more where the error came from.
+    """
+    error.__traceback__ = None
+    for behind in (error.__cause__, error.__context__):
+        if behind is not None and behind.__traceback__ is not None:
+            without_frames(behind)
+    return error
 
 
 def too_many_prompts(call: Call, limit: int) -> BadRequest:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from gateway.http.request import Request
 
 _LINES: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+JOINED_BYTES: Final = 32 * 1024
+"""A piece up to here leaves as one with its frame. A larger one is not copied: it may lie here, unread, for long."""
 _NO_BODY: Final = frozenset({204, 304})
 
 
@@ -85,13 +87,15 @@ class Answer:
             return
         if self._left is not None:
             self._left -= len(data)
-        if self._chunked:
-            data = b"".join((self._head, b"%x\r\n" % len(data), data, b"\r\n"))
-        elif self._head:
-            data = self._head + data
-        self._head = b""
-        if not self._connection.lost:
-            self._connection.transport.write(data)
+        head, self._head = self._head, b""
+        if self._connection.lost:
+            return
+        if not self._chunked:
+            self._connection.transport.write(head + data if head else data)
+        elif len(data) <= JOINED_BYTES:
+            self._connection.transport.write(b"".join((head, b"%x\r\n" % len(data), data, b"\r\n")))
+        else:
+            self._connection.transport.writelines((b"%b%x\r\n" % (head, len(data)), data, b"\r\n"))
 
     def end(self, data: bytes | memoryview = b"") -> None:
         """The rest of the body. It has not ended if that is not as much as the head had announced."""

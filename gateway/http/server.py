@@ -10,7 +10,7 @@ from backends.endpoints import PATHS, Endpoint
 from gateway.auth import Network
 from gateway.call import Parts, serve
 from gateway.config.table import Bodies, CorsSpec
-from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated
+from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated, without_frames
 from gateway.http import asgi
 from gateway.http.answer import Answer
 from gateway.http.bodies import BodyMemory
@@ -90,7 +90,7 @@ class DataPlane:
                 await self._allow_explanation(client, endpoint)
             await serve(self.parts, endpoint, client)
         except GatewayError as error:
-            client.fail(error)
+            client.fail(without_frames(error))
         except asyncio.CancelledError:
             if not client.cancelled():
                 raise

@@ -103,7 +103,7 @@ class Meter:
         if record.gaps:
             self.between_tokens(record)
         spent = record.spent or record.final_usage()
-        if record.error is None and len(attempts) == 1 and record.usage_source == "upstream":
+        if record.error is None and len(attempts) == 1 and record.usage_source == "upstream" and record.repair is None:
             # The way of nearly all calls: one attempt, answered, with the target's own usage.
             choice = attempts[0].choice
             labels = (*key, attempts[0].target, choice.policy, choice.reason)
@@ -168,6 +168,8 @@ class Meter:
     def _count(self, record: CallRecord, spent: Spent) -> None:
         """Any other call."""
         metrics, child, route = self.metrics, self.child, record.route
+        if record.repair is not None:
+            child(metrics.repairs, route, record.repair).inc()
         error_type = "" if record.error is None else record.error.error_type
         child(metrics.requests, record.endpoint, route, record.outcome, error_type).inc()
         for attempt in record.attempts:
@@ -184,7 +186,7 @@ class Meter:
             child(metrics.prompt_tokens, route, record.target).inc(spent.input)
             child(metrics.cached_tokens, route, record.target).inc(spent.cached)
             # Half an answer says nothing of its length.
-            if record.call is not None and record.attempts[-1].outcome == "ok":
+            if record.call is not None and record.attempts[-1].outcome == "ok" and record.repair in (None, "failed"):
                 self._learn(record.call, record.key_id, route, spent.input, spent.output)
 
 
@@ -270,6 +272,7 @@ class _Line(Struct, frozen=True):
     cost_micros: int
     usage: _Usage | UnsetType = UNSET
     fallback: str | UnsetType = UNSET
+    repair: str | UnsetType = UNSET
     resumed: int | UnsetType = UNSET
     not_resumed: str | UnsetType = UNSET
     abort: dict[str, str | float] | UnsetType = UNSET
@@ -305,6 +308,7 @@ def _line(record: CallRecord, spent: Spent, total: float, own: float, now: float
         spent.cost,
         _Usage(spent.input, spent.output, spent.cached, record.usage_source) if record.usage_source else UNSET,
         fallback,
+        record.repair or UNSET,
         record.resumed or UNSET,
         record.obstacle or UNSET,
         UNSET if abort is None else {"phase": abort.phase, "seconds": round(abort.seconds, 6)},

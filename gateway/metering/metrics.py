@@ -131,7 +131,14 @@ class Metrics:
             "route",
             "cause",
         )
-
+        self.repairs = self._counter(
+            "repairs_total",
+            "Answers of routes with `repair` that were not the JSON that was asked for, and were asked for once more, "
+            "by outcome: repaired (the second is), in_vain (it is not either), failed (there is none, the first was "
+            "passed on), gone (the client left meanwhile).",
+            "route",
+            "outcome",
+        )
         self.resumes = self._counter(
             "resumes_total",
             "Streams of routes with `resume` whose target died, by outcome: resumed (another target went on), failed "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from backends.api import Call, Usage
 from gateway.config.limits import Price
@@ -27,6 +27,8 @@ MOST_GAPS = 64
 
 NOBODY, TARGET, CLIENT, QUEUE = range(4)
 """Whom a call waits for."""
+Repair = Literal["repaired", "in_vain", "failed", "gone"]
+"""What came of asking once more for an answer that was not the JSON that was asked for."""
 
 
 class Choice(Protocol):
@@ -78,6 +80,7 @@ class CallRecord:
         "call_id",
         "chunks",
         "client",
+        "earlier",
         "endpoint",
         "error",
         "events",
@@ -88,6 +91,7 @@ class CallRecord:
         "obstacle",
         "outcome",
         "prompt",
+        "repair",
         "resumed",
         "resuming",
         "route",
@@ -142,6 +146,10 @@ class CallRecord:
         self.resuming, self.obstacle = False, ""
         self.resumed = 0
         """How often its stream went on at another target."""
+        self.repair: Repair | None = None
+        """None: it was not asked for once more."""
+        self.earlier = (0, 0, 0)
+        """Prompt, cached and completion tokens of the answer that was not passed on then."""
         self.spent: Spent | None = None
         """What it took, once that was asked for: see `final_usage`."""
         self.error: GatewayError | None = None
@@ -249,11 +257,31 @@ class CallRecord:
         self._sent_at = now
         self.chunks += 1
 
+    def asked_again(self, size: int, usage: Usage | None) -> None:
+        """A whole answer of so many bytes has come that is not the JSON that was asked for. Its target is asked once
+        more, and what it took for both counts."""
+        self.size, self.usage, self.repair = size, usage, "gone"
+        input, cached, output, self.usage_source = count(self, self._meter.learned)
+        self.earlier = input, cached, output
+        self.size, self.usage, self._asked_at = 0, None, self._clock.monotonic()
+
+    def first_kept(self) -> None:
+        """There was no second answer: the first is passed on, and counts as any."""
+        self.earlier, self.repair = (0, 0, 0), "failed"
+
+    def repaired(self, is_fine: bool) -> None:
+        """The second answer is passed on."""
+        self.repair = "repaired" if is_fine else "in_vain"
+
     def final_usage(self) -> Spent:
         """What the call took. Fixed when it is first asked for: what is charged is what is written."""
         if self.spent is None:
-            input, cached, output, self.usage_source = count(self, self._meter.learned)
-            if self.usage_source == "capped":
+            input, cached, output, source = count(self, self._meter.learned)
+            self.usage_source = source or self.usage_source  # of an answer before, if a second one was asked for
+            if self.repair is not None:
+                before = self.earlier
+                input, cached, output = input + before[0], cached + before[1], output + before[2]
+            if source == "capped":
                 self._meter.usage_refused(self)
             cost = 0 if self._price is None else self._price.cost(input, cached, output)
             self.spent = Spent(input, cached, output, cost)

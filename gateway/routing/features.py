@@ -41,11 +41,12 @@ def read(
     priority: Rank = "normal",
     keyed: bool = True,
     patient: bool = False,
+    sessions: tuple[bytes, ...] = SESSION_HEADERS,
 ) -> Prompt:
     """The prompt of `call`. `model` and `tenant` keep apart what no cache shares; `tokens` is the estimated length.
 
     `patient`: it can be held until a target is up. Without `keyed` nothing is looked for that only a choice among
-    several targets needs.
+    several targets needs. `sessions` are the headers that name a conversation where nothing better does.
     """
     asked, fields = call.asked, call.body.fields
     part = LOW_PART if priority in ("low", "batch") else 1.0
@@ -65,7 +66,7 @@ def read(
     named = headers.get(SESSION) or b""
     if not named and SESSION_FIELD in fields and (value := bytes(fields[SESSION_FIELD])) not in NOTHING:
         named = value
-    user = named = named or next(filter(None, map(headers.get, SESSION_HEADERS)), b"")
+    user = named = named or next(filter(None, map(headers.get, sessions)), b"")
     for name in USERS:
         if not user and name in fields and (value := bytes(fields[name])) not in NOTHING:
             user = value

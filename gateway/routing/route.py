@@ -11,6 +11,7 @@ from gateway.answers import Terms
 from gateway.config import RouteSpec
 from gateway.core.body_rules import BodyRules, ruled
 from gateway.routing.attempt import Attempt
+from gateway.routing.features import SESSION_HEADERS
 from gateway.routing.max_inflight import TargetSlots
 from gateway.routing.policies.api import Prompt
 from gateway.routing.queue.cold import HeldCalls
@@ -50,9 +51,13 @@ class Route:
         self.public_model = spec.public_model
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
         """A stream whose target dies goes on at another."""
+        self.repairs = spec.repair == "retry"
+        """Whole answers that are not the JSON that was asked for are asked for once more."""
         self.queue, self._bounds, self.wait = queue, (spec.queue.calls, spec.queue.size), spec.queue_wait
         self.passes, self.lists_loras = spec.passes, spec.loras
         """LoRA adapters of its engines are models of their own."""
+        self.session_headers = (*SESSION_HEADERS, *(name.lower().encode() for name in spec.session_headers))
+        """By which conversations are known, the best first."""
         self.keepalive = spec.keepalive
         """Seconds between signs of life for calls that wait for their first output; None: there are none."""
         self.answers = Terms.of(name, spec)

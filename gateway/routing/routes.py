@@ -140,6 +140,7 @@ class Routes:
             priority=key.priority,
             keyed=route.keyed,
             patient=route.hold is not None if patient is None else patient,
+            sessions=route.session_headers,
         )
         lora = call.model if route.lists_loras and self._names.find(call.model) is None else ""
         return structs.replace(prompt, only=only, lora=lora) if only or lora else prompt

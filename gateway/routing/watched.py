@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from backends.api import Chunk
+from gateway.routing.repair import Whole
 from gateway.upstream import Exchange
 
 
@@ -12,7 +13,10 @@ class Watched:
     """An exchange whose pieces are shown to `look`; `whole` is waited for before the client has all of it."""
 
     def __init__(
-        self, exchange: Exchange, look: Callable[[bytes], None], whole: Callable[[], Awaitable[None]] | None = None
+        self,
+        exchange: Exchange | Whole,
+        look: Callable[[bytes], None],
+        whole: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._exchange, self._look, self._whole = exchange, look, whole
         self.content_type = exchange.content_type

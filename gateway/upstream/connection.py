@@ -72,6 +72,8 @@ class Response(Answer):
                 raise self._failure
             if self.connection is None:
                 raise Disconnected("the answer was given up")
+            if self.connection.paused:  # not before: whoever still has the last piece would be given another to hold
+                self.connection.resume()
             try:
                 await self._expect(self.connection)
             finally:
@@ -79,8 +81,6 @@ class Response(Answer):
         pieces, self.held = self.pieces, 0
         piece = pieces.pop() if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
-        if self.connection is not None and self.connection.paused:
-            self.connection.resume()
         return piece
 
     async def head(self) -> None:
@@ -105,6 +105,7 @@ class Response(Answer):
             self._tail = None
         if tail and not self.complete and self._failure is None:
             self._tail = connection.loop.call_later(tail, self.release)
+            connection.resume()
             return
         self.connection = None
         connection.finish(self)

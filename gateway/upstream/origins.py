@@ -61,7 +61,7 @@ class Origins:
             proxy, urls[target.name] = None, target.url and target.url.rstrip("/")
             if target.url is not None and (url := target.proxy or route.proxy) is not None:
                 proxy = from_environment(target.url) if url == ENVIRONMENT else Proxy.at(url)
-            forwarded = tuple(name.lower().encode() for name in route.forward_headers)
+            forwarded = tuple(name.lower().encode() for name in (*route.forward_headers, *route.session_headers))
             reach[target.name] = Reach(target.tls or TLSSpec(), proxy, tuple(target.headers.items()), forwarded)
         self._reach = reach
         self.found.clear()

@@ -25,6 +25,7 @@ ROUTES: dict[str, Any] = {
     "small": {"response_cache": {"largest": 400}},
     "brief": {"response_cache": {"ttl": "90s"}},
     "priced": {"price": {"input": 1, "output": 2, "cached_answer": "0.25"}},
+    "json": {"repair": "retry"},
     "without": {"response_cache": None},
 }
 
@@ -327,6 +328,20 @@ def test_a_stream_that_went_on_elsewhere_is_not_kept(
     client = cache.raw()
     assert b"Hel" not in client.get(name)  # type: ignore[operator]
     client.close()
+
+
+def test_an_answer_is_not_kept_that_is_not_the_json_that_was_asked_for(
+    one: GatewayProcess, cache: RedisServer, target: Target, key: str
+) -> None:
+    body = same("json", response_format={"type": "json_object"})
+    target.scripts = [whole(answer("no")), whole(answer("no")), whole(answer("no")), whole(answer("{}"))]
+    replies = [ask(one, body, key) for _ in range(2)]
+    assert [(cached(reply), reply.json()["choices"][0]["message"]["content"]) for reply in replies] == [
+        ("miss", "no"),
+        ("miss", "{}"),
+    ]
+    kept(cache)
+    assert (cached(ask(one, body, key)), len(target.calls)) == ("hit", 4)
 
 
 def test_a_large_answer_is_not_kept(one: GatewayProcess, cache: RedisServer, target: Target, key: str) -> None:

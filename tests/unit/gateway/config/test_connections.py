@@ -82,6 +82,8 @@ def test_everything_that_may_be_said(certified: Certificates) -> None:
         ("", "forward_headers: [x-a, Authorization]", 8, "'Authorization' is not for the table to set"),
         ("", "forward_headers: [x-a, x-api-key]", 8, "'x-api-key' is not for the table to set"),
         ("", "forward_headers: ['x:a']", 8, "'x:a' is no name of a header"),
+        ("", "session_headers: [x-a, Cookie]", 8, "'Cookie' is not for the table to set"),
+        ("headers: {X-A: b}", "session_headers: [x-a]", 7, "'x-a' is among the route's 'session_headers', too"),
         ("headers: {X-A: b}", "forward_headers: [x-a]", 7, "'x-a' is among the route's 'forward_headers', too"),
     ],
 )

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from harness.client_connection import exchange
 from harness.served import GET, POST, serving
 
-from gateway.http.answer import Answer
+from gateway.http.answer import JOINED_BYTES, Answer
 from gateway.http.connection import Connection
 from gateway.http.listener import Handle
 from gateway.http.request import Request
@@ -39,6 +40,30 @@ async def test_a_body_of_any_number_of_pieces(pieces: tuple[bytes, ...], headers
             answer = await wire.answer()
             assert answer.body == b"".join(pieces)
             assert ("content-length" in answer.headers) is not ("transfer-encoding" in answer.headers)
+
+
+@pytest.mark.parametrize("raw", [GET % b"a", OLD, HEAD], ids=["chunks", "an old client", "HEAD"])
+async def test_pieces_of_every_size_arrive_in_their_order(raw: bytes) -> None:
+    pieces = [bytes([65 + size % 26]) * size for size in (JOINED_BYTES + 1, 1, JOINED_BYTES, 300_000, 40_000, 2)]
+    async with serving(says(200, [], *pieces)) as served:
+        wire = await served.connect()
+        wire.send(raw)
+        answer = await wire.answer(bodyless=raw is HEAD)
+        assert answer.body == (b"" if raw is HEAD else b"".join(pieces))
+
+
+async def test_a_large_piece_is_not_in_memory_twice() -> None:
+    request = Request()
+    request.begin(b"GET", "1.1", True)
+    connection, answer = exchange(request)
+    written = list[bytes]()
+    connection.transport.writelines = written.extend  # type: ignore[method-assign]
+    answer.start(200, [])
+    piece = b"x" * (JOINED_BYTES + 1)
+    answer.write(piece)
+    assert written[1] is piece
+    assert written[0].endswith(b"\r\n\r\n8001\r\n")
+    assert written[2] == b"\r\n"
 
 
 @pytest.mark.parametrize(

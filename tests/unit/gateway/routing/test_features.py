@@ -10,7 +10,7 @@ import pytest
 from backends.api import Call, Endpoint
 from backends.body import Body
 from gateway.core.types import Priority
-from gateway.routing.features import read
+from gateway.routing.features import SESSION_HEADERS, read
 from gateway.routing.policies.api import Prompt
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -125,6 +125,24 @@ def test_a_session_that_the_client_names_is_its_conversation(header: bytes) -> N
     assert one.conversation == other.conversation == one.session == other.session
     assert prompt({"messages": TURNS}, {header: b"s2"}).session != one.session
     assert one.group == chat(*TURNS).group, "what is common stays common"
+
+
+def test_what_names_a_session_is_read_in_one_order() -> None:
+    """Each name is taken out in turn; the next one decides then."""
+    order = (b"x-session-id", b"", b"x-claude-code-session-id", b"session-id", b"thread-id", b"x-session-affinity")
+    call, left = made({"messages": [HI], "session_id": "field"}), [*order, b"x-correlation-id"]
+    headers = {name: name for name in left if name}
+    while left:
+        best = left.pop(0)
+        found = read(call, headers, model="m", tenant="t", tokens=9, sessions=(*SESSION_HEADERS, b"x-correlation-id"))
+        expected = prompt({"messages": [], "session_id": "field"} if not best else {}, {b"x-session-id": best})
+        assert found.session == found.conversation == expected.session is not None, best
+        headers.pop(best, None)
+        call = call if best else made({"messages": [HI]})
+
+
+def test_a_correlation_id_names_a_session_only_where_the_route_says_so() -> None:
+    assert prompt({"messages": [HI]}, {b"x-correlation-id": b"c"}) == chat(HI)
 
 
 def test_headers_go_before_the_body_and_the_key_before_the_user() -> None:

@@ -243,6 +243,38 @@ async def test_a_reader_that_is_slow_stops_the_target(pool: Pool, origin: Origin
     assert len(origin.idle) == 1
 
 
+async def test_while_a_reader_has_a_piece_no_other_is_read_for_it(
+    pool: Pool, origin: Origin, listener: Listener
+) -> None:
+    response, peer = await begun(pool, origin, listener)
+    size = 8 * 1024 * 1024
+    peer.send(chunk(b"x" * size) + END)
+    await nobody_reads()
+    got = len(await response.read())
+    await nobody_reads()
+    assert response.held == 0
+    while piece := await response.read():
+        got += len(piece)
+    assert got == size
+    response.release()
+
+
+async def test_the_end_of_a_message_is_read_though_its_reader_was_slow(
+    pool: Pool, origin: Origin, listener: Listener
+) -> None:
+    response, peer = await begun(pool, origin, listener)
+    peer.send(chunk(b"x" * HELD_BYTES))
+    while response.held < HELD_BYTES:
+        await nobody_reads()
+    await response.read()
+    peer.send(END)
+    await nobody_reads()
+    response.release(60)
+    async with asyncio.timeout(30):
+        while not origin.idle:
+            await nobody_reads()
+
+
 async def test_a_deadline_passes_while_nothing_comes(pool: Pool, origin: Origin, listener: Listener) -> None:
     response, peer = await begun(pool, origin, listener)
     loop = asyncio.get_running_loop()
