@@ -22,6 +22,11 @@ def call(endpoint: Endpoint = "chat/completions", **fields: Any) -> Call:
     return Call("tl-1", endpoint, "m", Body(json.dumps(fields).encode()))
 
 
+def shown(value: Call | str) -> str:
+    """As the name of a test."""
+    return value if isinstance(value, str) else f"{value.endpoint} {value.body.raw[:60].decode()}"
+
+
 SAME: list[Call] = [
     call(temperature=0),
     call(temperature=0.0),
@@ -41,7 +46,7 @@ SAME: list[Call] = [
 ]
 
 
-@pytest.mark.parametrize("each", SAME, ids=repr)
+@pytest.mark.parametrize("each", SAME, ids=shown)
 def test_calls_with_the_same_answer_each_time_take_part(each: Call) -> None:
     assert obstacle(each, DETERMINISTIC, "") == ""
     assert "does not ask" in obstacle(each, ASKED, "")
@@ -69,7 +74,7 @@ OTHERS: list[tuple[Call, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("each", "why"), OTHERS, ids=repr)
+@pytest.mark.parametrize(("each", "why"), OTHERS, ids=shown)
 def test_others_only_if_they_ask_for_it(each: Call, why: str) -> None:
     assert why in obstacle(each, DETERMINISTIC, "")
     for spec in (DETERMINISTIC, ASKED):
@@ -88,7 +93,7 @@ NEVER: list[tuple[Call, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("each", "why"), NEVER, ids=lambda value: repr(value)[:60])
+@pytest.mark.parametrize(("each", "why"), NEVER, ids=shown)
 def test_some_never_do(each: Call, why: str) -> None:
     for wish in ("", "use", "refresh"):
         assert why in obstacle(each, DETERMINISTIC, wish)  # type: ignore[arg-type]
