@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from backends.api import Call
 from backends.asked import NESTED
@@ -110,7 +110,6 @@ class CallState:
     __slots__ = (
         "attempts",
         "cached",
-        "call",
         "client",
         "headers",
         "lease",
@@ -124,7 +123,6 @@ class CallState:
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
-        self.call: Call
         self.lease: Lease | None = None
         self.headers: Sequence[tuple[bytes, bytes]] = ()
         """What its answer says of limits and of the cache."""
@@ -179,7 +177,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             parts.admission.deny_again(caller)  # 429
         default = caller.key.default_route or parts.routes.default
-        call = asked = state.call = await client.call(caller.key, default)  # 400, 408, 413, 429, 503
+        call = asked = await client.call(caller.key, default)  # 400, 408, 413, 429, 503
         record.received_body(call)
         route = parts.routes.find(call.model, lambda *names: may_use(caller.key, *names), call.path or endpoint)  # 404
         record.routed(route.name, route.price)
@@ -188,11 +186,11 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             client.trust_own_id()
 
         async def refresh() -> tuple[Caller, Call]:
-            nonlocal caller
+            nonlocal call, caller
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             authorize(caller.key, endpoint, asked.model, route.name)
-            state.call = record.call = route.ruled(asked, caller.key.body)
-            return caller, state.call
+            call = record.call = route.ruled(asked, caller.key.body)
+            return caller, call
 
         try:
             authorize(caller.key, endpoint, asked.model, route.name)  # 403
@@ -200,21 +198,20 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             caller, _ = await refresh()  # the key may have been given more since it was loaded
         ruled = route.changes_bodies or caller.key.body is not None or endpoint in NESTED
         if ruled or not route.denied.isdisjoint(asked.body.fields):
-            call = state.call = record.call = route.ruled(asked, caller.key.body)  # 400
+            call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
-        call = state.call
         record.admitted(lease.at, lease.input)
         state.headers = lease.headers
-        if (terms := route.answers) is None or not await _from_cache(parts, state, terms, caller.key.tenant):
+        if (terms := route.answers) is None or not await _from_cache(parts, state, call, terms, caller.key.tenant):
             if route.keepalive is not None and call.stream:
                 client.keep_alive(route.keepalive, state.headers)
             resumes = route.resumes and call.stream and endpoint in RESUMABLE
             state.transcript = Transcript(call) if resumes else None
-            only = await _home(parts, state, caller.key.tenant) if endpoint == "responses" else ""
+            only = await _home(parts, state, call, caller.key.tenant) if endpoint == "responses" else ""
             state.attempts = parts.routes.attempts(
                 route, call, client.headers, caller.key, lease.input, explain=client.explains, only=only
             )
-            await _answer(parts, state, state.attempts)
+            await _answer(parts, state, call, state.attempts)
             if parts.shadow.mirrors:
                 parts.shadow.ended(call, client.headers, route.name, Seen(*record.seen()))
     except BaseException as error:
@@ -223,12 +220,48 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
     await state.end()
 
 
-async def _from_cache(parts: Parts, state: CallState, terms: Terms, tenant: str) -> bool:
+async def serve_stored(parts: Parts, endpoint: str, client: Client) -> None:
+    """Show, delete or stop a response that a server keeps, or raise the `GatewayError` that says why not."""
+    record = parts.meter.open(client.call_id, endpoint, client)
+    state = CallState(client, record)
+    try:
+        client.check()  # 400
+        caller = await parts.keyring.authenticate(client.headers, client.source)  # 401, 403, 429, 503
+        record.authenticated(caller.key)
+        asked = await client.call(caller.key)  # 400, 408, 413, 429, 503
+        target, model = await parts.responses.stored(asked, caller.key.tenant)  # 404, 503
+        call = structs.replace(asked, model=model)
+        record.received_body(call)
+        route = parts.routes.having(target, model, endpoint)  # 404
+        record.routed(route.name, route.price)
+
+        async def refresh() -> tuple[Caller, Call]:
+            caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
+            authorize(caller.key, endpoint, model, route.name)
+            return caller, call
+
+        try:
+            authorize(caller.key, endpoint, model, route.name)  # 403
+        except Forbidden:
+            caller, _ = await refresh()
+        lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
+        record.admitted(lease.at, lease.input)
+        state.headers = lease.headers
+        state.attempts = parts.routes.attempts(route, call, client.headers, caller.key, lease.input, only=target)
+        await _answer(parts, state, call, state.attempts)
+        await parts.responses.done(call, caller.key.tenant)
+    except BaseException as error:
+        await state.end(error)
+        raise
+    await state.end()
+
+
+async def _from_cache(parts: Parts, state: CallState, call: Call, terms: Terms, tenant: str) -> bool:
     """Answer the call with what another one was answered, if that was kept; whether it is answered."""
     client = state.client
     if parts.answers is None or client.explains:
         return False
-    cached = await parts.answers.look(state.call, terms, tenant, client)  # 400
+    cached = await parts.answers.look(call, terms, tenant, client)  # 400
     state.record.looked(cached.found)
     if cached.name:
         state.cached = cached
@@ -241,19 +274,19 @@ async def _from_cache(parts: Parts, state: CallState, terms: Terms, tenant: str)
     return True
 
 
-async def _home(parts: Parts, state: CallState, tenant: str) -> str:
+async def _home(parts: Parts, state: CallState, call: Call, tenant: str) -> str:
     """The target that has the response with which the call goes on; empty: it goes on with none."""
-    only = await parts.responses.home(state.call, tenant)  # 404, 503
-    state.made = parts.responses.made(state.call, tenant)
+    only = await parts.responses.home(call, tenant)  # 404, 503
+    state.made = parts.responses.made(call, tenant)
     return only
 
 
-async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
+async def _answer(parts: Parts, state: CallState, call: Call, attempts: Attempts) -> None:
     """Try one target after the other, until one has answered, or what has failed cannot be tried again."""
     failed: GatewayError | None = None
     outcome = NO_OUTCOME
     if state.repairs:
-        state.repair = Repair.of(state.call, state.record)
+        state.repair = Repair.of(call, state.record)
     while True:
         try:
             attempt = await attempts.next(outcome)  # waits its turn: 400, 429, 503
@@ -264,7 +297,7 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
         if attempt is None:
             raise failed or NoTarget("No target can take the call now.", retry_after=1)  # 502, 503, 504
         try:
-            return await _attempt(parts, state, attempt)
+            return await _attempt(parts, state, call, attempt)
         except UpstreamError as error:
             failed, outcome = without_frames(error), attempt.outcome
             if not (outcome.resumes if state.client.started else error.retryable):
@@ -275,10 +308,9 @@ async def _answer(parts: Parts, state: CallState, attempts: Attempts) -> None:
             raise failed from error  # nor is it what the target of a later part says of the call
 
 
-async def _attempt(parts: Parts, state: CallState, attempt: Attempt) -> None:
+async def _attempt(parts: Parts, state: CallState, call: Call, attempt: Attempt) -> None:
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
-    call = state.call
     capabilities = target.endpoints[call.path or call.endpoint]
     headers = state.headers
     exchange: Exchange | Whole | Watched | None = None

@@ -88,6 +88,9 @@ class BodyRulesBody(_Strict, frozen=True):
         Change[dict[str, Any]],
         Meta(description="Values of fields that are missing or null; they go before a route's"),
     ] = UNSET
+    system_prompt: Annotated[
+        Change[str], Meta(description="Goes before the caller's own, and behind a route's; empty: none")
+    ] = UNSET
 
 
 class NewKey(_Strict, frozen=True):

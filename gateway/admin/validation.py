@@ -129,7 +129,7 @@ def model_limits(value: object) -> dict[str, Limit]:
 def body(value: object) -> BodyRules | None:
     """Rules for bodies; None: there are none."""
     if value is not None and not isinstance(value, BodyRules):
-        raise ValueError(f"body: expected rules for bodies (deny, set, default), not {value!r}")
+        raise ValueError(f"body: expected rules for bodies (deny, set, default, system_prompt), not {value!r}")
     for place, told in mistakes(value or NO_RULES):
         raise ValueError(f"body.{place[0]}: {told}")
     return None if value == NO_RULES else value

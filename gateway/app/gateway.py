@@ -188,7 +188,7 @@ class Gateway:
     def _batch_runner(self) -> BatchRunner | None:
         if self.files is None:
             return None
-        return BatchRunner(self.store, self.files, self.plane, self.settings.batch_lines, BOOT)
+        return BatchRunner(self.store, self.files, self.plane, self.settings.batch_lines, BOOT, self.metrics)
 
     def _builder(self) -> Builder:
         return Builder(

@@ -235,6 +235,8 @@ def _rules(body: BodyRules) -> Iterator[str]:
     for part in ("set", "default"):
         for name, value in getattr(body, part).items():
             yield f"{part} {name}={msgspec.json.encode(value).decode()}"
+    if body.system_prompt:
+        yield f"system_prompt {msgspec.json.encode(body.system_prompt).decode()}"
 
 
 def _show_secret(record: KeyRecord, secret: str, as_json: bool) -> None:

@@ -46,8 +46,9 @@ def check(document: Document, table: Table) -> None:
     _check_routing(document, table)
     _check_money(document, table)
     for name, route in table.routes.items():
-        for part, told in mistakes(route.body.rules):
-            document.report(("routes", name, "body", *part), f"route {name!r}: {told}")
+        for part, told in mistakes(route.rules):
+            within = () if part == ("system_prompt",) else ("body",)
+            document.report(("routes", name, *within, *part), f"route {name!r}: {told}")
     _check_bodies(document, table.bodies)
     if table.default_route is not None and table.names().find(table.default_route) is None:
         told = f"no route or alias {table.default_route!r}; routes: {', '.join(table.routes)}"

@@ -206,6 +206,9 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     and a failure an event of the stream; default: never."""
     hold: Seconds | None = None
     """How long a call may wait for targets that are starting, restarting or asleep; default: it is not held."""
+    system_prompt: str = ""
+    """Goes before the system message of chats, `system` of messages and `instructions` of responses; keys have such
+    prompts, too, which come behind it."""
     body: BodySpec = BodySpec()
     """What callers' bodies may hold."""
     limits: LimitSpec = LimitSpec()
@@ -216,6 +219,11 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """What its tokens cost; without it its calls are free of charge."""
     response_cache: ResponseCacheSpec | None = None
     """Answers are given again to calls that ask for exactly the same; default: none is."""
+
+    @property
+    def rules(self) -> BodyRules:
+        """What is the gateway's to decide of bodies, as all who apply it know it."""
+        return msgspec.structs.replace(self.body.rules, system_prompt=self.system_prompt)
 
     @property
     def queue_wait(self) -> float:

@@ -45,6 +45,7 @@ class Metrics:
         self._make_targets()
         self._make_connections()
         self._make_engines()
+        self._make_batches()
 
     def _make_calls(self) -> None:
         """Calls, their times and tokens."""
@@ -395,6 +396,30 @@ class Metrics:
         )
         self.build = self._gauge("build_info", "Always 1; the label tells the version.", "livemax", "version")
         self.build.labels(__version__).set(1)
+
+    def _make_batches(self) -> None:
+        """Batches, and their lines as far as this gateway asks them."""
+        self.batches = self._gauge(
+            "batches",
+            "Batches that have not ended, by status (validating, in_progress, finalizing, cancelling), of all "
+            "gateways, each of which tells the same: take the largest, not the sum.",
+            "mostrecent",
+            "status",
+        )
+        self.batches_ended = self._counter(
+            "batches_ended_total",
+            "Batches that this gateway has brought to their end, by what became of them: completed, failed (a line of "
+            "its input was wrong), expired, cancelled.",
+            "status",
+        )
+        self.batch_lines = self._counter(
+            "batch_lines_total",
+            "Lines of batches for which this gateway has recorded an answer: completed, or failed with an error.",
+            "outcome",
+        )
+        self.batch_lines_in_flight = self._gauge(
+            "batch_lines_in_flight", "Lines of batches that are being asked now.", "livesum"
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"trunkline_{name}", text, labels, registry=self.registry)

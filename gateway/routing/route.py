@@ -44,9 +44,9 @@ class Route:
         `held` while none is there, by `clock`."""
         self.name, self.attempts = name, spec.retry.attempts
         self.price, self.fallback_route = spec.price, spec.fallback_route
-        self.rules, self.denied = spec.body.rules, frozenset(spec.body.deny)
+        self.rules, self.denied = spec.rules, frozenset(spec.body.deny)
         """Fields that bodies of its calls must not have."""
-        self.changes_bodies = bool(spec.body.set or spec.body.default)
+        self.changes_bodies = bool(spec.body.set or spec.body.default or spec.system_prompt)
         self.shadow_target = None if spec.shadow is None else spec.shadow.target.name
         self.public_model = spec.public_model
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id

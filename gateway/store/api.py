@@ -246,6 +246,9 @@ class Homes(Protocol):
     async def recall(self, tenant: str, name: str) -> str | None:
         """The target; None: nobody knows it, or no longer. Raises `StoreDown`."""
 
+    async def forget(self, tenant: str, name: str) -> None:
+        """It is not there any more. Raises `StoreDown`."""
+
 
 class KeptValues(Protocol):
     """Values that may be forgotten at any time, in a store of their own."""
