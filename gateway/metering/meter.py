@@ -280,6 +280,7 @@ class _Line(Struct, frozen=True):
     abort: dict[str, str | float] | UnsetType = UNSET
     wasted_tokens: int | UnsetType = UNSET
     client_request_id: str | UnsetType = UNSET
+    cache: str | UnsetType = UNSET
     user: str | UnsetType = UNSET
 
 
@@ -316,5 +317,6 @@ def _line(record: CallRecord, spent: Spent, total: float, own: float, now: float
         UNSET if abort is None else {"phase": abort.phase, "seconds": round(abort.seconds, 6)},
         record.wasted_tokens or UNSET,
         UNSET if record.client is None else record.client.own_id or UNSET,
+        record.cache or UNSET,
         record.user or UNSET,
     )

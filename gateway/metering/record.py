@@ -89,6 +89,7 @@ class CallRecord:
         "abort",
         "admitted_at",
         "attempts",
+        "cache",
         "call",
         "call_id",
         "chunks",
@@ -157,6 +158,8 @@ class CallRecord:
         self.wasted_tokens = 0
         """Of answers that came to nothing."""
         self.abort: Abort | None = None
+        self.cache = ""
+        """What the response cache had for it; empty: it was not asked."""
         self.resuming, self.obstacle = False, ""
         self.resumed = 0
         """How often its stream went on at another target."""
@@ -194,6 +197,18 @@ class CallRecord:
         now = self._clock.monotonic()
         self.seconds[NOBODY] += now - self._last
         self._last, self._waits_for = now, QUEUE
+
+    def looked(self, found: str) -> None:
+        """Its answer was looked for in the cache, which is nobody's time but ours."""
+        self.cache, now = found, self._clock.monotonic()
+        self.seconds[NOBODY] += now - self._last
+        self._last = now
+
+    def from_cache(self) -> None:
+        """Its answer is there already, and goes to the client now: no model works for it."""
+        now = self._wait_for(CLIENT)
+        self.ttft, self.chunks, self.usage_source = now - self.started, 1, "cache"
+        self.spent = Spent(0, 0, 0, 0 if self._price is None else self._price.cached_answer)
 
     def attempt_started(self, target: str, choice: Choice) -> None:
         """The call goes to `target`; `choice` tells why there."""
