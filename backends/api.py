@@ -210,6 +210,17 @@ class ParsesTools(Protocol):
 
 
 @runtime_checkable
+class CountsChats(Protocol):
+    """For servers that can be asked how many tokens the prompt of a chat has, its template applied."""
+
+    chat_tokens_path: str
+    """Takes the body of a chat by POST."""
+
+    def chat_tokens(self, body: bytes) -> int:
+        """The number in such an answer; raises `ValueError` when it is not understood."""
+
+
+@runtime_checkable
 class RefusesInItsOwnWords(Protocol):
     """For servers whose 4xx bodies are already fit for the client, or can be made so."""
 
