@@ -25,6 +25,9 @@ WAITED_SECONDS = 0.001
 MOST_GAPS = 64
 """Between pieces of a stream, that are observed together: one by one they are a tenth of what a piece costs."""
 
+MOST_OF_A_NAME = 256
+"""Bytes of a header that names a user; a longer one is none."""
+
 NOBODY, TARGET, CLIENT, QUEUE = range(4)
 """Whom a call waits for."""
 Repair = Literal["repaired", "in_vain", "failed", "gone"]
@@ -58,6 +61,17 @@ class AttemptRecord:
 
     def __init__(self, target: str, choice: Choice) -> None:
         self.target, self.choice, self.outcome = target, choice, "ok"
+
+
+def named(header: bytes | None) -> str:
+    """The user that a header names; empty where it is missing, or no name that can be written down."""
+    if header is None or len(header) > MOST_OF_A_NAME:
+        return ""
+    try:
+        name = header.decode()
+    except UnicodeDecodeError:
+        return ""
+    return name if name.isprintable() else ""
 
 
 class CallRecord:
@@ -106,6 +120,7 @@ class CallRecord:
         "ttft",
         "usage",
         "usage_source",
+        "user",
         "wasted_tokens",
     )
 
@@ -117,6 +132,8 @@ class CallRecord:
         """How long it waited for nobody, the target, the client, in the queue."""
         self._waits_for = NOBODY
         self.route, self.target, self.key_id, self.tenant = "other", "", "", ""
+        self.user = ""
+        """For whom the call is made, if its key's word for that is taken."""
         self.stream = False
         self.attempts: list[AttemptRecord] = []
         self.ttft: float | None = None
@@ -158,6 +175,8 @@ class CallRecord:
     def authenticated(self, key: KeyRecord) -> None:
         """From here on we wait for the client's body."""
         self.key_id, self.tenant = key.id, key.tenant
+        if key.user_header and self.client is not None:
+            self.user = named(self.client.headers.get(key.user_header.encode()))
         self._last, self._waits_for = self._clock.monotonic(), CLIENT
 
     def received_body(self, call: Call) -> None:
