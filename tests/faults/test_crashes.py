@@ -93,20 +93,25 @@ async def test_a_killed_gateway_gives_back_all_it_held(
     report.fault(20, "whole gateway, slots back", STREAMS, "within 15 s", f"{took:.1f} s", "others lost 0 of 20")
 
 
+def keep(redis: RedisServer, issued: Issued, boot: str = "") -> None:
+    """Have the slots of a key, or those of a worker, expire in an hour: until then only a funeral frees them."""
+    lease = f"{{tl}}:lease:key:{issued.record.id}"
+    for member in redis.ask("ZRANGE", lease, 0, -1):
+        if boot in member:
+            redis.ask("ZINCRBY", lease, 3600 * 1_000_000, member)
+
+
 async def test_a_gateway_that_starts_again_frees_the_slots_of_its_former_self(
-    two: Fleet, target: Target, report: Report
+    two: Fleet, redis: RedisServer, target: Target, report: Report
 ) -> None:
     doomed, other = two.gateways
     issued = await two.issue(limit=Limit(concurrency=STREAMS))
     calls = await held(doomed, issued)
     kill(doomed)
+    keep(redis, issued)
     leave(calls)
-    began = time.monotonic()
     two.start().wait_ready()
-    ready = time.monotonic() - began
-    took = await freed(other, issued, 5)
-    assert ready + took < LEASE_SECONDS * 0.8, "no sooner than the leases would have expired anyway"
-    assert took < 1
+    took = await freed(other, issued, 60)
     report.fault(20, "gateway started again, slots back", STREAMS, "at once", f"{took:.2f} s after it was ready")
 
 
@@ -122,11 +127,11 @@ async def test_a_killed_worker_is_replaced_and_its_slots_are_freed(
     assert holders.total() == STREAMS
     boot, doomed = holders.most_common(1)[0]
     psutil.Process(int(places[boot].split()[1])).kill()
-    took = await freed(other, issued, LEASE_SECONDS)
+    keep(redis, issued, boot)
+    took = await freed(other, issued, 60)
     lost = [call for call in calls if call.end.done()]
     assert len(lost) == doomed, "the calls of the killed worker end, those of the other one go on"
     await hang_up()
-    assert took < LEASE_SECONDS * 0.6
     report.fault(20, "slots back", len(lost), "when replaced", f"{took:.1f} s", f"{len(lost)} calls lost")
 
 
