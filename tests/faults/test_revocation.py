@@ -62,7 +62,7 @@ def deaf(three: Fleet, own_redis: RedisServer) -> Iterator[None]:
 
 
 async def late(three: Fleet, redis: RedisServer, limit: Limit) -> list[list[float]]:
-    """Revoke a key in use through all gateways; for each client, how long after that the calls were sent that got in."""
+    """Revoke a key in use through all gateways; for each client, how long after that calls were sent that got in."""
     issued = await three.issue(limit=limit)
     over, calls = asyncio.Event(), [list[Exchange]() for _ in range(CLIENTS)]
 
@@ -86,7 +86,7 @@ async def late(three: Fleet, redis: RedisServer, limit: Limit) -> list[list[floa
     await asyncio.gather(*clients)
     for each in calls:
         statuses = [call.status for call in each]
-        assert statuses == sorted(statuses) and set(statuses) == {200, 401}, "served before, refused for good afterwards"
+        assert statuses == sorted(statuses) and set(statuses) == {200, 401}, "once refused, always refused"
     return [[call.sent - revoked for call in each if call.status == 200 and call.sent > revoked] for each in calls]
 
 
