@@ -37,6 +37,8 @@ class Call(Struct, frozen=True):
     path: str = ""
     """Of the endpoint `passed`: the path that is asked for."""
     method: str = "POST"
+    item: str = ""
+    """Of the endpoint `responses/stored`: what follows `/v1/responses/`, the response's id first."""
 
     def __post_init__(self) -> None:
         if self.asked is UNREAD:
@@ -205,6 +207,17 @@ class ParsesTools(Protocol):
 
     unparsed: bytes
     """What `tool_choice` must be, as JSON, for tools to be shown and the model's text to stay as it is."""
+
+
+@runtime_checkable
+class CountsChats(Protocol):
+    """For servers that can be asked how many tokens the prompt of a chat has, its template applied."""
+
+    chat_tokens_path: str
+    """Takes the body of a chat by POST."""
+
+    def chat_tokens(self, body: bytes) -> int:
+        """The number in such an answer; raises `ValueError` when it is not understood."""
 
 
 @runtime_checkable

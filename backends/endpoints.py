@@ -9,6 +9,7 @@ Endpoint = Literal[
     "completions",
     "embeddings",
     "responses",
+    "responses/stored",
     "messages",
     "messages/count_tokens",
     "rerank",
@@ -40,7 +41,9 @@ STREAMED: Final[frozenset[Endpoint]] = frozenset(
 """Their answers come as streams, if the client asks for that."""
 FORMS: Final[frozenset[str]] = frozenset({"audio/transcriptions", "audio/translations"})
 """Their bodies are multipart forms."""
-UNCOUNTED: Final[frozenset[str]] = FORMS | {"messages/count_tokens", "tokenize", "detokenize"}
+STORED: Final[Endpoint] = "responses/stored"
+"""What is done with a response that its server keeps: it is shown, deleted, stopped."""
+UNCOUNTED: Final[frozenset[str]] = FORMS | {STORED, "messages/count_tokens", "tokenize", "detokenize"}
 """No model works on them, or no tokens are counted: they are requests, and nothing else."""
 SILENT: Final[frozenset[str]] = UNCOUNTED | {"embeddings", "rerank", "score", "decisions"}
 """Their answers are no text of a model."""

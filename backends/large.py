@@ -19,7 +19,7 @@ from msgspec import Raw, Struct, structs
 
 from backends import asked, surrogates
 from backends.asked import Asked
-from backends.body import Body, Malformed
+from backends.body import MAX_KEYS, Body, Malformed, too_many_keys
 
 WINDOW: Final = 32 * 1024
 """Bytes that are read at once."""
@@ -136,7 +136,7 @@ class _Scan:
     """A walk along a body: from text to text and from bracket to bracket, and in leaps over what is between them."""
 
     def __init__(self, raw: bytes, elements: int) -> None:
-        self._raw, self._elements, self._seen = raw, elements, 0
+        self._raw, self._elements, self._seen, self._keys = raw, elements, 0, 0
         self.short: list[bytes] = []
         """The pieces of the short body."""
         self.commas = 0
@@ -203,6 +203,10 @@ class _Scan:
             self._count()
         if key and end - start > LONG:
             raise Malformed("the body has a key that is too long")
+        if key and len(self._stack) == 1:
+            self._keys += 1
+            if self._keys > MAX_KEYS:
+                raise too_many_keys()
         if not key and end - start > (LONG if self._length < PLENTY else BRIEF):
             self._leave_out(start, end - 1)
         return key

@@ -105,7 +105,31 @@ class NativeResponses(Native):
         return Responses()
 
 
-_KINDS: Final[dict[Endpoint, type[Native]]] = {"messages": NativeMessages, "responses": NativeResponses}
+class StoredResponses(Native):
+    """What is done with a response that the server keeps."""
+
+    def request(self, call: Call, target: Target) -> UpstreamRequest:
+        headers = {} if target.api_key is None else {"authorization": "Bearer " + target.api_key}
+        return UpstreamRequest("/v1/responses/" + call.item, headers, b"", call.method)
+
+    def reply(self, call: Call, body: bytes) -> Reply:
+        return Reply(body, NOTHING)  # what it took was charged when it was made
+
+    def refusal(self, call: Call, status: int, body: bytes) -> tuple[int, bytes] | None:
+        """Most servers cannot do all of it."""
+        own = super().refusal(call, status, body)
+        if status in (404, 405, 501) and (own is None or b'"error"' not in own[1]):
+            words = f"The server of this model cannot {_WHAT.get(call.method, 'do that with')} responses"
+            return 404, msgspec.json.encode({"detail": words + " that it keeps."})
+        return own
+
+
+_WHAT: Final = {"GET": "show", "DELETE": "delete", "POST": "stop"}
+_KINDS: Final[dict[Endpoint, type[Native]]] = {
+    "messages": NativeMessages,
+    "responses": NativeResponses,
+    "responses/stored": StoredResponses,
+}
 _PATHS: Final[dict[Endpoint, str]] = {"tokenize": "/tokenize", "detokenize": "/detokenize"}
 
 

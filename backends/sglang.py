@@ -32,7 +32,8 @@ class SGLang(OpenAI):
 
     def __init__(self) -> None:
         self.endpoints = self.speaks(
-            "responses", "messages", "messages/count_tokens", "rerank", "score", "tokenize", "detokenize"
+            *("responses", "responses/stored", "messages", "messages/count_tokens"),
+            *("rerank", "score", "tokenize", "detokenize"),
         )
         self.endpoints = {**self.endpoints, **recordings("audio/transcriptions")}
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 from msgspec import Struct, structs
 
+from backends import answers
 from backends.api import Call, Facts, Gauges, StreamReader
 from backends.counters import counted
 from backends.exposition import Exposition
@@ -26,6 +28,7 @@ class VLLM(OpenAI):
     counters_path = gauges_path = "/metrics"
     wake_path = "/wake_up"
     unparsed = b'"none"'
+    chat_tokens_path = "/tokenize"
     fact_paths = (MODELS, "/version")
     inference_paths = (
         *OpenAI.inference_paths,
@@ -36,7 +39,7 @@ class VLLM(OpenAI):
 
     def __init__(self) -> None:
         spoken = self.speaks(
-            *("responses", "messages", "messages/count_tokens"),
+            *("responses", "responses/stored", "messages", "messages/count_tokens"),
             *("rerank", "score", "decisions", "tokenize", "detokenize"),
         )
         self.endpoints = {**spoken, **recordings()}
@@ -69,6 +72,10 @@ class VLLM(OpenAI):
         about = understood(answers, "/version", _About)
         return structs.replace(listed(answers, model), version=about and about.version)
 
+    def chat_tokens(self, body: bytes) -> int:
+        told: _Tokenized = answers.decoded(_tokenized, body)
+        return told.count
+
     def check(self, call: Call) -> None:
         pass
 
@@ -77,6 +84,13 @@ class VLLM(OpenAI):
 
     def resume(self, call: Call, said: str) -> Call:
         return continued(call, said, continue_final_message=b"true", add_generation_prompt=b"false")
+
+
+class _Tokenized(Struct):
+    count: int
+
+
+_tokenized = msgspec.json.Decoder(_Tokenized)
 
 
 class _About(Struct):

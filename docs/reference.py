@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import click
 import msgspec
@@ -88,6 +88,8 @@ def _type(kind: Any) -> str:
         prefix = {tuple: "list of ", dict: "mapping to "}.get(shape, "")
         return f"{prefix}[{named[0].__name__}](#{named[0].__name__.lower()})"
     plain = [part for part in get_args(kind) if part is not type(None)] if type(None) in get_args(kind) else [kind]
+    if get_origin(plain[0]) is tuple and get_origin(get_args(plain[0])[0]) is Literal:
+        return "list of " + ", ".join(f"`{each}`" for each in get_args(get_args(plain[0])[0]))
     shown = {
         tuple[str, ...]: "list of texts",
         dict[str, str]: "mapping of texts",

@@ -88,6 +88,9 @@ class BodyRulesBody(_Strict, frozen=True):
         Change[dict[str, Any]],
         Meta(description="Values of fields that are missing or null; they go before a route's"),
     ] = UNSET
+    system_prompt: Annotated[
+        Change[str], Meta(description="Goes before the caller's own, and behind a route's; empty: none")
+    ] = UNSET
 
 
 class NewKey(_Strict, frozen=True):
@@ -103,6 +106,9 @@ class NewKey(_Strict, frozen=True):
     ] = ("*",)
     default_route: Annotated[
         str, Meta(max_length=256, description="What calls ask for that name no model; empty: what the table says")
+    ] = ""
+    user_header: Annotated[
+        str, Meta(max_length=128, description="The header that names the user of a call, and is believed; empty: none")
     ] = ""
     limit: LimitBody = LimitBody()
     model_limits: Annotated[
@@ -125,6 +131,7 @@ class KeyChange(_Strict, frozen=True):
     models: Annotated[tuple[Text, ...], Meta(min_length=1)] | UnsetType = UNSET
     endpoints: Annotated[tuple[Text, ...], Meta(min_length=1)] | UnsetType = UNSET
     default_route: Annotated[str, Meta(max_length=256)] | UnsetType = UNSET
+    user_header: Annotated[str, Meta(max_length=128)] | UnsetType = UNSET
     limit: Change[LimitBody] = UNSET
     model_limits: Change[dict[str, LimitBody | None]] = UNSET
     priority: Priority | UnsetType = UNSET
@@ -197,6 +204,7 @@ class Key(Struct, frozen=True, kw_only=True):
     models: tuple[str, ...]
     endpoints: tuple[str, ...]
     default_route: str
+    user_header: str
     limit: Limit
     model_limits: dict[str, Limit]
     priority: Priority

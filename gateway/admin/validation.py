@@ -9,6 +9,7 @@ from typing import Final, get_args
 
 from backends.endpoints import Endpoint
 from gateway.auth.networks import networks
+from gateway.config.connections import CALLERS, TOKEN
 from gateway.config.names import matches
 from gateway.core.batches import Storage
 from gateway.core.body_rules import NO_RULES, BodyRules, mistakes
@@ -77,6 +78,17 @@ def default_route(value: object) -> str:
     return value
 
 
+def user_header(value: object) -> str:
+    """The name of a header, in lower case; empty: none."""
+    if value == "":
+        return ""
+    if not isinstance(value, str) or len(value) > 128 or not TOKEN.fullmatch(value):
+        raise ValueError(f"user_header {value!r}: expected a header's name such as x-openwebui-user-id")
+    if value.lower() in CALLERS:
+        raise ValueError(f"user_header {value!r}: this header holds credentials, or names no user")
+    return value.lower()
+
+
 def priority(value: object) -> str:
     """How important the key's calls are."""
     if value not in PRIORITIES:
@@ -129,7 +141,7 @@ def model_limits(value: object) -> dict[str, Limit]:
 def body(value: object) -> BodyRules | None:
     """Rules for bodies; None: there are none."""
     if value is not None and not isinstance(value, BodyRules):
-        raise ValueError(f"body: expected rules for bodies (deny, set, default), not {value!r}")
+        raise ValueError(f"body: expected rules for bodies (deny, set, default, system_prompt), not {value!r}")
     for place, told in mistakes(value or NO_RULES):
         raise ValueError(f"body.{place[0]}: {told}")
     return None if value == NO_RULES else value

@@ -70,6 +70,8 @@ class Tools(Struct, frozen=True):
     """Seconds after a line in which no other one begins beside calls that somebody waits for."""
     bodies: Callable[[], Bodies]
     """How large a line may be, among other things."""
+    counted: Callable[[int, int], None]
+    """So many good answers and errors were recorded."""
 
 
 class Run:
@@ -278,6 +280,8 @@ class Run:
                 return await self._tools.known.record(self.batch, name, lines, done)
 
             if await (_insisted(record) if retry else record()):
+                good = sum(answer.good for answer in answers)
+                self._tools.counted(good, len(answers) - good)
                 for piece in done:
                     self.held.pop(piece, None)
                 if not self.ending:

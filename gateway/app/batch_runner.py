@@ -11,6 +11,7 @@ from typing import Final, cast
 
 from msgspec import structs
 
+from gateway.app.batch_counts import BatchCounts
 from gateway.app.batch_line import LineClient, LineKeys
 from gateway.app.batch_run import Run, Tools, why
 from gateway.app.batch_turns import Turns
@@ -21,6 +22,7 @@ from gateway.call import serve
 from gateway.core.batches import Batch
 from gateway.core.errors import FilesUnavailable
 from gateway.http.server import DataPlane
+from gateway.metering import Metrics
 from gateway.store import RENEW_SECONDS, Store, StoreDown
 from gateway.targets.load import RATE
 
@@ -37,7 +39,7 @@ SWEEP_SECONDS: Final = 3600.0
 
 
 class BatchRunner:
-    """`lines` is the most that are asked at once; with 0 this worker only removes what is to be forgotten."""
+    """`lines` is the most that are asked at once; with 0 this worker runs none, and tells others of its own calls."""
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class BatchRunner:
         plane: DataPlane,
         lines: int,
         boot: str,
+        metrics: Metrics,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._known, self._files, self._plane, self._now = store, store.batches, files, plane, now
@@ -53,9 +56,18 @@ class BatchRunner:
         self._others = False
         """Another worker has calls under way that somebody waits for."""
         self._turns = Turns(lines, self._is_interactive)
-        self._steps = Steps(store.batches, store.records, files, now)
+        self._counts = BatchCounts(metrics, self._turns)
+        self._steps = Steps(store.batches, store.records, files, now, self._counts.ended)
         self._tools = Tools(
-            store.batches, files.storage, self._steps, self._turns, boot, self._serve, self._gap, lambda: plane.bodies
+            store.batches,
+            files.storage,
+            self._steps,
+            self._turns,
+            boot,
+            self._serve,
+            self._gap,
+            lambda: plane.bodies,
+            self._counts.recorded,
         )
         self._runs: dict[str, Run] = {}
         self._word = asyncio.Event()
@@ -99,7 +111,7 @@ class BatchRunner:
             try:
                 self._word.clear()
                 await self._sweep()
-                active = bool(self._turns.lines) and await self._look()
+                active = await (self._look() if self._turns.lines else self._tell())
                 self._failing = False
             except (StoreDown, FilesUnavailable) as error:
                 log.log(logging.DEBUG if self._failing else logging.WARNING, "batches wait: %s", why(error))
@@ -117,6 +129,7 @@ class BatchRunner:
         if self._draining:
             return True
         active = {batch.id: batch for batch in await self._known.active()}
+        self._counts.active(active.values())
         for id, run in list(self._runs.items()):
             if id in active or run.in_step:
                 continue
@@ -130,6 +143,14 @@ class BatchRunner:
         if active:
             self._others = await self._known.interactive(bool(self._plane.running))
         return bool(active or self._runs)
+
+    async def _tell(self) -> bool:
+        """Have those that run batches know of this worker's calls; whether there are any batches."""
+        active = await self._known.active()
+        self._counts.active(active)
+        if active and self._plane.running:
+            await self._known.interactive(True)
+        return bool(active)
 
     async def _hold(self) -> None:
         now = time.monotonic()

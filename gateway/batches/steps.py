@@ -30,8 +30,16 @@ _UNANSWERED: Final = {
 class Steps:
     """Each step can be begun anew by another worker, wherever the one before has died: it does the same again."""
 
-    def __init__(self, known: Batches, records: Records, files: Files, now: Callable[[], float] = time.time) -> None:
-        self._known, self._records, self._files, self._now = known, records, files, now
+    def __init__(
+        self,
+        known: Batches,
+        records: Records,
+        files: Files,
+        now: Callable[[], float] = time.time,
+        ended: Callable[[str], object] = lambda status: None,
+    ) -> None:
+        """`ended` is told what a batch that ends here has become."""
+        self._known, self._records, self._files, self._now, self._ended = known, records, files, now, ended
 
     async def change(self, batch: Batch, **fields: Any) -> Batch | None:
         """Write a change; None: somebody else has changed the batch since."""
@@ -40,6 +48,8 @@ class Steps:
             await self._known.put(changed)
         except Conflict:
             return None
+        if changed.ended:
+            self._ended(changed.status)
         return changed
 
     async def finalize(self, batch: Batch, ends_as: str = "completed") -> None:

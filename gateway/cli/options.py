@@ -158,6 +158,7 @@ def body_options(command: F) -> F:
             click.option(name, field, multiple=True, type=Parsed("FIELD=JSON", field_value), help=text)
             for name, field, text in (("--body-set", "set_fields", whatever), ("--body-default", "defaults", missing))
         ),
+        click.option("--system-prompt", metavar="TEXT", help="Goes before its calls' own, and behind a route's."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -166,7 +167,12 @@ def body_options(command: F) -> F:
 
 def body_rules(options: dict[str, Any]) -> dict[str, Any]:
     """The rules for bodies that these options give; what was not given is not in it."""
-    given = {"deny": [*options["denied"]], "set": dict(options["set_fields"]), "default": dict(options["defaults"])}
+    given: dict[str, Any] = {
+        "deny": [*options["denied"]],
+        "set": dict(options["set_fields"]),
+        "default": dict(options["defaults"]),
+    }
+    given["system_prompt"] = options["system_prompt"]
     return {name: value for name, value in given.items() if value}
 
 

@@ -14,6 +14,7 @@ from backends import registry
 from backends.endpoints import Endpoint
 from gateway.config import checks, units
 from gateway.config.addresses import check_addresses
+from gateway.config.caching import ResponseCacheSpec
 from gateway.config.connections import TLSSpec
 from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price, StorageSpec
 from gateway.config.located import Document, Mistake, Mistakes, unread
@@ -205,6 +206,9 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     and a failure an event of the stream; default: never."""
     hold: Seconds | None = None
     """How long a call may wait for targets that are starting, restarting or asleep; default: it is not held."""
+    system_prompt: str = ""
+    """Goes before the system message of chats, `system` of messages and `instructions` of responses; keys have such
+    prompts, too, which come behind it."""
     body: BodySpec = BodySpec()
     """What callers' bodies may hold."""
     limits: LimitSpec = LimitSpec()
@@ -213,6 +217,13 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """Of each key on this model."""
     price: Price | None = None
     """What its tokens cost; without it its calls are free of charge."""
+    response_cache: ResponseCacheSpec | None = None
+    """Answers are given again to calls that ask for exactly the same; default: none is."""
+
+    @property
+    def rules(self) -> BodyRules:
+        """What is the gateway's to decide of bodies, as all who apply it know it."""
+        return msgspec.structs.replace(self.body.rules, system_prompt=self.system_prompt)
 
     @property
     def queue_wait(self) -> float:
@@ -430,6 +441,7 @@ def parts() -> list[type[Struct]]:
         BodySpec,
         CorsSpec,
         Price,
+        ResponseCacheSpec,
     ]
     limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec, StorageSpec]
     return [Table, *route, *limits, Bodies, TableTest, Ask, Expect]

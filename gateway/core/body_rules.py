@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Raw, Struct, structs
 
 from backends import asked
 from backends.api import Call
@@ -14,6 +14,7 @@ from backends.asked import BOUNDS, CHOICES, HUGE, NESTED, Asked
 from backends.body import Body
 from backends.endpoints import UNCOUNTED
 from gateway.core.errors import BadRequest, denied_field
+from gateway.core.system_prompt import BETWEEN, with_prompt
 
 CALL: Final = frozenset(
     ("model", "stream", "stream_options", "messages", "prompt", "input", "inputs", "parameters", "prompt_embeds")
@@ -39,6 +40,8 @@ class BodyRules(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Values of fields, whatever callers send; None takes a field out."""
     default: dict[str, Any] = {}
     """Values of fields that are missing, or null."""
+    system_prompt: str = ""
+    """Goes before what chats, messages and responses have of one."""
 
 
 NO_RULES: Final = BodyRules()
@@ -54,6 +57,8 @@ def mistakes(rules: BodyRules) -> Iterator[tuple[tuple[str, ...], str]]:
             if told := _odd_name(name) or _odd(part, name, names[name] if isinstance(names, dict) else ""):
                 yield (part, name), told
     yield from _contradictions(rules)
+    if len(rules.system_prompt.encode(errors="replace")) > MOST_BYTES:
+        yield ("system_prompt",), f"it has at most {MOST_BYTES} bytes"
     values = (*rules.set.values(), *rules.default.values())
     if not any(map(_is_no_json, values)) and (size := len(msgspec.json.encode(values))) > MOST_BYTES:
         yield ("set",), f"its values and those of 'default' have {size} bytes; at most {MOST_BYTES} are possible"
@@ -147,6 +152,9 @@ def ruled(call: Call, route: BodyRules, key: BodyRules | None) -> Call:
     for names, (name, value) in defaults.items():
         if names not in sets and all(bytes(fields.get(each, b"null")) == b"null" for each in names):
             changes[_written(call.endpoint, name)] = msgspec.json.encode(value)
+    if prompt := BETWEEN.join(filter(None, (route.system_prompt, key.system_prompt))):
+        now = {**fields, **{name: Raw(value or b"null") for name, value in changes.items()}}
+        changes |= with_prompt(call.endpoint, now, prompt)
     if not changes:
         return call
     body = call.body.changed(changes)
@@ -156,7 +164,7 @@ def ruled(call: Call, route: BodyRules, key: BodyRules | None) -> Call:
 def _nested(call: Call) -> set[str]:
     """Fields that stand within another one."""
     raw = bytes(call.body.fields.get(NESTED.get(call.endpoint, ""), b""))
-    return set(msgspec.json.decode(raw, type=dict[str, msgspec.Raw])) if raw.startswith(b"{") else set()
+    return set(msgspec.json.decode(raw, type=dict[str, Raw])) if raw.startswith(b"{") else set()
 
 
 def _merged(call: Call, *rules: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[str, Any]]:
@@ -173,7 +181,7 @@ def _asked(call: Call, body: Body) -> Asked:
     """What the call asks for with this body instead of its own."""
     if call.asked.conversation is None:
         return asked.read(call.endpoint, len(body.raw), body.fields)
-    # It was read in windows, as it is large: no rule changes its prompt.
+    # It was read in windows, as it is large: no rule changes more of its prompt than its length.
     counted = asked.read("embeddings", 0, {name: raw for name, raw in body.fields.items() if name in COUNTED})
     return structs.replace(
         call.asked,

@@ -14,6 +14,7 @@ GatewayError
     NoRoute                  404 no route by that model name
       NotServed              404 no server of the model has the endpoint
       NoResponse             404 no response of that id that is known of
+        NotStored            404 nor is it kept: it cannot be shown, deleted or stopped
         ResponseGone         404 the target that has the response is in no table any more
     NotFound                 404 no such path
       NoFile                 404 the tenant has no such file
@@ -174,6 +175,14 @@ class NoResponse(NoRoute):
 
     code = "previous_response_not_found"
     error_type = "caller_unknown_response"
+
+
+class NotStored(NoResponse):
+    """The same, in OpenAI's words, for who asks for the response itself."""
+
+    type = "invalid_request_error"
+    code = "response_not_found"
+    error_type = "caller_response_not_stored"
 
 
 class ResponseGone(NoResponse):

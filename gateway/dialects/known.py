@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from backends.api import CountsChats
 from backends.capabilities import Capabilities
 from gateway.dialects.dialect import Dialect
 from gateway.dialects.generate.dialect import Generate
+from gateway.dialects.messages.counting import Counting
 from gateway.dialects.messages.dialect import Messages
 from gateway.dialects.parsing import Parsing
 from gateway.dialects.responses.dialect import Responses
@@ -21,6 +23,7 @@ FOR: Final[Mapping[str, Dialect]] = {
 }
 """By the endpoint that clients ask for."""
 CHATS: Final = "chat/completions"
+COUNTS: Final = "messages/count_tokens"
 
 
 def translated(native: Mapping[Any, Capabilities], parser: str | None = None) -> dict[Any, Capabilities]:
@@ -35,4 +38,7 @@ def translated(native: Mapping[Any, Capabilities], parser: str | None = None) ->
     for endpoint, dialect in FOR.items():
         if dialect.asks in native and (endpoint not in native or (parser is not None and dialect.asks == CHATS)):
             spoken[endpoint] = Translating(spoken[dialect.asks], dialect).capabilities()
+    chats = native.get(CHATS)
+    if COUNTS not in native and chats is not None and isinstance(chats.adapter, CountsChats):
+        spoken[COUNTS] = Counting(chats, chats.adapter).capabilities()
     return spoken

@@ -15,7 +15,7 @@ from msgspec.json import Decoder
 from backends.api import UNREAD, Call
 from backends.asked import Asked
 from backends.body import Body, Malformed
-from backends.endpoints import ALWAYS_STREAMED, ANTHROPIC, FORMS, STREAMED, Endpoint
+from backends.endpoints import ALWAYS_STREAMED, ANTHROPIC, FORMS, STORED, STREAMED, Endpoint
 from backends.form import Form
 from backends.large import SURELY_FEW, is_large
 from backends.large import read as read_large
@@ -40,6 +40,7 @@ from gateway.http.framing import SUSPECT, refuse_ambiguous
 from gateway.http.identity import new_id
 from gateway.http.request import Request
 from gateway.http.source import source_of
+from gateway.http.stored import item_of
 
 _CONTENT_TYPE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,199}")
 _TRACE_VALUE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
@@ -47,7 +48,7 @@ _OWN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 OWN_ID: Final = b"x-client-request-id"
 """Says the client's own id back to it; `x-request-id` is ours, and unique."""
 STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-BY_HAND: Final = FORMS | {"passed"}
+BY_HAND: Final = FORMS | {"passed", STORED}
 """Endpoints whose bodies need not be JSON."""
 COMMENT: Final = b": keep-alive\n\n"
 PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -165,6 +166,8 @@ class Client:
     def _odd(self, raw: bytes, content_type: str, default: str) -> Call:
         """A call whose body may be a form, or nothing at all."""
         request, passed = self._request, self._endpoint == "passed"
+        if self._endpoint == STORED:
+            return Call(self.call_id, STORED, "", Body(b"{}"), method=request.method, item=item_of(request))
         try:
             body = Body(raw if request.method == "POST" else b"{}") if passed else Form(raw, content_type)
         except Malformed as error:

@@ -13,6 +13,7 @@ from litestar.openapi.spec import (
     OpenAPIMediaType,
     OpenAPIResponse,
     Operation,
+    Parameter,
     PathItem,
     Reference,
     RequestBody,
@@ -48,6 +49,12 @@ _ENDPOINTS: dict[Endpoint, tuple[str, dict[str, Schema]]] = {
     "audio/transcriptions": ("The text of a recording", {"file": _STRING, "stream": _BOOLEAN}),
     "audio/translations": ("The text of a recording, in English", {"file": _STRING, "stream": _BOOLEAN}),
     "generate/root": ("The same, as a list", {"inputs": _STRING, "parameters": _OBJECT, "stream": _BOOLEAN}),
+}
+_KEPT = {
+    "get": ("/v1/responses/{response_id}", "Show a response that its server keeps"),
+    "delete": ("/v1/responses/{response_id}", "Delete a response that its server keeps"),
+    "post": ("/v1/responses/{response_id}/cancel", "Stop a response"),
+    "get of items": ("/v1/responses/{response_id}/input_items", "What a response answers"),
 }
 _ERRORS = {
     "400": "The body cannot be routed, or asks what the target cannot do",
@@ -133,6 +140,8 @@ def describe_data_plane(app: Litestar) -> None:
         summary, properties = _ENDPOINTS[endpoint]
         described = paths.setdefault(path, PathItem())  # at the root there is something to get as well
         described.post = _operation(path, endpoint, summary, properties)
+    for which, (path, summary) in _KEPT.items():
+        setattr(paths.setdefault(path, PathItem()), which.partition(" ")[0], _of_kept(path, which, summary))
     for path, item in paths.items():
         for operation in filter(None, (item.get, item.post, item.delete)):
             if path.startswith("/v1/models") or path == "/info":
@@ -141,6 +150,20 @@ def describe_data_plane(app: Litestar) -> None:
                 _secured(operation, {**_MODEL_ERRORS, **_STORED_ERRORS})
     if (upload := paths.get("/v1/files")) is not None and upload.post is not None:
         upload.post.request_body = RequestBody(content={"multipart/form-data": OpenAPIMediaType(schema=_UPLOAD)})
+
+
+def _of_kept(path: str, which: str, summary: str) -> Operation:
+    """What can be done with a response, as an operation of its path."""
+    pattern = Schema(type=OpenAPIType.STRING, pattern="^[A-Za-z0-9_-]{1,128}$")
+    good = {"application/json": OpenAPIMediaType(schema=_OBJECT)}
+    return Operation(
+        operation_id=f"v1_responses_{which.replace(' ', '_')}",
+        tags=["inference"],
+        summary=summary,
+        security=_KEY,
+        parameters=[Parameter(name="response_id", param_in="path", required=True, schema=pattern)],
+        responses={"200": OpenAPIResponse(summary, content=good), **_refusals(_ERRORS)},
+    )
 
 
 def _secured(operation: Operation, refusals: dict[str, str]) -> None:

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from backends.endpoints import PATHS, Endpoint
+from backends.endpoints import PATHS, STORED, Endpoint
 from gateway.auth import Network
-from gateway.call import Parts, serve
+from gateway.call import Parts, serve, serve_stored
 from gateway.config.table import Bodies, CorsSpec
 from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated, without_frames
 from gateway.http import asgi
@@ -18,6 +18,7 @@ from gateway.http.client import Client
 from gateway.http.connection import Connection
 from gateway.http.cors import Cors
 from gateway.http.request import Request
+from gateway.http.stored import of_stored
 
 _TARGETS: Final = {path.encode(): endpoint for path, endpoint in PATHS.items()}
 """Nearly all requests name one of these as it is."""
@@ -78,17 +79,22 @@ class DataPlane:
         if self.cors is not None and self.cors.allow(request, answer):
             return
         endpoint = _TARGETS.get(request.target) or PATHS.get(request.path) or self.parts.routes.passes.get(request.path)
+        endpoint = endpoint or of_stored(request)
         if endpoint is None or (endpoint == "generate/root" and request.method != "POST"):
             await asgi.serve(self._others, connection, request, answer)
             return
         client = Client(connection, request, answer, endpoint, self.bodies, self._proxies, self._memory)
         self._calls.add(client)
         try:
-            if request.method != "POST" and not (endpoint == "passed" and request.method == "GET"):
+            if (
+                request.method != "POST"
+                and endpoint != STORED
+                and not (endpoint == "passed" and request.method == "GET")
+            ):
                 raise MethodNotAllowed(f"{request.method} is not possible here; use POST.")
             if EXPLAIN in client.headers:
                 await self._allow_explanation(client, endpoint)
-            await serve(self.parts, endpoint, client)
+            await (serve_stored if endpoint == STORED else serve)(self.parts, endpoint, client)
         except GatewayError as error:
             client.fail(without_frames(error))
         except asyncio.CancelledError:

@@ -39,11 +39,13 @@ class Metrics:
         self._gauges: list[Gauge] = []
         self._make_calls()
         self._make_aborts()
+        self._make_cache()
         self._make_limits()
         self._make_routing()
         self._make_targets()
         self._make_connections()
         self._make_engines()
+        self._make_batches()
 
     def _make_calls(self) -> None:
         """Calls, their times and tokens."""
@@ -94,7 +96,8 @@ class Metrics:
         )
         self.usage_source = self._counter(
             "usage_source_total",
-            "Calls that reached a target, by where their token counts come from: upstream, capped, counted, estimated.",
+            "Calls that were answered or reached a target, by where their token counts come from: upstream, capped, "
+            "counted, estimated, cache (the answer was kept, and took none).",
             "route",
             "source",
         )
@@ -143,6 +146,30 @@ class Metrics:
             "(none did), refused (the call or its answer so far is of a kind that cannot go on elsewhere).",
             "route",
             "outcome",
+        )
+
+    def _make_cache(self) -> None:
+        """Answers that are kept, and given again."""
+        self.cache = self._counter(
+            "response_cache_total",
+            "Calls that took part in the response cache: hit, miss, refresh (the call asked for a new answer), "
+            "unavailable (the cache did not answer in time), unreadable (what is there is no answer of ours, or not "
+            "whole).",
+            "route",
+            "outcome",
+        )
+        self.cache_kept = self._counter(
+            "response_cache_answers_total",
+            "Answers of such calls that ended well: kept, too_large, no_memory (as many are being copied as may be), "
+            "not_whole (not all that was asked for has told why it ended), unavailable (the cache did not take it).",
+            "route",
+            "outcome",
+        )
+        self.cache_saved = self._counter(
+            "response_cache_saved_tokens_total",
+            "Tokens that kept answers had taken when they were made, once for each hit, direction in or out.",
+            "route",
+            "direction",
         )
 
     def _make_limits(self) -> None:
@@ -369,6 +396,30 @@ class Metrics:
         )
         self.build = self._gauge("build_info", "Always 1; the label tells the version.", "livemax", "version")
         self.build.labels(__version__).set(1)
+
+    def _make_batches(self) -> None:
+        """Batches, and their lines as far as this gateway asks them."""
+        self.batches = self._gauge(
+            "batches",
+            "Batches that have not ended, by status (validating, in_progress, finalizing, cancelling), of all "
+            "gateways, each of which tells the same: take the largest, not the sum.",
+            "mostrecent",
+            "status",
+        )
+        self.batches_ended = self._counter(
+            "batches_ended_total",
+            "Batches that this gateway has brought to their end, by what became of them: completed, failed (a line of "
+            "its input was wrong), expired, cancelled.",
+            "status",
+        )
+        self.batch_lines = self._counter(
+            "batch_lines_total",
+            "Lines of batches for which this gateway has recorded an answer: completed, or failed with an error.",
+            "outcome",
+        )
+        self.batch_lines_in_flight = self._gauge(
+            "batch_lines_in_flight", "Lines of batches that are being asked now.", "livesum"
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"trunkline_{name}", text, labels, registry=self.registry)

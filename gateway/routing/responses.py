@@ -7,12 +7,10 @@ import logging
 import re
 from typing import Final
 
-from backends.api import Call, Chunk
+from backends.api import Call
 from backends.body import Malformed
-from gateway.core.errors import BadRequest, NoResponse, StoreUnavailable
-from gateway.routing.repair import Whole
+from gateway.core.errors import BadRequest, NoResponse, NotStored, StoreUnavailable
 from gateway.store import Homes, StoreDown
-from gateway.upstream import Exchange
 
 log = logging.getLogger("trunkline.routing")
 
@@ -20,6 +18,8 @@ FIELD: Final = "previous_response_id"
 KEPT_SECONDS: Final = 24 * 3600
 """How long it is remembered who has made a response. Engines keep them in memory."""
 MOST_ID: Final = 128
+BETWEEN: Final = "\n"
+"""What stands between a target's name and that of the model that its client asked for."""
 _ID = re.compile(rb'"id"\s*:\s*("resp_[A-Za-z0-9_-]{1,122}")')
 """The first id in an answer is that of the response."""
 
@@ -41,33 +41,63 @@ class Responses:
             raise BadRequest(f"{error}", param=FIELD) from None
         if not wanted:
             return ""
-        try:
-            home = await self._homes.recall(tenant, wanted) if len(wanted) <= MOST_ID else None
-        except StoreDown as error:
-            raise StoreUnavailable("Who has the response cannot be looked up at the moment.", retry_after=1) from error
+        home = await self._recall(tenant, wanted)
         if home is None:
             raise NoResponse(
                 f"The response {wanted[:MOST_ID]!r} was not found: it was made without 'store': true, or too long "
                 "ago. Send the whole conversation.",
                 param=FIELD,
             )
+        return home[0]
+
+    async def stored(self, call: Call, tenant: str) -> tuple[str, str]:
+        """The target that has the response that a call is about, and the model by which it was asked for.
+
+        Raises `NotStored`, `StoreUnavailable`.
+        """
+        wanted = stored_id(call)
+        home = await self._recall(tenant, wanted)
+        if home is None:
+            raise NotStored(f"Response with id '{wanted[:MOST_ID]}' not found.")
         return home
+
+    async def _recall(self, tenant: str, wanted: str) -> tuple[str, str] | None:
+        try:
+            home = await self._homes.recall(tenant, wanted) if len(wanted) <= MOST_ID else None
+        except StoreDown as error:
+            raise StoreUnavailable("Who has the response cannot be looked up at the moment.", retry_after=1) from error
+        if home is None:
+            return None
+        target, _, model = home.partition(BETWEEN)
+        return target, model
+
+    async def done(self, call: Call, tenant: str) -> None:
+        """What was asked of a stored response is done: one that was deleted is known no longer. What cannot be
+        forgotten is forgotten by itself, and its server does not have it any more."""
+        if call.method != "DELETE":
+            return
+        try:
+            await self._homes.forget(tenant, stored_id(call))
+        except StoreDown as error:
+            log.warning("a deleted response is not forgotten: %s", error)
 
     def made(self, call: Call, tenant: str) -> Made | None:
         """What remembers the response to a call; None: it is not to be kept."""
-        return Made(self._homes, tenant) if bytes(call.body.fields.get("store", b"")) == b"true" else None
+        kept = bytes(call.body.fields.get("store", b"")) == b"true"
+        return Made(self._homes, tenant, call.model) if kept else None
+
+
+def stored_id(call: Call) -> str:
+    """The id of the response that a call for one is about."""
+    return re.split("[/?]", call.item, maxsplit=1)[0]
 
 
 class Made:
     """A response that is being made."""
 
-    def __init__(self, homes: Homes, tenant: str) -> None:
-        self._homes, self._tenant = homes, tenant
+    def __init__(self, homes: Homes, tenant: str, model: str) -> None:
+        self._homes, self._tenant, self._model = homes, tenant, model
         self._id: str | None = None
-
-    def watch(self, exchange: Exchange | Whole, target: str) -> Watched:
-        """The same answer, of this target, seen on its way."""
-        return Watched(exchange, self, target)
 
     def look(self, data: bytes) -> None:
         """A piece of the answer has come."""
@@ -79,35 +109,7 @@ class Made:
         if self._id is None:
             return
         try:
-            await self._homes.remember(self._tenant, self._id, target, KEPT_SECONDS)
+            home = f"{target}{BETWEEN}{self._model}"
+            await self._homes.remember(self._tenant, self._id, home, KEPT_SECONDS)
         except StoreDown as error:
             log.warning("the target of a response is not remembered: %s", error)
-
-
-class Watched:
-    """An exchange whose response is remembered before its client has all of it."""
-
-    def __init__(self, exchange: Exchange | Whole, made: Made, target: str) -> None:
-        self._exchange, self._made, self._target = exchange, made, target
-        self.content_type = exchange.content_type
-
-    async def next(self) -> Chunk:
-        """As the exchange's."""
-        chunk = await self._exchange.next()
-        self._made.look(chunk.data)
-        if chunk.done:
-            await self._made.remember(self._target)
-        return chunk
-
-    @property
-    def kept(self) -> int:
-        """As the exchange's."""
-        return self._exchange.kept
-
-    def keep(self, size: int) -> None:
-        """As the exchange's."""
-        self._exchange.keep(size)
-
-    def close(self) -> None:
-        """As the exchange's."""
-        self._exchange.close()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from backends.api import Call
+from gateway.answers import Terms
 from gateway.config import RouteSpec
 from gateway.core.body_rules import BodyRules, ruled
 from gateway.routing.attempt import Attempt
@@ -43,9 +44,9 @@ class Route:
         `held` while none is there, by `clock`."""
         self.name, self.attempts = name, spec.retry.attempts
         self.price, self.fallback_route = spec.price, spec.fallback_route
-        self.rules, self.denied = spec.body.rules, frozenset(spec.body.deny)
+        self.rules, self.denied = spec.rules, frozenset(spec.body.deny)
         """Fields that bodies of its calls must not have."""
-        self.changes_bodies = bool(spec.body.set or spec.body.default)
+        self.changes_bodies = bool(spec.body.set or spec.body.default or spec.system_prompt)
         self.shadow_target = None if spec.shadow is None else spec.shadow.target.name
         self.public_model = spec.public_model
         self.resumes, self.trust_request_id = spec.resume == "text", spec.trust_request_id
@@ -59,6 +60,8 @@ class Route:
         """By which conversations are known, the best first."""
         self.keepalive = spec.keepalive
         """Seconds between signs of life for calls that wait for their first output; None: there are none."""
+        self.answers = Terms.of(name, spec)
+        """By what rules its answers are kept; None: they are not."""
         self.held, self.hold = held, spec.hold
         """Calls that wait for targets that are not there; for how long, None: they do not."""
         self.chooser = Chooser(name, tiers, clock)

@@ -61,6 +61,18 @@ class Routes:
             raise NotServed(f"The model {model!r} has no endpoint {endpoint!r}.", param="model")
         return route
 
+    def having(self, target: str, model: str, endpoint: str) -> Route:
+        """The route of a `model` whose response a target has. Raises `ResponseGone`, and `NotServed` where the target's
+        server does not have the `endpoint`."""
+        name = self._names.exact.get(model) or self._names.find(model) or self._of_lora(model)
+        for each in self._chains.get(name or "", ()):
+            for one in each.targets:
+                if one.name == target:
+                    if endpoint not in one.endpoints:
+                        raise NotServed(f"The model {model!r} has no endpoint {endpoint!r}.")
+                    return self._routes[name or ""]
+        raise ResponseGone("The server that has the response is not there any more.")
+
     def _of_lora(self, model: str) -> str | None:
         """The route whose engines have an adapter of this name."""
         return next((name for name, route in self._routes.items() if route.lists_loras and model in route.loras), None)

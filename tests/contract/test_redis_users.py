@@ -89,6 +89,7 @@ def work(store: RedisStore, name: str) -> list[Callable[[], Coroutine[Any, Any, 
         lambda: store.board.report(b"report"),
         lambda: store.homes.remember("t", "resp_1", "a", 60),
         lambda: store.homes.recall("t", "resp_1"),
+        lambda: store.homes.forget("t", "resp_1"),
         store.board.reports,
         store.verify,
     ]

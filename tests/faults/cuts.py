@@ -28,6 +28,8 @@ class Cut:
     """What of it must reach the client if nothing that was sent is lost."""
     way: str
     script: Script
+    sent: bool = False
+    """The target was asked, and has sent it. It was not where its connection ended as the call was written to it."""
     got: Exchange | None = None
 
     @property
@@ -46,7 +48,11 @@ class Cutter:
         self.cuts: list[Cut] = []
 
     def _answers(self, received: Received) -> Script:
-        return whole({}) if received.method == "GET" else self.cuts[received.json()["seed"]].script
+        if received.method == "GET":
+            return whole({})
+        cut = self.cuts[received.json()["seed"]]
+        cut.sent = True
+        return cut.script
 
 
 def unframed(got: Exchange) -> bytes:

@@ -109,9 +109,8 @@ async def test_gateways_are_upgraded_and_set_back_under_load(
             for _ in range(2):
                 rolling.start(earlier.COMMAND)
             await eventually(lambda: len(balancer.ready) == 2, "both are ready", 60)
-            secret = (await asyncio.to_thread(rolling.gateways[0].key, "--concurrency", str(WORKERS * CALLERS)))[
-                "secret"
-            ]
+            room = ("--concurrency", str(WORKERS * CALLERS))
+            secret = (await asyncio.to_thread(rolling.gateways[0].key, *room))["secret"]
             callers = [
                 asyncio.create_task(call_on(balancer, [chat("m", secret, stream=True), chat("m", secret)], over))
                 for _ in range(CALLERS)

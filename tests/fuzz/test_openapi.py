@@ -81,7 +81,7 @@ def _target(upstream: Upstream) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def plane(gateway: GatewayProcess) -> Api:
-    return Api(gateway.port, gateway.issue().secret, {"model_id": "team/x:1"})
+    return Api(gateway.port, gateway.issue().secret, {"model_id": "team/x:1", "response_id": "resp_1"})
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,31 @@ def test_lines_of_a_key_that_was_revoked_are_refused(batching: GatewayProcess, m
         assert len(failed) + len(results(other, batch.output_file_id)) == 50
 
 
+def test_metrics_tell_of_batches(batching: GatewayProcess, m: Target) -> None:
+    def seen(name: str, **labels: str) -> float:
+        found = samples(batching)
+        assert (f"trunkline_{name}", frozenset(labels.items())) in found, "series are there from the beginning"
+        return total(found, name, **labels)
+
+    names = ("completed", "failed", "expired", "cancelled")
+    before = {name: seen("batches_ended_total", status=name) for name in names}
+    lines = {name: seen("batch_lines_total", outcome=name) for name in ("completed", "failed")}
+    gate = Gate()
+    m.scripts = [whole({"error": {"message": "no"}}, 400)]
+    m.script = [gate, *whole(answer())]
+    with client(batching, tenant="counted") as ours:
+        batch = leave(ours, [line(number) for number in range(10)])
+        eventually(lambda: seen("batch_lines_in_flight") > 0, "lines are under way")
+        eventually(lambda: seen("batches", status="in_progress") == 1, "a batch is under way")
+        gate.open()
+        at_end(ours, batch)
+    eventually(lambda: seen("batches", status="in_progress") == 0, "none is any more")
+    eventually(lambda: seen("batches_ended_total", status="completed") == before["completed"] + 1, "it is completed")
+    assert all(seen("batches_ended_total", status=name) == before[name] for name in names[1:])
+    assert seen("batch_lines_total", outcome="completed") == lines["completed"] + 9
+    assert (seen("batch_lines_total", outcome="failed"), seen("batch_lines_in_flight")) == (lines["failed"] + 1, 0)
+
+
 def test_a_rate_is_waited_out(batching: GatewayProcess, m: Target) -> None:
     with client(batching, tenant="slow", limit=Limit(rpm=120)) as ours:
         batch = at_end(ours, leave(ours, [line(number) for number in range(123)]))

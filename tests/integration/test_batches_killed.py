@@ -15,9 +15,9 @@ import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.lazily import Lazily
 from harness.redis_server import RedisServer, redis_server
-from harness.upstream import Target, Upstream, answer, whole
+from harness.upstream import Gate, Target, Upstream, answer, whole
 from integration.batching import at_end, client, leave, line, results
-from integration.client import ask, chat, eventually
+from integration.client import ask, chat, eventually, request, wire
 from integration.engine import Pause
 from redis import Redis
 
@@ -38,6 +38,25 @@ def pair(upstream: Upstream, redis: RedisServer, tmp_path: Path) -> Iterator[lis
             )
             for _ in range(2)
         ]
+
+
+def test_batches_are_told_of_calls_of_gateways_that_run_none(
+    upstream: Upstream, redis: RedisServer, tmp_path: Path
+) -> None:
+    target, gate = upstream.target("beside"), Gate()
+    target.restore()
+    target.script = [gate, *whole(answer())]
+    table = json.dumps({"routes": {"m": {"targets": [{"name": "beside", "backend": "openai", "url": target.url}]}}})
+    env = {"TRUNKLINE_FILES": str(tmp_path / "files"), "TRUNKLINE_BATCH_LINES": "0"}
+    told = "{tl}:batches:interactive"
+    with gateway_process(table, redis_url=redis.url, env=env) as keeping, client(keeping, tenant="told") as ours:
+        batch = leave(ours, [line(0)])
+        assert not redis.ask("EXISTS", told)
+        with wire(keeping, request(chat("m"), keeping.issue().secret)):
+            eventually(lambda: redis.ask("EXISTS", told), "a call is under way")
+            assert keeping.metrics().count('trunkline_batches{status="validating"} 1.0') == 1
+            gate.open()
+        ours.batches.cancel(batch.id)
 
 
 @pytest.fixture

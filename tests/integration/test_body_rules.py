@@ -19,6 +19,7 @@ from gateway.core.types import Limit
 ROUTES = {
     "open": {"deny": []},
     "plain": {},
+    "prompted": {},
     "ruled": {
         "deny": ["logit_bias"],
         "set": {"max_tokens": 50, "user": "acme", "stop": None},
@@ -36,6 +37,7 @@ def ruling(upstream: Upstream, redis: RedisServer) -> Iterator[GatewayProcess]:
                "body": body}
         for name, body in ROUTES.items()
     }  # fmt: skip
+    routes["prompted"]["system_prompt"] = "Route."
     with gateway_process(json.dumps({"routes": routes}), redis_url=redis.url) as started:
         yield started
 
@@ -135,3 +137,17 @@ def test_a_change_of_a_keys_rules_holds_for_the_very_next_call(
     ruling.keys("update", issued.record.id, "--clear", "body")
     assert ask(ruling, chat("open", seed=1, max_tokens=3), issued.secret).status == 200
     assert arrived(targets["open"]) == {"seed": 1, "max_tokens": 3}
+
+
+def test_system_prompts_of_routes_and_keys_reach_the_target(ruling: GatewayProcess, targets: dict[str, Target]) -> None:
+    key = ruling.issue(body=BodyRules(system_prompt="Key."))
+    assert ask(ruling, chat("prompted"), key.secret).status == 200
+    sent = targets["prompted"].calls[-1].json()
+    assert sent["messages"] == [{"role": "system", "content": "Route.\n\nKey."}, *chat("prompted")["messages"]]
+    body = {"model": "prompted", "max_tokens": 5, "system": "Own.", "messages": chat("prompted")["messages"]}
+    assert ask(ruling, body, key.secret, "/v1/messages").status == 200  # translated
+    sent = targets["prompted"].calls[-1].json()
+    assert sent["messages"][0] == {"role": "system", "content": "Route.\n\nKey.\n\nOwn."}
+    plain = ruling.issue()
+    assert ask(ruling, chat("plain"), plain.secret).status == 200
+    assert targets["plain"].calls[-1].json()["messages"] == chat("plain")["messages"]

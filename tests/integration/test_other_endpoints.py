@@ -28,6 +28,7 @@ def others(upstream: Upstream) -> Iterator[GatewayProcess]:
     routes = {
         "native": {"targets": [target("native", "vllm", model="served")], "retry": {"attempts": 1}},
         "plain": {"targets": [target("plain", "openai")]},
+        "tgi": {"targets": [target("counting", "tgi")]},
         "ranker": {"targets": [target("ranker", "openai", endpoints=["rerank"])]},
         "mixed": {"targets": [target("mixed-plain", "openai"), target("mixed-native", "vllm")]},
     }
@@ -244,6 +245,20 @@ def test_keys_are_for_endpoints_too(others: GatewayProcess, native: Target) -> N
     counted = ask(others, {"model": "native", **MESSAGES}, narrow, "/v1/messages/count_tokens")
     refused = ask(others, {"model": "native", **RESPONSES}, narrow, "/v1/responses")
     assert (counted.status, refused.status, refused.error["code"]) == (200, 403, "endpoint_not_allowed")
+
+
+def test_tokens_are_counted_by_servers_that_tokenize_chats(
+    others: GatewayProcess, caller: str, upstream: Upstream
+) -> None:
+    target = upstream.target("counting")
+    target.restore()
+    target.script = whole({"tokenize_response": [{"id": 1}] * 7, "templated_text": "x"})
+    reply = ask(others, {"model": "tgi", **MESSAGES}, caller, "/v1/messages/count_tokens")
+    assert (reply.status, reply.json(), target.calls[0].path) == (200, {"input_tokens": 7}, "/chat_tokenize")
+    line = record(others, reply.header("x-request-id"))
+    assert (line["usage"]["prompt_tokens"], line["usage"]["source"]) == (0, "upstream")
+    refused = ask(others, {"model": "plain", **MESSAGES}, caller, "/v1/messages/count_tokens")
+    assert (refused.status, refused.json()["error"]["type"]) == (404, "not_found_error")
 
 
 @pytest.fixture

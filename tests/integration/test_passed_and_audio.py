@@ -15,6 +15,15 @@ from gateway.core.types import Limit
 
 HEARD = b'{"text":"Hello","usage":{"type":"duration","seconds":3}}'
 AUDIO = "/v1/audio/transcriptions"
+NEWER = [
+    "/v1/chat/completions/batch",
+    "/v1/chat/completions/render",
+    "/v1/chat/completions/derender",
+    "/v1/completions/render",
+    "/v2/embed",
+    "/inference/v1/generate",
+]
+"""Paths of vLLM's that came later."""
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +34,11 @@ def open_paths(upstream: Upstream) -> Iterator[GatewayProcess]:
     routes = {
         "one": {"targets": [target("one", model="served")], "passes": ["/pooling", "/v1/systemone", "/version"]},
         "two": {"targets": [target("two")], "passes": ["/classify"]},
+        "new": {
+            "targets": [target("new", model="served")],
+            "passes": NEWER,
+            "forward_headers": ["x-data-parallel-rank"],
+        },
         "ears": {"targets": [target("ears", "openai", endpoints=["audio/transcriptions"], model="whisper")]},
     }
     with gateway_process(json.dumps({"routes": routes, "default_route": "one"})) as started:
@@ -51,6 +65,26 @@ def test_a_listed_path_is_passed_on(open_paths: GatewayProcess, caller: str, ups
     assert (target.calls[0].path, target.calls[0].json()["model"]) == ("/pooling", "served")
     line = record(open_paths, reply.header("x-request-id"))
     assert (line["endpoint"], line["route"], line["usage"]["prompt_tokens"]) == ("passed", "one", 9)
+
+
+@pytest.mark.parametrize("path", NEWER)
+def test_what_engines_have_lately_can_be_listed(
+    open_paths: GatewayProcess, caller: str, upstream: Upstream, path: str
+) -> None:
+    target = renewed(upstream, "new")
+    said = b'{"choices": [ [{"token_ids":[1]}] ],"usage":{"prompt_tokens":4,"completion_tokens":3}}'
+    target.script = whole(said)
+    body = (
+        b'{ "model":"new","token_ids":[1, 2],"messages":[[{"role":"user","content":"a"}]],"sampling_params":{"n":1.0}}'
+    )
+    sent = {"content-type": "application/json", "x-data-parallel-rank": "3"}
+    reply = ask(open_paths, body, caller, path, headers=sent)
+    assert (reply.status, reply.body) == (200, said)
+    (call,) = target.calls
+    assert (call.path, call.body) == (path, body.replace(b'"new"', b'"served"'))
+    assert call.header("x-data-parallel-rank") == "3"
+    used = record(open_paths, reply.header("x-request-id"))["usage"]
+    assert (used["prompt_tokens"], used["completion_tokens"], used["source"]) == (4, 3, "upstream")
 
 
 def test_an_answer_without_usage_is_counted_by_its_bytes(

@@ -35,6 +35,31 @@ def test_a_body_arrives_byte_for_byte(gateway: GatewayProcess, key: str, solo: T
     assert solo.calls[0].body == body
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        ("completions", b'"prompt":["a", "b"],"n":2,"best_of":3,"echo":true,"logprobs":5'),
+        ("completions", b'"prompt":[1, 2,3],"suffix":"x"'),
+        ("completions", b'"prompt":[[1,2],[ 3]],"max_tokens":1e1'),
+        ("embeddings", b'"input":[[1,2],[3]],"encoding_format":"base64"'),
+        (
+            "chat/completions",
+            b'"messages":[{"role":"developer","content":"a"},{"role":"assistant","content":null,"refusal":"No.",'
+            b'"reasoning_content":"r"},{"role":"user","content":[{"type":"input_audio","input_audio":{"data":"aGk="}}]}],'
+            b'"modalities":["text","audio"],"audio":{"voice":"x"},"logprobs":true,"top_logprobs":2,"n":2,'
+            b'"max_completion_tokens":5,"return_token_ids":true,"reasoning_effort":"low"',
+        ),
+    ],
+)
+def test_old_and_odd_shapes_arrive_byte_for_byte(
+    gateway: GatewayProcess, key: str, solo: Target, endpoint: str, fields: bytes
+) -> None:
+    """What each adapter makes of them is in `tests/unit/backends/test_shapes.py`."""
+    body = b'{ "model":"solo" , %b }' % fields
+    assert ask(gateway, body, key, f"/v1/{endpoint}").status == 200
+    assert (solo.calls[0].path, solo.calls[0].body) == (f"/v1/{endpoint}", body)
+
+
 @pytest.mark.parametrize("size", [100_000, 5_000_000])
 def test_a_large_body_arrives_byte_for_byte(gateway: GatewayProcess, key: str, solo: Target, size: int) -> None:
     body = json.dumps(chat("solo", extra="ü" * (size // 6))).encode()

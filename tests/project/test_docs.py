@@ -32,6 +32,10 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_reference_is_in_words() -> None:
+    assert not re.search(r"typing\.|\btuple\[|\bdict\[|<class", REFERENCE)
+
+
 @pytest.mark.parametrize("kind", [*parts(), Settings])
 def test_every_key_and_setting_has_a_meaning(kind: type[msgspec.Struct]) -> None:
     texts = field_texts(kind)

@@ -63,7 +63,7 @@ class _OutputConfig(Struct):
 
 def chat_of(call: Call) -> Asking:
     """The chat that asks the same; raises `RequestRefused`."""
-    required(call, ("messages", "max_tokens"))
+    required(call, ("messages", "max_tokens") if call.endpoint == "messages" else ("messages",))
     refuse(call, CANNOT, "asks for what only Anthropic's own servers do")
     fields = rest(call, READ, RENAMED, CHANGES_NOTHING, CANNOT)
     for name, chats in RENAMED.items():

@@ -23,6 +23,9 @@ class LocalHomes:
         if len(self._homes) > MOST:
             self._homes.popitem(last=False)
 
+    async def forget(self, tenant: str, name: str) -> None:
+        self._homes.pop((tenant, name), None)
+
     async def recall(self, tenant: str, name: str) -> str | None:
         target, until = self._homes.get((tenant, name), ("", 0.0))
         return target if self._now() < until else None

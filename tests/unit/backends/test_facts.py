@@ -52,6 +52,18 @@ def test_a_llamacpp_that_routes_to_others_has_no_context_of_its_own() -> None:
     assert LlamaCpp().facts(told, None) == Facts(version="b1")
 
 
+def test_models_of_a_llamacpp_router_are_listed_whether_they_are_loaded_or_not() -> None:
+    statuses = ("loaded", "loading", "unloaded", "sleeping")
+    told = {
+        **cards(
+            *({"id": each, "status": {"value": each, "args": []}, "in_cache": True, "path": ""} for each in statuses)
+        ),
+        **answers(props={"role": "router", "max_instances": 4, "models_autoload": True, "total_slots": None}),
+    }
+    assert LlamaCpp().facts(told, "loading") == Facts(models=tuple(sorted(statuses)))
+    assert LlamaCpp().gauges('{"error":{"message":"model name is missing from the request"}}') is None
+
+
 @pytest.mark.parametrize("prompt", ["max_input_tokens", "max_input_length"])
 def test_tgi(prompt: str) -> None:
     info = {"model_id": "org/m", "version": "3.3.6", "max_total_tokens": 4096, prompt: 4000, "sha": None}

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -268,7 +269,7 @@ LEGAL = {
 def test_bodies_of_too_many_pieces_are_refused(name: str) -> None:
     raw = HOSTILE[name]()
     assert large.is_large(raw, ELEMENTS)
-    with pytest.raises(Malformed, match=r"more than 200000 objects|too deeply"):
+    with pytest.raises(Malformed, match=r"more than 200000 objects|more than 1000 top-level keys|too deeply"):
         read(raw)
 
 
@@ -303,6 +304,45 @@ def test_no_body_holds_others_twice_as_long_as_a_benign_one(name: str) -> None:
     benign = b'{"model":"m","messages":[{"role":"user","content":"' + benign + b'"}]}'
     odd, plain = (min(longest(body) for _ in range(5)) for body in (raw, benign))
     assert odd < 2 * max(plain, 0.001), f"{odd * 1e3:.2f} ms beside {plain * 1e3:.2f}"
+
+
+SHAPES = {
+    "objects": (b'{"model":"m","junk":[', b'{"":0},', b"0]}"),
+    "messages": (b'{"model":"m","messages":[', b'{"role":"user","content":"a"},', b"{}]}"),
+    "keys": (b'{"model":"m"', b',"%07d":1', b"}"),
+    "nested": (b'{"model":"m","junk":[', b"[" * 400 + b"]" * 400 + b",", b"0]}"),
+    "texts": (b'{"model":"m","junk":[', b'"",', b"0]}"),
+    "ids": (b'{"model":"m","prompt":[', b"1,", b"1]}"),
+    "quotes": (b'{"model":"m","messages":[{"role":"user","content":"', b'\\"data:', b'"}]}'),
+}
+
+
+def once(raw: bytes) -> float:
+    """The processor's seconds of its reading, or of the longest step where it is read in windows."""
+    if large.is_large(raw, ELEMENTS):
+        return longest(raw)
+    started = time.thread_time()
+    with suppress(Malformed):
+        what = asked.read("chat/completions", len(raw), Body(raw).fields)
+        assert what.choices
+    return time.thread_time() - started
+
+
+@cache
+def chat_of_many_turns() -> bytes:
+    turns = [{"role": "user", "content": TEXT * 9}] * (large.ONE_PASS // 500)
+    return msgspec.json.encode({"model": "m", "messages": turns})
+
+
+@pytest.mark.parametrize("size", [2**16, 2**18, 390_000])
+@pytest.mark.parametrize("name", SHAPES)
+def test_none_that_is_read_at_once_does_either(name: str, size: int) -> None:
+    """Beside the longest that chats of many turns hold others up, which are read at once up to 2 MiB."""
+    start, piece, end = SHAPES[name]
+    count = size // len(piece)
+    raw = start + (b"".join(piece % at for at in range(count)) if b"%" in piece else piece * count) + end
+    odd, plain = (min(once(body) for _ in range(4)) for body in (raw, chat_of_many_turns()))
+    assert odd < 2 * plain, f"{odd * 1e3:.2f} ms beside {plain * 1e3:.2f}"
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ Refused = Callable[..., str]
 EVERYTHING = shlex.split("""
     --tenant acme --model big --model small-* --endpoint chat/completions --rpm 10 --tpm 20k --itpm 15k --otpm 5k
     --concurrency 3 --budget day:tokens=2M --budget month:money=50 --model-limit demo/smollm2:135m:rpm=1,tpm=2k
-    --default-route small-1
+    --default-route small-1 --user-header X-User
     --priority high --expires 30d --label team=search --label env=prod --source 10.0.0.0/8 --source ::1
     --outage rpm=closed --outage budget=open
     --body-deny logit_bias --body-deny user --body-set max_tokens=500 --body-set stop=null
-    --body-default 'seed={"a": [1.5]}'
+    --body-default 'seed={"a": [1.5]}' --system-prompt 'Be kind.'
 """)
 
 
@@ -53,6 +53,7 @@ def test_everything_that_a_key_can_have(said: Said) -> None:
         },
         "model_limits": {"demo/smollm2:135m": {"rpm": 1, "tpm": 2_000}},
         "default_route": "small-1",
+        "user_header": "x-user",
         "priority": "high",
         "labels": {"team": "search", "env": "prod"},
         "sources": ["10.0.0.0/8", "::1/128"],
@@ -60,6 +61,7 @@ def test_everything_that_a_key_can_have(said: Said) -> None:
             "deny": ["logit_bias", "user"],
             "set": {"max_tokens": 500, "stop": None},
             "default": {"seed": {"a": [1.5]}},
+            "system_prompt": "Be kind.",
         },
         "revoked": None,
         "version": 1,
@@ -85,14 +87,26 @@ def test_an_update_leaves_the_rest_alone(said: Said) -> None:
 def test_rules_for_bodies_are_shown(run: Run, said: Said) -> None:
     key = said("keys", "create", "--name", "k", *EVERYTHING)
     told = run("keys", "show", key["id"]).output
-    for line in ("deny logit_bias", "set max_tokens=500", "set stop=null", 'default seed={"a":[1.5]}'):
+    for line in (
+        'system_prompt "Be kind."',
+        "deny logit_bias",
+        "set max_tokens=500",
+        "set stop=null",
+        'default seed={"a":[1.5]}',
+    ):
         assert line in told
 
 
 def test_rules_for_bodies_are_changed_part_by_part(said: Said, refused: Refused) -> None:
     key = said("keys", "create", "--name", "k", *EVERYTHING)
     after = said("keys", "update", key["id"], "--body-set", 'user="acme"', "--clear", "body:deny")
-    assert after["body"] == {"set": {"user": "acme"}, "default": {"seed": {"a": [1.5]}}}
+    assert after["body"] == {
+        "set": {"user": "acme"},
+        "default": {"seed": {"a": [1.5]}},
+        "system_prompt": "Be kind.",
+    }
+    after = said("keys", "update", key["id"], "--clear", "body:system_prompt")
+    assert "system_prompt" not in after["body"]
     assert said("keys", "update", key["id"], "--clear", "body")["body"] is None
     for wrong in ("user=acme", "user", "=1"):
         assert "VALUE in JSON" in refused("keys", "update", key["id"], "--body-set", wrong)

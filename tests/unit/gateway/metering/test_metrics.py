@@ -12,7 +12,7 @@ from gateway.metering.pending import observe_all
 
 LABELS = {
     "endpoint", "route", "outcome", "error_type", "target", "direction", "scope", "dimension", "source", "version",
-    "policy", "reason", "field", "hash", "phase", "cause", "about",
+    "policy", "reason", "field", "hash", "phase", "cause", "about", "status",
 }  # fmt: skip
 
 
