@@ -43,6 +43,7 @@ ROWS: list[dict[str, Any]] = [each for each in DASHBOARD["panels"] if each["type
 PANELS: list[dict[str, Any]] = [each for each in DASHBOARD["panels"] if each["type"] != "row"]
 FILES = sorted(file for file in DEPLOY.rglob("*") if file.is_file() and file.name != ".env")
 TEXTS = {file: file.read_text() for file in FILES}
+INSTALL = "".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs/install.md").read_text(), re.S))
 
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?:(:[-?])([^}]*))?\}")
 PINNED = re.compile(r"[\w./-]+:v?\d+\.[\w.-]+")
@@ -194,13 +195,13 @@ def test_the_health_check_says_whether_the_gateway_answers(status: int | None, g
 
 def test_every_setting_exists() -> None:
     known = {f"TRUNKLINE_{field.upper()}" for field in Settings.__struct_fields__} - {"TRUNKLINE_LAUNCHED"}
-    named = {name for text in TEXTS.values() for name in re.findall(r"TRUNKLINE_[A-Z_]*[A-Z]", text)}
+    named = {name for text in (*TEXTS.values(), INSTALL) for name in re.findall(r"TRUNKLINE_[A-Z_]*[A-Z]", text)}
     assert named
     assert named <= known
 
 
 def command_lines() -> Iterator[list[str]]:
-    for text in TEXTS.values():
+    for text in (*TEXTS.values(), INSTALL):
         for line in re.findall(rf"\btrunkline ((?:{'|'.join(COMMANDS)})\b[^\n`]*)", text):
             yield [word for word in shlex.split(line, comments=True) if word != "..."]
 
@@ -318,8 +319,12 @@ def test_every_address_is_a_service_and_its_port() -> None:
 # routing.yaml
 
 
-def test_the_routing_table_passes_the_check() -> None:
-    command = [sys.executable, "-P", "-m", "gateway", "check", str(DEPLOY / "routing.yaml"), "--json"]
+TABLES = [file for file in FILES if file.name == "routing.yaml" and "templates" not in file.parts]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda file: file.parent.name)
+def test_the_routing_table_passes_the_check(table: Path) -> None:
+    command = [sys.executable, "-P", "-m", "gateway", "check", str(table), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=90)
     said = json.loads(done.stdout)
     assert said["ok"], done.stderr
