@@ -83,6 +83,7 @@ def test_it_shows_whose_it_is_and_cannot_be_guessed() -> None:
     assert THE_NAME.startswith("{tl}:answer:t:m:1")
     assert OTHERS["all tenants"].startswith("{tl}:answer:*:m:1")
     assert terms().name(call(), "t", {}, b"another") != THE_NAME
+    assert name(tenant="*") != name(terms(response_cache={"shared": True}), tenant="*")
     assert "messages" not in THE_NAME
 
 
