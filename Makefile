@@ -54,7 +54,7 @@ test-clients: $(VENV)/.dev ## real clients (SDKs, frameworks, agents) against a 
 test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis that can be had here (about 20 minutes)
 	$(BIN)/python tests/harness/redis_flavours.py
 	$(BIN)/python tests/faults/earlier.py
-	$(BIN)/python -m pytest tests/faults -o timeout=180 --show-capture=no $(ARGS)
+	$(BIN)/python -m pytest tests/faults -o timeout=900 --show-capture=no $(ARGS)
 
 test-abuse: $(VENV)/.dev ## what docs/security.md says that callers, targets and operators can do, tried
 	$(BIN)/python -m pytest -n 2 $(shell grep -oh 'tests/[a-z_/*]*\.py\|tests/unit/gateway/auth/' docs/security.md | sort -u) $(ARGS)
