@@ -15,7 +15,7 @@ export UV_PYTHON_DOWNLOADS := never
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow check test-vllm test-tgi test-faults test-abuse test-engines soak fuzz bench docs wheel lock clean
+.PHONY: help demo test test-slow check test-vllm test-tgi test-clients test-faults test-abuse test-engines soak fuzz bench docs wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ test-vllm: $(VENV)/.dev ## the suite against a real vLLM on the CPU
 test-tgi: $(VENV)/.dev ## the TGI suite: against TGI_URL, else against the stand-in
 	$(BIN)/python tests/tgi/oracles.py
 	$(BIN)/python -m pytest tests/tgi $(ARGS)
+
+test-clients: $(VENV)/.dev ## real clients (SDKs, frameworks, agents) against a real gateway, a table (minutes; ARGS: clients)
+	$(BIN)/python tests/clients/run.py $(ARGS)
 
 test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis that can be had here (about 20 minutes)
 	$(BIN)/python tests/harness/redis_flavours.py

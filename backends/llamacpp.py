@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from msgspec import Struct, structs
+import msgspec
+from msgspec import Raw, Struct, structs
 
-from backends.api import Call, Facts, Gauges
+from backends.api import Call, Facts, Gauges, Target, UpstreamRequest
+from backends.body import Body
 from backends.counters import counted
 from backends.exposition import Exposition
 from backends.facts import MODELS, listed, understood
@@ -25,9 +27,17 @@ class LlamaCpp(OpenAI):
     launch_models = ("embedded",)
 
     def __init__(self) -> None:
-        self.endpoints = self.speaks(
-            "responses", "messages", "messages/count_tokens", "rerank", "tokenize", "detokenize"
-        )
+        # Its own responses lack what OpenAI's clients look events up by (`output_index`), and pay no heed to
+        # `text.format`: they are translated, as long as the table does not list the endpoint.
+        self.endpoints = self.speaks("messages", "messages/count_tokens", "rerank", "tokenize", "detokenize")
+
+    def request(self, call: Call, target: Target) -> UpstreamRequest:
+        """Its completions know the form of an answer by another name than `response_format`, which they ignore."""
+        if call.endpoint == "completions" and "response_format" in call.body.fields:
+            schema = _schema(call.body.fields["response_format"])
+            if schema is not None and "json_schema" not in call.body.fields:
+                call = structs.replace(call, body=Body(call.body.spliced({"json_schema": schema})))
+        return super().request(call, target)
 
     def counters(self, text: str) -> tuple[int, int] | None:
         """The server exports them with `--metrics`. Cached prompt tokens are counted apart, by older ones nowhere."""
@@ -79,6 +89,25 @@ class LlamaCpp(OpenAI):
 
     def launch(self, model: str, served_name: str, port: int) -> tuple[list[str], Mapping[str, str]]:
         return [sys.executable, "-m", "backends.embedded", "--name", served_name, "--port", str(port)], {}
+
+
+class _Schema(Struct, frozen=True):
+    schema: Raw = Raw(b"{}")
+
+
+class _Form(Struct, frozen=True):
+    type: str
+    json_schema: _Schema = _Schema()
+
+
+def _schema(form: Raw) -> bytes | None:
+    """What an answer of this `response_format` must fit; None: anything may be said, or it is no such format."""
+    try:
+        asked = msgspec.json.decode(form, type=_Form)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    forms = {"json_schema": bytes(asked.json_schema.schema), "json_object": b'{"type":"object"}'}
+    return forms.get(asked.type)
 
 
 class _Settings(Struct, frozen=True):

@@ -190,9 +190,12 @@ class _Info(Struct):
 
 
 class _Reader:
-    """One stream. TGI ends a streamed tool call without telling why, so the end must know what came before."""
+    """One stream. TGI ends a streamed tool call without telling why, so its end must know what came before. And it
+    tells roles, ids and names with every piece; OpenAI's clients, which join what the pieces say, want them once."""
 
     def __init__(self) -> None:
+        self._told: set[tuple[int, int | None]] = set()
+        """Choices whose role was told, and their tool calls whose id and name were."""
         self._unended_call: dict[str, Any] | None = None
         self._data = b""
         """What it was read from."""
@@ -215,7 +218,9 @@ class _Reader:
         _complete(call, seen)
         choices, finished = seen.get("choices") or [], 0
         for choice in choices:
-            called = bool(_tool_calls(call, choice.get("delta") or {})) or self._unended_call is not None
+            delta = choice.get("delta") or {}
+            called = bool(_tool_calls(call, delta)) or self._unended_call is not None
+            self._tell_once(_index(choice), delta)
             finished += _finish(choice, called=called)
             self._unended_call = seen if called and not finished else None
             self._data = data
@@ -225,6 +230,22 @@ class _Reader:
             pieces.append(_event({**seen, "choices": [], "usage": usage}, data))
         highest = max(map(_index, choices), default=0)
         return (*chunks, Chunk(b"".join(pieces), len(choices), counted, finished, highest))
+
+    def _tell_once(self, choice: int, delta: dict[str, Any]) -> None:
+        """Leave out what an earlier piece has told."""
+        if "role" in delta and not self._is_new(choice, None):
+            del delta["role"]
+        for piece in delta.get("tool_calls") or ():
+            if not self._is_new(choice, _index(piece)):
+                for name in ("id", "type"):
+                    piece.pop(name, None)
+                if isinstance(function := piece.get("function"), dict):
+                    function.pop("name", None)
+
+    def _is_new(self, choice: int, call: int | None) -> bool:
+        known = (choice, call) in self._told
+        self._told.add((choice, call))
+        return not known
 
     def _end_of_call(self) -> tuple[Chunk, ...]:
         """The event that tells an OpenAI client that a tool call is complete."""

@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 
 from backends.api import Call
 from backends.asked import NESTED
+from gateway.answers import Answers, Cached, Terms
 from gateway.auth import Caller, Keyring, authorize, may_use
 from gateway.core.errors import (
     Forbidden,
@@ -31,7 +32,8 @@ from gateway.metering import CallRecord, Meter
 from gateway.routing import Attempt, Attempts, Routes
 from gateway.routing.attempt import NO_OUTCOME
 from gateway.routing.repair import Repair, Whole
-from gateway.routing.responses import Made, Responses, Watched
+from gateway.routing.responses import Made, Responses
+from gateway.routing.watched import Watched
 from gateway.upstream import Exchange, Forwarder
 from gateway.upstream.continuation import Transcript
 from gateway.upstream.reading import UNCOUNTED_BYTES
@@ -98,16 +100,34 @@ class Parts(Struct, frozen=True):
     meter: Meter
     shadow: Shadow
     responses: Responses
+    answers: Answers | None = None
+    """Those that are kept; None: there is nowhere to keep any."""
 
 
 class CallState:
     """One call: who asks what, and all that is held for it."""
 
-    __slots__ = ("attempts", "client", "lease", "made", "record", "renames", "repair", "repairs", "transcript")
+    __slots__ = (
+        "attempts",
+        "cached",
+        "client",
+        "headers",
+        "lease",
+        "made",
+        "record",
+        "renames",
+        "repair",
+        "repairs",
+        "transcript",
+    )
 
     def __init__(self, client: Client, record: CallRecord) -> None:
         self.client, self.record = client, record
         self.lease: Lease | None = None
+        self.headers: Sequence[tuple[bytes, bytes]] = ()
+        """What its answer says of limits and of the cache."""
+        self.cached: Cached | None = None
+        """It may be answered from the cache, or its answer be kept there."""
         self.attempts: Attempts | None = None
         self.made: Made | None = None
         """What remembers where the answer was made, for calls that go on with it."""
@@ -141,6 +161,8 @@ class CallState:
             raise
         finally:
             self.record.close(error)
+            if self.cached is not None:
+                self.cached.end(good=error is None, usage=self.record.usage)
 
 
 async def serve(parts: Parts, endpoint: str, client: Client) -> None:
@@ -164,7 +186,7 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             client.trust_own_id()
 
         async def refresh() -> tuple[Caller, Call]:
-            nonlocal call
+            nonlocal call, caller
             caller = await parts.keyring.authenticate(client.headers, client.source, fresh=True)
             authorize(caller.key, endpoint, asked.model, route.name)
             call = record.call = route.ruled(asked, caller.key.body)
@@ -179,20 +201,19 @@ async def serve(parts: Parts, endpoint: str, client: Client) -> None:
             call = record.call = route.ruled(asked, caller.key.body)  # 400
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
         record.admitted(lease.at, lease.input)
-        if route.keepalive is not None and call.stream:
-            client.keep_alive(route.keepalive, lease.headers)
-        resumes = route.resumes and call.stream and endpoint in RESUMABLE
-        state.transcript = Transcript(call) if resumes else None
-        only = ""
-        if endpoint == "responses":
-            only = await parts.responses.home(call, caller.key.tenant)  # 404, 503
-            state.made = parts.responses.made(call, caller.key.tenant)
-        state.attempts = parts.routes.attempts(
-            route, call, client.headers, caller.key, lease.input, explain=client.explains, only=only
-        )
-        await _answer(parts, state, call, state.attempts)
-        if parts.shadow.mirrors:
-            parts.shadow.ended(call, client.headers, route.name, Seen(*record.seen()))
+        state.headers = lease.headers
+        if (terms := route.answers) is None or not await _from_cache(parts, state, call, terms, caller.key.tenant):
+            if route.keepalive is not None and call.stream:
+                client.keep_alive(route.keepalive, state.headers)
+            resumes = route.resumes and call.stream and endpoint in RESUMABLE
+            state.transcript = Transcript(call) if resumes else None
+            only = await _home(parts, state, call, caller.key.tenant) if endpoint == "responses" else ""
+            state.attempts = parts.routes.attempts(
+                route, call, client.headers, caller.key, lease.input, explain=client.explains, only=only
+            )
+            await _answer(parts, state, call, state.attempts)
+            if parts.shadow.mirrors:
+                parts.shadow.ended(call, client.headers, route.name, Seen(*record.seen()))
     except BaseException as error:
         await state.end(error)
         raise
@@ -225,6 +246,7 @@ async def serve_stored(parts: Parts, endpoint: str, client: Client) -> None:
             caller, _ = await refresh()
         lease = state.lease = await parts.admission.admit(call, caller, route.name, refresh)  # 400, 429, 503
         record.admitted(lease.at, lease.input)
+        state.headers = lease.headers
         state.attempts = parts.routes.attempts(route, call, client.headers, caller.key, lease.input, only=target)
         await _answer(parts, state, call, state.attempts)
         await parts.responses.done(call, caller.key.tenant)
@@ -232,6 +254,31 @@ async def serve_stored(parts: Parts, endpoint: str, client: Client) -> None:
         await state.end(error)
         raise
     await state.end()
+
+
+async def _from_cache(parts: Parts, state: CallState, call: Call, terms: Terms, tenant: str) -> bool:
+    """Answer the call with what another one was answered, if that was kept; whether it is answered."""
+    client = state.client
+    if parts.answers is None or client.explains:
+        return False
+    cached = await parts.answers.look(call, terms, tenant, client)  # 400
+    state.record.looked(cached.found)
+    if cached.name:
+        state.cached = cached
+    state.headers = [*state.headers, *cached.headers]
+    if (answer := cached.answer) is None:
+        return False
+    state.record.from_cache()
+    client.prepare([(b"content-type", answer.content_type), *state.headers])
+    await client.finish(answer.body, state.settle)  # as a stream that comes at once, if it is one
+    return True
+
+
+async def _home(parts: Parts, state: CallState, call: Call, tenant: str) -> str:
+    """The target that has the response with which the call goes on; empty: it goes on with none."""
+    only = await parts.responses.home(call, tenant)  # 404, 503
+    state.made = parts.responses.made(call, tenant)
+    return only
 
 
 async def _answer(parts: Parts, state: CallState, call: Call, attempts: Attempts) -> None:
@@ -266,7 +313,7 @@ async def _attempt(parts: Parts, state: CallState, call: Call, attempt: Attempt)
     """Try one target; tell it and the record how that went."""
     client, record, transcript, target = state.client, state.record, state.transcript, attempt.target
     capabilities = target.endpoints[call.path or call.endpoint]
-    limits = () if state.lease is None else state.lease.headers
+    headers = state.headers
     exchange: Exchange | Whole | Watched | None = None
     record.attempt_started(target.name, attempt.choice)
     try:
@@ -277,10 +324,10 @@ async def _attempt(parts: Parts, state: CallState, call: Call, attempt: Attempt)
         record.got_headers()
         if state.repair is not None:
             exchange = await state.repair.checked(exchange, partial(parts.forwarder.send, *sent))
-            limits = (*limits, *state.repair.headers)
-        client.prepare([exchange.content_type, *attempt.headers, *limits])
-        if state.made is not None:
-            exchange = state.made.watch(exchange, target.name)
+            headers = (*headers, *state.repair.headers)
+        client.prepare([exchange.content_type, *attempt.headers, *headers])
+        if state.cached is not None or state.made is not None:
+            exchange = _watched(state, attempt, exchange)
         await _relay(state, attempt, exchange)
         attempt.answered(record.usage)
     except UpstreamError as error:
@@ -302,6 +349,17 @@ async def _attempt(parts: Parts, state: CallState, call: Call, attempt: Attempt)
             exchange.close()
         attempt.end()
         record.attempt_ended()
+
+
+def _watched(state: CallState, attempt: Attempt, exchange: Exchange | Whole) -> Exchange | Whole | Watched:
+    """The answer, copied for the cache, or looked through for what calls can go on with."""
+    if state.cached is not None:
+        own = not (state.client.started or attempt.fallback or attempt.target.canary)
+        fine = state.record.repair in (None, "repaired")
+        return Watched(exchange, state.cached.copy(exchange.content_type[1], own=own and fine))
+    if state.made is not None:
+        return Watched(exchange, state.made.look, partial(state.made.remember, attempt.target.name))
+    return exchange
 
 
 async def _relay(state: CallState, attempt: Attempt, exchange: Exchange | Whole | Watched) -> None:

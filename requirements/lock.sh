@@ -19,4 +19,14 @@ printf 'sglang-router==0.3.2\n' | lock sglang-router.txt -
 printf 'vllm-router==0.1.17\n' | lock vllm-router.txt -
 printf 'text-generation==0.7.0\n' | lock oracle-text-generation.txt -
 printf 'huggingface_hub==2.4.0\n' | lock oracle-huggingface-hub.txt -
+printf 'openai==3.57.0\n' | lock client-openai.txt -
+printf 'openai==2.54.0\n' | lock client-openai-2.txt -
+printf 'anthropic==2.14.0\n' | lock client-anthropic.txt -
+printf 'langchain-openai==1.7.4\n' | lock client-langchain-openai.txt -
+printf 'langchain-anthropic==1.7.10\n' | lock client-langchain-anthropic.txt -
+printf 'llama-index-llms-openai-like==0.8.1\n' | lock client-llama-index.txt -
+printf 'pydantic-ai-slim[openai,anthropic]==2.68.0\n' | lock client-pydantic-ai.txt -
+printf 'instructor[anthropic]==1.17.0\n' | lock client-instructor.txt -
+printf 'litellm==1.110.2\n' | lock client-litellm.txt -
+python3 requirements/npm/lock.py
 python3 tests/vllm/environment.py lock

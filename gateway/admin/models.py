@@ -107,6 +107,9 @@ class NewKey(_Strict, frozen=True):
     default_route: Annotated[
         str, Meta(max_length=256, description="What calls ask for that name no model; empty: what the table says")
     ] = ""
+    user_header: Annotated[
+        str, Meta(max_length=128, description="The header that names the user of a call, and is believed; empty: none")
+    ] = ""
     limit: LimitBody = LimitBody()
     model_limits: Annotated[
         dict[str, LimitBody], Meta(description="Further limits on one route each, by its name")
@@ -128,6 +131,7 @@ class KeyChange(_Strict, frozen=True):
     models: Annotated[tuple[Text, ...], Meta(min_length=1)] | UnsetType = UNSET
     endpoints: Annotated[tuple[Text, ...], Meta(min_length=1)] | UnsetType = UNSET
     default_route: Annotated[str, Meta(max_length=256)] | UnsetType = UNSET
+    user_header: Annotated[str, Meta(max_length=128)] | UnsetType = UNSET
     limit: Change[LimitBody] = UNSET
     model_limits: Change[dict[str, LimitBody | None]] = UNSET
     priority: Priority | UnsetType = UNSET
@@ -200,6 +204,7 @@ class Key(Struct, frozen=True, kw_only=True):
     models: tuple[str, ...]
     endpoints: tuple[str, ...]
     default_route: str
+    user_header: str
     limit: Limit
     model_limits: dict[str, Limit]
     priority: Priority

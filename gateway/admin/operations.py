@@ -36,6 +36,7 @@ async def create_key(registrar: Registrar, body: NewKey, now: float) -> tuple[Ke
         models=body.models,
         endpoints=body.endpoints,
         default_route=body.default_route,
+        user_header=body.user_header,
         limit=merged(Limit(), body.limit),
         model_limits=_by_route({}, body.model_limits),
         priority=body.priority,
@@ -119,7 +120,7 @@ def lifetime(expires: float | None, now: float) -> float | None:
 
 def _fields(record: KeyRecord, body: KeyChange, now: float) -> dict[str, Any]:
     """The record's fields that change, as they will be."""
-    plain = ("name", "tenant", "models", "endpoints", "default_route", "priority")
+    plain = ("name", "tenant", "models", "endpoints", "default_route", "user_header", "priority")
     fields: dict[str, Any] = {name: value for name in plain if (value := getattr(body, name)) is not UNSET}
     if body.limit is not UNSET:
         fields["limit"] = merged(record.limit, body.limit)

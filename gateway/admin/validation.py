@@ -9,6 +9,7 @@ from typing import Final, get_args
 
 from backends.endpoints import Endpoint
 from gateway.auth.networks import networks
+from gateway.config.connections import CALLERS, TOKEN
 from gateway.config.names import matches
 from gateway.core.batches import Storage
 from gateway.core.body_rules import NO_RULES, BodyRules, mistakes
@@ -75,6 +76,17 @@ def default_route(value: object) -> str:
     if not isinstance(value, str) or len(value) > 256 or not value.isprintable():
         raise ValueError(f"default_route {value!r}: expected a route or alias of at most 256 printable characters")
     return value
+
+
+def user_header(value: object) -> str:
+    """The name of a header, in lower case; empty: none."""
+    if value == "":
+        return ""
+    if not isinstance(value, str) or len(value) > 128 or not TOKEN.fullmatch(value):
+        raise ValueError(f"user_header {value!r}: expected a header's name such as x-openwebui-user-id")
+    if value.lower() in CALLERS:
+        raise ValueError(f"user_header {value!r}: this header holds credentials, or names no user")
+    return value.lower()
 
 
 def priority(value: object) -> str:

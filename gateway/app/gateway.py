@@ -18,6 +18,7 @@ from litestar import Litestar
 from backends import registry
 from gateway.app.batch_runner import BatchRunner
 from gateway.app.fleet import Fleet
+from gateway.app.kept_answers import KeptAnswers
 from gateway.app.lifetime import Lifetime, Part
 from gateway.app.reload import Reloader, TableStatus, answer_limits, prices, rules
 from gateway.app.waker import Waker
@@ -87,6 +88,7 @@ class Gateway:
         self.store = open_store(
             settings.redis_url, settings.state_path, settings.redis_timeout, records_url=settings.records_url, boot=BOOT
         )
+        self.kept = KeptAnswers(settings, self.metrics, self.clock) if settings.cache_url else None
         self.files = self._files(table)
         self.keyring, self.admin_keys = self._keys()
         self.waiting = WaitingCalls(self.metrics)
@@ -109,6 +111,7 @@ class Gateway:
         self.plane.allow(table.cors)
         status = TableStatus(self.readiness, self.metrics, self.clock, loaded.config_hash)
         self.reloader = Reloader(self.plane, self.builder, self.fleet, self.launched, table, status, self.files)
+        self.reloader.cache_url = settings.cache_url
         self.watcher = Watcher(source, self.reloader.apply, self.reloader.refused)
         self.runner = self._batch_runner()
         self.lifetime = Lifetime(self._order())
@@ -121,6 +124,7 @@ class Gateway:
             (None, self.lines.close),
             (None, self.metrics.pending.flush),
             (self.store.open, self.store.close),
+            *([(self.kept.open, self.kept.close)] if self.kept is not None else []),
             (self.ledger.open, self.ledger.close),
             (self.keyring.open, self.keyring.close),
             (self.admin_keys.open, self.admin_keys.close),
@@ -225,6 +229,7 @@ class Gateway:
             ),
             shadow=self.shadow,
             responses=Responses(self.store.homes),
+            answers=None if self.kept is None else self.kept.answers,
         )
 
     def _operations(self) -> Litestar:

@@ -10,6 +10,7 @@ from msgspec import structs
 from gateway.app.fleet import Fleet
 from gateway.batches.files import Files
 from gateway.config import Table
+from gateway.config.caching import without_cache
 from gateway.config.limits import Price
 from gateway.config.source import Loaded, unlaunched
 from gateway.core.clock import Clock
@@ -70,11 +71,14 @@ class Reloader:
         self._launched, self._table, self._files = launched, table, files
         self._plane, self._builder, self._fleet = plane, builder, fleet
         self._status = status
+        self.cache_url: str | None = None
+        """Where answers are kept; without it no table is used that keeps any."""
 
     async def apply(self, loaded: Loaded) -> None:
         """Put a table in force. Calls under way go on with the one before. Raises `ValueError`, changing nothing."""
         parts, table = self._plane.parts, loaded.table
-        if objections := unlaunched(table, self._launched, self._table):
+        objections = unlaunched(table, self._launched, self._table) + without_cache(table, self.cache_url)
+        if objections:
             raise ValueError("\n".join(objections))
         before = parts.routes
         routes = await self._builder.rebuild(table, loaded.config_hash, before)

@@ -11,9 +11,11 @@ import msgspec
 
 from backends import registry
 from gateway.batches.storage import examine_storage
-from gateway.cli.serve import one_folder
-from gateway.config import Mistake, Mistakes, Settings, load_table, table_schema
+from gateway.cli.serve import cache_trouble, one_folder
+from gateway.config import Mistake, Mistakes, Settings, Table, load_table, table_schema
+from gateway.config.caching import without_cache
 from gateway.config.reader import hash_of
+from gateway.store import shown
 
 
 @click.command()
@@ -41,6 +43,7 @@ def check(file: str, as_json: bool) -> None:
         f"  hash {hash_of(Path(file).read_bytes())}: as metrics, /ready and the header x-trunkline-config tell it"
     )
     _look_at_files()
+    _look_at_cache(table)
     for name in sorted({target.backend for _, _, target in targets}):
         point = registry.installed()[name]
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
@@ -65,6 +68,19 @@ def _look_at_files() -> None:
     click.echo(f"  files and batches: {settings.files}")
     if told := one_folder(settings):
         click.secho(told, fg="yellow", err=True)
+
+
+def _look_at_cache(table: Table) -> None:
+    """Say where answers are kept, and what is to be heeded there."""
+    try:
+        settings = Settings.read()
+        told = cache_trouble(settings)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if settings.cache_url:
+        click.echo(f"  response cache: {shown(settings.cache_url)}")
+    for warning in filter(None, (told, *without_cache(table, settings.cache_url))):
+        click.secho(warning, fg="yellow", err=True)
 
 
 def _show(mistake: Mistake) -> None:

@@ -17,6 +17,7 @@ from backends.api import Call, Facts
 from backends.body import Body, Malformed
 from backends.endpoints import FORMS, PATHS, STREAMED, Endpoint
 from gateway.admin.targets import reports
+from gateway.answers.taking_part import obstacle
 from gateway.app.reload import prices, rules
 from gateway.auth import may_use
 from gateway.cli.refusals import call_of, cannot, key_of, nowhere, told
@@ -67,6 +68,8 @@ class Answer(Struct):
     shared: bool
     """The limits are those of all gateways; else only budgets are known here, as far as the ledger has them."""
     candidates: list[Candidacy]
+    cache: str | None = None
+    """Why its answer is not looked for among those that are kept; empty: it is; None: the route keeps none."""
 
 
 @click.command()
@@ -123,6 +126,7 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
         limits=limits.limits,
         shared=settings.redis_url is not None,
         candidates=found,
+        cache=None if route.answers is None else obstacle(call, route.answers.spec, ""),
     )
     if as_json:
         click.echo(msgspec.json.encode(answer))
@@ -227,6 +231,9 @@ def _show(answer: Answer) -> None:
             f"{answer.policy} picks {answer.picked} ({seen}).",
             markup=False,
         )
+    if answer.cache is not None:
+        takes_part = f"takes no part in the response cache: {answer.cache}"
+        out.print(f"The call {takes_part if answer.cache else 'is looked up in the response cache'}.", markup=False)
     if answer.last_resort and not answer.refused:
         out.print(f"It is {answer.last_resort}: it is asked because no other can be, and the call may fail.")
     if answer.refused:

@@ -57,6 +57,11 @@ def _key_options(command: F) -> F:
             help="An endpoint it may use, such as chat/completions; * stands for any text. Repeatable. [default: *]",
         ),
         click.option("--default-route", help="What its calls ask for that name no model. [default: the table's]"),
+        click.option(
+            "--user-header",
+            help="The header that names the user of a call, such as x-openwebui-user-id; it is believed, logged and "
+            "kept in the ledger. [default: none]",
+        ),
         limit_options,
         click.option(
             "--model-limit",
@@ -204,7 +209,9 @@ async def rotate(store: Store, settings: Settings, as_json: bool, key_id: str, o
 def _change(options: dict[str, Any]) -> dict[str, Any]:
     """What the options say of a key, as the admin interface would read it; what was not given is not in it."""
     change: dict[str, Any] = {
-        name: options[name] for name in ("name", "tenant", "default_route", "priority") if options[name] is not None
+        name: options[name]
+        for name in ("name", "tenant", "default_route", "user_header", "priority")
+        if options[name] is not None
     }
     change |= {name: list(options[name]) for name in ("models", "endpoints", "sources") if options[name]}
     change |= {name: collected(options[name]) for name in ("model_limits", "labels") if options[name]}

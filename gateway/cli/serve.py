@@ -21,6 +21,7 @@ from backends import registry
 from gateway import __version__
 from gateway.batches.storage import examine_storage, is_shared
 from gateway.config import Mistakes, Settings, Table
+from gateway.config.caching import without_cache
 from gateway.config.settings import unknown
 from gateway.config.source import Source
 from gateway.config.weak_secrets import weak_secrets
@@ -28,7 +29,7 @@ from gateway.process.child import Child
 from gateway.process.launch import Launcher
 from gateway.process.sockets import CannotListen, bind
 from gateway.process.supervisor import Supervisor, ignore_hangup
-from gateway.store import StoreDown, examine, prepare_state, shown
+from gateway.store import StoreDown, examine, examine_cache, prepare_state, shown
 
 log = logging.getLogger("trunkline.cli")
 
@@ -154,8 +155,11 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:
             examine(url)
         if settings.files:
             examine_storage(settings.files)
+        told = cache_trouble(settings)
         source = Source(Path(settings.routing))
         table = source.load().table
+        if missing := without_cache(table, settings.cache_url):
+            raise ValueError("; ".join(missing))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except Mistakes as error:
@@ -167,6 +171,8 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:
         log.warning("%s is no setting; nothing reads it but a table that refers to it", name)
     for weak in weak_secrets(settings):
         log.warning("%s", weak)
+    if told:
+        log.warning("%s", told)
     return settings, source, table
 
 
@@ -178,6 +184,17 @@ def _store(settings: Settings) -> str:
         return f"in process, state in {prepare_state(settings.state_path)}"
     except StoreDown as error:
         raise click.ClickException(f"the key store cannot be used: {error}") from None
+
+
+def cache_trouble(settings: Settings) -> str:
+    """What is to be said of the response cache's Redis; empty: nothing. Raises `ValueError` if it cannot have it."""
+    if not settings.cache_url:
+        return ""
+    others = [url for url in (settings.redis_url, settings.records_url) if url]
+    try:
+        return examine_cache(settings.cache_url, others)
+    except ValueError as error:
+        raise ValueError(f"TRUNKLINE_CACHE_URL: {error}") from None
 
 
 def one_folder(settings: Settings) -> str:

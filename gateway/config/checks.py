@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from backends import registry
 from backends.endpoints import PATHS
+from gateway.config.caching import LEAST_TTL, MOST_LARGEST, MOST_TTL, MOST_WAIT
 from gateway.config.connections import check_connections, is_base_url
 from gateway.config.located import Document
 from gateway.config.names import Globs
@@ -191,6 +192,7 @@ def _check_routing(document: Document, table: Table) -> None:
         if route.targets and (canaries > 0.9 or all(target.canary for target in route.targets)):
             document.report((*place, "targets"), f"route {name!r}: canaries leave too little to the other targets")
         _check_hold(document, name, route)
+        _check_cache(document, name, route)
         if not _runs_in_a_circle(document, table, name):
             _check_reach(document, table, name)
 
@@ -208,6 +210,22 @@ def _check_hold(document: Document, name: str, route: RouteSpec) -> None:
     if hold > MOST_HOLD:
         told = f"route {name!r}: few clients and proxies wait as long as 'hold', {hold:g} s; write 10m or less"
         document.report(place, told, warning=True)
+
+
+def _check_cache(document: Document, name: str, route: RouteSpec) -> None:
+    place, cache = ("routes", name, "response_cache"), route.response_cache
+    if cache is None:
+        if route.price is not None and route.price.cached_answer:
+            told = f"route {name!r}: no answer is ever charged so: it has no 'response_cache'"
+            document.report(("routes", name, "price", "cached_answer"), told, warning=True)
+        return
+    if not LEAST_TTL <= cache.ttl <= MOST_TTL:
+        document.report((*place, "ttl"), f"route {name!r}: answers can be kept from 1s to 30d, not for {cache.ttl:g} s")
+    if cache.largest > MOST_LARGEST:
+        document.report((*place, "largest"), f"route {name!r}: expected at most {MOST_LARGEST} bytes, 16MiB")
+    if cache.wait > MOST_WAIT:
+        told = f"route {name!r}: calls would wait {cache.wait:g} s for a cache that is down; expected at most 1s"
+        document.report((*place, "wait"), told)
 
 
 def _check_reach(document: Document, table: Table, name: str) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT: Final = "env"
 """As a proxy: the one that the environment names."""
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 OWN: Final = frozenset(
     {"accept-encoding", "connection", "content-length", "content-type", "expect", "keep-alive", "te", "trailer"}
     | {"proxy-authorization", "proxy-connection", "transfer-encoding", "upgrade"}
@@ -149,7 +149,7 @@ def _bad_headers(headers: Mapping[str, str], taken: frozenset[str]) -> Iterator[
     """Names that cannot be used, or whose values cannot, each with what is wrong."""
     seen: set[str] = set()
     for key, value in headers.items():
-        if not _TOKEN.fullmatch(key):
+        if not TOKEN.fullmatch(key):
             yield key, f"{key!r} is no name of a header"
         elif key.lower() in taken:
             yield key, f"the header {key!r} is not for the table to set"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from msgspec import Struct, defstruct
 
-from gateway.config.units import Count, Money, PerMillion, Size
+from gateway.config.units import Count, Money, PerAnswer, PerMillion, Size
 from gateway.core.batches import Storage
 from gateway.core.dimensions import COUNTS, count_fields
 from gateway.core.types import Allowance, Budget, Limit, Outage
@@ -93,6 +93,8 @@ class Price(Part, frozen=True, kw_only=True):
     """Prompt tokens that the target had in its cache; as `input` if left out."""
     output: PerMillion
     """Completion tokens."""
+    cached_answer: PerAnswer = 0
+    """A whole answer of the response cache, whatever its tokens: no model has worked for it."""
 
     def cost(self, input: int, cached: int, output: int) -> int:
         """What a call costs in micro-units, rounded up; `cached` are those of the `input` tokens that were cached."""
@@ -103,7 +105,7 @@ class Price(Part, frozen=True, kw_only=True):
     @property
     def free(self) -> bool:
         """No call costs anything."""
-        return not (self.input or self.cached or self.output)
+        return not (self.input or self.cached or self.output or self.cached_answer)
 
 
 class StorageSpec(Part, frozen=True, kw_only=True):

@@ -42,6 +42,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     """`redis://host:6379/0`, `rediss://` or `unix://`; without it keys live in the state file."""
     records_url: str | None = None
     """A Redis of their own for keys, tenants, admin keys and the audit log; without it they live where limits do."""
+    cache_url: str | None = None
+    """A Redis for answers that are kept (`response_cache` of routes), and for nothing else, with `maxmemory` and a
+    policy that evicts, such as `allkeys-lru`."""
     redis_timeout: float = 0.25
     """Seconds without any answer of Redis, after which it is taken for lost."""
     state: str = ""

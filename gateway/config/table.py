@@ -14,6 +14,7 @@ from backends import registry
 from backends.endpoints import Endpoint
 from gateway.config import checks, units
 from gateway.config.addresses import check_addresses
+from gateway.config.caching import ResponseCacheSpec
 from gateway.config.connections import TLSSpec
 from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price, StorageSpec
 from gateway.config.located import Document, Mistake, Mistakes, unread
@@ -216,6 +217,8 @@ class RouteSpec(Part, frozen=True, kw_only=True):
     """Of each key on this model."""
     price: Price | None = None
     """What its tokens cost; without it its calls are free of charge."""
+    response_cache: ResponseCacheSpec | None = None
+    """Answers are given again to calls that ask for exactly the same; default: none is."""
 
     @property
     def rules(self) -> BodyRules:
@@ -438,6 +441,7 @@ def parts() -> list[type[Struct]]:
         BodySpec,
         CorsSpec,
         Price,
+        ResponseCacheSpec,
     ]
     limits: list[type[Struct]] = [Limits, LimitSpec, BudgetSpec, AllowanceSpec, OutageSpec, StorageSpec]
     return [Table, *route, *limits, Bodies, TableTest, Ask, Expect]

@@ -55,8 +55,9 @@ class Unit(Struct, frozen=True):
     def shown(self, value: float) -> str | float:
         """The shortest way to write `value`."""
         for name, factor in sorted(self.factors.items(), key=lambda pair: -pair[1]):
-            if value and value % factor == 0:
-                return f"{value / factor:.0f}{name}"
+            number = value // factor if self.whole else round(value / factor, 6)  # 0.05 s is 50 ms, but for rounding
+            if number >= 1 and (number * factor == value if self.whole else number == int(number)):
+                return f"{number:.0f}{name}"
         return value
 
 
@@ -97,6 +98,8 @@ Money = Annotated[int, Meta(extra={"unit": MONEY}, extra_json_schema={"type": ["
 """Micro-units of the table's currency."""
 PerMillion = Annotated[int, Meta(extra={"unit": PRICE}, extra_json_schema={"type": ["number", "string"]})]
 """Micro-units of the table's currency for a million tokens."""
+PerAnswer = Annotated[int, Meta(extra={"unit": PRICE}, extra_json_schema={"type": ["number", "string"]})]
+"""Micro-units of the table's currency."""
 Text = Annotated[str, Meta(min_length=1)]
 SecretRef = Annotated[
     str,

@@ -33,7 +33,8 @@ def weak_secrets(settings: Settings) -> Iterator[str]:
     for version, pepper in settings.pepper_versions().items():
         if version and len(pepper) < LEAST_PEPPER:
             yield f"{PREFIX}PEPPERS: pepper {version} has fewer than {LEAST_PEPPER} characters"
-    for name, url in (("REDIS_URL", settings.redis_url), ("RECORDS_URL", settings.records_url)):
+    urls = (("REDIS_URL", settings.redis_url), ("RECORDS_URL", settings.records_url), ("CACHE_URL", settings.cache_url))
+    for name, url in urls:
         if url is not None and (password := _password(url)) is not None and is_weak(password):
             yield f"{PREFIX}{name}: its password is a word that anybody would try"
     if settings.admin_digest() in _WEAK:

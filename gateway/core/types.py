@@ -100,6 +100,8 @@ class KeyRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Globs over endpoints such as `chat/completions`."""
     default_route: str = ""
     """What its calls ask for that name no model; empty: what the table says."""
+    user_header: str = ""
+    """The header that names the user for whom a call is made, in lower case; it is believed. Empty: none is."""
     limit: Limit = Limit()
     model_limits: dict[str, Limit] = {}
     """Further limits of this key on one route each, by route name."""
@@ -254,6 +256,8 @@ class Entry(Struct, frozen=True, omit_defaults=True, kw_only=True):
     cost_micros: int = 0
     source: str = ""
     """Where the token counts come from: `upstream`, `capped`, `counted`, `estimated`; empty: no target was asked."""
+    user: str = ""
+    """For whom the call was made, by the header that its key says is believed; empty: nobody says."""
 
 
 class Sum(Struct, frozen=True, kw_only=True):

@@ -26,6 +26,10 @@ class Client(Protocol):
         """When we learned that it had left, by the monotonic clock; None: it has not."""
 
     @property
+    def headers(self) -> dict[bytes, bytes]:
+        """The request's headers, names in lower case."""
+
+    @property
     def own_id(self) -> str:
         """What the client calls its request; empty: it does not say."""
 

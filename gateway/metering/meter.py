@@ -238,6 +238,7 @@ def _entry(record: CallRecord, spent: Spent) -> Entry:
         output=spent.output,
         cost_micros=spent.cost,
         source=record.usage_source,
+        user=record.user,
     )
 
 
@@ -249,7 +250,8 @@ class _Usage(Struct, frozen=True):
 
 
 class _Line(Struct, frozen=True):
-    """The log line. It holds ids, names of ours and numbers, and nothing that a client typed but its request's id."""
+    """The log line. It holds ids, names of ours and numbers, and nothing that a client typed but its request's id, and
+    its user where its key's word for that is taken."""
 
     time: float
     event: Literal["call"]
@@ -278,6 +280,8 @@ class _Line(Struct, frozen=True):
     abort: dict[str, str | float] | UnsetType = UNSET
     wasted_tokens: int | UnsetType = UNSET
     client_request_id: str | UnsetType = UNSET
+    cache: str | UnsetType = UNSET
+    user: str | UnsetType = UNSET
 
 
 def _line(record: CallRecord, spent: Spent, total: float, own: float, now: float) -> _Line:
@@ -313,4 +317,6 @@ def _line(record: CallRecord, spent: Spent, total: float, own: float, now: float
         UNSET if abort is None else {"phase": abort.phase, "seconds": round(abort.seconds, 6)},
         record.wasted_tokens or UNSET,
         UNSET if record.client is None else record.client.own_id or UNSET,
+        record.cache or UNSET,
+        record.user or UNSET,
     )

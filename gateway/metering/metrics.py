@@ -39,6 +39,7 @@ class Metrics:
         self._gauges: list[Gauge] = []
         self._make_calls()
         self._make_aborts()
+        self._make_cache()
         self._make_limits()
         self._make_routing()
         self._make_targets()
@@ -95,7 +96,8 @@ class Metrics:
         )
         self.usage_source = self._counter(
             "usage_source_total",
-            "Calls that reached a target, by where their token counts come from: upstream, capped, counted, estimated.",
+            "Calls that were answered or reached a target, by where their token counts come from: upstream, capped, "
+            "counted, estimated, cache (the answer was kept, and took none).",
             "route",
             "source",
         )
@@ -144,6 +146,30 @@ class Metrics:
             "(none did), refused (the call or its answer so far is of a kind that cannot go on elsewhere).",
             "route",
             "outcome",
+        )
+
+    def _make_cache(self) -> None:
+        """Answers that are kept, and given again."""
+        self.cache = self._counter(
+            "response_cache_total",
+            "Calls that took part in the response cache: hit, miss, refresh (the call asked for a new answer), "
+            "unavailable (the cache did not answer in time), unreadable (what is there is no answer of ours, or not "
+            "whole).",
+            "route",
+            "outcome",
+        )
+        self.cache_kept = self._counter(
+            "response_cache_answers_total",
+            "Answers of such calls that ended well: kept, too_large, no_memory (as many are being copied as may be), "
+            "not_whole (not all that was asked for has told why it ended), unavailable (the cache did not take it).",
+            "route",
+            "outcome",
+        )
+        self.cache_saved = self._counter(
+            "response_cache_saved_tokens_total",
+            "Tokens that kept answers had taken when they were made, once for each hit, direction in or out.",
+            "route",
+            "direction",
         )
 
     def _make_limits(self) -> None:

@@ -25,6 +25,9 @@ WAITED_SECONDS = 0.001
 MOST_GAPS = 64
 """Between pieces of a stream, that are observed together: one by one they are a tenth of what a piece costs."""
 
+MOST_OF_A_NAME = 256
+"""Bytes of a header that names a user; a longer one is none."""
+
 NOBODY, TARGET, CLIENT, QUEUE = range(4)
 """Whom a call waits for."""
 Repair = Literal["repaired", "in_vain", "failed", "gone"]
@@ -60,6 +63,17 @@ class AttemptRecord:
         self.target, self.choice, self.outcome = target, choice, "ok"
 
 
+def named(header: bytes | None) -> str:
+    """The user that a header names; empty where it is missing, or no name that can be written down."""
+    if header is None or len(header) > MOST_OF_A_NAME:
+        return ""
+    try:
+        name = header.decode()
+    except UnicodeDecodeError:
+        return ""
+    return name if name.isprintable() else ""
+
+
 class CallRecord:
     """What is known of one call. `close` ends it, with the error that ended the call if one did."""
 
@@ -75,6 +89,7 @@ class CallRecord:
         "abort",
         "admitted_at",
         "attempts",
+        "cache",
         "call",
         "call_id",
         "chunks",
@@ -105,6 +120,7 @@ class CallRecord:
         "ttft",
         "usage",
         "usage_source",
+        "user",
         "wasted_tokens",
     )
 
@@ -116,6 +132,8 @@ class CallRecord:
         """How long it waited for nobody, the target, the client, in the queue."""
         self._waits_for = NOBODY
         self.route, self.target, self.key_id, self.tenant = "other", "", "", ""
+        self.user = ""
+        """For whom the call is made, if its key's word for that is taken."""
         self.stream = False
         self.attempts: list[AttemptRecord] = []
         self.ttft: float | None = None
@@ -140,6 +158,8 @@ class CallRecord:
         self.wasted_tokens = 0
         """Of answers that came to nothing."""
         self.abort: Abort | None = None
+        self.cache = ""
+        """What the response cache had for it; empty: it was not asked."""
         self.resuming, self.obstacle = False, ""
         self.resumed = 0
         """How often its stream went on at another target."""
@@ -155,6 +175,8 @@ class CallRecord:
     def authenticated(self, key: KeyRecord) -> None:
         """From here on we wait for the client's body."""
         self.key_id, self.tenant = key.id, key.tenant
+        if key.user_header and self.client is not None:
+            self.user = named(self.client.headers.get(key.user_header.encode()))
         self._last, self._waits_for = self._clock.monotonic(), CLIENT
 
     def received_body(self, call: Call) -> None:
@@ -175,6 +197,18 @@ class CallRecord:
         now = self._clock.monotonic()
         self.seconds[NOBODY] += now - self._last
         self._last, self._waits_for = now, QUEUE
+
+    def looked(self, found: str) -> None:
+        """Its answer was looked for in the cache, which is nobody's time but ours."""
+        self.cache, now = found, self._clock.monotonic()
+        self.seconds[NOBODY] += now - self._last
+        self._last = now
+
+    def from_cache(self) -> None:
+        """Its answer is there already, and goes to the client now: no model works for it."""
+        now = self._wait_for(CLIENT)
+        self.ttft, self.chunks, self.usage_source = now - self.started, 1, "cache"
+        self.spent = Spent(0, 0, 0, 0 if self._price is None else self._price.cached_answer)
 
     def attempt_started(self, target: str, choice: Choice) -> None:
         """The call goes to `target`; `choice` tells why there."""

@@ -7,12 +7,10 @@ import logging
 import re
 from typing import Final
 
-from backends.api import Call, Chunk
+from backends.api import Call
 from backends.body import Malformed
 from gateway.core.errors import BadRequest, NoResponse, NotStored, StoreUnavailable
-from gateway.routing.repair import Whole
 from gateway.store import Homes, StoreDown
-from gateway.upstream import Exchange
 
 log = logging.getLogger("trunkline.routing")
 
@@ -101,10 +99,6 @@ class Made:
         self._homes, self._tenant, self._model = homes, tenant, model
         self._id: str | None = None
 
-    def watch(self, exchange: Exchange | Whole, target: str) -> Watched:
-        """The same answer, of this target, seen on its way."""
-        return Watched(exchange, self, target)
-
     def look(self, data: bytes) -> None:
         """A piece of the answer has come."""
         if self._id is None and (found := _ID.search(data)) is not None:
@@ -119,32 +113,3 @@ class Made:
             await self._homes.remember(self._tenant, self._id, home, KEPT_SECONDS)
         except StoreDown as error:
             log.warning("the target of a response is not remembered: %s", error)
-
-
-class Watched:
-    """An exchange whose response is remembered before its client has all of it."""
-
-    def __init__(self, exchange: Exchange | Whole, made: Made, target: str) -> None:
-        self._exchange, self._made, self._target = exchange, made, target
-        self.content_type = exchange.content_type
-
-    async def next(self) -> Chunk:
-        """As the exchange's."""
-        chunk = await self._exchange.next()
-        self._made.look(chunk.data)
-        if chunk.done:
-            await self._made.remember(self._target)
-        return chunk
-
-    @property
-    def kept(self) -> int:
-        """As the exchange's."""
-        return self._exchange.kept
-
-    def keep(self, size: int) -> None:
-        """As the exchange's."""
-        self._exchange.keep(size)
-
-    def close(self) -> None:
-        """As the exchange's."""
-        self._exchange.close()

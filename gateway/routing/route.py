@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from backends.api import Call
+from gateway.answers import Terms
 from gateway.config import RouteSpec
 from gateway.core.body_rules import BodyRules, ruled
 from gateway.routing.attempt import Attempt
@@ -59,6 +60,8 @@ class Route:
         """By which conversations are known, the best first."""
         self.keepalive = spec.keepalive
         """Seconds between signs of life for calls that wait for their first output; None: there are none."""
+        self.answers = Terms.of(name, spec)
+        """By what rules its answers are kept; None: they are not."""
         self.held, self.hold = held, spec.hold
         """Calls that wait for targets that are not there; for how long, None: they do not."""
         self.chooser = Chooser(name, tiers, clock)

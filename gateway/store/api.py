@@ -12,6 +12,8 @@ from gateway.core.types import AdminKey, Ask, Audit, Entry, KeyRecord, Sum, Targ
 if TYPE_CHECKING:
     import asyncio
 
+    from gateway.store.redis.answers import RedisAnswers
+
 LEASE_SECONDS = 15.0
 """How long a slot outlives a gateway that dies; leases are renewed three times in that time."""
 RENEW_SECONDS = 5.0
@@ -248,6 +250,16 @@ class Homes(Protocol):
         """It is not there any more. Raises `StoreDown`."""
 
 
+class KeptValues(Protocol):
+    """Values that may be forgotten at any time, in a store of their own."""
+
+    def get(self, name: str, most: int) -> asyncio.Future[Any]:
+        """The value, or its first `most` bytes; empty: there is none. The future may end in `StoreDown`."""
+
+    def put(self, name: str, value: bytes, seconds: float, ended: Callable[[Any], None]) -> None:
+        """Keep a value for so long; `ended` is called with an exception if it was not."""
+
+
 class Store(Protocol):
     """All of it, and its life."""
 
@@ -310,6 +322,32 @@ def open_store(
     from gateway.store.redis.store import RedisStore
 
     return RedisStore(redis_url, timeout=timeout, records_url=records_url, boot=boot)
+
+
+def open_answers(url: str, timeout: float) -> RedisAnswers:
+    """Where answers are kept."""
+    from gateway.store.redis.answers import RedisAnswers
+
+    return RedisAnswers(url, timeout)
+
+
+def examine_cache(url: str, others: Sequence[str]) -> str:
+    """Raise `ValueError`, saying why, if the Redis of this URL cannot have the cache beside those of `others`.
+
+    What is to be said of it all the same; empty: nothing.
+    """
+    import asyncio
+
+    from gateway.store.redis.answers import look
+
+    examine(url)
+    try:
+        why = asyncio.run(look(url, others))
+    except StoreDown as error:
+        return f"{error}: answers are kept as soon as it is there, if it evicts"
+    if why:
+        raise ValueError(f"the Redis {why}")
+    return ""
 
 
 def prepare_state(state: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fuzz.checks import adapters, body, config, heads, redis, resume, sse, told
+from fuzz.checks import adapters, answers, body, config, heads, redis, resume, sse, told
 from fuzz.feeding import Harness
 
 HARNESSES: tuple[Harness, ...] = (
@@ -20,4 +20,6 @@ HARNESSES: tuple[Harness, ...] = (
     config.TABLE,
     redis.HARNESS,
     resume.HARNESS,
+    answers.KEPT,
+    answers.CALL,
 )

@@ -170,7 +170,7 @@ class TGI(Dialect):
         return {**whole, **untold, **more}
 
     def shown(self, events: Sequence[Event], body: bytes, asked: bool) -> None:
-        """An id, OpenAI's reasons, and the usage in an event of its own; nothing else is changed."""
+        """An id, OpenAI's reasons, the role once, and the usage in an event of its own; nothing else is changed."""
         *got, done, nothing = body.split(b"\n\n")
         assert (done, nothing) == (b"data: [DONE]", b"")
         found = [json.loads(event.removeprefix(b"data: ")) for event in got]
@@ -178,6 +178,9 @@ class TGI(Dialect):
         usages = [chunk.pop("usage") for chunk in found if not chunk["choices"]]
         assert bool(usages) == asked
         told = [self._in_openais_words(event.data) for event in events if event.kind in ("text", "finish")]
+        for later in told[1:]:
+            for choice in later["choices"]:
+                choice.get("delta", {}).pop("role", None)
         assert [{**chunk, "id": ""} for chunk in found if chunk["choices"]] == told
 
     def _in_openais_words(self, data: bytes) -> dict[str, Any]:

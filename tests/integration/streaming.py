@@ -145,6 +145,8 @@ def _table(upstream: Upstream, spares: int) -> tuple[str, list[str]]:
     routes: dict[str, Any] = {}
     for name in DIALECTS:
         speaks = target(f"speaks-{name}", name)
+        if name == "llamacpp":  # asked natively, as what it has said was recorded
+            speaks["endpoints"] = ["chat/completions", "completions", "responses", "messages"]
         routes[name] = {"targets": [speaks], "timeouts": CALM}
         for patience, timeouts in (("hasty", HASTY), ("pausing", PAUSING)):
             routes[f"{patience}-{name}"] = {

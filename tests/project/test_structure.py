@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted(file for package in ("gateway", "backends") for file in (ROOT / package).rglob("*.py"))
 PUBLIC = {
     "gateway.admin": ["Registrar", "public"],
+    "gateway.answers": ["AnswerEvents", "Answers", "Cached", "Terms"],
     "gateway.app": ["Gateway", "from_environment"],
     "gateway.auth": [
         "AdminKeys",
@@ -79,6 +80,7 @@ PUBLIC = {
         "FRESH_SECONDS",
         "Homes",
         "KINDS",
+        "KeptValues",
         "LEASE_SECONDS",
         "Ledger",
         "Limits",
@@ -92,6 +94,8 @@ PUBLIC = {
         "StoreDown",
         "Taken",
         "examine",
+        "examine_cache",
+        "open_answers",
         "open_store",
         "prepare_state",
         "shown",

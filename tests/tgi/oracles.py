@@ -7,32 +7,22 @@ They need environments of their own because they want versions of huggingface-hu
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-root = Path(__file__).resolve().parents[2]
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from harness.environments import REQUIREMENTS, ROOT, python_environment
+
 names = ("text-generation", "huggingface-hub")
 
 
 def environment(name: str) -> Path:
     """Give the interpreter of one client's environment, made when it is missing or its lock has changed."""
-    home, lock = root / ".venv-oracles" / name, root / "requirements" / f"oracle-{name}.txt"
-    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamp = home / "installed.txt"
-    if stamp.exists() and stamp.read_bytes() == lock.read_bytes():
-        return python
-    print(f"making {home.relative_to(root)} from {lock.relative_to(root)}", file=sys.stderr, flush=True)
-    uv = shutil.which("uv", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
-    if uv is None:
-        raise RuntimeError("uv is needed to make the environments of the oracle clients")
-    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)], check=True)
-    install = [uv, "pip", "install", "--python", str(python), "--require-hashes", "-r", str(lock)]
-    subprocess.run(install, check=True)
-    shutil.copyfile(lock, stamp)
-    return python
+    return python_environment(ROOT / ".venv-oracles" / name, REQUIREMENTS / f"oracle-{name}.txt")
 
 
 def ask(name: str, url: str, home: Path, *, faults: bool) -> dict[str, Any]:

@@ -126,9 +126,21 @@ def test_streamed_tool_calls_keep_one_id_and_finish_as_tool_calls(sdk: openai.Op
     for chunk in chat(sdk, max_tokens=60, tools=[WEATHER], tool_choice="required", stream=True):
         deltas += chunk.choices[0].delta.tool_calls or []
         reasons.append(chunk.choices[0].finish_reason)
-    assert len({delta.id for delta in deltas}) == 1
+    assert [delta.id is not None for delta in deltas] == [True, *[False] * (len(deltas) - 1)]
     assert set(json.loads("".join(delta.function.arguments for delta in deltas))) == {"city"}
     assert [reason for reason in reasons if reason] == ["tool_calls"]
+
+
+def test_what_openais_client_joins_of_a_stream_is_told_once(sdk: openai.OpenAI) -> None:
+    asked = {"messages": QUESTION, "model": MODEL, "max_tokens": 60, "temperature": 0}
+    with sdk.chat.completions.stream(**asked, tools=[WEATHER], tool_choice="required") as stream:
+        message = stream.get_final_completion().choices[0].message
+    (call,) = message.tool_calls
+    assert (message.role, call.type, call.function.name) == ("assistant", "function", "get_weather")
+    assert call.id.startswith("call_tl-") and call.id.count("call_") == 1
+    with sdk.chat.completions.stream(model=MODEL, messages=QUESTION, max_tokens=4) as stream:
+        roles = [event.chunk.choices[0].delta.role for event in stream if event.type == "chunk"]
+    assert [role for role in roles if role] == ["assistant"]
 
 
 def test_tools_without_parameters_and_a_history_with_text_and_calls(sdk: openai.OpenAI) -> None:

@@ -12,6 +12,7 @@ from msgspec import Raw, Struct
 from backends.api import Call, RequestRefused
 from gateway.dialects import chat
 from gateway.dialects.asking import is_null, needed, understood
+from gateway.dialects.responses.namespaces import flat
 
 ROLES: Final = ("user", "assistant", "system", "developer")
 
@@ -31,6 +32,7 @@ class _Item(Struct):
     content: Raw = Raw()
     call_id: Raw = Raw()
     name: Raw = Raw()
+    namespace: str | None = None
     arguments: Raw = Raw()
     output: Raw = Raw()
     summary: Raw = Raw()
@@ -116,7 +118,10 @@ def _message(turns: _Turns, item: _Item) -> None:
 
 
 def _function_call(turns: _Turns, item: _Item) -> None:
-    function = {"name": _needed(item.name, "name"), "arguments": _needed(item.arguments, "arguments")}
+    name: Any = _needed(item.name, "name")
+    if item.namespace:
+        name = flat(item.namespace, understood(name, "input", str))
+    function = {"name": name, "arguments": _needed(item.arguments, "arguments")}
     calls = turns.assistant().setdefault("tool_calls", [])
     calls.append({"id": _needed(item.call_id, "call_id"), "type": "function", "function": function})
 

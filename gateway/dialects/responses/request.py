@@ -12,6 +12,7 @@ from msgspec import Raw, Struct
 from backends.api import Call, RequestRefused
 from gateway.dialects.asking import Asking, given, needed, refuse, required, rest, understood
 from gateway.dialects.responses.conversation import conversation
+from gateway.dialects.responses.namespaces import flat
 
 RENAMED: Final = {"max_output_tokens": "max_tokens"}
 CHANGES_NOTHING: Final = ("include", "max_tool_calls", "metadata", "background_options")
@@ -60,6 +61,8 @@ class _Tool(Struct):
     parameters: Raw = Raw()
     strict: bool | None = None
     allowed_callers: list[str] | None = None
+    tools: list[_Tool] = []
+    """Those of a namespace."""
 
 
 class _Named(Struct):
@@ -124,7 +127,7 @@ def _text(call: Call, fields: dict[str, Any]) -> None:
 
 
 def _tools(call: Call, fields: dict[str, Any]) -> None:
-    tools = [_tool(tool) for tool in given(call, "tools", list[_Tool]) or ()]
+    tools = [made for tool in given(call, "tools", list[_Tool]) or () for made in _made(tool)]
     raw = call.body.fields.get("tool_choice")
     choice: Any = "auto"
     if raw is not None and bytes(raw) != b"null":
@@ -144,6 +147,16 @@ def _tools(call: Call, fields: dict[str, Any]) -> None:
             fields["tool_choice"] = choice
     else:
         fields.pop("parallel_tool_calls", None)
+
+
+def _made(tool: _Tool) -> list[dict[str, Any]]:
+    """The functions of a tool, which are many where it is a namespace."""
+    if tool.type != "namespace":
+        return [_tool(tool)]
+    functions, namespace = [_tool(each) for each in tool.tools], understood(tool.name, "tools", str)
+    for each in functions:
+        each["function"]["name"] = flat(namespace, _name(each))
+    return functions
 
 
 def _tool(tool: _Tool) -> dict[str, Any]:
@@ -168,4 +181,5 @@ def _allowed(tool: _Named) -> str:
 
 
 def _name(tool: dict[str, Any]) -> str:
-    return understood(tool["function"]["name"], "tools", str)
+    name = tool["function"]["name"]
+    return name if isinstance(name, str) else understood(name, "tools", str)

@@ -9,6 +9,7 @@ from msgspec import Raw
 
 from backends.api import Call
 from gateway.dialects import chat
+from gateway.dialects.responses.namespaces import named, namespaces
 
 INCOMPLETE: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 ECHOED: Final[dict[str, Any]] = {
@@ -102,12 +103,12 @@ def refusal_part(text: Raw) -> dict[str, Any]:
     return {"type": "refusal", "refusal": text}
 
 
-def call_item(id: str, call_id: str, name: str, arguments: Raw, status: str) -> dict[str, Any]:
+def call_item(id: str, call_id: str, name: dict[str, str], arguments: Raw, status: str) -> dict[str, Any]:
     return {
         "id": id,
         "type": "function_call",
         "call_id": call_id,
-        "name": name,
+        **name,
         "arguments": arguments,
         "status": status,
     }
@@ -142,12 +143,13 @@ def whole(call: Call, body: bytes) -> bytes:
         content.append(refusal_part(chat.string(refusal)))
     if content:
         output.append(message_item(item_id("msg", call, len(output)), content, "completed"))
+    known = namespaces(call) if said.tool_calls else {}
     for index, made in enumerate(said.tool_calls or ()):
         function = made.function or chat.Function()
         id, call_id = item_id("fc", call, len(output)), made.id or f"call_{call.id}_{index}"
         arguments = chat.string(chat.inside(function.arguments))
-        output.append(call_item(id, call_id, function.name or "", arguments, "completed"))
+        output.append(call_item(id, call_id, named(function.name or "", known), arguments, "completed"))
     if reason in INCOMPLETE and output:
         output[-1]["status"] = "incomplete"
-    known = {"output": output, **ended(reason, answer.usage)}
-    return msgspec.json.encode(response(call, answer.model, answer.created, **known))
+    end = ended(reason, answer.usage)
+    return msgspec.json.encode(response(call, answer.model, answer.created, output=output, **end))

@@ -10,6 +10,7 @@ from msgspec import Raw
 from backends.api import Call
 from gateway.dialects import chat
 from gateway.dialects.parts import Part, Parts
+from gateway.dialects.responses.namespaces import named, namespaces
 from gateway.dialects.responses.response import (
     INCOMPLETE,
     call_item,
@@ -51,6 +52,7 @@ class ResponseEvents(Parts):
         self._id = ""
         self._pieces: list[bytes] = []
         self._logprobs: list[Raw] = []
+        self._namespaces = namespaces(call)
 
     def begin(self, event: chat.Answer) -> bytes:
         self._model, self._created = event.model, event.created
@@ -138,7 +140,8 @@ class ResponseEvents(Parts):
     def _item(self, part: Part, status: str, text: Raw | None) -> dict[str, Any]:
         if part.kind == "thought":
             return thought_item(self._id, text, status)
-        return call_item(self._id, part.id, part.name, Raw(b'""') if text is None else text, status)
+        name = named(part.name, self._namespaces)
+        return call_item(self._id, part.id, name, Raw(b'""') if text is None else text, status)
 
     def _place(self, part: Part) -> dict[str, Any]:
         """Where the open part is."""

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from gateway.store import StoreDown
 from gateway.store.local.earlier import EarlierFiles
 from gateway.store.local.location import database_of, json_of, refuse_network
-from gateway.store.local.schema import APPLICATION, TABLES, VERSION
+from gateway.store.local.schema import APPLICATION, STEPS, TABLES, VERSION
 
 log = logging.getLogger("trunkline.store")
 
@@ -171,7 +171,7 @@ class Database:
             connection.execute("BEGIN")  # all that is looked at is of one moment
             version = self._version(connection)
             connection.execute("COMMIT")
-            if version == 0:
+            if version < VERSION:
                 self._fill(connection)
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
@@ -185,18 +185,22 @@ class Database:
         return connection
 
     def _fill(self, connection: Connection) -> None:
-        """Make the tables, with what an earlier version had in files; of many processes that try, one does.
+        """Make the tables, with what an earlier version had in files or in tables of its own; of many processes that
+        try, one does.
 
         Without WAL yet: new pages need no journal, so that a large ledger is written once.
         """
         connection.execute("BEGIN EXCLUSIVE")
         try:
-            if self._version(connection) == 0:
+            version = self._version(connection)
+            for each in range(version, VERSION) if version else ():
+                connection.execute(STEPS[each])
+            if version == 0:
                 for statement in TABLES.split(";"):
                     connection.execute(statement)
                 self._earlier.read_into(connection, self.path)
                 connection.execute(f"PRAGMA application_id = {APPLICATION}")
-                connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
             connection.execute("COMMIT")
         except BaseException:
             _rollback(connection)

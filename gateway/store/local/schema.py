@@ -6,8 +6,10 @@ from typing import Final
 
 APPLICATION: Final = 0x746C_6461
 """`PRAGMA application_id`: "tlda"."""
-VERSION: Final = 1
+VERSION: Final = 2
 """`PRAGMA user_version`. Whoever changes a table raises it, and adds the step that brings an older file to it."""
+STEPS: Final = {1: "ALTER TABLE calls ADD COLUMN user TEXT NOT NULL DEFAULT ''"}
+"""What brings a file of this version to the next one. Writers of the older version can go on writing."""
 
 TABLES: Final = """
 CREATE TABLE records (
@@ -20,7 +22,7 @@ CREATE TABLE calls (
     number INTEGER PRIMARY KEY AUTOINCREMENT, call_id TEXT NOT NULL, time REAL NOT NULL, key_id TEXT NOT NULL,
     tenant TEXT NOT NULL, route TEXT NOT NULL, target TEXT NOT NULL, endpoint TEXT NOT NULL, outcome TEXT NOT NULL,
     input INTEGER NOT NULL, cached INTEGER NOT NULL, output INTEGER NOT NULL, cost_micros INTEGER NOT NULL,
-    source TEXT NOT NULL
+    source TEXT NOT NULL, user TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE usage (
     day TEXT NOT NULL, key_id TEXT NOT NULL, tenant TEXT NOT NULL, route TEXT NOT NULL, calls INTEGER NOT NULL,

@@ -52,7 +52,8 @@ def call_of(found: Capture) -> Call:
 
 
 def speaker(name: str, endpoint: Endpoint) -> Adapter:
-    return native(Capabilities.of(ADAPTERS[name.partition("-")[0]]))[endpoint].adapter
+    own = native(Capabilities.of(ADAPTERS[name.partition("-")[0]]))
+    return own[endpoint].adapter if endpoint in own else natives(endpoint)[endpoint]
 
 
 def chunks(reader: Messages | Responses, call: Call, stream: bytes) -> list[Chunk]:

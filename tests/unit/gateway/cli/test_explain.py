@@ -89,6 +89,19 @@ def test_the_same_body_goes_the_same_way(said: Said, tmp_path: Path) -> None:
     assert len(picks) == 1
 
 
+def test_whether_it_would_be_looked_up_in_the_response_cache(
+    said: Said, run: Run, tmp_path: Path, routing: Path
+) -> None:
+    file = body(tmp_path, temperature=0)
+    assert said("explain", "--body", file)["cache"] is None
+    routing.write_text(TABLE.replace("  small:", "    response_cache: {}\n  small:"))
+    assert said("explain", "--body", file)["cache"] == ""
+    assert "is looked up in the response cache" in run("explain", "--body", file).stdout
+    file = body(tmp_path, temperature=1)
+    assert "'temperature'" in said("explain", "--body", file)["cache"]
+    assert "takes no part in the response cache: neither" in run("explain", "--body", file).stdout
+
+
 def test_a_body_is_read_from_standard_input_too(tmp_path: Path) -> None:
     text = Path(body(tmp_path, max_tokens=9000)).read_text()
     result = CliRunner().invoke(cli, ["explain", "--body", "-", "--json"], input=text)

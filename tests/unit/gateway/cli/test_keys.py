@@ -21,7 +21,7 @@ Refused = Callable[..., str]
 EVERYTHING = shlex.split("""
     --tenant acme --model big --model small-* --endpoint chat/completions --rpm 10 --tpm 20k --itpm 15k --otpm 5k
     --concurrency 3 --budget day:tokens=2M --budget month:money=50 --model-limit demo/smollm2:135m:rpm=1,tpm=2k
-    --default-route small-1
+    --default-route small-1 --user-header X-User
     --priority high --expires 30d --label team=search --label env=prod --source 10.0.0.0/8 --source ::1
     --outage rpm=closed --outage budget=open
     --body-deny logit_bias --body-deny user --body-set max_tokens=500 --body-set stop=null
@@ -53,6 +53,7 @@ def test_everything_that_a_key_can_have(said: Said) -> None:
         },
         "model_limits": {"demo/smollm2:135m": {"rpm": 1, "tpm": 2_000}},
         "default_route": "small-1",
+        "user_header": "x-user",
         "priority": "high",
         "labels": {"team": "search", "env": "prod"},
         "sources": ["10.0.0.0/8", "::1/128"],

@@ -188,6 +188,29 @@ def test_a_hold_that_helps_nobody_is_warned_of(hold: str, said: list[str]) -> No
     assert len(warnings) == len(said) and all(word in found for word, found in zip(said, warnings, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("cache", "told"),
+    [
+        ({"ttl": "500ms"}, "from 1s to 30d"),
+        ({"ttl": "31d"}, "from 1s to 30d"),
+        ({"largest": "17MiB"}, "16MiB"),
+        ({"wait": "2s"}, "at most 1s"),
+        ({"calls": "all"}, "deterministic, asked"),
+    ],
+)
+def test_what_no_response_cache_can_do(cache: dict[str, Any], told: str) -> None:
+    found = mistake(one={"response_cache": cache})
+    assert found.line == line(f'"{next(iter(cache))}"', one={"response_cache": cache})
+    assert told in found.message
+    assert good(one={"response_cache": {}}).routes["one"].response_cache is not None
+
+
+def test_a_price_of_kept_answers_needs_some() -> None:
+    price = {"input": 1, "output": 1, "cached_answer": "0.5"}
+    assert "no 'response_cache'" in warned(one={"price": price})[0]
+    assert warned(one={"price": price, "response_cache": {}}) == []
+
+
 def test_a_shadow_has_a_name_and_place_like_other_targets() -> None:
     shadow = {"target": target("t-one"), "share": 0.1}
     with pytest.raises(Mistakes, match="used twice"):

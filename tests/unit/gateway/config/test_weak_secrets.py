@@ -47,7 +47,7 @@ def test_what_nobody_tries_is_not(secret: str) -> None:
         "unix://user:test@/run/redis.sock",
     ],
 )
-@pytest.mark.parametrize("setting", ["redis_url", "records_url"])
+@pytest.mark.parametrize("setting", ["redis_url", "records_url", "cache_url"])
 def test_a_weak_password_of_redis_is_told_of(url: str, setting: str) -> None:
     (told,) = weak_secrets(Settings(**{setting: url}))
     assert told == f"TRUNKLINE_{setting.upper()}: its password is a word that anybody would try"

@@ -108,6 +108,27 @@ async def test_tables_of_a_newer_version(tmp_path: Path) -> None:
     await refused(tmp_path / "keys.db", rf"newer version .* version {VERSION + 1}, this one knows {VERSION}\): upgrade")
 
 
+async def test_tables_of_an_older_version_become_todays(tmp_path: Path) -> None:
+    entry = Entry(call_id="a", time=1.0, key_id="k", tenant="t", route="r", user="ann")
+    prepare(tmp_path / "keys.db")
+    with closing(sqlite3.connect(tmp_path / "keys.db")) as connection:
+        older = ", ".join(name for name in Entry.__struct_fields__ if name != "user")
+        connection.execute("ALTER TABLE calls DROP COLUMN user")
+        values = "'old', 1, 'k', 't', 'r', '', '', 'answered', 0, 0, 0, 0, ''"
+        connection.execute(f"INSERT INTO calls ({older}) VALUES ({values})")
+        connection.execute("PRAGMA user_version = 1")
+        connection.commit()
+    for name in ("first", "second"):
+        store = LocalStore(tmp_path / "keys.json")
+        await store.open()
+        await store.ledger.append(name, [entry])
+        await store.close()
+    with closing(sqlite3.connect(tmp_path / "keys.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
+        found = connection.execute("SELECT call_id, user FROM calls").fetchall()
+        assert found == [("old", ""), ("a", "ann"), ("a", "ann")]
+
+
 def test_the_file_says_whose_it_is_and_of_which_version(tmp_path: Path) -> None:
     assert prepare(tmp_path / "state" / "keys.json") == tmp_path / "state" / "keys.db"
     with closing(sqlite3.connect(tmp_path / "state" / "keys.db")) as connection:
