@@ -61,11 +61,12 @@ class Ear(threading.Thread):
             answer = self.answers.pop(0) if self.answers else HEARD
             if isinstance(answer, bytes):
                 kind = b"text/event-stream" if answer.startswith(b"data:") else b"application/json"
-                head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(answer))
+                head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n"
+                head %= kind, len(answer)
                 if kind == b"text/event-stream":  # the second half when it was seen that the first goes on
-                    connection.sendall(head + answer[:20])
+                    connection.sendall(head + answer[:21])
                     self.seen.wait(30)
-                    connection.sendall(answer[20:])
+                    connection.sendall(answer[21:])
                 else:
                     connection.sendall(answer if answer.startswith(b"HTTP") else head + answer)
                 while connection.recv(65536):
@@ -227,7 +228,9 @@ def test_one_that_is_too_large_is_cut_off(listening: GatewayProcess, key: str, e
     assert ended.wait(30)
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n", b"HTTP/1.1 503 No\r\n\r\n", Act.CUT])
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 500 No\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", b"HTTP/1.1 503 No\r\n\r\n", Act.CUT]
+)
 def test_nothing_is_sent_twice(listening: GatewayProcess, key: str, ears: list[Ear], said: bytes | Act) -> None:
     for ear in ears:
         ear.answers = [said, said]
@@ -243,7 +246,10 @@ def test_an_answer_before_the_end_is_passed_on(listening: GatewayProcess, key: s
     refusal = b'{"error":{"message":"too long","type":"invalid_request_error"}}'
     for ear in ears:
         ear.after = len(PIECE)
-        head_of = b"HTTP/1.1 400 No\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(refusal)
+        head_of = (
+            b"HTTP/1.1 400 No\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            % len(refusal)
+        )
         ear.answers = [head_of + refusal]
     first = beginning(("model", "ears"))
     with wire(listening, head(key, len(first + PIECE * 20 + END)) + first + PIECE * 2) as connection:
