@@ -15,7 +15,7 @@ export UV_PYTHON_DOWNLOADS := never
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow check test-vllm test-tgi test-clients test-faults test-abuse test-engines soak fuzz bench docs wheel lock clean
+.PHONY: help demo test test-slow check test-vllm test-tgi test-clients test-deploy test-faults test-abuse test-engines soak fuzz bench docs wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,13 +45,16 @@ test-tgi: $(VENV)/.dev ## the TGI suite: against TGI_URL, else against the stand
 	$(BIN)/python tests/tgi/oracles.py
 	$(BIN)/python -m pytest tests/tgi $(ARGS)
 
+test-deploy: $(VENV)/.dev .venv-deploy ## deploy/: Kubernetes' files and the chart, built by kubectl and Helm and held against Kubernetes' own schemas
+	$(BIN)/python -m pytest -n 0 tests/deploy $(ARGS)
+
 test-clients: $(VENV)/.dev ## real clients (SDKs, frameworks, agents) against a real gateway, a table (minutes; ARGS: clients)
 	$(BIN)/python tests/clients/run.py $(ARGS)
 
 test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis that can be had here (about 20 minutes)
 	$(BIN)/python tests/harness/redis_flavours.py
 	$(BIN)/python tests/faults/earlier.py
-	$(BIN)/python -m pytest tests/faults -o timeout=180 --show-capture=no $(ARGS)
+	$(BIN)/python -m pytest tests/faults -o timeout=900 --show-capture=no $(ARGS)
 
 test-abuse: $(VENV)/.dev ## what docs/security.md says that callers, targets and operators can do, tried
 	$(BIN)/python -m pytest -n 2 $(shell grep -oh 'tests/[a-z_/*]*\.py\|tests/unit/gateway/auth/' docs/security.md | sort -u) $(ARGS)
@@ -81,7 +84,12 @@ lock: $(VENV)/.dev ## resolve the lock files anew
 clean: ## remove what make has made
 	rm -rf $(VENV) .venv-* .cache dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# The peers that `make bench` and `make test-engines` compare with, if they were made.
+# What `make test-deploy` builds and checks with; the peers that `make bench` and `make test-engines` compare with, if they were made.
+.venv-deploy: requirements/deploy.txt $(UV)
+	@$(PYTHON) -m venv $@
+	@$(UV) pip install --python $@/bin/python --require-hashes --only-binary :all: -r $<
+	@touch $@
+
 .venv-sglang: requirements/sglang-router.txt $(UV)
 	@$(PYTHON) -m venv $@
 	@$(UV) pip install --python $@/bin/python --require-hashes --only-binary :all: -r $<

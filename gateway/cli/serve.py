@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from gateway.config.weak_secrets import weak_secrets
 from gateway.process.child import Child
 from gateway.process.launch import Launcher
 from gateway.process.sockets import CannotListen, bind
-from gateway.process.supervisor import Supervisor, ignore_hangup
+from gateway.process.supervisor import Supervisor, ignore_hangup, leave_when_told
 from gateway.store import StoreDown, examine, examine_cache, prepare_state, shown
 
 log = logging.getLogger("trunkline.cli")
@@ -57,6 +58,7 @@ def serve(**options: Any) -> None:
     cuts everything at once; then the exit code is 128 and the signal's number.
     """
     ignore_hangup()
+    leave_when_told()
     settings, source, table = _read(options)
     if settings.workers > 1 and settings.redis_url is None:
         raise click.UsageError(
@@ -86,6 +88,7 @@ def serve(**options: Any) -> None:
             listener.start()
         supervisor.insist = partial(_insist, launcher, listener)
         code = supervisor.serve()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one more is not to wait for what was launched
     sys.exit(code)
 
 

@@ -35,9 +35,7 @@ from gateway.http.bodies import BodyMemory
 from gateway.http.connection import Connection
 from gateway.http.errors import event, render
 from gateway.http.framing import SUSPECT, refuse_ambiguous
-from gateway.http.identity import new_id
-from gateway.http.request import Request
-from gateway.http.source import source_of
+from gateway.http.request import Request, new_id, source_of
 from gateway.http.stored import item_of
 from gateway.http.uploading import PIECE_SECONDS, Rest, late, too_large
 

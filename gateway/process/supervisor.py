@@ -210,3 +210,11 @@ class _Worker:
 def ignore_hangup() -> None:
     """Nothing can be reloaded yet. Not SIG_IGN: child processes would inherit that."""
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+def leave_when_told() -> None:
+    """A SIGTERM that comes before there is anything to end in order: this process undoes what it has done, and ends.
+
+    By default it would end where it stands, and as the first process of a container not at all.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

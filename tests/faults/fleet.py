@@ -118,7 +118,7 @@ def fleet(
             for _ in range(gateways):
                 made.start()
             with ThreadPoolExecutor(gateways) as waiters:
-                list(waiters.map(lambda gateway: gateway.wait_ready(40), made.gateways))
+                list(waiters.map(lambda gateway: gateway.wait_ready(120), made.gateways))
             yield made
         finally:
             made.stop()

@@ -67,7 +67,7 @@ def two(upstream: Upstream, own_redis: RedisServer) -> Iterator[Fleet]:
         yield started
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 async def test_nothing_is_left_of_clients_that_left(
     two: Fleet, own_redis: RedisServer, upstream: Upstream, report: Report
 ) -> None:

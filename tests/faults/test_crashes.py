@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -47,17 +48,22 @@ async def held(gateway: GatewayProcess, issued: Issued, count: int = STREAMS) ->
     return calls
 
 
-async def freed(gateway: GatewayProcess, issued: Issued, seconds: float) -> float:
-    """How long until this gateway admits one more call of a key whose slots were all taken."""
+async def freed(gateway: GatewayProcess, issued: Issued, by: float = math.inf) -> float:
+    """How long until this gateway admits one more call of a key whose slots were all taken.
+
+    None may be refused that is sent after `by`, in seconds since the epoch.
+    """
     began = time.monotonic()
     while True:
+        sent = time.time()
         (call,) = await volley([gateway.port], [chat("m", issued.secret, stream=True)], hold=True)
         call.leave()
         await asyncio.sleep(0)  # in which the connection is closed
         if call.status == 200:
             return time.monotonic() - began
         assert call.status == 429, bytes(call.seen)
-        assert time.monotonic() - began < seconds, f"the slots are not back within {seconds} s"
+        assert sent < by, "the first slot has expired"
+        assert time.monotonic() - began < 120, "the slots are not back"
         await asyncio.sleep(0.1)
 
 
@@ -79,34 +85,40 @@ async def test_a_killed_gateway_gives_back_all_it_held(
     assert (redis.ask("ZCARD", lease), redis.ask("HGET", spent, "o")) == (STREAMS, str(STREAMS * CALL))
     kill(doomed)
     leave(calls)
-    took = await freed(other, issued, LEASE_SECONDS + 1)
-    assert took <= LEASE_SECONDS
+    first = float(redis.ask("ZRANGE", lease, 0, 0, "WITHSCORES")[1]) / 1e6
+    assert first <= time.time() + LEASE_SECONDS
+    took = await freed(other, issued, by=first)
     # Members that have expired are no slots; they are swept out when somebody needs the room.
-    await eventually(lambda: redis.ask("ZCOUNT", lease, time.time_ns() // 1000, "+inf") == 0, "no slot is held", 5)
+    await eventually(lambda: redis.ask("ZCOUNT", lease, time.time_ns() // 1000, "+inf") == 0, "no slot is held", 60)
     for _ in range(STREAMS // RECLAIMED):
-        await freed(other, issued, 1)
-    await eventually(lambda: int(redis.ask("HGET", spent, "o")) == 0, "nothing is reserved", 5)
+        await freed(other, issued)
+    await eventually(lambda: int(redis.ask("HGET", spent, "o")) == 0, "nothing is reserved", 60)
     gate.open()
-    await asyncio.wait([call.end for call in staying], timeout=10)
+    await asyncio.wait([call.end for call in staying], timeout=60)
     assert all(call.whole and DONE.strip() in call.body for call in staying)
     assert not any(call.degraded for call in staying)
     report.fault(20, "whole gateway, slots back", STREAMS, "within 15 s", f"{took:.1f} s", "others lost 0 of 20")
 
 
+def keep(redis: RedisServer, issued: Issued, boot: str = "") -> None:
+    """Have the slots of a key, or those of a worker, expire in an hour: until then only a funeral frees them."""
+    lease = f"{{tl}}:lease:key:{issued.record.id}"
+    for member in redis.ask("ZRANGE", lease, 0, -1):
+        if boot in member:
+            redis.ask("ZINCRBY", lease, 3600 * 1_000_000, member)
+
+
 async def test_a_gateway_that_starts_again_frees_the_slots_of_its_former_self(
-    two: Fleet, target: Target, report: Report
+    two: Fleet, redis: RedisServer, target: Target, report: Report
 ) -> None:
     doomed, other = two.gateways
     issued = await two.issue(limit=Limit(concurrency=STREAMS))
     calls = await held(doomed, issued)
     kill(doomed)
+    keep(redis, issued)
     leave(calls)
-    began = time.monotonic()
     two.start().wait_ready()
-    ready = time.monotonic() - began
-    took = await freed(other, issued, 5)
-    assert ready + took < LEASE_SECONDS * 0.8, "no sooner than the leases would have expired anyway"
-    assert took < 1
+    took = await freed(other, issued)
     report.fault(20, "gateway started again, slots back", STREAMS, "at once", f"{took:.2f} s after it was ready")
 
 
@@ -122,15 +134,14 @@ async def test_a_killed_worker_is_replaced_and_its_slots_are_freed(
     assert holders.total() == STREAMS
     boot, doomed = holders.most_common(1)[0]
     psutil.Process(int(places[boot].split()[1])).kill()
-    took = await freed(other, issued, LEASE_SECONDS)
+    keep(redis, issued, boot)
+    took = await freed(other, issued)
     lost = [call for call in calls if call.end.done()]
     assert len(lost) == doomed, "the calls of the killed worker end, those of the other one go on"
     await hang_up()
-    assert took < LEASE_SECONDS * 0.6
     report.fault(20, "slots back", len(lost), "when replaced", f"{took:.1f} s", f"{len(lost)} calls lost")
 
 
-@pytest.mark.timeout(120)
 async def test_a_long_stream_keeps_its_slot(two: Fleet, target: Target, report: Report) -> None:
     seconds = 2.5 * LEASE_SECONDS
     issued = await two.issue(limit=Limit(concurrency=1, budget=Budget(month=Allowance(tokens=2 * CALL - 1))))
@@ -143,5 +154,5 @@ async def test_a_long_stream_keeps_its_slot(two: Fleet, target: Target, report: 
         await asyncio.sleep(0.25)
     assert not stays.end.done()
     stays.leave()
-    await freed(two.gateways[1], issued, 5)
+    await freed(two.gateways[1], issued)
     report.add("a long stream keeps its slot", tries, "0 others admitted", "0", f"{seconds:.0f} s, 2.5 leases")

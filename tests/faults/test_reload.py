@@ -15,7 +15,7 @@ from integration.storm import Storm, storm
 CALLS = 10_000
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_ten_thousand_calls_during_twenty_reloads(upstream: Upstream, report: Report) -> None:
     weather = Storm(upstream)
     with redis_server() as own, gateway_process(weather.text(0), redis_url=own.url) as gateway:

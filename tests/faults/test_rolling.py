@@ -77,7 +77,7 @@ class Rolling:
         await eventually(lambda: fresh.port in self._balancer.ready, "calls go to the new gateway", 60)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_a_rolling_restart_under_load_fails_no_call(
     upstream: Upstream, redis: RedisServer, target: Target, tmp_path: Path, report: Report
 ) -> None:

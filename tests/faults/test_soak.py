@@ -7,16 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from faults.report import Report
 
 SOAK = Path(__file__).parents[1] / "soak" / "soak.py"
 
 
-@pytest.mark.timeout(150)
 def test_soak(report: Report) -> None:
     command = [sys.executable, str(SOAK), "--minutes", "0.3", "--gateways", "1", "--seed", "3", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=140)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.stdout, done.stderr[-2000:]
     told = json.loads(done.stdout)
     violated = [row for row in told["invariants"] if not row["ok"]]

@@ -69,7 +69,7 @@ def fate(reply: Reply) -> str:
     return "told" if b'"upstream_hung"' in reply.data[-1] else "silent end"
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_38_engines_stand_still(report: Report) -> None:
     chance, out = random.Random(38), dict[str, float]()
     names = [f"a{number}" for number in range(ENGINES)]

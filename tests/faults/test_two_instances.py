@@ -81,7 +81,6 @@ def entries(pair: Pair, *ids: str) -> int:
     return sum(entry["key_id"] in ids for entry in found)
 
 
-@pytest.mark.timeout(90)
 async def test_counters_lost_again_and_again_under_load(pair: Pair, upstream: Upstream, report: Report) -> None:
     """What was spent in the last moments before a loss may be missing from the ledger or counted twice; no more."""
     serving(upstream, "m")

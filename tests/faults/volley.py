@@ -171,7 +171,7 @@ async def steady(
         tasks.append(loop.create_task(_lone(call, ports[turn // len(raws) % len(ports)])))
         turn += 1
         await asyncio.sleep(max(0.0, started + turn / rate - loop.time()))
-    await asyncio.wait(tasks, timeout=30)
+    await asyncio.wait(tasks, timeout=120)
     return calls
 
 

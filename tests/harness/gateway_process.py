@@ -70,8 +70,11 @@ class GatewayProcess:
         self.routing.write_text(table)
         self._store = ["--redis-url", redis_url] if redis_url else ["--state", str(folder / "keys.json")]
         self._out, self._err = folder / "stdout.log", folder / "stderr.log"
+        left = folder / "left"  # whoever is killed leaves its temporary files there, which go with the folder
+        left.mkdir(exist_ok=True)
         # Nobody needs time to learn that it ends.
-        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", "TRUNKLINE_DRAIN_ACCEPT": "0", **env}
+        calm = {"PYTHONUNBUFFERED": "1", "TRUNKLINE_DRAIN_ACCEPT": "0", "TMPDIR": str(left)}
+        self._env = {**os.environ, **calm, **env}
         command = [*trunkline, "serve", str(self.routing), "--port", str(self.port), "--workers", str(workers)]
         if admin:
             command += ["--admin-port", str(self.admin_port)]

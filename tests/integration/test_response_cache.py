@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from harness.gateway_process import GatewayProcess, gateway_process
 from harness.redis_server import RedisServer, redis_server
-from harness.upstream import DONE, Act, Gate, Target, Upstream, answer, event, stream, whole
+from harness.upstream import DONE, Act, Gate, Received, Script, Target, Upstream, answer, event, stream, whole
+from integration.batching import at_end, client, leave, line, results
 from integration.client import Reply, ask, chat, eventually, record, request, samples, total, wire
 
 from gateway.core.types import Limit
@@ -60,9 +62,11 @@ def cache() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def pair(upstream: Upstream, redis: RedisServer, cache: RedisServer) -> Iterator[list[GatewayProcess]]:
+def pair(
+    upstream: Upstream, redis: RedisServer, cache: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[GatewayProcess]]:
     """Two gateways with one cache."""
-    env = {"TRUNKLINE_CACHE_URL": cache.url}
+    env = {"TRUNKLINE_CACHE_URL": cache.url, "TRUNKLINE_FILES": str(tmp_path_factory.mktemp("files"))}
     with (
         gateway_process(table(upstream), redis_url=redis.url, env=env) as one,
         gateway_process(table(upstream), redis_url=redis.url, env=env) as two,
@@ -71,8 +75,13 @@ def pair(upstream: Upstream, redis: RedisServer, cache: RedisServer) -> Iterator
 
 
 @pytest.fixture
-def one(pair: list[GatewayProcess], cache: RedisServer) -> GatewayProcess:
+def one(pair: list[GatewayProcess], cache: RedisServer, target: Target, key: str) -> GatewayProcess:
+    """One of them, with an empty cache: what the test before had kept has come, as answers come in their order."""
     cache.ask("FLUSHALL")
+    marker = secrets.randbits(32)
+    eventually(lambda: cached(ask(pair[0], same(seed=marker), key)) == "hit" or None, "the cache works")
+    cache.ask("FLUSHALL")
+    target.restore()
     return pair[0]
 
 
@@ -262,6 +271,9 @@ BAD: dict[str, Any] = {
     "a stream that breaks": stream(event("Hel"), Act.RESET, end=False),
     "a stream that stops": stream(event("Hel"), end=True),
     "a stream that is given up": stream(event("Hel"), event(finish="abort"), DONE),
+    "a failure of a stream that has told why it ended": stream(
+        event("Hel"), event(finish="stop"), b'data: {"error": {"message": "no"}}\n\n', DONE
+    ),
     "a failure in a stream": stream(event("Hel"), b'data: {"error": {"message": "no"}}\n\n', DONE),
 }
 
@@ -310,24 +322,25 @@ def test_an_answer_of_another_tier_is_not_kept(
 
 
 def test_a_stream_that_went_on_elsewhere_is_not_kept(
-    one: GatewayProcess, upstream: Upstream, cache: RedisServer, key: str
+    one: GatewayProcess, upstream: Upstream, cache: RedisServer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = [upstream.target(f"cached-{name}") for name in ("left", "right")]
-    for each in both:
-        each.restore()
-        each.scripts = [stream(event("Hel"), Act.RESET, end=False)]
-    body = same("resumes", stream=True)
-    for each in both:  # the first that is asked breaks, the second goes on
-        each.script = stream(event("lo"), event(finish="stop"), DONE)
-    both[1].scripts = []
-    resumed = [ask(one, body, key) for _ in range(2)]
-    assert all(reply.body.endswith(DONE) for reply in resumed)
-    broken = [reply for reply in resumed if b"Hel" in reply.body]
-    assert len(broken) == 1, "one of both has met the target that breaks"
-    (name,) = kept(cache)
-    client = cache.raw()
-    assert b"Hel" not in client.get(name)  # type: ignore[operator]
-    client.close()
+    first = [stream(event("Hel"), Act.RESET, end=False)]
+
+    def answers(received: Received) -> Script:
+        if received.method == "GET":
+            return whole({})
+        if received.json()["messages"][-1]["role"] == "assistant":
+            return stream(event("lo"), event(finish="stop"), DONE)
+        return first.pop() if first else stream(event("Whole"), event(finish="stop"), DONE)
+
+    for name in ("left", "right"):
+        monkeypatch.setattr(upstream.target(f"cached-{name}"), "answers", answers)
+    replies = [ask(one, same("resumes", stream=True), key) for _ in range(2)]
+    assert [cached(reply) for reply in replies] == ["miss", "miss"]
+    assert b"Hel" in replies[0].body and b"lo" in replies[0].body and replies[0].body.endswith(DONE)
+    kept(cache)
+    again = ask(one, same("resumes", stream=True), key)
+    assert (cached(again), again.body) == ("hit", replies[1].body)
 
 
 def test_an_answer_is_not_kept_that_is_not_the_json_that_was_asked_for(
@@ -463,3 +476,62 @@ def test_bodies_are_compared_as_rules_have_made_them(
     ask(one, same(), key)
     kept(cache)
     assert cached(ask(one, chat("m", temperature=1), ruled)) == "hit"
+
+
+def test_lines_of_batches_find_answers_and_leave_some(
+    one: GatewayProcess, cache: RedisServer, target: Target, key: str
+) -> None:
+    lines = [line(number, body=same(seed=number)) for number in range(2)]
+    first = ask(one, lines[0]["body"], key)
+    kept(cache)
+    with client(one, tenant="readers") as ours:
+        batch = at_end(ours, leave(ours, lines))
+        found = results(ours, batch.output_file_id)
+    assert found["line-0"]["response"]["body"] == first.json()
+    assert (found["line-1"]["response"]["status_code"], len(target.calls)) == (200, 2)
+    kept(cache, 2)
+    assert cached(ask(one, lines[1]["body"], key)) == "hit"
+
+
+ENDPOINTS: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "Hi", "temperature": 0},
+    "/v1/embeddings": {"input": "Hi"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9, "temperature": 0},
+    "/v1/responses": {"input": "Hi", "temperature": 0},
+    "/generate": {"inputs": "Hi", "parameters": {"seed": 1}, "model": "m"},
+}
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_answers_of_every_dialect_are_given_again(
+    one: GatewayProcess, cache: RedisServer, target: Target, key: str, path: str
+) -> None:
+    """Translated ones as their clients got them."""
+    if path in ("/v1/completions", "/generate"):
+        choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "message": {"content": "Hello"}}
+        target.script = whole({**answer(), "choices": [choice]})
+    if path == "/v1/embeddings":
+        target.script = whole({"object": "list", "data": [], "model": "m", "usage": {"prompt_tokens": 1}})
+    body = {"model": "m", **ENDPOINTS[path]}
+    first = ask(one, body, key, path)
+    assert (first.status, cached(first)) == (200, "miss"), first
+    kept(cache)
+    again = ask(one, body, key, path)
+    assert (again.status, cached(again), again.body, len(target.calls)) == (200, "hit", first.body, 1)
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+def test_streams_of_other_dialects_are_given_again(
+    one: GatewayProcess, cache: RedisServer, target: Target, key: str, path: str
+) -> None:
+    body = {"model": "m", **ENDPOINTS[path], "stream": True}
+    first = ask(one, body, key, path)
+    assert (first.status, cached(first)) == (200, "miss"), first
+    kept(cache)
+    again = ask(one, body, key, path)
+    assert (cached(again), again.body) == ("hit", first.body)
+    target.script = stream(event("Hel"), Act.RESET, end=False)
+    broken = ask(one, {**body, "seed": 3}, key, path)
+    assert (cached(broken), broken.body != first.body) == ("miss", True)
+    target.restore()
+    assert cached(ask(one, {**body, "seed": 3}, key, path)) == "miss"

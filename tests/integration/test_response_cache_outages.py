@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from harness.gateway_process import GatewayProcess, gateway_process
+from harness.link import link
 from harness.redis_server import RedisServer, free_port, redis_server
 from harness.redis_users import make_user, refused
-from harness.upstream import DONE, Gate, Target, Upstream, event, stream
+from harness.upstream import DONE, Gate, Received, Script, Target, Upstream, answer, event, stream
+from harness.upstream import whole as one_piece
 from integration.client import ask, chat, eventually, get, request, samples, total, wire
 from integration.test_response_cache import CACHE, KEPT, cached, kept, same
 
@@ -96,6 +99,76 @@ def test_calls_go_to_targets_while_it_hangs(
     cache.freeze()
     replies = [ask(alone, same(seed=1), key) for _ in range(5)]
     assert [(reply.status, cached(reply)) for reply in replies] == [(200, "miss")] * 5
+
+
+@pytest.mark.parametrize("trouble", ["slow", "cut off"])
+def test_calls_go_to_targets_while_the_way_to_it_is_bad(upstream: Upstream, target: Target, trouble: str) -> None:
+    """Its Redis answers, but late; or the connection ends within what it says."""
+    with redis_server(options=CACHE) as cache, link(cache.port) as way:
+        url = f"redis://127.0.0.1:{way.port}/0"
+        env = {"TRUNKLINE_CACHE_URL": url, "TRUNKLINE_REDIS_TIMEOUT": "30"}
+        with gateway_process(table(upstream), env=env) as gateway:
+            key = gateway.issue().secret
+            eventually(lambda: hits(gateway, key), "the cache works")
+            good, before = ask(gateway, same(), key), looked(gateway, "unavailable")
+            if trouble == "slow":
+                way.delay(1.0)
+            else:
+                way.cut_after(100)  # an answer is longer
+            replies = [ask(gateway, same(seed=1), key) for _ in range(4)]
+            assert [(reply.status, cached(reply), reply.body) for reply in replies] == [(200, "miss", good.body)] * 4
+            assert looked(gateway, "unavailable") - before == 4
+            way.restore()
+            eventually(lambda: hits(gateway, key), "the cache works again")
+
+
+def test_no_call_is_answered_wrongly_whatever_dies(
+    upstream: Upstream, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two gateways, many calls, and a cache that is killed and comes back empty in their midst."""
+
+    def echo(received: Received) -> Script:
+        if received.method == "GET":
+            return one_piece({})
+        asked = received.json()
+        said = asked["messages"][0]["content"]
+        if asked.get("stream"):
+            return stream(event(said[:3]), event(said[3:]), event(finish="stop"), DONE)
+        return one_piece(answer(said))
+
+    monkeypatch.setattr(target, "answers", echo)
+    with redis_server(options=CACHE) as cache, redis_server() as limits:
+        env = {"TRUNKLINE_CACHE_URL": cache.url}
+        with (
+            gateway_process(table(upstream), redis_url=limits.url, env=env) as left,
+            gateway_process(table(upstream), redis_url=limits.url, env=env) as right,
+            ThreadPoolExecutor(8) as callers,
+        ):
+            key = left.issue().secret
+            eventually(lambda: hits(left, key), "the cache works")
+            eventually(lambda: hits(right, key), "for both")
+
+            def call(number: int) -> str | None:
+                said, streamed = f"question {number % 20}", number % 3 == 0
+                body = same(messages=[{"role": "user", "content": said}], stream=streamed)
+                reply = ask(left if number % 2 else right, body, key)
+                assert reply.status == 200
+                if streamed:
+                    assert reply.body.endswith(DONE)
+                    parts = [json.loads(data)["choices"][0]["delta"] for data in reply.data[:-1]]
+                    assert "".join(part.get("content") or "" for part in parts) == said
+                else:
+                    assert reply.json()["choices"][0]["message"]["content"] == said
+                return cached(reply)
+
+            before = [*callers.map(call, range(120))]
+            during = callers.map(call, range(240))
+            cache.process.kill()
+            cache.process.wait()
+            assert next(during) in ("hit", "miss")
+            cache.restart()
+            assert {*before, *during} == {"hit", "miss"}
+            eventually(lambda: call(0) == "hit" and call(1) == "hit", "both find answers again")
 
 
 def test_an_answer_does_not_wait_until_it_is_kept(upstream: Upstream, target: Target) -> None:

@@ -21,6 +21,7 @@ import click
 import pytest
 import yaml
 from harness.redis_server import free_port
+from harness.redis_users import documented
 from prometheus_client import Counter, Gauge, Histogram
 
 from gateway.cli import COMMANDS, cli
@@ -43,6 +44,7 @@ ROWS: list[dict[str, Any]] = [each for each in DASHBOARD["panels"] if each["type
 PANELS: list[dict[str, Any]] = [each for each in DASHBOARD["panels"] if each["type"] != "row"]
 FILES = sorted(file for file in DEPLOY.rglob("*") if file.is_file() and file.name != ".env")
 TEXTS = {file: file.read_text() for file in FILES}
+INSTALL = "".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs/install.md").read_text(), re.S))
 
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?:(:[-?])([^}]*))?\}")
 PINNED = re.compile(r"[\w./-]+:v?\d+\.[\w.-]+")
@@ -82,8 +84,8 @@ def mounts(service: str) -> dict[str, str]:
 
 
 def option(service: str, name: str) -> str | None:
-    """An option's value in a service's command, given as `--name value` or `--name=value`."""
-    words = [word for text in SERVICES[service]["command"] for word in text.split("=", 1)]
+    """An option's value in a service's command or script, given as `--name value` or `--name=value`."""
+    words = [word for text in SERVICES[service]["command"] for word in re.split(r"[=\s]+", text)]
     return words[words.index(name) + 1] if name in words else None
 
 
@@ -194,13 +196,13 @@ def test_the_health_check_says_whether_the_gateway_answers(status: int | None, g
 
 def test_every_setting_exists() -> None:
     known = {f"TRUNKLINE_{field.upper()}" for field in Settings.__struct_fields__} - {"TRUNKLINE_LAUNCHED"}
-    named = {name for text in TEXTS.values() for name in re.findall(r"TRUNKLINE_[A-Z_]*[A-Z]", text)}
+    named = {name for text in (*TEXTS.values(), INSTALL) for name in re.findall(r"TRUNKLINE_[A-Z_]*[A-Z]", text)}
     assert named
     assert named <= known
 
 
 def command_lines() -> Iterator[list[str]]:
-    for text in TEXTS.values():
+    for text in (*TEXTS.values(), INSTALL):
         for line in re.findall(rf"\btrunkline ((?:{'|'.join(COMMANDS)})\b[^\n`]*)", text):
             yield [word for word in shlex.split(line, comments=True) if word != "..."]
 
@@ -219,12 +221,21 @@ def test_every_command_line_is_one_that_the_command_understands(words: list[str]
 
 
 def test_the_services_environment_makes_settings_that_can_be_used() -> None:
-    given = {name: substituted(value, {"TRUNKLINE_PEPPERS": "1:a"}) for name, value in environment("gateway").items()}
-    settings = Settings.read({**IMAGE_ENV, **given})
-    assert settings.pepper_versions()[1] == b"a"
+    settings, admin = settings_of("gateway"), settings_of("admin")
+    assert settings.pepper_versions()[1] == admin.pepper_versions()[1] == b"a"
     assert settings.workers == Settings().workers
-    assert settings.redis_url is not None
+    assert settings.redis_url == "redis://gateway:one@redis:6379/0"
+    assert admin.redis_url == "redis://admin:two@redis:6379/0"
+    assert admin.port == admin.admin_port, "the image's health check asks there"
     assert int(SERVICES["gateway"]["stop_grace_period"].removesuffix("s")) > settings.drain_accept + settings.grace + 8
+
+
+MADE = {"TRUNKLINE_PEPPERS": "1:a", "REDIS_GATEWAY_PASSWORD": "one", "REDIS_ADMIN_PASSWORD": "two"}
+"""What has no default."""
+
+
+def settings_of(service: str) -> Settings:
+    return Settings.read({**IMAGE_ENV, **{k: substituted(v, MADE) for k, v in environment(service).items()}})
 
 
 def environment(service: str) -> dict[str, str]:
@@ -238,7 +249,7 @@ def test_the_example_of_env_holds_every_variable_and_no_other() -> None:
     offered = dict(re.findall(r"^#?(\w+)=(.*)$", example, re.M))
     assert set(offered) == set(used)
     for name, default in offered.items():
-        assert name == "TRUNKLINE_PEPPERS" or default == used[name], name
+        assert name in MADE or default == used[name], name
     ignored = (DEPLOY / ".gitignore").read_text().split()
     assert ".env" in ignored
 
@@ -248,13 +259,13 @@ def test_the_example_of_env_holds_every_variable_and_no_other() -> None:
 
 KNOWN_KEYS = {
     "build", "cap_drop", "command", "depends_on", "deploy", "environment", "healthcheck", "image", "init", "logging",
-    "ports", "profiles", "read_only", "restart", "security_opt", "shm_size", "stop_grace_period", "tmpfs", "ulimits",
-    "volumes",
+    "networks", "ports", "profiles", "read_only", "restart", "security_opt", "shm_size", "stop_grace_period", "tmpfs",
+    "ulimits", "user", "volumes",
 }  # fmt: skip
 
 
 def test_compose_uses_keys_of_the_specification() -> None:
-    assert {key for key in COMPOSE if not key.startswith("x-")} <= {"name", "services", "volumes"}
+    assert {key for key in COMPOSE if not key.startswith("x-")} <= {"name", "services", "networks", "volumes"}
     for name, service in SERVICES.items():
         assert set(service) <= KNOWN_KEYS, name
         assert "image" in service, name
@@ -290,17 +301,59 @@ def test_redis_keeps_the_keys() -> None:
     assert "/data" in mounts("redis")
 
 
+def test_redis_has_the_users_of_the_security_page_and_a_network_of_its_own() -> None:
+    first, *users = (DEPLOY / "redis-users.acl").read_text().splitlines()
+    assert first == "user default reset resetchannels on nopass +ping", "health checks have no password"
+    begin = "user {0} reset resetchannels on >{1}_PASSWORD "
+    roles = documented()
+    assert users == [begin.format(role, role.upper()) + " ".join(roles[role]) for role in ("gateway", "admin")]
+    script = SERVICES["redis"]["command"][-1]
+    for name in environment("redis"):
+        assert f"s/>{name}/>$${name}/" in script
+        assert environment("redis")[name] == f"${{REDIS_{name}:?set it in .env, see .env.example}}"
+    assert option("redis", "--aclfile") in script
+    assert COMPOSE["networks"]["redis"] == {"internal": True}
+    there = {name for name, service in SERVICES.items() if "redis" in service.get("networks", ())}
+    assert there == {"redis", "gateway", "admin"}
+    assert "ports" not in SERVICES["redis"]
+
+
+def test_gateways_are_many_behind_one_address() -> None:
+    assert SERVICES["gateway"]["deploy"]["replicas"] == 2
+    assert "ports" not in SERVICES["gateway"], "two could not have the same one"
+    balancer = (DEPLOY / mounts("balancer")["/etc/caddy/Caddyfile"]).read_text()
+    assert re.findall(r"dynamic a (\S+) (\d+)", balancer) == [("gateway", str(Settings().port))]
+    assert re.findall(r"^:(\d+) \{", balancer, re.M) == [str(listens()["balancer"])]
+    assert set(re.findall(r"respond (\S+) 404", balancer)) == {"/metrics", "/ready"}
+    assert settings_of("gateway").trusted_proxies
+    job = next(job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == "trunkline")
+    assert [(found["names"], found["port"]) for found in job["dns_sd_configs"]] == [(["gateway"], Settings().port)]
+
+
+def test_caddy_accepts_the_file() -> None:
+    if shutil.which("caddy") is None:
+        pytest.skip("no caddy on the PATH")
+    command = ["caddy", "validate", "--adapter", "caddyfile", "--config", DEPLOY / "Caddyfile"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+
+
 def listens() -> dict[str, int]:
     """On which port each service answers, inside."""
     fixed = {"redis": 6379, "prometheus": 9090, "grafana": 3000, "vllm": 8000}  # their own defaults
-    return {**fixed, "gateway": Settings().port, "tgi": int(option("tgi", "--port") or 0)}
+    fixed |= {"balancer": 8080, "open-webui": 8080}
+    ours = {"gateway": Settings().port, "admin": settings_of("admin").admin_port}
+    return {**fixed, **ours, "tgi": int(option("tgi", "--port") or 0)}
 
 
 def test_every_address_is_a_service_and_its_port() -> None:
     table = yaml.safe_load((DEPLOY / "routing.yaml").read_text())
     urls = [t["url"] for r in table["routes"].values() for tier in ("targets", "fallback") for t in r[tier]]
-    urls += [environment("gateway")["TRUNKLINE_REDIS_URL"], datasource()["url"]]
-    scraped = [target for job in PROMETHEUS["scrape_configs"] for c in job["static_configs"] for target in c["targets"]]
+    urls += [str(settings_of(name).redis_url) for name in ("gateway", "admin")]
+    urls += [datasource()["url"], environment("open-webui")["OPENAI_API_BASE_URL"]]
+    scraped = [
+        target for job in PROMETHEUS["scrape_configs"] for c in job.get("static_configs", ()) for target in c["targets"]
+    ]
     urls += [f"http://{target}" for target in scraped if not target.startswith("localhost:")]
     for url in urls:
         parts = urlsplit(url)
@@ -318,8 +371,12 @@ def test_every_address_is_a_service_and_its_port() -> None:
 # routing.yaml
 
 
-def test_the_routing_table_passes_the_check() -> None:
-    command = [sys.executable, "-P", "-m", "gateway", "check", str(DEPLOY / "routing.yaml"), "--json"]
+TABLES = [file for file in FILES if file.name == "routing.yaml" and "templates" not in file.parts]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda file: file.parent.name)
+def test_the_routing_table_passes_the_check(table: Path) -> None:
+    command = [sys.executable, "-P", "-m", "gateway", "check", str(table), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=90)
     said = json.loads(done.stdout)
     assert said["ok"], done.stderr

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvloop
 from harness.clock import FixedClock
 
 from backends.api import Call, Usage
@@ -122,7 +125,47 @@ async def test_after_one_answer_that_is_late_nobody_waits_for_a_while() -> None:
     assert [(await kit.look()).found for _ in range(3)] == ["unavailable"] * 3
     assert len(kit.values.asked) == 1
     kit.clock.advance(module.REST_SECONDS)
-    assert (await kit.look()).found == "miss"
+    kit.values.answer = None
+    first = asyncio.ensure_future(kit.look())
+    await asyncio.sleep(0)
+    assert ((await kit.look()).found, len(kit.values.asked)) == ("unavailable", 2), "one call finds out, not all"
+    assert (await first).found == "unavailable"
+    kit.clock.advance(module.REST_SECONDS)
+    kit.values.answer = b""
+    assert [(await kit.look()).found for _ in range(3)] == ["miss"] * 3
+
+
+def test_an_answer_that_came_while_the_loop_was_busy_is_not_late() -> None:
+    """On the loop that serves, which looks at its timers before it reads."""
+
+    class Unread(Values):
+        def get(self, name: str, most: int) -> asyncio.Future[Any]:
+            loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+            here, there = socket.socketpair()
+            mine, others = socket.socketpair()
+
+            def read() -> None:
+                loop.remove_reader(here)
+                here.close()
+                future.set_result(b"")
+
+            def work() -> None:
+                loop.remove_reader(mine)
+                mine.close()
+                there.close()  # the answer
+                time.sleep(0.01)
+
+            loop.add_reader(here, read)
+            loop.add_reader(mine, work)
+            others.close()
+            return future
+
+    async def look() -> str:
+        kit = Kit(wait=0.001)
+        kit.answers = Answers(Unread(), SECRET, kit.clock)
+        return (await kit.look()).found
+
+    assert uvloop.run(look()) == "miss"
 
 
 async def test_whoever_looks_can_be_cancelled() -> None:

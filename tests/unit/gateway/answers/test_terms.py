@@ -60,6 +60,7 @@ OTHERS: dict[str, str] = {
     "a header that goes on": name(terms(forward_headers=["X-Mode"]), x_mode="a"),
     "another model at the target": name(terms({"model": "org/n"})),
     "another kind of server": name(terms({"backend": "openai"})),
+    "an endpoint that is translated": name(terms({"endpoints": ["chat/completions"]})),
     "another parser": name(terms({"tool_parser": "hermes"})),
     "a header of the target": name(terms({"headers": {"x-variant": "b"}})),
     "names of models": name(terms(public_model=True)),
@@ -83,6 +84,7 @@ def test_it_shows_whose_it_is_and_cannot_be_guessed() -> None:
     assert THE_NAME.startswith("{tl}:answer:t:m:1")
     assert OTHERS["all tenants"].startswith("{tl}:answer:*:m:1")
     assert terms().name(call(), "t", {}, b"another") != THE_NAME
+    assert name(tenant="*") != name(terms(response_cache={"shared": True}), tenant="*")
     assert "messages" not in THE_NAME
 
 
