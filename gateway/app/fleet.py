@@ -37,6 +37,8 @@ ORDERS_SECONDS = 10.0
 """Between two readings of operators' orders that no notice asked for."""
 TARGETS_A_TURN = 50
 _ANY_CALL = Prompt(tokens=1)
+OUT = ("drained", "ejected")
+"""Why a target that may be well gets no calls."""
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -262,6 +264,9 @@ class Fleet:
             metrics.target_prefill.labels(name).set(target.load.prefill)
             metrics.target_running.labels(name).set(target.load.running)
             metrics.target_waiting.labels(name).set(target.load.waiting)
+            refused = refusal(_ANY_CALL, target, self._clock.monotonic())
+            for reason in OUT:
+                metrics.target_out.labels(name, reason).set(refused == reason)
             if target.missed:
                 self.prober.hurry(name)
             self._warn(target)
