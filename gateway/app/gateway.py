@@ -26,7 +26,7 @@ from gateway.auth import AdminKeys, Keyring, Throttle, networks
 from gateway.batches.files import Files
 from gateway.batches.storage import FileStorage
 from gateway.batches.submissions import Submissions
-from gateway.call import Parts
+from gateway.call_state import Parts
 from gateway.config import Settings, Table
 from gateway.config.discovery import expanded
 from gateway.config.settings import unknown
@@ -35,7 +35,7 @@ from gateway.config.watch import Watcher
 from gateway.config.weak_secrets import weak_secrets
 from gateway.core.clock import SystemClock
 from gateway.http import batches, files, models, openapi, operations
-from gateway.http.identity import BOOT
+from gateway.http.request import BOOT
 from gateway.http.server import DataPlane
 from gateway.limits import Admission, AdmissionEvents
 from gateway.metering import Lines, Meter, Metrics

@@ -37,9 +37,7 @@ from gateway.http.bodies import BodyMemory
 from gateway.http.connection import Connection
 from gateway.http.errors import event, render
 from gateway.http.framing import SUSPECT, refuse_ambiguous
-from gateway.http.identity import new_id
-from gateway.http.request import Request
-from gateway.http.source import source_of
+from gateway.http.request import Request, new_id, source_of
 from gateway.http.stored import item_of
 
 _CONTENT_TYPE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,199}")
