@@ -437,6 +437,7 @@ def parts() -> list[type[Struct]]:
         FallbackSpec,
         TLSSpec,
         Launch,
+        DiscoverSpec,
         Timeouts,
         Retry,
         QueueSpec,

@@ -6,15 +6,19 @@ import asyncio
 import json
 import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from harness.fake_backend import fake
+from harness.gateway_process import gateway_process
 from harness.in_process import InProcess
 from harness.redis_server import free_port
 from harness.upstream import Upstream, answer, event
-from integration.client import chat, request
+from integration.client import ask, chat, eventually, request
 
 from gateway.app import discovery, fleet
 from gateway.upstream.dial import Address, Dialer
@@ -211,6 +215,28 @@ def test_a_name_without_addresses_is_a_target_that_is_down_until_one_comes(
     assert answering(gateway, secret, 2) == {B}
 
 
+def test_a_held_call_waits_for_a_server_to_come(gateway: InProcess, servers: Servers, tmp_path: Path) -> None:
+    secret = gateway.issue().secret
+    servers.named = []
+    target = {"name": "cold", "backend": "openai", "discover": {"dns": f"{NAME}:{servers.port}"}}
+    table = json.dumps({"routes": {"m": {"targets": [target], "hold": "60s"}}})
+    (tmp_path / "fresh.yaml").write_text(table)
+    (tmp_path / "fresh.yaml").replace(tmp_path / "routing.yaml")
+    gateway._gateway.watcher.reload()
+    until(gateway, "cold")
+    with gateway.client(request(chat("m"), secret)) as client:
+
+        async def held() -> None:
+            async with asyncio.timeout(60):
+                while not any(route.held.calls for route in gateway._gateway.plane.parts.routes):
+                    await asyncio.sleep(PAUSE)
+
+        gateway.run(held())
+        servers.named = [B]
+        status, _, body = client.answer()
+    assert status == 200 and B in body.decode()
+
+
 def test_another_table_may_discover_others(gateway: InProcess, servers: Servers, tmp_path: Path) -> None:
     secret = gateway.issue().secret
     target = {"name": "replica", "backend": "openai", "discover": {"dns": f"{NAME}:{servers.port}"}}
@@ -220,3 +246,30 @@ def test_another_table_may_discover_others(gateway: InProcess, servers: Servers,
     gateway._gateway.watcher.reload()
     until(gateway, f"replica@{A}", f"replica@{B}")
     assert answering(gateway, secret) == {A, B}
+
+
+def test_operators_know_servers_by_their_addresses() -> None:
+    with fake("vllm", "engine") as server:
+        target = {"name": "engine", "backend": "vllm", "discover": {"dns": f"localhost:{server.port}"}}
+        routing = json.dumps({"routes": {"m": {"targets": [target]}}})
+        with gateway_process(routing) as gateway:
+            assert ask(gateway, chat("m"), gateway.issue().secret).status == 200
+            member = "engine@127.0.0.1"
+
+            def listed() -> dict[str, Any]:
+                shown = gateway.said("targets", "list", "--routing", str(gateway.routing))
+                return {each["name"]: each for each in shown}
+
+            def told() -> dict[str, Any] | None:
+                found = listed()
+                return found if member in found else None
+
+            shown = eventually(told, "the gateway reports")
+            assert list(shown) == [member], "the name itself is none"
+            assert shown[member]["listed"] and shown[member]["url"] == f"http://127.0.0.1:{server.port}"
+            gateway.said("targets", "drain", member, "--routing", str(gateway.routing))
+            eventually(lambda: listed()[member]["state"] == "drained" or None, "the order is obeyed")
+            answer = gateway.said("explain", "--model", "m", "--routing", str(gateway.routing))
+            assert [each["target"] for each in answer["candidates"]] == [member]
+            with pytest.raises(subprocess.CalledProcessError):
+                gateway.said("targets", "drain", "other@127.0.0.1", "--routing", str(gateway.routing))
