@@ -39,6 +39,8 @@ TARGETS_A_TURN = 50
 DEPARTED_SECONDS = 900.0
 """For so long what was counted of a target is shown after it has gone: whoever scrapes sees the last of it."""
 _ANY_CALL = Prompt(tokens=1)
+OUT = ("drained", "ejected")
+"""Why a target that may be well gets no calls."""
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -270,6 +272,9 @@ class Fleet:
             metrics.target_prefill.labels(name).set(target.load.prefill)
             metrics.target_running.labels(name).set(target.load.running)
             metrics.target_waiting.labels(name).set(target.load.waiting)
+            refused = refusal(_ANY_CALL, target, self._clock.monotonic())
+            for reason in OUT:
+                metrics.target_out.labels(name, reason).set(refused == reason)
             if target.missed:
                 self.prober.hurry(name)
             self._warn(target)

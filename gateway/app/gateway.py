@@ -45,6 +45,7 @@ from gateway.metering.ledger import LedgerWriter
 from gateway.metering.loop_lag import LoopLag
 from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
+from gateway.process import supervisor
 from gateway.routing import Builder, Routes, TargetSlots
 from gateway.routing.queue.events import QueueEvents
 from gateway.routing.responses import Responses
@@ -82,6 +83,7 @@ class Gateway:
         self.settings, self.clock, self.metrics = settings, SystemClock(), Metrics()
         self.learned = Learned()
         self.metrics.unknown_settings.set(len(unknown()))
+        self.metrics.worker_restarts.set(supervisor.restarts)
         self.metrics.weak_secrets.set(len([*weak_secrets(settings)]))
         self.launched, self.capabilities = _launched(settings), cache(registry.capabilities)
         table = loaded.table

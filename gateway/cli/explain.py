@@ -216,7 +216,7 @@ def _show(answer: Answer) -> None:
         )
         for each in answer.candidates
     ]
-    rows(COLUMNS, lines, "The route has no targets.")
+    rows(COLUMNS, lines, "The route has no targets.", spare=("prefill", "waiting", "running", "tier"))
     out = console()
     if answer.limits:
         rows(LIMIT_COLUMNS, [_limit(each, answer.shared) for each in answer.limits], "")
