@@ -15,7 +15,7 @@ export UV_PYTHON_DOWNLOADS := never
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow check test-vllm test-tgi test-clients test-deploy test-faults test-abuse test-engines soak fuzz bench docs wheel lock clean
+.PHONY: help demo test test-slow check test-vllm test-tgi test-clients test-deploy test-faults test-abuse test-ops test-engines soak fuzz bench docs wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis t
 
 test-abuse: $(VENV)/.dev ## what docs/security.md says that callers, targets and operators can do, tried
 	$(BIN)/python -m pytest -n 2 $(shell grep -oh 'tests/[a-z_/*]*\.py\|tests/unit/gateway/auth/' docs/security.md | sort -u) $(ARGS)
+
+test-ops: $(VENV)/.dev ## alerts and dashboards by a real Prometheus (Debian's package, unpacked below .cache)
+	$(BIN)/python -m pytest -n 0 tests/ops $(ARGS)
 
 soak: $(VENV)/.dev ## mixed calls and mixed chaos for 20 minutes, then nothing may be left, lost or grown (ARGS="--minutes N")
 	$(BIN)/python tests/soak/soak.py $(ARGS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, Final, Literal, Protocol
 
@@ -14,12 +13,10 @@ from gateway.answers.terms import Terms
 from gateway.core.clock import Clock
 from gateway.store import KeptValues, StoreDown
 
-log = logging.getLogger("trunkline.answers")
-
 MOST_HELD: Final = 64 * 1024**2
 """Bytes of answers that a worker copies, or that wait for the cache to take them; beyond that answers are not kept."""
 REST_SECONDS: Final = 1.0
-"""After a look that came too late nobody looks for so long: a cache that is slow delays one call a second, not all."""
+"""After an answer that was late one call looks in so long, until one is in time: a slow cache does not delay all."""
 
 Found = Literal["hit", "miss", "refresh", "bypass", "unavailable", "unreadable"]
 Outcome = Literal["kept", "too_large", "no_memory", "not_whole", "unavailable"]
@@ -53,7 +50,7 @@ class Answers:
         self.events = events or AnswerEvents()
         self.held = 0
         """Bytes that are held for it."""
-        self._rests_until = 0.0
+        self._late, self._rests_until = False, 0.0
 
     async def look(self, call: Call, terms: Terms, tenant: str, client: Client) -> Cached:
         """What there is for the call; it waits for that as long as the route allows. Raises `BadRequest` for a header
@@ -74,19 +71,23 @@ class Answers:
         return cached
 
     async def _find(self, name: str, terms: Terms) -> tuple[Found, Kept | None]:
-        if self._clock.monotonic() < self._rests_until:
-            return "unavailable", None
+        if self._late:
+            now = self._clock.monotonic()
+            if now < self._rests_until:
+                return "unavailable", None
+            self._rests_until = now + REST_SECONDS
         asked = self._values.get(name, terms.spec.largest + OVERHEAD)
         await asyncio.wait([asked], timeout=terms.spec.wait)
         if not asked.done():
             await asyncio.sleep(0)  # where the loop was busy for so long, the answer lies there unread
         if not asked.done():
-            self._rests_until = self._clock.monotonic() + REST_SECONDS
+            self._late, self._rests_until = True, self._clock.monotonic() + REST_SECONDS
             return "unavailable", None
         try:
             value: bytes = asked.result()
         except StoreDown:
             return "unavailable", None
+        self._late = False
         if not value:
             return "miss", None
         answer = unsealed(name, value, self._secret)

@@ -23,7 +23,7 @@ _NO_ANSWERS_OF_ITS_OWN: Final = (
 """Keys of a route that decide where its calls go and whether, or that stand in the body by then, or in the name."""
 _ANY_SERVER: Final = (
     "name", "url", "api_key", "tls", "proxy", "weight", "canary", "max_inflight", "context", "kv_tokens", "finish",
-    "usage_event", "continuous_usage", "endpoints",
+    "usage_event", "continuous_usage",
 )  # fmt: skip
 """Keys of a target that replicas of one model may differ in. All others, those to come too, decide its answers."""
 _ANYBODYS: Final = frozenset({"model", "stream", "user", "safety_identifier"})

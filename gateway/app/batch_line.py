@@ -15,7 +15,7 @@ from gateway.core.batches import Batch
 from gateway.core.errors import too_many_prompts
 from gateway.core.types import Caller, KeyRecord
 from gateway.http.client import in_windows, read
-from gateway.http.identity import new_id
+from gateway.http.request import new_id
 
 KEY_ID: Final = b"x-trunkline-batch-key"
 """Tells `LineKeys` whose line it is: these headers are ours, no client's come here."""

@@ -26,15 +26,16 @@ from gateway.auth import AdminKeys, Keyring, Throttle, networks
 from gateway.batches.files import Files
 from gateway.batches.storage import FileStorage
 from gateway.batches.submissions import Submissions
-from gateway.call import Parts
+from gateway.call_state import Parts
 from gateway.config import Settings, Table
+from gateway.config.discovery import expanded
 from gateway.config.settings import unknown
 from gateway.config.source import Loaded, Source
 from gateway.config.watch import Watcher
 from gateway.config.weak_secrets import weak_secrets
 from gateway.core.clock import SystemClock
 from gateway.http import batches, files, models, openapi, operations
-from gateway.http.identity import BOOT
+from gateway.http.request import BOOT
 from gateway.http.server import DataPlane
 from gateway.limits import Admission, AdmissionEvents
 from gateway.metering import Lines, Meter, Metrics
@@ -44,6 +45,7 @@ from gateway.metering.ledger import LedgerWriter
 from gateway.metering.loop_lag import LoopLag
 from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
+from gateway.process import supervisor
 from gateway.routing import Builder, Routes, TargetSlots
 from gateway.routing.queue.events import QueueEvents
 from gateway.routing.responses import Responses
@@ -81,6 +83,7 @@ class Gateway:
         self.settings, self.clock, self.metrics = settings, SystemClock(), Metrics()
         self.learned = Learned()
         self.metrics.unknown_settings.set(len(unknown()))
+        self.metrics.worker_restarts.set(supervisor.restarts)
         self.metrics.weak_secrets.set(len([*weak_secrets(settings)]))
         self.launched, self.capabilities = _launched(settings), cache(registry.capabilities)
         table = loaded.table
@@ -93,10 +96,11 @@ class Gateway:
         self.keyring, self.admin_keys = self._keys()
         self.waiting = WaitingCalls(self.metrics)
         self.builder = self._builder()
-        routes = self.builder.build(table, loaded.config_hash)
+        standing = expanded(table, {})
+        routes = self.builder.build(standing, loaded.config_hash)
         routes.open()
         self.forwarder = Forwarder(answer_limits(table), pool=_pool(settings))
-        self.forwarder.origins.bind(table)
+        self.forwarder.origins.bind(standing)
         self.ledger = LedgerWriter(self.store.ledger, self.metrics.ledger_dropped.inc)
         self.admission = self._admission(table)
         self.pulse = Pulse(self.admission, self.store, self.metrics, self.forwarder)
@@ -109,6 +113,7 @@ class Gateway:
         self.proxies = networks(settings.trusted_proxies.split(","))
         self.plane = DataPlane(self._parts(routes), table.bodies, self._operations(), self.proxies, self._may_explain)
         self.plane.allow(table.cors)
+        self.fleet.departed = self.plane.parts.meter.depart
         status = TableStatus(self.readiness, self.metrics, self.clock, loaded.config_hash)
         self.reloader = Reloader(self.plane, self.builder, self.fleet, self.launched, table, status, self.files)
         self.reloader.cache_url = settings.cache_url
@@ -132,6 +137,7 @@ class Gateway:
             (self.fleet.open, self.fleet.close),
             (self.reconciler.open, self.reconciler.close),
             (None, self.shadow.close),
+            (self.reloader.open, self.reloader.close),
             (self.watcher.open, self.watcher.close),
             (self.pulse.open, self.pulse.close),
             *([(self.runner.open, self.runner.close)] if self.runner is not None else []),

@@ -67,6 +67,12 @@ def run(make: Callable[[], App], bound: socket.socket, head_seconds: float) -> N
     uvloop.run(_run(make, bound, head_seconds))
 
 
+def most_files() -> int:
+    """How many a worker may have open here."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+
+
 def allow_files() -> None:
     """Let this process have `MOST_FILES` open, or as many as its hard limit lets it.
 
@@ -74,7 +80,7 @@ def allow_files() -> None:
     from here.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    wanted = most_files()
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

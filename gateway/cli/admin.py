@@ -17,6 +17,7 @@ from gateway.admin.operations import lifetime
 from gateway.auth.token import ADMIN, mint
 from gateway.cli.options import Quantity
 from gateway.cli.session import command, registrar, when
+from gateway.cli.suggesting import Group
 from gateway.cli.tables import differences, rows
 from gateway.config import Settings
 from gateway.config.units import DURATION
@@ -24,7 +25,7 @@ from gateway.core.types import AdminKey, Audit
 from gateway.store import Store
 
 
-@click.group()
+@click.group(cls=Group)
 def admin() -> None:
     """Create, list and revoke admin keys, read the audit log, serve the admin interface."""
 

@@ -9,6 +9,7 @@ import msgspec
 
 from gateway.batches.submissions import cancel as cancel_batch
 from gateway.cli.session import command, when
+from gateway.cli.suggesting import Group
 from gateway.cli.tables import fields, rows
 from gateway.config import Settings
 from gateway.core.batches import Batch
@@ -19,7 +20,7 @@ COLUMNS = ("batch", "tenant", "status", "lines", "answered", "failed", "created"
 _TIMES = ("created", "deadline", "expires")
 
 
-@click.group()
+@click.group(cls=Group)
 def batches() -> None:
     """List, show and cancel batches, which tenants leave at /v1/batches."""
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
 from backends import registry
 from gateway.batches.storage import examine_storage
+from gateway.cli.asked import ask_with_progress, tell, worst
 from gateway.cli.serve import cache_trouble, one_folder
 from gateway.config import Mistake, Mistakes, Settings, Table, load_table, table_schema
 from gateway.config.caching import without_cache
@@ -21,17 +23,27 @@ from gateway.store import shown
 @click.command()
 @click.argument("file", default="routing.yaml", type=click.Path(dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def check(file: str, as_json: bool) -> None:
-    """Say all that is wrong with the routing table FILE (default: routing.yaml), then run its tests."""
+@click.option("--probe", is_flag=True, help="Ask each target, too: whether it serves, its models, context, version.")
+def check(file: str, as_json: bool, probe: bool) -> None:
+    """Say all that is wrong with the routing table FILE (default: routing.yaml), then run its tests.
+
+    The exit status is 1 if the table cannot be served, with --probe also if a target does not serve.
+    """
     table, errors = None, []
     try:
         table, warnings = load_table(Path(file), look_up=True)
     except Mistakes as found:
         errors, warnings = found.found, []
+    asked = ask_with_progress(table, _readable()) if probe and table is not None else []
+    failed = worst(each.verdict for each in asked) == "wrong"
     if as_json:
-        told = {"ok": not errors, "mistakes": msgspec.to_builtins([*errors, *warnings])}
-        click.echo(json.dumps(told if table is None else {**told, "config_hash": hash_of(Path(file).read_bytes())}))
-        sys.exit(bool(errors))
+        told: dict[str, Any] = {"ok": not errors and not failed, "mistakes": msgspec.to_builtins([*errors, *warnings])}
+        if table is not None:
+            told["config_hash"] = hash_of(Path(file).read_bytes())
+        if probe:
+            told["targets"] = msgspec.to_builtins(asked)
+        click.echo(json.dumps(told))
+        sys.exit(bool(errors) or failed)
     for mistake in (*errors, *warnings):
         _show(mistake)
     if table is None:
@@ -48,12 +60,22 @@ def check(file: str, as_json: bool) -> None:
         point = registry.installed()[name]
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
         click.echo(f"  backend {name}: {point.value} from {origin}")
+    for each in asked:
+        tell(each.verdict, each.told, each.next)
+    sys.exit(failed)
 
 
 @click.command()
 def schema() -> None:
     """Print the routing table's JSON Schema, for editors that complete and check YAML."""
     click.echo(json.dumps(table_schema(), indent=2))
+
+
+def _readable() -> Settings:
+    try:
+        return Settings.read()
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _look_at_files() -> None:

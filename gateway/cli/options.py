@@ -29,6 +29,9 @@ class Quantity(click.ParamType[Any, Any]):
         self._unit, self._positive = unit, positive
         self.name = unit.example
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
             return quantity(self._unit, value, positive=self._positive)
@@ -41,6 +44,9 @@ class Parsed(click.ParamType[Any, Any]):
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name, self._parse = name, parse
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):

@@ -24,6 +24,9 @@ from gateway.store import Conflict, Store, StoreDown, open_store
 CLI_TIMEOUT = 5.0
 """Seconds; a person waits longer for Redis than a call does."""
 
+WHOLE_LINES = 10_000
+"""Columns of a pipe: more than any line has."""
+
 _NOUNS = {"keys": "key", "tenants": "tenant", "admin": "admin key", "batches": "batch"}
 
 
@@ -100,4 +103,4 @@ def when(seconds: float | None) -> str:
 
 def console() -> Console:
     """Where tables go. A pipe has no width: scripts get whole lines, people get the terminal's."""
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else WHOLE_LINES, highlight=False)

@@ -16,15 +16,17 @@ from gateway.admin.targets import Listed
 from gateway.cli.drain import SOON_SECONDS, drained
 from gateway.cli.options import F, Quantity
 from gateway.cli.session import command, registrar, when
+from gateway.cli.suggesting import Group
 from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, load_table
 from gateway.config.units import COUNT, DURATION
 from gateway.store import Store
 
 COLUMNS = ("target", "route", "tier", "backend", "state", "running", "waiting", "prefill", "gateways", "engine", "why")
+SPARE = ("tier", "prefill", "gateways", "engine", "backend")
 
 
-@click.group(name="targets")
+@click.group(cls=Group, name="targets")
 def targets_() -> None:
     """List targets as all gateways see them, take them out of service and back in."""
 
@@ -51,7 +53,7 @@ async def list_targets(store: Store, settings: Settings, as_json: bool, routing:
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
-    rows(COLUMNS, [_row(target) for target in found], "The table has no targets.")
+    rows(COLUMNS, [_row(target) for target in found], "The table has no targets.", spare=SPARE)
 
 
 @targets_.command()

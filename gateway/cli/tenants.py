@@ -13,12 +13,13 @@ from gateway.admin.views import tenant, tenants
 from gateway.cli.clear import cleared
 from gateway.cli.options import Parsed, collected, combined, label, limit_change, limit_options, storage
 from gateway.cli.session import command, registrar
+from gateway.cli.suggesting import Group
 from gateway.cli.tables import fields, limits, rows
 from gateway.config import Settings
 from gateway.store import Store
 
 
-@click.group(name="tenants")
+@click.group(cls=Group, name="tenants")
 def tenants_() -> None:
     """Set, list and show tenants: limits and budgets above those of keys."""
 

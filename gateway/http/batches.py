@@ -11,11 +11,11 @@ from msgspec import Struct
 
 from gateway.auth import Network
 from gateway.batches.submissions import WINDOW, Submissions
-from gateway.call import Parts
+from gateway.call_state import Parts
 from gateway.core.batches import Batch
 from gateway.http.files import After, on, paged
 from gateway.http.operations import caller
-from gateway.http.source import source_of
+from gateway.http.request import source_of
 
 Limit = Annotated[int, Parameter(ge=1, le=100, description="The most entries of a page")]
 

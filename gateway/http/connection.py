@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Final, cast
 from gateway.core.errors import GatewayError, ReaderTooSlow
 from gateway.http.answer import Answer
 from gateway.http.errors import render
-from gateway.http.identity import new_id
 from gateway.http.parser import RequestParser
-from gateway.http.request import Request
+from gateway.http.request import Request, new_id
 
 if TYPE_CHECKING:
     from gateway.http.listener import Listener

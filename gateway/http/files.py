@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from gateway.auth import Network
 from gateway.batches.files import Files
-from gateway.call import Parts
+from gateway.call_state import Parts
 from gateway.core.batches import StoredFile
 from gateway.core.errors import BadRequest, ClientGone, NotFound
 from gateway.http.operations import caller

@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from gateway import __version__
 from gateway.auth import Network, may_use
-from gateway.call import Parts
+from gateway.call_state import Parts
 from gateway.core.errors import NotFound
 from gateway.http.operations import caller
 from gateway.targets.target import UNBOUNDED

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from gateway import __version__
 from gateway.auth import Network
-from gateway.call import Parts
+from gateway.call_state import Parts
 from gateway.core.errors import (
     BadRequest,
     FilesUnavailable,
@@ -26,7 +26,7 @@ from gateway.core.errors import (
 )
 from gateway.core.types import Caller
 from gateway.http.errors import render
-from gateway.http.source import source_of
+from gateway.http.request import source_of
 from gateway.metering import exposition
 from gateway.metering.metrics import CONTENT_TYPE
 from gateway.store import Store, StoreDown

@@ -1,16 +1,24 @@
-"""A client's request, as it comes."""
+"""A client's request, as it comes: what it asks, from where, and the id of the call."""
 
 from __future__ import annotations
 
+import itertools
 import re
+import secrets
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from gateway.auth.networks import Network, address
 from gateway.core.errors import BadFraming, GatewayError, HeadersTooLarge
 
 HEAD_BYTES: Final = 40 * 1024
 """Of a request's first line and headers."""
 HEAD_LINES: Final = 256
+BOOT: Final = secrets.token_hex(6)
+"""Names this worker: the first part of the ids of its calls."""
+_serial = itertools.count(1)
+_PORT: Final = re.compile(r"^(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]+)?$")
 _SLASHES: Final = re.compile("/{2,}")
 _PLAIN: Final = re.compile("/|(/(?!v1/v1/)[^/]+)+")
 
@@ -93,3 +101,29 @@ def _plain(path: str) -> str:
 def too_large() -> HeadersTooLarge:
     """The head is larger than is taken."""
     return HeadersTooLarge(f"The head has more than {HEAD_BYTES} bytes or {HEAD_LINES} lines.")
+
+
+def new_id() -> str:
+    """The id of a call, unique for ever."""
+    return f"tl-{BOOT}-{next(_serial):x}"
+
+
+def source_of(
+    peer: tuple[str, int] | None, headers: Iterable[tuple[bytes, bytes]], proxies: tuple[Network, ...] = ()
+) -> str | None:
+    """The address behind `peer`, an address and a port; None behind a Unix socket.
+
+    When that is a trusted proxy, it is the right-most address of X-Forwarded-For that is none: what stands to the left
+    of it is whatever a client liked to send.
+    """
+    source: str | None = (peer[0] or None) if peer else None
+    if source is None or not proxies:
+        return source
+    hops = b",".join(value for name, value in headers if name == b"x-forwarded-for").split(b",")
+    while (found := address(source)) is not None and any(found in network for network in proxies):
+        source = str(found)
+        hop = _PORT.sub(r"\1\2", hops.pop().strip().decode("latin-1")) if hops else ""
+        if address(hop) is None:  # a proxy that says nothing, or nonsense, is as far as we can see
+            return source
+        source = hop
+    return source if found is None else str(found)

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from backends.endpoints import PATHS, STORED, Endpoint
 from gateway.auth import Network
-from gateway.call import Parts, serve, serve_stored
+from gateway.call import serve
+from gateway.call_state import Parts
 from gateway.config.table import Bodies, CorsSpec
 from gateway.core.errors import GatewayError, Internal, MethodNotAllowed, Unauthenticated, without_frames
 from gateway.http import asgi
@@ -19,6 +20,7 @@ from gateway.http.connection import Connection
 from gateway.http.cors import Cors
 from gateway.http.request import Request
 from gateway.http.stored import of_stored
+from gateway.stored_call import serve_stored
 
 _TARGETS: Final = {path.encode(): endpoint for path, endpoint in PATHS.items()}
 """Nearly all requests name one of these as it is."""

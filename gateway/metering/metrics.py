@@ -43,8 +43,10 @@ class Metrics:
         self._make_limits()
         self._make_routing()
         self._make_targets()
+        self._make_shadows()
         self._make_connections()
         self._make_engines()
+        self._make_processes()
         self._make_batches()
 
     def _make_calls(self) -> None:
@@ -263,7 +265,7 @@ class Metrics:
         )
 
     def _make_targets(self) -> None:
-        """What targets have to do, and how shadows compare with them."""
+        """What targets have to do."""
         self.prompt_tokens = self._counter(
             "prompt_tokens_total", "Prompt tokens as the targets reported them.", "route", "target"
         )
@@ -282,6 +284,14 @@ class Metrics:
             "livemax",
             "target",
         )
+        self.target_out = self._gauge(
+            "target_out",
+            "1 while the target gets no new calls, by reason: drained (by an operator's order, until he opens it "
+            "again), ejected (its calls failed, or by an order, for a time).",
+            "livemax",
+            "target",
+            "reason",
+        )
         self.target_prefill = self._gauge(
             "target_prefill_tokens",
             "Prompt tokens sent to the target and not yet read, estimated.",
@@ -297,6 +307,9 @@ class Metrics:
         self.load_age = self._gauge(
             "load_view_age_seconds", "How old the loads are that other gateways last told; -1: never heard.", "livemax"
         )
+
+    def _make_shadows(self) -> None:
+        """How shadows compare with targets."""
         self.shadow = self._counter(
             "shadow_calls_total",
             "Calls copied to a shadow target: same or other status than the primary's, or dropped for want of room.",
@@ -382,6 +395,12 @@ class Metrics:
         self.config_bad = self._gauge(
             "config_refused", "1 while the newest table cannot be used and the last good one serves.", "livemax"
         )
+
+    def _make_processes(self) -> None:
+        """The gateway's own processes, and what is odd about their settings."""
+        self.worker_restarts = self._gauge(
+            "worker_restarts", "Workers that were started because one had died, since the gateway's start.", "livesum"
+        )
         self.loop_lag = self._histogram(
             "loop_lag_seconds", "How late the event loop comes to what is due: what calls wait for each other.", SHORT
         )
@@ -457,6 +476,17 @@ class Metrics:
                     waits = value and label == "route" and gauge._multiprocess_mode == "livesum"
                     if not math.isnan(value) and not waits:
                         self.forget(gauge, *values)
+
+    def depart(self, targets: Container[str]) -> None:
+        """Show nothing more of what was counted of targets that have gone for good; with several workers, until they
+        end."""
+        if _multiprocess_folder() is not None:
+            return
+        for metric in vars(self).values():
+            if isinstance(metric, Counter | Histogram) and "target" in metric._labelnames:
+                place = metric._labelnames.index("target")
+                for values in [each for each in dict(metric._metrics) if each[place] in targets]:
+                    metric.remove(*values)
 
     @staticmethod
     def forget(gauge: Gauge, *labels: str) -> None:

@@ -35,6 +35,10 @@ TO_WORKERS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR
 """Blocked in a worker until it has handlers for them: none is lost, and none ends it while it starts."""
 
 
+restarts = 0
+"""In a worker: how many before it have died that served its socket."""
+
+
 class Supervisor:
     """Runs `work` in a process for each socket.
 
@@ -123,7 +127,8 @@ class Supervisor:
 
     def _be(self, worker: _Worker, parent: int) -> None:
         """Be the worker, in its process; does not return."""
-        code = 1
+        global restarts
+        code, restarts = 1, worker.deaths
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *TO_WORKERS):
@@ -184,8 +189,8 @@ class _Worker:
         self.pid = 0
         """0: there is none."""
         self.born = self.start_at = 0.0
-        self.young_deaths = 0
-        self._status = 0
+        self.deaths = self.young_deaths = 0
+        self._died = self._status = 0
 
     def has_ended(self) -> bool:
         """Whether its process has ended since the last time this was asked."""
@@ -194,17 +199,19 @@ class _Worker:
         pid, self._status = os.waitpid(self.pid, os.WNOHANG)
         if not pid:
             return False
-        self.pid = 0
+        self._died, self.pid = self.pid, 0
         return True
 
     def plan_the_next(self) -> None:
         """One that dies young is started again a second later."""
         young = time.monotonic() - self.born < YOUNG_SECONDS
+        self.deaths += 1
         self.young_deaths = self.young_deaths + 1 if young else 0
         self.start_at = time.monotonic() + PAUSE_SECONDS if young else 0.0
         code = os.waitstatus_to_exitcode(self._status)
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        log.error("a worker %s; starting another%s", how, f" in {PAUSE_SECONDS:.0f} s" if young else "")
+        when = f" in {PAUSE_SECONDS:.0f} s" if young else ""
+        log.error("a worker %s; starting another%s (pid %d, restart %d)", how, when, self._died, self.deaths)
 
 
 def ignore_hangup() -> None:

@@ -59,6 +59,8 @@ class Route:
         self.session_headers = (*SESSION_HEADERS, *(name.lower().encode() for name in spec.session_headers))
         """By which conversations are known, the best first."""
         self.keepalive = spec.keepalive
+        self.assists = self.resumes or self.repairs or self.keepalive is not None
+        """Its calls may want more than to be passed on."""
         """Seconds between signs of life for calls that wait for their first output; None: there are none."""
         self.answers = Terms.of(name, spec)
         """By what rules its answers are kept; None: they are not."""

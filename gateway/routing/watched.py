@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 from backends.api import Chunk
 from gateway.routing.repair import Whole
@@ -41,3 +42,7 @@ class Watched:
     def close(self) -> None:
         """As the exchange's."""
         self._exchange.close()
+
+
+AnyExchange: TypeAlias = Exchange | Whole | Watched
+"""An answer as the page passes it on."""

@@ -24,11 +24,13 @@ from gateway.store.api import (
     Taken,
     examine,
     examine_cache,
+    examine_redis,
     open_answers,
     open_store,
     prepare_state,
     shown,
 )
+from gateway.store.seen import RedisSeen
 
 __all__ = [
     "DEAD_SECONDS",
@@ -49,11 +51,13 @@ __all__ = [
     "QuotaReached",
     "R",
     "Records",
+    "RedisSeen",
     "Store",
     "StoreDown",
     "Taken",
     "examine",
     "examine_cache",
+    "examine_redis",
     "open_answers",
     "open_store",
     "prepare_state",

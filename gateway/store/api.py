@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from gateway.store.redis.answers import RedisAnswers
+    from gateway.store.seen import RedisSeen
 
 LEASE_SECONDS = 15.0
 """How long a slot outlives a gateway that dies; leases are renewed three times in that time."""
@@ -365,6 +366,13 @@ def examine(url: str) -> None:
     from gateway.store.redis.connect import Connector
 
     Connector(url, 1.0)
+
+
+async def examine_redis(url: str, seconds: float) -> RedisSeen:
+    """What the Redis of `url` tells; nothing is changed there. Raises `StoreDown` if it does not answer in time."""
+    from gateway.store.redis.examined import examined
+
+    return await examined(url, seconds)
 
 
 def shown(url: str) -> str:

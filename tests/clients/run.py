@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -140,6 +141,7 @@ def main() -> int:
     if unknown := {*options.clients} - {*names}:
         parser.error(f"no such client: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     chosen = [client for client in CLIENTS if not options.clients or client.name in options.clients]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing that was started may outlive it
     rows = []
     with bed() as gateway:
         for number, client in enumerate(chosen, 1):

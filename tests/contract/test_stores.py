@@ -14,6 +14,10 @@ from gateway.store import LEASE_SECONDS
 SCOPES = ("key", "tenant", "model", "key_model")
 
 
+WEEK = 7 * 86_400.0
+"""A window in which a slow machine sees nothing come back."""
+
+
 def whole(subject: Subject, full: tuple[str, str] | None = None) -> list[Wanted]:
     """A dimension of every kind in every scope; the one named (scope, kind) has room for one call only."""
     found = []
@@ -25,7 +29,7 @@ def whole(subject: Subject, full: tuple[str, str] | None = None) -> list[Wanted]
             elif kind == "budget":
                 found.append(subject.budget(limited, 10, "month", scope=scope))
             else:
-                found.append(subject.rate(limited, 600.0, kind, 1 if kind == "rpm" else 10, scope))
+                found.append(subject.rate(limited, WEEK, kind, 1 if kind == "rpm" else 10, scope))
     return found
 
 

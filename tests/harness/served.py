@@ -116,7 +116,7 @@ async def serving(handle: Handle, head_seconds: float = 10.0) -> AsyncIterator[S
     listener, port = Listener(handle, head_seconds), bound.getsockname()[1]
     before = asyncio.all_tasks()
     await listener.open(bound)
-    sockets = open_sockets()
+    assert open_sockets(port)
     served = Served(listener, port)
     try:
         yield served
@@ -125,15 +125,18 @@ async def serving(handle: Handle, head_seconds: float = 10.0) -> AsyncIterator[S
             wire.close()
         await listener.close(5)
         await until(lambda: not listener.connections and asyncio.all_tasks() <= before)
-        await until(lambda: open_sockets() < sockets)
+        await until(lambda: not open_sockets(port))
 
 
-def open_sockets() -> int:
-    """How many this process has, the event loop's own ones included."""
+def open_sockets(port: int) -> int:
+    """How many sockets of this process have this port at their own end: others are of other tests' servers."""
     number = 0
     for each in os.listdir("/proc/self/fd"):
         with suppress(OSError):
-            number += os.readlink(f"/proc/self/fd/{each}").startswith("socket:")
+            if os.readlink(f"/proc/self/fd/{each}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(each))) as found:
+                    name = found.getsockname()
+                    number += isinstance(name, tuple) and name[1] == port
     return number
 
 

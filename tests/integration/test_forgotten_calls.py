@@ -11,7 +11,7 @@ from harness.in_process import InProcess, in_process
 from harness.upstream import Act, Script, Upstream, answer, event, stream, whole
 from integration.client import CHAT, chat, request
 
-from gateway.call import CallState
+from gateway.call_state import CallState
 from gateway.http.client import Client
 from gateway.http.request import Request
 from gateway.metering import CallRecord

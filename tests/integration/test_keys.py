@@ -83,20 +83,32 @@ def test_other_schemes_are_no_key(gateway: GatewayProcess, key: str, scheme: str
 
 
 def test_an_unknown_key_is_told_as_fast_as_a_wrong_one(fleet: list[GatewayProcess]) -> None:
-    """Time must not tell which key ids exist. Medians of interleaved calls; the bound is far above the noise."""
+    """Time must not tell which key ids exist: what would tell it does so every time, a busy machine does not.
+
+    Medians of interleaved calls.
+    """
     issued = fleet[0].issue()
     keys = {"unknown": NOBODY, "wrong": token(issued.record.id, "c" * 43)}
-    times: dict[str, list[float]] = {name: [] for name in keys}
-    with wire(fleet[0]) as connection:
-        for _ in range(60):
-            for name, presented in keys.items():
-                started = time.perf_counter()
-                (address,) = elsewhere().items()
-                connection.send(request(chat("fleet"), presented, more=f"{': '.join(address)}\r\n".encode()))
-                assert connection.answer().status == 401
-                times[name].append(time.perf_counter() - started)
-    unknown, wrong = (statistics.median(taken) for taken in times.values())
-    assert abs(unknown - wrong) < max(0.5 * max(unknown, wrong), 0.001)
+
+    def medians() -> list[float]:
+        times: dict[str, list[float]] = {name: [] for name in keys}
+        with wire(fleet[0]) as connection:
+            for _ in range(60):
+                for name, presented in keys.items():
+                    started = time.perf_counter()
+                    (address,) = elsewhere().items()
+                    connection.send(request(chat("fleet"), presented, more=f"{': '.join(address)}\r\n".encode()))
+                    assert connection.answer().status == 401
+                    times[name].append(time.perf_counter() - started)
+        return [statistics.median(taken) for taken in times.values()]
+
+    seen = []
+    for _ in range(6):
+        unknown, wrong = medians()
+        if abs(unknown - wrong) < max(0.3 * max(unknown, wrong), 0.0005):
+            return
+        seen.append(f"{unknown * 1e3:.2f} and {wrong * 1e3:.2f} ms")
+    pytest.fail("; ".join(seen))
 
 
 def test_a_bad_key_is_refused_before_the_body_is_read(gateway: GatewayProcess) -> None:

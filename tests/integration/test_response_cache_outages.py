@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from harness.gateway_process import GatewayProcess, gateway_process
+from harness.link import link
 from harness.redis_server import RedisServer, free_port, redis_server
 from harness.redis_users import make_user, refused
 from harness.upstream import DONE, Gate, Received, Script, Target, Upstream, answer, event, stream
@@ -98,6 +99,27 @@ def test_calls_go_to_targets_while_it_hangs(
     cache.freeze()
     replies = [ask(alone, same(seed=1), key) for _ in range(5)]
     assert [(reply.status, cached(reply)) for reply in replies] == [(200, "miss")] * 5
+
+
+@pytest.mark.parametrize("trouble", ["slow", "cut off"])
+def test_calls_go_to_targets_while_the_way_to_it_is_bad(upstream: Upstream, target: Target, trouble: str) -> None:
+    """Its Redis answers, but late; or the connection ends within what it says."""
+    with redis_server(options=CACHE) as cache, link(cache.port) as way:
+        url = f"redis://127.0.0.1:{way.port}/0"
+        env = {"TRUNKLINE_CACHE_URL": url, "TRUNKLINE_REDIS_TIMEOUT": "30"}
+        with gateway_process(table(upstream), env=env) as gateway:
+            key = gateway.issue().secret
+            eventually(lambda: hits(gateway, key), "the cache works")
+            good, before = ask(gateway, same(), key), looked(gateway, "unavailable")
+            if trouble == "slow":
+                way.delay(1.0)
+            else:
+                way.cut_after(100)  # an answer is longer
+            replies = [ask(gateway, same(seed=1), key) for _ in range(4)]
+            assert [(reply.status, cached(reply), reply.body) for reply in replies] == [(200, "miss", good.body)] * 4
+            assert looked(gateway, "unavailable") - before == 4
+            way.restore()
+            eventually(lambda: hits(gateway, key), "the cache works again")
 
 
 def test_no_call_is_answered_wrongly_whatever_dies(

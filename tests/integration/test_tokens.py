@@ -199,7 +199,7 @@ def test_a_client_that_leaves_before_the_first_token_pays_for_its_prompt(
 def test_a_call_that_no_target_has_worked_for_costs_no_tokens(
     metered: GatewayProcess, targets: dict[str, Target], model: str, script: Script, status: int
 ) -> None:
-    issued = metered.issue(limit=Limit(tpm=1000, rpm=100, budget=Budget(day=Allowance(tokens=1000))))
+    issued = metered.issue(limit=Limit(tpm=1000, rpm=5, budget=Budget(day=Allowance(tokens=1000))))
     targets[model].script = script
     for _ in range(3):
         assert ask(metered, chat(model, max_tokens=800), issued.secret).status == status
@@ -208,7 +208,7 @@ def test_a_call_that_no_target_has_worked_for_costs_no_tokens(
     targets["plain"].restore()
     healed = ask(metered, chat("plain", max_tokens=800), issued.secret)
     assert healed.status == 200
-    assert healed.header("x-ratelimit-remaining-requests") in ("96", "97")
+    assert healed.header("x-ratelimit-remaining-requests") in ("1", "2", "3")  # 5 - 4, and one each 12 s
 
 
 def test_a_call_that_was_tried_twice_is_charged_once(metered: GatewayProcess, targets: dict[str, Target]) -> None:

@@ -38,7 +38,9 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PROMETHEUS: dict[str, Any] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
-ALERTS = [r for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for r in group["rules"]]
+RULES = [r for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for r in group["rules"]]
+ALERTS = [rule for rule in RULES if "alert" in rule]
+RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboards/trunkline.json").read_text())
 ROWS: list[dict[str, Any]] = [each for each in DASHBOARD["panels"] if each["type"] == "row"]
 PANELS: list[dict[str, Any]] = [each for each in DASHBOARD["panels"] if each["type"] != "row"]
@@ -470,7 +472,7 @@ TOKEN = re.compile(
     r"""|(?P<name>[A-Za-z_:][\w:]*)|(?P<symbol>=~|!~|!=|==|>=|<=|[-+*/%^<>=(){},]))"""
 )
 AGGREGATIONS = {"sum", "count", "max", "min", "avg"}
-FUNCTIONS = {"rate", "increase", "histogram_quantile", "vector"}
+FUNCTIONS = {"rate", "increase", "histogram_quantile", "vector", "abs"}
 GROUPINGS = {"by", "without", "on", "ignoring", "group_left", "group_right"}
 OPERATORS = {"and", "or", "unless", "offset", "bool"}
 PAIRS = {")": "(", "}": "{"}
@@ -531,6 +533,15 @@ def exported() -> dict[str, set[str]]:
 EXPORTED = exported()
 GAUGES = {metric._name for metric in vars(Metrics()).values() if isinstance(metric, Gauge)}
 SCRAPED = {"job", "instance"}
+OF_PROMETHEUS = {"up", "scrape_samples_scraped"}
+"""What Prometheus itself says of each scrape."""
+
+
+def labels_of(metric: str) -> set[str]:
+    """Those of a series of the gateway's, of Prometheus', or of a rule that is recorded."""
+    if metric in RECORDED:
+        return parse(RECORDED[metric]).labels
+    return SCRAPED | (set() if metric in OF_PROMETHEUS else EXPORTED[metric])
 
 
 def error_types(kind: type[GatewayError] = GatewayError) -> set[str]:
@@ -563,7 +574,8 @@ def expressions() -> list[Any]:
         for panel in PANELS
         for target in panel["targets"]
     ]
-    return [*panels, *(pytest.param(rule["expr"], id=f"alert {rule['alert']}") for rule in ALERTS)]
+    alerts = [pytest.param(rule["expr"], id=f"alert {rule['alert']}") for rule in ALERTS]
+    return [*panels, *alerts, *(pytest.param(expr, id=f"rule {name}") for name, expr in RECORDED.items())]
 
 
 @pytest.mark.parametrize("expr", expressions())
@@ -571,10 +583,11 @@ def test_expressions_ask_for_metrics_and_labels_that_the_gateway_has(expr: str) 
     query = parse(expr)
     assert query.selectors
     for metric, matchers, function in query.selectors:
-        labels = SCRAPED | (set() if metric == "up" else EXPORTED[metric])
+        labels = labels_of(metric)
         assert query.labels <= labels, f"{metric} is grouped by what it has not"
         assert not (function in ("rate", "increase") and metric in GAUGES), f"{metric} is a gauge"
-        assert ("histogram_quantile" in expr) == metric.endswith("_bucket"), metric
+        one_bucket = any(label == "le" for label, *_ in matchers)
+        assert ("histogram_quantile" in expr or one_bucket) == metric.endswith("_bucket"), metric
         for label, operator, value in matchers:
             assert label in labels, f"{metric} has no label {label!r}"
             if (values := label_values(metric, label)) is not None:
@@ -597,6 +610,7 @@ def test_the_dashboard_can_be_narrowed_to_routes() -> None:
 
 NOT_SHOWN = {
     "trunkline_cost_micros_total": "a matter of accounting: `trunkline usage`",
+    "trunkline_target_out": "alerts tell of it, and `trunkline targets list` since when",
     "trunkline_target_warning": "an alert tells of it, and `trunkline targets list` what it is",
     "trunkline_config_loaded_timestamp_seconds": "'Gateways by routing table' shows changes",
 }
@@ -629,11 +643,23 @@ def test_legends_and_colours_name_what_the_expressions_return() -> None:
 def test_alerts_say_how_bad_they_are_in_labels_they_have() -> None:
     for rule in ALERTS:
         assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
-        labels = parse(rule["expr"]).labels | (SCRAPED if rule["expr"].startswith("up") else set())
-        assert set(rule["annotations"]) == {"summary", "description"}, rule["alert"]
+        query = parse(rule["expr"])
+        recorded = [labels_of(each.metric) for each in query.selectors if each.metric in RECORDED]
+        labels = query.labels.union(*recorded) | (SCRAPED if rule["expr"].startswith("up") else set())
+        assert set(rule["annotations"]) == {"summary", "description", "runbook"}, rule["alert"]
         for text in rule["annotations"].values():
             assert set(re.findall(r"\$labels\.(\w+)", text)) <= labels, rule["alert"]
     assert len({rule["alert"] for rule in ALERTS}) == len(ALERTS)
+
+
+def test_every_alert_has_its_runbook() -> None:
+    """Under its own name, with what it means, how to look, and what to do."""
+    text = (ROOT / "docs/runbooks.md").read_text()
+    sections = dict(re.findall(r"^## (\w+)\n\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    assert list(sections) == [rule["alert"] for rule in ALERTS]
+    for rule in ALERTS:
+        assert rule["annotations"]["runbook"] == f"docs/runbooks.md#{rule['alert'].lower()}"
+        assert len(sections[rule["alert"]].split()) > 25, rule["alert"]
 
 
 # All of it

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,7 +13,8 @@ prompt = "The capital of France is"
 
 
 def client(fault: str = "") -> AsyncInferenceClient:
-    return AsyncInferenceClient(sys.argv[1], headers={"x-fault": fault} if fault else None, timeout=40)
+    headers = {"x-fault": fault} if fault else None
+    return AsyncInferenceClient(sys.argv[1], headers=headers, token=os.environ.get("TGI_KEY"), timeout=40)
 
 
 async def plain(fault: str = "", **parameters: Any) -> Any:

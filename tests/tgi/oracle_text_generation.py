@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 import warnings
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,9 @@ prompt = "The capital of France is"
 
 def client(fault: str = "") -> AsyncClient:
     # Its default of 10 s is for the whole call, too short for a busy machine.
-    return AsyncClient(sys.argv[1], headers={"x-fault": fault} if fault else None, timeout=40)
+    key = os.environ.get("TGI_KEY")
+    headers = {"x-fault": fault, "authorization": f"Bearer {key}" if key else ""}
+    return AsyncClient(sys.argv[1], headers={name: text for name, text in headers.items() if text}, timeout=40)
 
 
 async def plain() -> Any:

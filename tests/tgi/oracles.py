@@ -25,15 +25,15 @@ def environment(name: str) -> Path:
     return python_environment(ROOT / ".venv-oracles" / name, REQUIREMENTS / f"oracle-{name}.txt")
 
 
-def ask(name: str, url: str, home: Path, *, faults: bool) -> dict[str, Any]:
-    """Run every scenario of one client against a server; each gives its answer or the error it met."""
+def ask(name: str, url: str, home: Path, *, faults: bool, key: str = "") -> dict[str, Any]:
+    """Run every scenario of one client against a server, with this key; each gives its answer or the error it met."""
     script = Path(__file__).with_name(f"oracle_{name.replace('-', '_')}.py")
     # The hub's client refuses even loopback when told to stay offline, and must leave no trace in the user's home.
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
     command = [str(environment(name)), str(script), url, *(["--faults"] if faults else [])]
     done = subprocess.run(
         command,
-        env={**clean, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"},
+        env={**clean, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **({"TGI_KEY": key} if key else {})},
         check=False,
         capture_output=True,
         text=True,

@@ -24,6 +24,7 @@ Row = tuple[str, ...]
 TABLES = pytest.StashKey[dict[str, list[Row]]]()
 HEADINGS: dict[str, Row] = {
     "transparency": ("case", "status", "bytes", "events", "gateway against vLLM"),
+    "endpoints": ("case", "status", "bytes", "events", "gateway against vLLM"),
     "routing": ("policy", "calls", "calls 1 + 2", "hits 1", "hits 2", "hits both", "mean TTFT", "p90 TTFT"),
     "a killed replica": ("what became of the calls", "calls"),
     "a stopped engine core": ("round", "out after", "answered", "moved", "cut and told", "lost"),

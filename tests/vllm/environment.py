@@ -4,6 +4,8 @@
     python tests/vllm/environment.py serve PORT    become a vLLM on 127.0.0.1:PORT
     python tests/vllm/environment.py serve PORT replica CONTEXT
                                                    become one of two, with a small prefix cache and that context
+    python tests/vllm/environment.py serve PORT pooling
+                                                   become one that makes embeddings, ranks and scores
     python tests/vllm/environment.py lock          resolve again and rewrite requirements/vllm.txt
 
 Installing and converting happen once; a later run finds them done. Only the standard library is needed here.
@@ -54,6 +56,7 @@ REPLICA = (
     *("--block-size", "32", "--num-gpu-blocks-override", "416"),
     *("--max-num-seqs", "4", "--max-num-batched-tokens", "512"),
 )
+POOLING = ("--runner", "pooling", "--convert", "embed", "--max-model-len", "512", "--no-enable-prefix-caching")
 # One core for each of two; the route that empties the prefix cache is one for developers.
 OF_TWO = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_SERVER_DEV_MODE": "1"}
 
@@ -132,6 +135,8 @@ def main(arguments: list[str]) -> None:
             serve(port, ALONE)
         case ["serve", port, "replica", context]:
             serve(port, (*REPLICA, "--max-model-len", context), **OF_TWO)
+        case ["serve", port, "pooling"]:
+            serve(port, POOLING)
         case ["lock"]:
             lock()
         case _:

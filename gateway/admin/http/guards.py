@@ -21,7 +21,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import BadRequest, Conflicting, NotFound, StoreUnavailable, Unauthenticated
 from gateway.core.types import AdminKey
 from gateway.http.operations import name_request, render_exception
-from gateway.http.source import source_of
+from gateway.http.request import source_of
 from gateway.store import Conflict, Store, StoreDown
 
 _WANTED = "an admin key as 'Authorization: Bearer tladm_...'; a one-time token makes the first admin key, no more"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
@@ -14,11 +13,13 @@ from gateway.store.redis.batches import RedisBatches
 from gateway.store.redis.board import RedisBoard
 from gateway.store.redis.connection import Pipe
 from gateway.store.redis.counters import RedisCounters
+from gateway.store.redis.examined import policy_of
 from gateway.store.redis.homes import RedisHomes
 from gateway.store.redis.invalidation import Changes
 from gateway.store.redis.ledger import RedisLedger
 from gateway.store.redis.liveness import Workers
 from gateway.store.redis.records import CHANGED, RedisRecords
+from gateway.store.seen import NO_EVICTION
 
 log = logging.getLogger("trunkline.store")
 
@@ -96,12 +97,11 @@ class RedisStore:
                 told = await pipe.call("INFO", "memory")
             except StoreDown:
                 continue  # a managed Redis may not let us look
-            policy = re.search(rb"^maxmemory_policy:(\S+)", told, re.MULTILINE)
-            if policy is not None and policy[1] != b"noeviction":
+            if (policy := policy_of(told)) not in ("", NO_EVICTION):
                 log.warning(
                     "Redis has maxmemory-policy %s: it may evict keys and counters when its memory is full; "
                     "set it to noeviction",
-                    policy[1].decode(errors="replace"),
+                    policy,
                 )
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

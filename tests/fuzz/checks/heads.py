@@ -10,7 +10,7 @@ from fuzz.feeding import Harness, allow
 from gateway.auth import networks
 from gateway.auth.networks import address, within
 from gateway.auth.token import ADMIN, BASE62, KEY, parse, token
-from gateway.http.source import source_of
+from gateway.http.request import source_of
 from gateway.upstream.failures import MAX_RETRY_AFTER, retry_after
 
 PROXIES = networks(["10.0.0.0/8", "fd00::/8"])

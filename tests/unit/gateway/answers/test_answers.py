@@ -125,7 +125,14 @@ async def test_after_one_answer_that_is_late_nobody_waits_for_a_while() -> None:
     assert [(await kit.look()).found for _ in range(3)] == ["unavailable"] * 3
     assert len(kit.values.asked) == 1
     kit.clock.advance(module.REST_SECONDS)
-    assert (await kit.look()).found == "miss"
+    kit.values.answer = None
+    first = asyncio.ensure_future(kit.look())
+    await asyncio.sleep(0)
+    assert ((await kit.look()).found, len(kit.values.asked)) == ("unavailable", 2), "one call finds out, not all"
+    assert (await first).found == "unavailable"
+    kit.clock.advance(module.REST_SECONDS)
+    kit.values.answer = b""
+    assert [(await kit.look()).found for _ in range(3)] == ["miss"] * 3
 
 
 def test_an_answer_that_came_while_the_loop_was_busy_is_not_late() -> None:

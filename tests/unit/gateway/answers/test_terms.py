@@ -60,6 +60,7 @@ OTHERS: dict[str, str] = {
     "a header that goes on": name(terms(forward_headers=["X-Mode"]), x_mode="a"),
     "another model at the target": name(terms({"model": "org/n"})),
     "another kind of server": name(terms({"backend": "openai"})),
+    "an endpoint that is translated": name(terms({"endpoints": ["chat/completions"]})),
     "another parser": name(terms({"tool_parser": "hermes"})),
     "a header of the target": name(terms({"headers": {"x-variant": "b"}})),
     "names of models": name(terms(public_model=True)),

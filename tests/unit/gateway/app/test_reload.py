@@ -16,7 +16,7 @@ from backends import registry
 from gateway.app.fleet import Fleet
 from gateway.app.reload import Reloader, TableStatus, rules
 from gateway.auth import Keyring, Throttle
-from gateway.call import Parts
+from gateway.call_state import Parts
 from gateway.config import Mistake, Table, parse_table
 from gateway.config.source import Loaded
 from gateway.http.operations import Readiness

@@ -8,8 +8,7 @@ from harness.client_connection import exchange
 from gateway.auth import networks
 from gateway.config.table import Bodies
 from gateway.http.client import Client
-from gateway.http.request import Request
-from gateway.http.source import source_of
+from gateway.http.request import Request, source_of
 
 PROXIES = networks(["10.0.0.0/8", "fd00::/8"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -45,7 +46,8 @@ def test_a_worker_that_is_killed_is_replaced_and_nobody_notices(tmp_path: Path) 
         assert answered
         assert not answered & pids
         assert not any(map(exists, pids))
-        assert "a worker was ended by SIGKILL; starting another" in running.log()
+        told = r"a worker was ended by SIGKILL; starting another.* \(pid \d+, restart 1\)"
+        assert re.search(told, running.log())
         running.until("opened", 4)
         assert end(running, signal.SIGTERM) == 0
 
