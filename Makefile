@@ -59,8 +59,8 @@ test-faults: $(VENV)/.dev ## exactness and faults at full size, on every Redis t
 test-abuse: $(VENV)/.dev ## what docs/security.md says that callers, targets and operators can do, tried
 	$(BIN)/python -m pytest -n 2 $(shell grep -oh 'tests/[a-z_/*]*\.py\|tests/unit/gateway/auth/' docs/security.md | sort -u) $(ARGS)
 
-test-ops: $(VENV)/.dev ## alerts, by Prometheus' own promtool (Debian's package, unpacked below .cache)
-	$(BIN)/python -m pytest -n 2 tests/ops $(ARGS)
+test-ops: $(VENV)/.dev ## alerts and dashboards by a real Prometheus (Debian's package, unpacked below .cache)
+	$(BIN)/python -m pytest -n 0 tests/ops $(ARGS)
 
 soak: $(VENV)/.dev ## mixed calls and mixed chaos for 20 minutes, then nothing may be left, lost or grown (ARGS="--minutes N")
 	$(BIN)/python tests/soak/soak.py $(ARGS)

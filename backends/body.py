@@ -56,6 +56,8 @@ class Body:
     """
 
     __slots__ = ("_spans", "fields", "raw")
+    rest: Any = None
+    """What gives that of it which has not come yet; None: all has."""
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
@@ -86,6 +88,11 @@ class Body:
         self.fields = dict(zip(map(str, members), members.values(), strict=True))
         if len(self.fields) != len(members):
             raise Malformed("the body has a top-level key more than once")
+
+    @property
+    def spent(self) -> bool:
+        """A part of it is gone: it cannot be sent once more."""
+        return False
 
     @classmethod
     def known(cls, raw: bytes, spans: dict[str, tuple[int, int]]) -> Body:

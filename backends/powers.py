@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from msgspec import structs
@@ -11,6 +12,7 @@ from backends.api import (
     Adapter,
     ContinuousUsage,
     Counted,
+    CountsChats,
     Described,
     Facts,
     Gauged,
@@ -25,7 +27,7 @@ from backends.samples import NOT_ANSWERS, OPENAI, TARGET
 
 def paths_and_launch(adapter: Adapter) -> None:
     """Paths stand below the target's URL; what can be launched listens where it is told to."""
-    for name in ("probe_path", "credential_path", "counters_path", "gauges_path", "wake_path"):
+    for name in ("probe_path", "credential_path", "counters_path", "gauges_path", "wake_path", "chat_tokens_path"):
         path = getattr(adapter, name, "/")
         assert isinstance(path, str) and path.startswith("/"), f"{name} is a path below the target's URL"
     for name in ("fact_paths", "inference_paths"):
@@ -83,6 +85,15 @@ def continuous(adapter: Adapter) -> None:
             chunks = [*hidden.chunk(call, counted)]
             assert b"".join(chunk.data for chunk in chunks) == b"".join(said), f"{sample.name}: it is shown"
             assert not beside or any(chunk.usage for chunk in chunks), f"{sample.name}: it is not told of"
+
+
+def counts(adapter: Adapter) -> None:
+    """What does not tell how many tokens a chat has is an error, and never a number."""
+    if not isinstance(adapter, CountsChats):
+        return
+    for body in (*NOT_ANSWERS, b"{}", b'{"count": "3", "tokens": 3, "tokenize_response": "abc"}'):
+        with suppress(ValueError, RecursionError):
+            raise AssertionError(f"chat_tokens() found {adapter.chat_tokens(body)} in {body[:40]!r}")
 
 
 def facts(adapter: Adapter) -> None:

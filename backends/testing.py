@@ -32,7 +32,7 @@ from backends.api import (
     Usage,
 )
 from backends.body import Body
-from backends.powers import continuous, facts, metrics, paths_and_launch
+from backends.powers import continuous, counts, facts, metrics, paths_and_launch
 from backends.samples import NOT_ANSWERS, NOT_EVENTS, OPENAI, TARGET, Sample
 
 MAX_CUTS = 400
@@ -76,6 +76,7 @@ def conformance(make: Callable[[], Adapter], *, samples: Sequence[Sample] = (), 
         Case("has working capabilities", paths_and_launch, adapter),
         Case("takes no other text for metrics", metrics, adapter),
         Case("takes no other answer for facts", facts, adapter),
+        Case("takes no other answer for a count of tokens", counts, adapter),
         Case("hides usage in every event", continuous, adapter),
         Case("refuses in JSON or not at all", _refusals, adapter),
         Case("fails on a broken answer as promised", _broken_answers, adapter),

@@ -109,7 +109,10 @@ class TGI:
 
     def chat_tokens(self, body: bytes) -> int:
         with _understood():
-            return len(_object(body)["tokenize_response"])
+            tokens = _object(body)["tokenize_response"]
+        if not isinstance(tokens, list):
+            raise ValueError("not the tokens of a chat")
+        return len(tokens)
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
         if call.endpoint == "embeddings":

@@ -141,7 +141,8 @@ async def answer(parts: Parts, state: CallState, call: Call, attempts: Attempts)
             return await _attempt(parts, state, call, attempt)
         except UpstreamError as error:
             failed, outcome = without_frames(error), attempt.outcome
-            if not (outcome.resumes if state.client.started else error.retryable):
+            again = error.retryable and not call.body.spent
+            if not (outcome.resumes if state.client.started else again):
                 raise
         except GatewayError as error:
             if failed is None or not outcome.resumes:

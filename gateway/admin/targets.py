@@ -7,10 +7,12 @@ from typing import Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.admin import Registrar
 from gateway.admin.models import OrderShown, TargetAt, TargetChange, TargetShown
 from gateway.config import FallbackSpec, Table
+from gateway.config.discovery import AT, first_url
 from gateway.core.types import Report, TargetCondition, TargetOrder, TargetState
 from gateway.store import Store
 
@@ -40,6 +42,8 @@ class Listed(Struct, frozen=True):
     backend: str
     url: str
     weight: float
+    discovered: bool = False
+    """It stands for the targets that its name leads to."""
 
 
 def listed(table: Table) -> dict[str, Listed]:
@@ -48,7 +52,15 @@ def listed(table: Table) -> dict[str, Listed]:
     for (_, route, part, *_), _, target in table.targets():
         if part != "shadow":
             tier = target.tier if isinstance(target, FallbackSpec) else 0
-            found[target.name] = Listed(target.name, str(route), tier, target.backend, target.url or "", target.weight)
+            found[target.name] = Listed(
+                target.name,
+                str(route),
+                tier,
+                target.backend,
+                first_url(target) or "",
+                target.weight,
+                target.discover is not None,
+            )
     return found
 
 
@@ -60,7 +72,10 @@ async def targets(store: Store, table: Mapping[str, Listed], now: float) -> list
     for age, report in reports(await store.board.reports()):
         for state in report.targets:
             seen.setdefault(state.name, []).append((age, report, state))
-    return [_merged(name, table.get(name), found, orders.get(name), now) for name, found in seen.items()]
+    for name in {name.rpartition(AT)[0] for name in seen if _place(name, table) is not table.get(name)}:
+        if not seen[name]:  # its addresses are known, and told in its place
+            del seen[name]
+    return [_merged(name, _place(name, table), found, orders.get(name), now) for name, found in seen.items()]
 
 
 async def target(store: Store, table: Mapping[str, Listed], name: str, now: float) -> TargetShown:
@@ -81,12 +96,20 @@ async def give(
 
     A target that has left the table can only be opened, so that no order waits for its return.
     """
-    if name not in table and (body.state != "open" or await store.records.get(TargetOrder, name) is None):
+    if _place(name, table) is None and (body.state != "open" or await store.records.get(TargetOrder, name) is None):
         raise unknown(name, table)
     if body.state != "ejected" and body.seconds is not None:
         raise ValueError("seconds: only an ejection has an end; to open a drained target, order it open")
     until = now + (body.seconds or EJECTION_SECONDS) if body.state == "ejected" else None
     return await registrar.order(name, body.state, until=until, reason=body.reason)
+
+
+def _place(name: str, table: Mapping[str, Listed]) -> Listed | None:
+    """What the table says of a target, or of the one that it was found by."""
+    if (place := table.get(name)) is None:
+        parent = table.get(name.rpartition(AT)[0])
+        place = replace(parent, name=name, url="") if parent is not None and parent.discovered else None
+    return place
 
 
 def reports(words: Mapping[str, tuple[bytes, float]]) -> list[tuple[float, Report]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import msgspec
@@ -36,6 +36,8 @@ ORDERS_TRIES, ORDERS_PAUSE = 20, 0.05
 ORDERS_SECONDS = 10.0
 """Between two readings of operators' orders that no notice asked for."""
 TARGETS_A_TURN = 50
+DEPARTED_SECONDS = 900.0
+"""For so long what was counted of a target is shown after it has gone: whoever scrapes sees the last of it."""
 _ANY_CALL = Prompt(tokens=1)
 OUT = ("drained", "ejected")
 """Why a target that may be well gets no calls."""
@@ -67,6 +69,10 @@ class Fleet:
         self._route_of = _route_of(routes)
         self._warned: dict[tuple[str, str], str] = {}
         """The warnings of targets that the log has, by target and what they are about."""
+        self._gone: dict[str, float] = {}
+        """Since when targets are in no table any more."""
+        self.departed: Callable[[set[str]], None] = lambda _: None
+        """Called with targets that have gone for good."""
         self.prober = Prober(list(routes.targets), self._probe)
         self.engines = Engines(list(routes.targets), self, clock.monotonic)
         self.gossip = Gossip(store.board.exchange, routes, clock.monotonic)
@@ -118,6 +124,8 @@ class Fleet:
 
         self._warned = {place: why for place, why in self._warned.items() if place[0] in routes.targets}
         self._unguarded.keep(routes.targets)
+        now = self._clock.monotonic()
+        self._gone.update(dict.fromkeys(before.targets.keys() - routes.targets.keys(), now))
         self._keep()
 
     async def report(self) -> Report:
@@ -289,6 +297,13 @@ class Fleet:
         """Show nothing of routes and targets that are in no table any more."""
         targets = {*self.routes.targets, *(route.shadow_target for route in self.routes)}
         self._metrics.keep({"route": {route.name for route in self.routes}, "target": targets})
+        if not self._gone:
+            return
+        self._gone = {name: at for name, at in self._gone.items() if name not in targets}
+        until = self._clock.monotonic() - DEPARTED_SECONDS
+        if departed := {name for name, at in self._gone.items() if at <= until}:
+            self.departed(departed)
+            self._gone = {name: at for name, at in self._gone.items() if name not in departed}
 
     def state(self, name: str) -> TargetState:
         """How a target of the table in force stands."""

@@ -28,6 +28,7 @@ from gateway.batches.storage import FileStorage
 from gateway.batches.submissions import Submissions
 from gateway.call_state import Parts
 from gateway.config import Settings, Table
+from gateway.config.discovery import expanded
 from gateway.config.settings import unknown
 from gateway.config.source import Loaded, Source
 from gateway.config.watch import Watcher
@@ -95,10 +96,11 @@ class Gateway:
         self.keyring, self.admin_keys = self._keys()
         self.waiting = WaitingCalls(self.metrics)
         self.builder = self._builder()
-        routes = self.builder.build(table, loaded.config_hash)
+        standing = expanded(table, {})
+        routes = self.builder.build(standing, loaded.config_hash)
         routes.open()
         self.forwarder = Forwarder(answer_limits(table), pool=_pool(settings))
-        self.forwarder.origins.bind(table)
+        self.forwarder.origins.bind(standing)
         self.ledger = LedgerWriter(self.store.ledger, self.metrics.ledger_dropped.inc)
         self.admission = self._admission(table)
         self.pulse = Pulse(self.admission, self.store, self.metrics, self.forwarder)
@@ -111,6 +113,7 @@ class Gateway:
         self.proxies = networks(settings.trusted_proxies.split(","))
         self.plane = DataPlane(self._parts(routes), table.bodies, self._operations(), self.proxies, self._may_explain)
         self.plane.allow(table.cors)
+        self.fleet.departed = self.plane.parts.meter.depart
         status = TableStatus(self.readiness, self.metrics, self.clock, loaded.config_hash)
         self.reloader = Reloader(self.plane, self.builder, self.fleet, self.launched, table, status, self.files)
         self.reloader.cache_url = settings.cache_url
@@ -134,6 +137,7 @@ class Gateway:
             (self.fleet.open, self.fleet.close),
             (self.reconciler.open, self.reconciler.close),
             (None, self.shadow.close),
+            (self.reloader.open, self.reloader.close),
             (self.watcher.open, self.watcher.close),
             (self.pulse.open, self.pulse.close),
             *([(self.runner.open, self.runner.close)] if self.runner is not None else []),

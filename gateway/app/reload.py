@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 
 from msgspec import structs
 
+from gateway.app.discovery import Discovery
 from gateway.app.fleet import Fleet
 from gateway.batches.files import Files
 from gateway.config import Table
 from gateway.config.caching import without_cache
+from gateway.config.discovery import expanded
 from gateway.config.limits import Price
 from gateway.config.source import Loaded, unlaunched
 from gateway.core.clock import Clock
@@ -55,7 +58,7 @@ class TableStatus:
 
 
 class Reloader:
-    """Applies tables to a running gateway."""
+    """Applies tables to a running gateway: others, and the same one whose discovered targets have come or gone."""
 
     def __init__(
         self,
@@ -73,15 +76,46 @@ class Reloader:
         self._status = status
         self.cache_url: str | None = None
         """Where answers are kept; without it no table is used that keeps any."""
+        self.discovery = Discovery(self._rediscover)
+        self.discovery.watch(table)
+        self._turn = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Begin to discover targets; those that answer soon are in force when this returns."""
+        async with self._turn:
+            await self.discovery.learn(self._table)
+            if any(self.discovery.known.values()):
+                await self._put(self._table, self._status.config_hash)
+        self.discovery.open()
+
+    async def close(self) -> None:
+        await self.discovery.close()
 
     async def apply(self, loaded: Loaded) -> None:
         """Put a table in force. Calls under way go on with the one before. Raises `ValueError`, changing nothing."""
-        parts, table = self._plane.parts, loaded.table
-        objections = unlaunched(table, self._launched, self._table) + without_cache(table, self.cache_url)
-        if objections:
-            raise ValueError("\n".join(objections))
+        table = loaded.table
+        async with self._turn:
+            objections = unlaunched(table, self._launched, self._table) + without_cache(table, self.cache_url)
+            if objections:
+                raise ValueError("\n".join(objections))
+            await self.discovery.learn(table)
+            await self._put(table, loaded.config_hash)
+            self.discovery.watch(table)
+            self._table = table
+        self._status.applied(loaded.config_hash)
+        log.warning("the routing table %s is in force", loaded.config_hash)
+        for mistake in loaded.warnings:
+            log.warning("%s", mistake)
+
+    async def _rediscover(self) -> None:
+        async with self._turn:
+            await self._put(self._table, self._status.config_hash)
+
+    async def _put(self, table: Table, config_hash: str) -> None:
+        """Serve by a table, with the targets that are known now."""
+        parts, table = self._plane.parts, expanded(table, self.discovery.known)
         before = parts.routes
-        routes = await self._builder.rebuild(table, loaded.config_hash, before)
+        routes = await self._builder.rebuild(table, config_hash, before)
         mirrors = self._builder.mirrors(table)
         parts.forwarder.origins.bind(table)
         # Nothing below waits or fails: no call sees half of it.
@@ -93,11 +127,6 @@ class Reloader:
         parts.shadow.mirrors = mirrors
         self._fleet.adopt(routes)
         self._plane.swap(structs.replace(parts, routes=routes), table.bodies, table.cors)
-        self._table = table
-        self._status.applied(loaded.config_hash)
-        log.warning("the routing table %s is in force", loaded.config_hash)
-        for mistake in loaded.warnings:
-            log.warning("%s", mistake)
 
     def refused(self, why: str) -> None:
         """A new table cannot be used: the last good one stays."""

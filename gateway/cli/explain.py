@@ -24,6 +24,7 @@ from gateway.cli.refusals import call_of, cannot, key_of, nowhere, told
 from gateway.cli.session import command, console
 from gateway.cli.tables import rows
 from gateway.config import Mistakes, Settings, Table, load_table
+from gateway.config.discovery import expanded, reported
 from gateway.core.dimensions import BUDGET
 from gateway.core.errors import NoRoute, too_many_prompts
 from gateway.core.types import KeyRecord, Report, TargetOrder, TargetState, Tenant
@@ -96,8 +97,10 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
     if not refused and call.asked.prompts > table.bodies.prompts:
         refused = told(too_many_prompts(call, table.bodies.prompts))
     launched = {target.name: "http://launched" for _, _, target in table.targets() if target.launch is not None}
+    said = await _reports(store)
+    table = expanded(table, reported(table, (state.name for report in said for state in report.targets)))
     routes = Builder(launched, cache(registry.capabilities), TargetSlots(store.limits), time.monotonic).build(table)
-    said = await _reports(store, set(routes.targets))
+    said = [report for report in said if any(state.name in routes.targets for state in report.targets)]
     _apply(routes, said)
     routes.ordered({order.id: order for order in await store.records.all(TargetOrder)}, time.time())
     try:
@@ -162,13 +165,12 @@ def _meant(body: Body) -> Endpoint:
     return "completions" if "prompt" in body.fields else "embeddings"
 
 
-async def _reports(store: Store, targets: set[str]) -> list[Report]:
-    """What running gateways say that serve such a table; nothing where none runs."""
+async def _reports(store: Store) -> list[Report]:
+    """What running gateways say; nothing where none runs."""
     try:
-        found = reports(await store.board.reports())
+        return [report for _, report in reports(await store.board.reports())]
     except StoreDown:
         return []
-    return [report for _, report in found if any(state.name in targets for state in report.targets)]
 
 
 def _apply(routes: Routes, said: Sequence[Report]) -> None:

@@ -41,8 +41,8 @@ def check_addresses(document: Document, targets: Iterable[tuple[Place, RouteSpec
         shown = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
         told = (
             f"route {name!r}, target {target.name!r}: the host {host!r} has {len(found)} addresses ({shown}), of which "
-            "a gateway uses one at a time. Servers of their own are targets of their own: list each with its address "
-            "('discover', which is to come, will do so). If they are one server, all is well"
+            "a gateway uses one at a time. Servers of their own are targets of their own: list each with its address, "
+            "or write 'discover' in the place of 'url'. If they are one server, all is well"
         )
         document.report((*path, "url"), told, warning=True)
 

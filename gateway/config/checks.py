@@ -11,6 +11,7 @@ from backends import registry
 from backends.endpoints import PATHS
 from gateway.config.caching import LEAST_TTL, MOST_LARGEST, MOST_TTL, MOST_WAIT
 from gateway.config.connections import check_connections, is_base_url
+from gateway.config.discovery import check_discovery, first_url
 from gateway.config.located import Document
 from gateway.config.names import Globs
 from gateway.core.body_rules import mistakes
@@ -42,6 +43,7 @@ def check(document: Document, table: Table) -> None:
     """Report every mistake; the table's tests are run only if there is none."""
     _check_targets(document, table)
     check_connections(document, table.targets())
+    check_discovery(document, ((path, target) for path, _, target in table.targets()))
     _check_names(document, table)
     _check_routing(document, table)
     _check_money(document, table)
@@ -88,11 +90,11 @@ def _check_targets(document: Document, table: Table) -> None:
         names.setdefault(target.name, path)
         _check_place(document, path, target)
         _check_usage(document, path, target)
-        if target.url is not None:
-            place = (str(path[1]), target.url.rstrip("/"), target.model)
+        if (url := first_url(target)) is not None:
+            place = (str(path[1]), url.rstrip("/"), target.model)
             if place in places:
                 document.report(
-                    (*path, "url"),
+                    (*path, "url" if target.discover is None else "discover"),
                     f"no call can reach target {target.name!r}: it is the same server and model as {places[place]!r}",
                 )
             places.setdefault(place, target.name)
@@ -114,8 +116,8 @@ def _check_usage(document: Document, path: Place, target: TargetSpec) -> None:
 
 
 def _check_place(document: Document, path: Place, target: TargetSpec) -> None:
-    if (target.url is None) == (target.launch is None) and not document.broken(*path):
-        document.report(path, f"target {target.name!r} needs either 'url' or 'launch'")
+    if sum(way is not None for way in (target.url, target.launch, target.discover)) != 1 and not document.broken(*path):
+        document.report(path, f"target {target.name!r} needs one of 'url', 'launch' and 'discover'")
     if target.url is not None and "${" in target.url:
         pass  # a variable that is not set here, which has been told
     elif target.url is not None and not is_base_url(target.url):

@@ -16,7 +16,7 @@ from gateway.config.table import Table, TargetSpec
 from gateway.config.units import Unit
 
 NOTHING: Final = "-"
-_ADDRESS: Final = ("backend", "url", "launch", "model", "api_key", "tls", "proxy", "headers")
+_ADDRESS: Final = ("backend", "url", "launch", "discover", "model", "api_key", "tls", "proxy", "headers")
 
 
 class Side(Struct, frozen=True):

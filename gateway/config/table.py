@@ -16,6 +16,7 @@ from gateway.config import checks, units
 from gateway.config.addresses import check_addresses
 from gateway.config.caching import ResponseCacheSpec
 from gateway.config.connections import TLSSpec
+from gateway.config.discovery import DiscoverSpec
 from gateway.config.limits import AllowanceSpec, BudgetSpec, Limits, LimitSpec, OutageSpec, Part, Price, StorageSpec
 from gateway.config.located import Document, Mistake, Mistakes, unread
 from gateway.config.names import NameIndex
@@ -46,7 +47,7 @@ class Launch(Part, frozen=True, kw_only=True):
 
 
 class TargetSpec(Part, frozen=True, kw_only=True):
-    """One server that serves the route's model: either at `url`, or launched."""
+    """One server that serves the route's model: at `url`, or launched; or those that `discover` finds."""
 
     name: str
     """Unique in the whole table; labels metrics and logs."""
@@ -56,6 +57,8 @@ class TargetSpec(Part, frozen=True, kw_only=True):
     """The server's base, without `/v1`: `http://`, `https://` or `unix:///path/of/socket`."""
     launch: Launch | None = None
     """Start the server as a child process instead."""
+    discover: DiscoverSpec | None = None
+    """Look servers up by a name instead: each of its addresses is a target with all that is said here."""
     model: Text | None = None
     """The model's name at the server; default: the name the client asked for."""
     api_key: SecretRef | None = None
@@ -434,6 +437,7 @@ def parts() -> list[type[Struct]]:
         FallbackSpec,
         TLSSpec,
         Launch,
+        DiscoverSpec,
         Timeouts,
         Retry,
         QueueSpec,

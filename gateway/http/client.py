@@ -16,15 +16,13 @@ from backends.api import UNREAD, Call
 from backends.asked import Asked
 from backends.body import Body, Malformed
 from backends.endpoints import ALWAYS_STREAMED, ANTHROPIC, FORMS, STORED, STREAMED, Endpoint
-from backends.form import Form
+from backends.form import Form, FormReader
 from backends.large import SURELY_FEW, is_large
 from backends.large import read as read_large
 from gateway.auth.networks import Network
 from gateway.config.table import Bodies
 from gateway.core.errors import (
     BadRequest,
-    BodyTimeout,
-    BodyTooLarge,
     GatewayError,
     HeadersTooLarge,
     ReaderTooSlow,
@@ -39,6 +37,7 @@ from gateway.http.errors import event, render
 from gateway.http.framing import SUSPECT, refuse_ambiguous
 from gateway.http.request import Request, new_id, source_of
 from gateway.http.stored import item_of
+from gateway.http.uploading import PIECE_SECONDS, Rest, late, too_large
 
 _CONTENT_TYPE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,199}")
 _TRACE_VALUE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,511}")
@@ -46,16 +45,14 @@ _OWN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 OWN_ID: Final = b"x-client-request-id"
 """Says the client's own id back to it; `x-request-id` is ours, and unique."""
 STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-BY_HAND: Final = FORMS | {"passed", STORED}
-"""Endpoints whose bodies need not be JSON."""
+BY_HAND: Final = frozenset({"passed", STORED})
+"""Endpoints whose bodies may be nothing at all."""
 COMMENT: Final = b": keep-alive\n\n"
 PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 _name, _flag = Decoder(str), Decoder(bool)
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 """Large bodies are read one at a time, so that many of them hold the loop no longer than one."""
 MAX_MODEL = 256
-PIECE_SECONDS = 10.0
-"""A body of which nothing comes for so long is not coming."""
 AT_ONCE_BYTES: Final = 64 * 1024
 """A whole answer up to this size is handed to the system, read or not."""
 WHOLE_BYTES_PER_SECOND: Final = 32 * 1024
@@ -145,10 +142,12 @@ class Client:
             raise BadRequest("Compressed bodies are not taken: send the JSON as it is.", param="content-encoding")
         announced, limit = headers.get(b"content-length", b"0"), self._bodies.request
         if announced.isdigit() and (len(announced) > 15 or int(announced) > limit):
-            raise _too_large(limit)
+            raise too_large(limit)
         request = self._request
-        raw = request.take() if request.is_whole and request.unread <= limit else await self._body(key)
         content_type = headers.get(b"content-type", b"application/json")
+        if self._endpoint in FORMS:
+            return await self._form(key, content_type.decode("latin-1"), default)
+        raw = request.take() if request.is_whole and request.unread <= limit else await self._body(key)
         elements, large = self._bodies.elements, None
         if self._endpoint in BY_HAND:
             return self._odd(raw, content_type.decode("latin-1"), default)
@@ -162,17 +161,30 @@ class Client:
         return call
 
     def _odd(self, raw: bytes, content_type: str, default: str) -> Call:
-        """A call whose body may be a form, or nothing at all."""
-        request, passed = self._request, self._endpoint == "passed"
+        """A call whose body may be nothing at all."""
+        request = self._request
         if self._endpoint == STORED:
             return Call(self.call_id, STORED, "", Body(b"{}"), method=request.method, item=item_of(request))
         try:
-            body = Body(raw if request.method == "POST" else b"{}") if passed else Form(raw, content_type)
+            body = Body(raw if request.method == "POST" else b"{}")
         except Malformed as error:
             raise BadRequest(f"{error}", param=error.param) from None
-        what = UNREAD if passed else Asked()
-        call = read(self.call_id, self._endpoint, raw, content_type.encode("latin-1"), (body, what), default)
-        return structs.replace(call, path=request.path, method=request.method) if passed else call
+        call = read(self.call_id, self._endpoint, raw, content_type.encode("latin-1"), (body, UNREAD), default)
+        return structs.replace(call, path=request.path, method=request.method)
+
+    async def _form(self, key: KeyRecord, content_type: str, default: str) -> Call:
+        """A call whose body is a form; once its model is known, what has not come of it is not waited for."""
+        try:
+            reader = FormReader(content_type)
+            raw = await self._body(key, reader)
+            rest = None
+            if not self._request.is_whole:
+                announced = int(self.headers.get(b"content-length", b"0"))
+                rest = Rest(self._connection, self._request, self._bodies, reader, len(raw), announced)
+            form = Form(raw, content_type, reader, rest)
+        except Malformed as error:
+            raise BadRequest(f"{error}", param=error.param) from None
+        return read(self.call_id, self._endpoint, raw, content_type.encode("latin-1"), (form, Asked()), default)
 
     def keep_alive(self, seconds: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Send a sign of life each so many seconds until the answer begins; its head would have these headers."""
@@ -286,8 +298,12 @@ class Client:
             if (value := self.headers.get(name.encode())) is not None and _TRACE_VALUE.fullmatch(value):
                 self.trace[name] = value.decode("ascii")
 
-    async def _body(self, key: KeyRecord) -> bytes:
-        """The whole body. Raises `BodyTimeout`, `BodyTooLarge`, `BadFraming`, `TooManyBodies`, `BodyMemoryFull`."""
+    async def _body(self, key: KeyRecord, form: FormReader | None = None) -> bytes:
+        """The whole body; of a `form` no more than up to a file behind its model.
+
+        Raises `BodyTimeout`, `BodyTooLarge`, `BadFraming`, `TooManyBodies`, `BodyMemoryFull`, and `Malformed` for what
+        is no form.
+        """
         bodies, loop, memory = self._bodies, self._connection.loop, self._memory
         by, patience = loop.time() + bodies.timeout, min(PIECE_SECONDS, bodies.timeout)
         announced = int(self.headers.get(b"content-length", b"0"))
@@ -299,14 +315,16 @@ class Client:
                 pieces.append(piece)
                 size += len(piece)
                 if size > bodies.request:
-                    raise _too_large(bodies.request)
+                    raise too_large(bodies.request)
                 if size > taken:  # it comes in chunks, and nobody knows how many
                     memory.take(key, size - taken, bodies)
                     taken = size
+                if form is not None:
+                    form.feed(piece)
+                    if form.has_file and form.model is not None:
+                        break
         except TimeoutError:
-            raise BodyTimeout(
-                f"The body did not arrive within {bodies.timeout:g} s, or nothing of it for {patience:g} s."
-            ) from None
+            raise late(bodies) from None
         finally:
             memory.give_back(key, taken)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -380,7 +398,3 @@ def read(
         raise BadRequest(f"'model' must be at most {MAX_MODEL} printable characters.", param="model")
     wanted = bytes(options.get("include_usage", b"")) == b"true"
     return Call(call_id, endpoint, model, body, content_type.decode("ascii"), stream, wanted, what)
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than the limit of {limit} bytes.")

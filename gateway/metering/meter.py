@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
+from prometheus_client import Histogram
 
 from backends.api import Call
 from gateway.core.clock import Clock
@@ -64,6 +65,17 @@ class Meter:
         if child is None:
             child = self._children[key] = metric.labels(*labels)
         return child
+
+    def depart(self, targets: Container[str]) -> None:
+        """Show nothing more of targets that have gone for good: they would add up where targets come and go."""
+        self.metrics.pending.flush()
+        caches: tuple[dict[Any, Any], ...] = self._children, self._streams, self._answered
+        for kept in caches:
+            for key in [key for key in kept if any(part in targets for part in key)]:
+                gone = kept.pop(key)
+                if isinstance(gone, Histogram):
+                    self.metrics.pending.forget(gone)
+        self.metrics.depart(targets)
 
     def first_token(self, record: CallRecord) -> None:
         """The first piece of a stream was sent."""

@@ -477,6 +477,17 @@ class Metrics:
                     if not math.isnan(value) and not waits:
                         self.forget(gauge, *values)
 
+    def depart(self, targets: Container[str]) -> None:
+        """Show nothing more of what was counted of targets that have gone for good; with several workers, until they
+        end."""
+        if _multiprocess_folder() is not None:
+            return
+        for metric in vars(self).values():
+            if isinstance(metric, Counter | Histogram) and "target" in metric._labelnames:
+                place = metric._labelnames.index("target")
+                for values in [each for each in dict(metric._metrics) if each[place] in targets]:
+                    metric.remove(*values)
+
     @staticmethod
     def forget(gauge: Gauge, *labels: str) -> None:
         """Show nothing more of what is no longer there; with several workers, NaN until they end."""

@@ -27,6 +27,10 @@ class Pending:
         """Where to put what is to be observed, always the same list."""
         return self._values.setdefault(histogram, [])
 
+    def forget(self, histogram: Histogram) -> None:
+        """Nothing more will be observed of it."""
+        self._values.pop(histogram, None)
+
     def before(self, add: Callable[[], None]) -> None:
         """Have this called whenever metrics are brought up to date."""
         self._adds.append(add)

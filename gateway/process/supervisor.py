@@ -211,7 +211,7 @@ class _Worker:
         code = os.waitstatus_to_exitcode(self._status)
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         when = f" in {PAUSE_SECONDS:.0f} s" if young else ""
-        log.error("a worker (pid %d) %s; starting another%s, its restart %d", self._died, how, when, self.deaths)
+        log.error("a worker %s; starting another%s (pid %d, restart %d)", how, when, self._died, self.deaths)
 
 
 def ignore_hangup() -> None:

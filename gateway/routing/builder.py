@@ -8,6 +8,7 @@ from functools import partial
 
 from backends.capabilities import Capabilities
 from gateway.config import RouteSpec, Table, TargetSpec
+from gateway.config.discovery import first_url
 from gateway.routing.attempt import Attempt
 from gateway.routing.max_inflight import TargetSlots
 from gateway.routing.policies import registry
@@ -72,7 +73,7 @@ class Builder:
         return found
 
     def _url(self, spec: TargetSpec) -> str:
-        return spec.url if spec.url is not None else self._urls[spec.name]
+        return first_url(spec) or self._urls[spec.name]
 
     def _made(self, table: Table, before: Routes | None) -> Iterator[tuple[str, Route]]:
         loads = {} if before is None else {target.address.url: target.load for target in before.targets.values()}

@@ -41,6 +41,11 @@ class Response(Answer):
     """Its reader has all that it wants; what is left is the end of the message."""
 
     @property
+    def begun(self) -> bool:
+        """Its head has come, or it is known that none will."""
+        return bool(self.status) or self._failure is not None
+
+    @property
     def ended(self) -> bool:
         """The message has ended well, and all of it has been read: `read` would return nothing."""
         return self.complete and not self.pieces
@@ -151,6 +156,7 @@ class Connection(asyncio.Protocol):
         "_response",
         "_timer",
         "_transport",
+        "_unsent",
         "ended",
         "idle_until",
         "loop",
@@ -172,6 +178,8 @@ class Connection(asyncio.Protocol):
         """Its own, only to look at: the transport reads and writes it."""
         self._transport: asyncio.Transport | None = None
         self._response: Response | None = None
+        self._unsent: asyncio.Future[None] | None = None
+        """Done when what was written has mostly left; None: little waits to leave."""
         self._timer: asyncio.TimerHandle | None = None
         """One for all its answers: a call that has its answer in time never makes one."""
         self.watched = math.inf
@@ -208,6 +216,14 @@ class Connection(asyncio.Protocol):
         elif not waiter.done():
             waiter.set_result(None)
 
+    def pause_writing(self) -> None:
+        self._unsent = self.loop.create_future()
+
+    def resume_writing(self) -> None:
+        unsent, self._unsent = self._unsent, None
+        if unsent is not None and not unsent.done():
+            unsent.set_result(None)
+
     def eof_received(self) -> None:
         self.ended = True
         if (response := self._response) is not None:
@@ -237,6 +253,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self._pool.closed(self)
+        self.resume_writing()
         if (response := self._response) is not None:
             response.reusable = False
             response.fail(Disconnected(response.missing() if exc is None else spoken(exc)))
@@ -249,6 +266,17 @@ class Connection(asyncio.Protocol):
             self._transport.write(head + body if body else head)
         else:
             self._transport.writelines((head, body))
+
+    async def send_more(self, data: bytes, deadline: float) -> None:
+        """A piece of a body of which the beginning was sent; it is there when little of it waits to leave.
+
+        Raises `TimeoutError` if its server has not taken it by the deadline, in the loop's time.
+        """
+        assert self._transport is not None
+        self._transport.write(data)
+        if (unsent := self._unsent) is not None and not self.ended:
+            async with asyncio.timeout_at(deadline):
+                await unsent
 
     def finish(self, response: Response) -> None:
         """The exchange is over. If it ended well, the connection goes back to the idle ones of its origin."""

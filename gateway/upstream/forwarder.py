@@ -103,16 +103,22 @@ class Forwarder:
         if origin.forwarded or not ALWAYS_FORWARDED.isdisjoint(callers):
             headers += [(name, callers[name]) for name in {*origin.forwarded, *ALWAYS_FORWARDED} if name in callers]
         due = asyncio.get_running_loop().time() + (timeouts.first_output if call.stream else timeouts.whole)
+        rest = call.body.rest
         try:
-            response = await self._pool.request(
-                origin, asked.method, asked.path, headers, asked.body, timeouts.connect, deadline=due
-            )
+            if rest is not None:
+                response = await self._pool.upload(origin, asked.path, headers, asked.body, rest, timeouts.connect, due)
+            else:
+                response = await self._pool.request(
+                    origin, asked.method, asked.path, headers, asked.body, timeouts.connect, deadline=due
+                )
         except TimeoutError:
             raise late(whole=not call.stream) from None
         try:
             if response.status != 200:
                 raise await self._refusal(call, address, capabilities, response)
             content_type = fit(response.headers)
+            if rest is not None and rest.streams:  # its form may have said so behind the recording
+                call = structs.replace(call, stream=True)
             reader = reader_for(
                 call,
                 capabilities,

@@ -121,7 +121,7 @@ class Origin:
     def start(self, method: str, path: str) -> bytes:
         """A request's first line and the fields that are always the same. `path` begins with a slash."""
         start = b"%b %b%b%b" % (method.encode(), self._prefix, path.encode(), self._tail)
-        if len(self.starts) < KNOWN_STARTS:  # adapters have a handful of paths
+        if method == "POST" and len(self.starts) < KNOWN_STARTS:  # adapters have a handful of paths
             self.starts[method, path] = start
         return start
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from socket import MSG_PEEK
-from typing import Final
+from typing import Final, Protocol
 
 from gateway.core.errors import Unreachable, UpstreamError
 from gateway.upstream.connection import Connection, Response, spoken
@@ -32,6 +32,16 @@ IDLE_SECONDS: Final = 4.0
 """uvicorn (so vLLM) and llama.cpp close an idle connection after 5 s: ours must be gone before."""
 MAX_AGE_SECONDS: Final = 60.0
 SWEEP_SECONDS: Final = 1.0
+
+
+class Rest(Protocol):
+    """What is still to come of a body."""
+
+    length: int | None
+    """Bytes; None: nobody knows."""
+
+    async def next(self) -> bytes:
+        """The next piece; empty: that was all."""
 
 
 class Pool:
@@ -89,6 +99,36 @@ class Pool:
         connection.send(response, head, body or b"")
         try:
             await response.head()
+        except BaseException:
+            response.release()
+            raise
+        return response
+
+    async def upload(
+        self, origin: Origin, path: str, headers: Pairs, body: bytes, rest: Rest, connect: float, deadline: float
+    ) -> Response:
+        """As `request`, of a POST whose body is still coming; over a connection of its own, for nothing of it can be
+        sent once more. An answer that comes before the body was sent ends the sending.
+
+        Raises also what `rest` raises.
+        """
+        coded = rest.length is None
+        pairs = [*headers, (b"transfer-encoding", b"chunked")] if coded else headers
+        length = None if rest.length is None else len(body) + rest.length
+        head = request_head(origin.start("POST", path), pairs, length)
+        connection = await self._dial(origin, connect)
+        response = Response(self._head_bytes, self._head_lines)
+        response.limit, response.call = deadline, True
+        connection.send(response, head, _chunk(body) if coded else body)
+        try:
+            sent = False
+            while not sent and not response.begun:
+                piece = await rest.next()
+                sent = not piece
+                await connection.send_more(_chunk(piece) if coded else piece, deadline)
+            await response.head()
+            if not sent:
+                response.reusable = False
         except BaseException:
             response.release()
             raise
@@ -198,3 +238,8 @@ class Pool:
                 self._resting.discard(origin)
         if self._resting:
             self._sweeping = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+
+
+def _chunk(data: bytes) -> bytes:
+    """A piece in chunked transfer coding; an empty one ends the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

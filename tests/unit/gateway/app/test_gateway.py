@@ -51,13 +51,13 @@ async def test_a_gateway_that_is_closed_leaves_nothing_running(make: Callable[[]
     assert not others()
 
 
-@pytest.mark.parametrize("place", range(12))
+@pytest.mark.parametrize("place", range(13))
 async def test_a_gateway_that_cannot_be_opened_leaves_nothing_running(make: Callable[[], Gateway], place: int) -> None:
     def fail() -> None:
         raise RuntimeError("it cannot be opened")
 
     parts: list[Part] = make()._order()
-    assert len(parts) == 12, "one case a part"
+    assert len(parts) == 13, "one case a part"
     parts[place] = (fail, parts[place][1])
     with pytest.raises(RuntimeError, match="it cannot be opened"):
         await Lifetime(parts).open()

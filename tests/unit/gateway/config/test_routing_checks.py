@@ -215,7 +215,7 @@ def test_a_shadow_has_a_name_and_place_like_other_targets() -> None:
     shadow = {"target": target("t-one"), "share": 0.1}
     with pytest.raises(Mistakes, match="used twice"):
         good(one={"shadow": shadow})
-    with pytest.raises(Mistakes, match="needs either 'url' or 'launch'"):
+    with pytest.raises(Mistakes, match="needs one of 'url', 'launch' and 'discover'"):
         good(one={"shadow": {"target": {"name": "s", "backend": "vllm"}, "share": 0.1}})
 
 

@@ -46,9 +46,8 @@ def test_a_worker_that_is_killed_is_replaced_and_nobody_notices(tmp_path: Path) 
         assert answered
         assert not answered & pids
         assert not any(map(exists, pids))
-        assert re.search(
-            r"a worker \(pid \d+\) was ended by SIGKILL; starting another( in 0 s)?, its restart 1", running.log()
-        )
+        told = r"a worker was ended by SIGKILL; starting another.* \(pid \d+, restart 1\)"
+        assert re.search(told, running.log())
         running.until("opened", 4)
         assert end(running, signal.SIGTERM) == 0
 
@@ -57,7 +56,7 @@ def test_a_worker_that_cannot_live_ends_the_gateway(tmp_path: Path) -> None:
     with supervised(tmp_path, opens="never") as running:
         assert running.process.wait() == 1
         assert running.log().count("RuntimeError: this cannot be opened") == MOST_YOUNG_DEATHS
-        assert len(re.findall(r"a worker \(pid \d+\) ended with code 1", running.log())) == MOST_YOUNG_DEATHS
+        assert running.log().count("a worker ended with code 1") == MOST_YOUNG_DEATHS
 
 
 def test_calls_may_end_after_the_first_signal(tmp_path: Path) -> None:
