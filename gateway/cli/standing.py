@@ -49,7 +49,7 @@ def table_of(settings: Settings, routing: str | None) -> Table | str:
 
 
 def look_at_names(settings: Settings, routing: str | None, limited: Iterable[str], models: Iterable[str]) -> None:
-    """Refuse limits on routes that the table does not have, as the admin interface does; warn of models that it has not.
+    """Refuse limits on routes that the table does not have, as the admin interface does; warn of unknown models.
 
     Without a table nothing is known. Raises `ValueError`.
     """
