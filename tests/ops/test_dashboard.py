@@ -110,11 +110,7 @@ class Prometheus:
         ]
         settings = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "scrape_configs": jobs}
         (folder / "prometheus.yml").write_text(yaml.safe_dump({**settings, "rule_files": [str(DEPLOY / "alerts.yml")]}))
-        command = [
-            programs()[0],
-            f"--config.file={folder / 'prometheus.yml'}",
-            f"--storage.tsdb.path={folder / 'data'}",
-        ]
+        files = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [str(programs()[0]), *files, f"--web.listen-address=127.0.0.1:{self.port}"], stdout=log, stderr=log
