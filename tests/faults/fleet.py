@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import psutil
@@ -22,6 +23,7 @@ from gateway.core.types import Limit
 from gateway.store.redis.store import RedisStore
 
 T = TypeVar("T")
+Env = Mapping[str, str]
 ANSWER: Script = whole(answer(prompt=PROMPT, completion=OUTPUT))
 """Uses exactly what a call of `volley.chat` has reserved."""
 LOST, FOUND = "limits are counted in this gateway only", "limits are shared again"
@@ -32,9 +34,9 @@ class Fleet:
     """The gateways; `url` is the Redis of their limits, `records_url` that of their keys if it is another one."""
 
     def __init__(
-        self, stack: ExitStack, table: dict[str, Any], url: str, records_url: str | None, workers: int
+        self, stack: ExitStack, table: dict[str, Any], url: str, records_url: str | None, workers: int, env: Env
     ) -> None:
-        self._stack, self._table, self.workers = stack, table, workers
+        self._stack, self._table, self.workers, self._env = stack, table, workers, env
         self.url, self.records_url = url, records_url
         self.gateways: list[GatewayProcess] = []
 
@@ -45,7 +47,8 @@ class Fleet:
     def start(self, trunkline: Sequence[str] = TRUNKLINE) -> GatewayProcess:
         """One more gateway, not waited for; `trunkline` is the command, of this or another version."""
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-        env = {} if self.records_url is None else {"TRUNKLINE_RECORDS_URL": self.records_url}
+        records = {} if self.records_url is None else {"TRUNKLINE_RECORDS_URL": self.records_url}
+        env = {**self._env, **records}
         gateway = GatewayProcess(
             json.dumps(self._table), folder, redis_url=self.url, workers=self.workers, env=env, trunkline=trunkline
         )
@@ -109,11 +112,17 @@ def route(upstream: Upstream, at: str, name: str = "", **fields: Any) -> dict[st
 
 @contextmanager
 def fleet(
-    table: dict[str, Any], url: str, *, gateways: int = 3, workers: int = 2, records_url: str | None = None
+    table: dict[str, Any],
+    url: str,
+    *,
+    gateways: int = 3,
+    workers: int = 2,
+    records_url: str | None = None,
+    env: Env = MappingProxyType({}),
 ) -> Iterator[Fleet]:
     """So many gateways of so many workers each, ready, for as long as the block lasts."""
     with ExitStack() as stack:
-        made = Fleet(stack, table, url, records_url, workers)
+        made = Fleet(stack, table, url, records_url, workers, env)
         try:
             for _ in range(gateways):
                 made.start()

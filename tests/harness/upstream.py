@@ -164,8 +164,9 @@ BACKLOG = 4096
 class Upstream:
     """A TCP server in a thread of its own; each target is a path prefix on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self._targets: dict[str, Target] = {}
+        self.host = host
         self._loop = asyncio.new_event_loop()
         self._connections: set[ScriptedConnection] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="upstream", daemon=True)
@@ -179,14 +180,14 @@ class Upstream:
     def target(self, name: str) -> Target:
         """The target of this name, at `url`."""
         if name not in self._targets:
-            self._targets[name] = Target(f"http://127.0.0.1:{self.port}/{name}")
+            self._targets[name] = Target(f"http://{self.host}:{self.port}/{name}")
         return self._targets[name]
 
     def listen(self) -> None:
         """Take connections (again), always on the same port."""
 
         async def start() -> asyncio.Server:
-            return await self._loop.create_server(self._connection, "127.0.0.1", self.port, backlog=BACKLOG)
+            return await self._loop.create_server(self._connection, self.host, self.port, backlog=BACKLOG)
 
         self._server = asyncio.run_coroutine_threadsafe(start(), self._loop).result(30)
         self.port = self._server.sockets[0].getsockname()[1]
