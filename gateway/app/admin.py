@@ -24,6 +24,7 @@ from gateway.http import asgi
 from gateway.http.answer import Answer
 from gateway.http.connection import Connection
 from gateway.http.request import Request
+from gateway.process.log import set_up
 from gateway.store import open_store
 
 log = logging.getLogger("trunkline.app")
@@ -35,9 +36,7 @@ ADMIN_TIMEOUT = 2.0
 def from_environment() -> AdminListener:
     """The admin interface that `TRUNKLINE_...` describes; what its worker runs."""
     settings = Settings.read()
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    set_up(settings.log_level, settings.log_format)
     kept = Path(settings.kept) if settings.kept else None
     return AdminListener(settings, Source(Path(settings.routing), kept=kept))
 

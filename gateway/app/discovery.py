@@ -80,12 +80,10 @@ class Discovery:
     async def _look(self, spec: DiscoverSpec) -> bool:
         """Whether the answer differs from what was known."""
         try:
-            found = addresses(await self.resolve(spec.host, spec.port))
+            found = await looked_up(spec, self.resolve)
         except (OSError, UnicodeError) as error:
-            if not isinstance(error, socket.gaierror) or error.errno not in _NONE:
-                self._fails(spec.dns, str(error))
-                return False
-            found = ()
+            self._fails(spec.dns, str(error))
+            return False
         self._failing.pop(spec.dns, None)
         before = self.known.get(spec.dns)
         self.known[spec.dns] = found
@@ -95,13 +93,34 @@ class Discovery:
             log.error("%s has %d addresses or more: no more are used", spec.dns, MOST_ADDRESSES)
         come, gone = set(found) - set(before or ()), set(before or ()) - set(found)
         shown = ", ".join([*(f"+{each}" for each in sorted(come)), *(f"-{each}" for each in sorted(gone))])
-        log.warning("%s has %d addresses: %s", spec.dns, len(found), shown)
+        log.warning("%s has %d address%s: %s", spec.dns, len(found), "es" * (len(found) != 1), shown)
         return True
 
     def _fails(self, name: str, why: str) -> None:
         if self._failing.get(name) != why:
             log.warning("%s cannot be looked up: %s", name, why)
             self._failing[name] = why
+
+
+async def found_now(table: Table) -> dict[str, tuple[str, ...]]:
+    """What the names of a table lead to, for who asks once; of those that do not answer in time there is nothing."""
+    known: dict[str, tuple[str, ...]] = {}
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LEARN_SECONDS):
+            for each in discovered(table):
+                with suppress(OSError, UnicodeError):
+                    known[each.dns] = await looked_up(each, look_up)
+    return known
+
+
+async def looked_up(spec: DiscoverSpec, resolve: Resolve) -> tuple[str, ...]:
+    """The addresses of a name; none: it has none. Raises `OSError` and `UnicodeError` where that cannot be said."""
+    try:
+        return addresses(await resolve(spec.host, spec.port))
+    except socket.gaierror as error:
+        if error.errno not in _NONE:
+            raise
+        return ()
 
 
 def addresses(answer: Iterable[Address]) -> tuple[str, ...]:

@@ -21,8 +21,10 @@ from rich.console import Console
 from backends import registry
 from backends.api import Call, Facts
 from backends.body import Body
+from gateway.app.discovery import found_now
 from gateway.app.reload import answer_limits
 from gateway.config import Settings, Table, TargetSpec, Timeouts
+from gateway.config.discovery import expanded
 from gateway.targets import Target
 from gateway.targets.engines import differences
 from gateway.targets.health import Breaker
@@ -90,6 +92,7 @@ async def asked(table: Table, settings: Settings, told: Callable[[Asked], None] 
     Bounded by `ASK_SECONDS` for `AT_ONCE` targets. Raises `ValueError` if the proxy of the environment cannot be used.
     """
     room, load = asyncio.Semaphore(AT_ONCE), cache(registry.capabilities)
+    table = expanded(table, await found_now(table))
     async with _forwarder(table) as forwarder:
 
         async def one(route: str, spec: TargetSpec, timeouts: Timeouts) -> tuple[str, Asked, Facts]:

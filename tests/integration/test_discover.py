@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from harness.fake_backend import fake
-from harness.gateway_process import gateway_process
+from harness.gateway_process import TRUNKLINE, gateway_process
 from harness.in_process import InProcess
 from harness.redis_server import free_port
 from harness.upstream import Upstream, answer, event
@@ -139,7 +139,7 @@ def test_servers_come_and_go(gateway: InProcess, servers: Servers) -> None:
     until(gateway, f"engine@{C}")
     assert answering(gateway, secret) == {C}
     assert "2 addresses: +127.0.0.2, +127.0.0.3" in gateway.stderr()
-    assert "1 addresses: -127.0.0.2, -127.0.0.3" in gateway.stderr()
+    assert "1 address: -127.0.0.2, -127.0.0.3" in gateway.stderr()
 
 
 def test_what_was_counted_of_servers_that_have_gone_does_not_pile_up(
@@ -273,3 +273,14 @@ def test_operators_know_servers_by_their_addresses() -> None:
             assert [each["target"] for each in answer["candidates"]] == [member]
             with pytest.raises(subprocess.CalledProcessError):
                 gateway.said("targets", "drain", "other@127.0.0.1", "--routing", str(gateway.routing))
+
+
+def test_check_probe_asks_each_server(tmp_path: Path) -> None:
+    with fake("vllm", "engine") as server:
+        found = {"name": "engine", "backend": "vllm", "discover": {"dns": f"localhost:{server.port}"}}
+        none = {"name": "none", "backend": "vllm", "discover": {"dns": "no-such-name.invalid:80"}}
+        (tmp_path / "routing.yaml").write_text(json.dumps({"routes": {"m": {"targets": [found, none]}}}))
+        command = [*TRUNKLINE, "check", "--probe", "--json", str(tmp_path / "routing.yaml")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    said = {each["target"]: each["verdict"] for each in json.loads(done.stdout)["targets"]}
+    assert said == {"engine@127.0.0.1": "warning", "none": "wrong"}
