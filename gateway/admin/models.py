@@ -218,6 +218,27 @@ class Key(Struct, frozen=True, kw_only=True):
     secrets: tuple[SecretShown, ...]
 
 
+class LimitHeld(Struct, frozen=True, kw_only=True):
+    """A limit that holds, be it of the record or of the table's defaults, and how much of it is used."""
+
+    scope: Annotated[str, Meta(description="Whose it is: `key`, `tenant`, `key_model`")]
+    route: Annotated[str, Meta(description="The route that a `key_model` limit is for; empty: all")]
+    name: Annotated[str, Meta(description="`rpm`, `tpm`, `itpm`, `otpm`, `concurrency`, `budget`")]
+    period: Annotated[str, Meta(description="Of a budget; empty: it is none")]
+    unit: Annotated[str, Meta(description="`requests`, `calls`, `tokens`, `input`, `output`, `cost` (in millionths)")]
+    limit: int
+    used: Annotated[
+        int | None, Meta(description="Spent, or in use now, reservations too; null: the gateway alone knows, no Redis")
+    ]
+    left: Annotated[int | None, Meta(description="What a call may take now; null as above")]
+
+
+class KeyHeld(Key, frozen=True, kw_only=True):
+    """A key with the limits that hold for it."""
+
+    standing: list[LimitHeld]
+
+
 class IssuedKey(Key, frozen=True, kw_only=True):
     """A key with its new secret, which is shown this once."""
 
@@ -241,6 +262,12 @@ class TenantShown(Struct, frozen=True, kw_only=True):
     created: float | None
     version: int
     keys: Annotated[int, Meta(description="Its keys that are neither revoked nor expired")]
+
+
+class TenantHeld(TenantShown, frozen=True, kw_only=True):
+    """A tenant with the limits that hold for it."""
+
+    standing: list[LimitHeld]
 
 
 class TenantList(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -136,6 +137,15 @@ def model_limits(value: object) -> dict[str, Limit]:
     if not isinstance(value, Mapping):
         raise ValueError(f"model_limits: expected limits by route name, not {value!r}")
     return {name(route, "route", 256): limit(of, f"model_limits {route!r}") for route, of in value.items()}
+
+
+def known_routes(limits: Iterable[str], routes: Iterable[str]) -> None:
+    """Limits on a route that the table does not have would never hold: `ValueError` with the routes that it has."""
+    known = sorted(routes)
+    if unknown := sorted({*limits} - {*known}):
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"model_limits: no route {', '.join(map(repr, unknown))}; routes: {', '.join(known)}{meant}.")
 
 
 def body(value: object) -> BodyRules | None:

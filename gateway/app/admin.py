@@ -11,10 +11,12 @@ from gateway.admin import Registrar
 from gateway.admin.http.app import build_app
 from gateway.admin.http.credentials import offer_token
 from gateway.admin.http.guards import AdminContext
+from gateway.admin.standing import Holding
 from gateway.admin.targets import listed
 from gateway.app.lifetime import Lifetime, Part
+from gateway.app.reload import rules
 from gateway.auth import AdminKeys, networks
-from gateway.config import Settings
+from gateway.config import Settings, Table
 from gateway.config.source import Loaded, Source
 from gateway.config.watch import Watcher
 from gateway.core.clock import SystemClock
@@ -22,6 +24,7 @@ from gateway.http import asgi
 from gateway.http.answer import Answer
 from gateway.http.connection import Connection
 from gateway.http.request import Request
+from gateway.process.log import set_up
 from gateway.store import open_store
 
 log = logging.getLogger("trunkline.app")
@@ -33,9 +36,7 @@ ADMIN_TIMEOUT = 2.0
 def from_environment() -> AdminListener:
     """The admin interface that `TRUNKLINE_...` describes; what its worker runs."""
     settings = Settings.read()
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    set_up(settings.log_level, settings.log_format)
     kept = Path(settings.kept) if settings.kept else None
     return AdminListener(settings, Source(Path(settings.routing), kept=kept))
 
@@ -54,12 +55,12 @@ class AdminListener:
         """
         table, clock = source.load().table, SystemClock()
         peppers, digest = settings.pepper_versions(), settings.admin_digest()
-        self.address = settings.admin_address
+        self.address, self.shared = settings.admin_address, settings.redis_url is not None
         self.store = open_store(
             settings.redis_url, settings.state_path, ADMIN_TIMEOUT, records_url=settings.records_url
         )
         proxies = networks(settings.trusted_proxies.split(","))
-        self.context = AdminContext(self.store, peppers, clock, table.routes, proxies, listed(table))
+        self.context = AdminContext(self.store, peppers, clock, table.routes, proxies, listed(table), self._held(table))
         self.admin_keys = AdminKeys(self.store.records, peppers, clock, bootstrap=digest)
         self.first = None if digest else Registrar(self.store.records, peppers, clock, "bootstrap")
         self.watcher = Watcher(source, self._apply, _keep_on)
@@ -95,7 +96,10 @@ class AdminListener:
         """There are none."""
 
     async def _apply(self, loaded: Loaded) -> None:
-        self.context.replace(loaded.table.routes, listed(loaded.table))
+        self.context.replace(loaded.table.routes, listed(loaded.table), self._held(loaded.table))
+
+    def _held(self, table: Table) -> Holding:
+        return Holding(rules(table), self.shared)
 
     def _offer_token(self) -> None:
         """Whoever starts a new gateway needs a token for the first admin key."""

@@ -46,6 +46,7 @@ from gateway.metering.loop_lag import LoopLag
 from gateway.metering.reconcile import Reconciler
 from gateway.metering.shadows import ShadowMetrics
 from gateway.process import supervisor
+from gateway.process.log import set_up
 from gateway.routing import Builder, Routes, TargetSlots
 from gateway.routing.queue.events import QueueEvents
 from gateway.routing.responses import Responses
@@ -61,9 +62,7 @@ PULSE_SECONDS = 1.0
 def from_environment() -> Gateway:
     """The gateway that `TRUNKLINE_...` describes; what a worker runs."""
     settings = Settings.read()
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    set_up(settings.log_level, settings.log_format)
     source = Source(
         Path(settings.routing),
         launched=_launched(settings),

@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "gateway.cli.serve:serve",
     "check": "gateway.cli.check:check",
     "init": "gateway.cli.init:init",
+    "import": "gateway.cli.imports:import_",
     "doctor": "gateway.cli.doctor:doctor",
     "plan": "gateway.cli.plan:plan",
     "schema": "gateway.cli.check:schema",

@@ -13,6 +13,7 @@ import msgspec
 from gateway.admin import views
 from gateway.admin.models import Key, KeyChange, NewKey, Status
 from gateway.admin.operations import change_key, create_key
+from gateway.admin.standing import key_held
 from gateway.cli.clear import cleared
 from gateway.cli.options import (
     F,
@@ -28,6 +29,7 @@ from gateway.cli.options import (
     model_limit,
 )
 from gateway.cli.session import command, registrar, when
+from gateway.cli.standing import holding, look_at_names, routing_option, tell_standing
 from gateway.cli.suggesting import Group
 from gateway.cli.tables import fields, limits, rows
 from gateway.config import Settings
@@ -87,6 +89,7 @@ def _key_options(command: F) -> F:
             help="A network it may be used from, such as 10.0.0.0/8. Repeatable. [default: anywhere]",
         ),
         body_options,
+        routing_option,
     ]
     for option in reversed(options):
         command = option(command)
@@ -101,6 +104,7 @@ def _key_options(command: F) -> F:
 async def create(store: Store, settings: Settings, as_json: bool, **options: Any) -> None:
     """Create a key and show its secret, once. Limits that are not given are the table's defaults."""
     body = msgspec.convert(_change(options), NewKey)
+    look_at_names(settings, options["routing"], body.model_limits, body.models)
     record, secret = await create_key(registrar(store, settings), body, time.time())
     _show_secret(record, secret, as_json)
 
@@ -154,13 +158,19 @@ def _tell_unpeppered(settings: Settings, bare: list[Key]) -> None:
 
 @keys.command()
 @click.argument("key_id")
+@routing_option
 @command
-async def show(store: Store, settings: Settings, as_json: bool, key_id: str) -> None:
-    """Show one key, without its secrets."""
+async def show(store: Store, settings: Settings, as_json: bool, key_id: str, routing: str | None) -> None:
+    """Show one key, without its secrets; the limits that hold for it, and what is left of them."""
     record = await store.records.get(KeyRecord, key_id)
     if record is None:
         raise KeyError(key_id)
+    held = await key_held(store, holding(settings, routing), record)
+    if as_json:
+        click.echo(msgspec.json.encode(held))
+        return
     _show(record, as_json)
+    tell_standing(held.standing)
 
 
 @keys.command()
@@ -183,6 +193,8 @@ async def update(store: Store, settings: Settings, as_json: bool, key_id: str, *
     if not change:
         raise ValueError("nothing to change; see `trunkline keys update --help`")
     body = msgspec.convert(change, KeyChange)
+    limited = [route for route, limit in (change.get("model_limits") or {}).items() if limit is not None]
+    look_at_names(settings, options["routing"], limited, change.get("models", ()))
     _show(await change_key(store, registrar(store, settings), key_id, body, time.time()), as_json)
 
 

@@ -28,6 +28,7 @@ from gateway.config.source import Source
 from gateway.config.weak_secrets import weak_secrets
 from gateway.process.child import Child
 from gateway.process.launch import Launcher
+from gateway.process.log import set_up
 from gateway.process.sockets import CannotListen, bind
 from gateway.process.supervisor import Supervisor, ignore_hangup, leave_when_told
 from gateway.store import StoreDown, examine, examine_cache, prepare_state, shown
@@ -140,11 +141,10 @@ def serve_admin(**options: Any) -> None:
     sockets = _bind(settings.admin_host, settings.admin_port, 1)
     _store(settings)
     os.environ.update(settings.environment())
-    click.echo(f"trunkline {__version__}: admin interface on {settings.admin_address}, described at /docs", err=True)
+    _say(settings, f"trunkline {__version__}: admin interface on {settings.admin_address}, described at /docs")
     if settings.admin_host not in LOOPBACK:
-        click.echo(
-            "The admin interface can be reached from elsewhere and speaks plain HTTP: put TLS before it.", err=True
-        )
+        told = "The admin interface can be reached from elsewhere and speaks plain HTTP: put TLS before it."
+        _say(settings, told)
     sys.exit(Supervisor(_worker("gateway.app.admin", settings.head_timeout), sockets, 0.0).serve())
 
 
@@ -152,6 +152,7 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:
     """The settings and the table with its file, or what is wrong with them in a sentence; the log is set up."""
     try:
         settings = Settings.read(**options)
+        set_up(settings.log_level, settings.log_format)
         settings.pepper_versions()
         settings.admin_digest()
         for url in filter(None, (settings.redis_url, settings.records_url)):
@@ -167,9 +168,6 @@ def _read(options: dict[str, Any]) -> tuple[Settings, Source, Table]:
         raise click.UsageError(str(error)) from None
     except Mistakes as error:
         raise click.ClickException(f"{settings.routing} cannot be served:\n{error}") from None
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
     for name in unknown():
         log.warning("%s is no setting; nothing reads it but a table that refers to it", name)
     for weak in weak_secrets(settings):
@@ -211,14 +209,21 @@ def one_folder(settings: Settings) -> str:
 
 
 def _greet(settings: Settings, where: str) -> None:
-    click.echo(
-        f"trunkline {__version__}: {settings.routing} on http://{settings.host}:{settings.port}, "
-        f"{settings.workers} worker{'s' * (settings.workers > 1)}, store: {where}",
-        err=True,
-    )
+    many = "s" * (settings.workers > 1)
+    address = f"http://{settings.host}:{settings.port}"
+    say = partial(_say, settings)
+    say(f"trunkline {__version__}: {settings.routing} on {address}, {settings.workers} worker{many}, store: {where}")
     if settings.redis_url is None:
-        click.echo("No Redis: limits hold for this one process. Give --redis-url to share them.", err=True)
+        say("No Redis: limits hold for this one process. Give --redis-url to share them.")
     if told := one_folder(settings):
-        click.echo(told, err=True)
+        say(told)
     if not settings.peppers:
-        click.echo("TRUNKLINE_PEPPERS is not set: keys are hashed without a pepper.", err=True)
+        say("TRUNKLINE_PEPPERS is not set: keys are hashed without a pepper.")
+
+
+def _say(settings: Settings, line: str) -> None:
+    """A line for the person who has started it, in the form of all others if that is not text."""
+    if settings.log_format == "text":
+        click.echo(line, err=True)
+    else:
+        log.info("%s", line)

@@ -91,7 +91,9 @@ def _blocks(out: Console, line: dict[str, str]) -> None:
 def fields(shown: dict[str, Any]) -> None:
     """Print one record, a line for each field that says something; what is too long is the terminal's to wrap."""
     told = {
-        name.replace("_", " "): _told(name, value) for name, value in shown.items() if value not in (None, "", [], {})
+        name.replace("_", " "): _told(name, value)
+        for name, value in shown.items()
+        if value not in (None, "", [], {}, ())
     }
     widest, out = max(map(len, told), default=0), console()
     for name, text in told.items():

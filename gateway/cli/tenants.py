@@ -9,10 +9,12 @@ import msgspec
 
 from gateway.admin.models import TenantChange
 from gateway.admin.operations import change_tenant
+from gateway.admin.standing import tenant_held
 from gateway.admin.views import tenant, tenants
 from gateway.cli.clear import cleared
 from gateway.cli.options import Parsed, collected, combined, label, limit_change, limit_options, storage
 from gateway.cli.session import command, registrar
+from gateway.cli.standing import holding, routing_option, tell_standing
 from gateway.cli.suggesting import Group
 from gateway.cli.tables import fields, limits, rows
 from gateway.config import Settings
@@ -74,10 +76,16 @@ async def list_tenants(store: Store, settings: Settings, as_json: bool) -> None:
 
 @tenants_.command()
 @click.argument("tenant_id")
+@routing_option
 @command
-async def show(store: Store, settings: Settings, as_json: bool, tenant_id: str) -> None:
-    """Show one tenant."""
+async def show(store: Store, settings: Settings, as_json: bool, tenant_id: str, routing: str | None) -> None:
+    """Show one tenant, the limits that hold for it, and what is left of them."""
+    held = await tenant_held(store, holding(settings, routing), tenant_id)
+    if as_json:
+        click.echo(msgspec.json.encode(held))
+        return
     await _show(store, as_json, tenant_id)
+    tell_standing(held.standing)
 
 
 async def _show(store: Store, as_json: bool, tenant_id: str) -> None:

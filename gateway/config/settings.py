@@ -91,6 +91,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Whether each target that has a credential is asked once without it, for a warning if it answers anybody."""
     log_level: str = "info"
     """`debug`, `info`, `warning` or `error`, for the gateway's own messages; call records are always written."""
+    log_format: str = "text"
+    """`text`, or `json`: each of these messages is a line of JSON: `time`, `level`, `pid`, `logger`, `message`."""
     launched: str = ""
     """Set by `trunkline serve` for its workers: the URLs of the targets it launched, as JSON."""
     kept: str = ""

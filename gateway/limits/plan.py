@@ -151,6 +151,22 @@ class Planner:
         yield from _of("key_model", f"{key.id}:{route}", on_model)
 
 
+def of_key(rules: Rules, key: KeyRecord, tenant: Tenant | None) -> list[tuple[str, Dimension]]:
+    """All limits that calls of a key meet whatever they ask for, and those of the key on single routes: each with its
+    route, which is empty for the others."""
+    found = [("", each) for each in _of("key", key.id, key.limit.over(rules.key))]
+    found += of_tenant(rules, key.tenant, tenant)
+    for route in sorted({*rules.key_models, *key.model_limits}):
+        on_model = key.model_limits.get(route, Limit()).over(rules.key_models.get(route, Limit()))
+        found += [(route, each) for each in _of("key_model", f"{key.id}:{route}", on_model)]
+    return found
+
+
+def of_tenant(rules: Rules, name: str, tenant: Tenant | None) -> list[tuple[str, Dimension]]:
+    """All limits of a tenant; the routes are empty."""
+    return [("", each) for each in _of("tenant", name, (tenant.limit if tenant else Limit()).over(rules.tenant))]
+
+
 def _of(scope: str, id: str, limit: Limit) -> Iterator[Dimension]:
     def outage(name: str, default: Outage) -> Outage:
         return limit.outage.get(name, default)

@@ -74,7 +74,7 @@ class GatewayProcess:
         left.mkdir(exist_ok=True)
         # Nobody needs time to learn that it ends.
         calm = {"PYTHONUNBUFFERED": "1", "TRUNKLINE_DRAIN_ACCEPT": "0", "TMPDIR": str(left)}
-        self._env = {**os.environ, **calm, **env}
+        self._env = {**os.environ, **calm, "TRUNKLINE_ROUTING": str(self.routing), **env}
         command = [*trunkline, "serve", str(self.routing), "--port", str(self.port), "--workers", str(workers)]
         if admin:
             command += ["--admin-port", str(self.admin_port)]

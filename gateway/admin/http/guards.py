@@ -14,6 +14,7 @@ from litestar.exceptions import ValidationException
 from litestar.handlers import BaseRouteHandler
 
 from gateway.admin import Registrar
+from gateway.admin.standing import Holding
 from gateway.admin.targets import Listed
 from gateway.auth import AdminKeys, Network
 from gateway.auth.admin_keys import BOOTSTRAP
@@ -25,6 +26,7 @@ from gateway.http.request import source_of
 from gateway.store import Conflict, Store, StoreDown
 
 _WANTED = "an admin key as 'Authorization: Bearer tladm_...'; a one-time token makes the first admin key, no more"
+NOTHING_HELD = Holding()
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
@@ -32,7 +34,7 @@ class AdminContext:
     """What the handlers share; no Struct, which Litestar would check field by field for each call.
 
     `routes` are the names of the table's routes: limits on others would never hold. `targets` are those of the table,
-    by name. `proxies` are networks whose `X-Forwarded-For` is believed.
+    by name. `proxies` are networks whose `X-Forwarded-For` is believed. `holding` has the table's limits.
     """
 
     def __init__(
@@ -43,14 +45,15 @@ class AdminContext:
         routes: Iterable[str],
         proxies: tuple[Network, ...] = (),
         targets: Mapping[str, Listed] | None = None,
+        holding: Holding = NOTHING_HELD,
     ) -> None:
         self.store, self.clock, self.proxies = store, clock, proxies
         self._peppers = peppers
-        self.replace(routes, targets or {})
+        self.replace(routes, targets or {}, holding)
 
-    def replace(self, routes: Iterable[str], targets: Mapping[str, Listed]) -> None:
+    def replace(self, routes: Iterable[str], targets: Mapping[str, Listed], holding: Holding) -> None:
         """Go by another table from the next call on."""
-        self.routes, self.targets = frozenset(routes), dict(targets)
+        self.routes, self.targets, self.holding = frozenset(routes), dict(targets), holding
 
     def registrar(self, request: Request[Any, Any, Any]) -> Registrar:
         """The registrar whose audit entries name the caller."""

@@ -8,8 +8,10 @@ from litestar import Controller, Request, delete, get, patch, post
 from litestar.params import Parameter
 
 from gateway.admin.http.guards import AdminContext, told
-from gateway.admin.models import IssuedKey, Key, KeyChange, KeyList, NewKey, Rotation, Status
+from gateway.admin.models import IssuedKey, Key, KeyChange, KeyHeld, KeyList, NewKey, Rotation, Status
 from gateway.admin.operations import change_key, create_key
+from gateway.admin.standing import key_held
+from gateway.admin.validation import known_routes
 from gateway.admin.views import issued, keys, shown
 from gateway.core.errors import BadRequest
 from gateway.core.types import KeyRecord
@@ -46,13 +48,13 @@ class Keys(Controller):
         with told("key"):
             return issued(*await create_key(context.registrar(request), data, context.clock.now()))
 
-    @get("/{key_id:str}", summary="Show a key")
-    async def show(self, context: AdminContext, key_id: str) -> Key:
+    @get("/{key_id:str}", summary="Show a key, the limits that hold for it, and what is left of them")
+    async def show(self, context: AdminContext, key_id: str) -> KeyHeld:
         with told("key"):
             record = await context.store.records.get(KeyRecord, key_id)
             if record is None:
                 raise KeyError(key_id)
-            return shown(record)
+            return await key_held(context.store, context.holding, record)
 
     @patch("/{key_id:str}", summary="Change a key, for the very next call")
     async def change(self, request: Request[Any, Any, Any], context: AdminContext, key_id: str, data: KeyChange) -> Key:
@@ -93,8 +95,7 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _known(context: AdminContext, limits: dict[str, Any]) -> None:
-    if unknown := limits.keys() - context.routes:
-        names = ", ".join(map(repr, sorted(unknown)))
-        raise BadRequest(
-            f"model_limits: no route {names}; routes: {', '.join(sorted(context.routes))}.", param="model_limits"
-        )
+    try:
+        known_routes(limits, context.routes)
+    except ValueError as error:
+        raise BadRequest(str(error), param="model_limits") from None

@@ -7,8 +7,9 @@ from typing import Any
 from litestar import Controller, Request, get, patch, put
 
 from gateway.admin.http.guards import AdminContext, told
-from gateway.admin.models import TenantBody, TenantChange, TenantList, TenantShown
+from gateway.admin.models import TenantBody, TenantChange, TenantHeld, TenantList, TenantShown
 from gateway.admin.operations import change_tenant, set_tenant
+from gateway.admin.standing import tenant_held
 from gateway.admin.views import tenant, tenants
 
 
@@ -22,10 +23,10 @@ class Tenants(Controller):
     async def list_tenants(self, context: AdminContext) -> TenantList:
         return TenantList(await tenants(context.store))
 
-    @get("/{tenant_id:str}", summary="Show a tenant")
-    async def show(self, context: AdminContext, tenant_id: str) -> TenantShown:
+    @get("/{tenant_id:str}", summary="Show a tenant, the limits that hold for it, and what is left of them")
+    async def show(self, context: AdminContext, tenant_id: str) -> TenantHeld:
         with told("tenant"):
-            return await tenant(context.store, tenant_id)
+            return await tenant_held(context.store, context.holding, tenant_id)
 
     @put("/{tenant_id:str}", summary="Write a tenant, whole: what is left out is not limited")
     async def put(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from gateway.cli import cli
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs `trunkline ARGUMENTS`."""
     monkeypatch.setenv("TRUNKLINE_STATE", str(tmp_path / "keys.json"))
+    if "TRUNKLINE_ROUTING" not in os.environ:
+        monkeypatch.setenv("TRUNKLINE_ROUTING", str(tmp_path / "routing.yaml"))
     monkeypatch.delenv("TRUNKLINE_REDIS_URL", raising=False)
 
     def invoke(*arguments: str) -> Result:

@@ -131,7 +131,8 @@ def test_a_tenant_is_written_whole_and_changed_in_part(admin: Admin) -> None:
     assert (part["limit"], part["labels"]) == ({"tpm": 6, "otpm": 7}, {"a": "b"})
     again = admin.said("PUT", "/tenants/acme", {"limit": {"rpm": 1}})
     assert (again["limit"], again["labels"]) == ({"rpm": 1}, {})
-    assert admin.said("GET", "/tenants/acme") == again
+    shown = admin.said("GET", "/tenants/acme")
+    assert {name: shown[name] for name in again} == again
 
 
 def test_a_tenants_version_is_compared(admin: Admin) -> None:

@@ -11,7 +11,9 @@ import pytest
 from harness.admin_app import Admin, admin_app
 
 from gateway.admin import Registrar
-from gateway.core.types import KeyRecord
+from gateway.admin.standing import Holding
+from gateway.core.types import KeyRecord, Limit
+from gateway.limits import Rules
 
 
 @pytest.fixture
@@ -311,3 +313,16 @@ def test_questions_that_make_no_sense(asked: Admin, query: str) -> None:
 )
 def test_a_key_that_is_not_there(asked: Admin, method: str, path: str, body: Any) -> None:
     assert "no key of this id" in asked.wrong(method, f"/keys/nobody{path}", body, status=404)[0]
+
+
+def test_a_key_is_shown_with_the_limits_that_hold(admin: Admin) -> None:
+    rules = Rules(key=Limit(tpm=5000), tenant=Limit(rpm=100))
+    admin.context.replace(("big",), {}, Holding(rules))
+    made = admin.said("POST", "/keys", {"name": "k", "limit": {"budget": {"day": {"tokens": 9}}}})
+    shown = admin.said("GET", f"/keys/{made['id']}")["standing"]
+    assert [(each["scope"], each["name"], each["limit"], each["left"]) for each in shown] == [
+        ("key", "tpm", 5000, None),
+        ("key", "budget", 9, 9),
+        ("tenant", "rpm", 100, None),
+    ]
+    assert [each["name"] for each in admin.said("GET", "/tenants/default")["standing"]] == ["rpm"]

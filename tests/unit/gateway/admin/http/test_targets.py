@@ -14,6 +14,7 @@ from harness.admin_app import TARGETS, Admin, admin_app
 from harness.around import Around
 
 from gateway.admin import targets
+from gateway.admin.standing import Holding
 from gateway.admin.targets import Listed
 from gateway.config import parse_table
 from gateway.core.types import Report, TargetState
@@ -191,7 +192,7 @@ def test_many_targets_are_not_all_named() -> None:
 def test_the_desk_goes_by_another_table_from_the_next_call_on(tmp_path: Path) -> None:
     with admin_app(tmp_path) as admin:
         admin.said("PATCH", "/targets/a", {"state": "drained"})
-        admin.context.replace(("new",), {"n": Listed("n", "new", 0, "vllm", "http://n", 1.0)})
+        admin.context.replace(("new",), {"n": Listed("n", "new", 0, "vllm", "http://n", 1.0)}, Holding())
         assert [each["name"] for each in admin.said("GET", "/targets")["data"]] == ["n"]
         admin.said("POST", "/keys", {"name": "k", "model_limits": {"new": {"rpm": 1}}})
         assert "no route 'big'" in admin.wrong("POST", "/keys", {"name": "k", "model_limits": {"big": {"rpm": 1}}})[0]
