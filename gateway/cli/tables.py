@@ -25,12 +25,18 @@ GAP = 2
 
 
 def rows(
-    columns: tuple[str, ...], lines: list[tuple[object, ...]], nothing: str, *, spare: tuple[str, ...] = ()
+    columns: tuple[str, ...],
+    lines: list[tuple[object, ...]],
+    nothing: str,
+    *,
+    spare: tuple[str, ...] = (),
+    right: tuple[str, ...] = (),
 ) -> None:
     """Print a table, or in its stead what there is to say about nothing.
 
-    No number and no id is ever cut. Where there is no room the columns that are empty go, then those of `spare`, in
-    this order; then texts go on in the next line; and where even the longest words have no room, each line is a block.
+    Columns of `right` are numbers. No number and no id is ever cut. Where there is no room the columns that are empty
+    go, then those of `spare`, in this order; then texts go on in the next line; and where even the longest words have no
+    room, each line is a block.
     """
     out = console()
     if not lines:
@@ -51,7 +57,7 @@ def rows(
     else:
         table = Table(box=None, pad_edge=False)
         for number, width in zip(kept, _narrowed(columns, cells, kept, out.width), strict=True):
-            table.add_column(columns[number], width=width)
+            table.add_column(columns[number], width=width, justify="right" if columns[number] in right else "left")
         for line in cells:
             table.add_row(*(Text(line[number]) for number in kept))
         out.print(table)

@@ -7,16 +7,17 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from gateway.cli.options import Parsed
-from gateway.cli.session import command, console
+from gateway.cli.session import command
+from gateway.cli.tables import rows
 from gateway.config import Settings
 from gateway.config.units import MONEY
 from gateway.core.types import KeyRecord
 from gateway.metering.ledger import COLUMNS, COUNTED, grouped
 from gateway.store import Store
+
+NUMBERS = ("calls", "input", "cached", "output", "tokens", "cost")
 
 
 def _day(text: str) -> date:
@@ -57,20 +58,20 @@ async def usage(store: Store, settings: Settings, as_json: bool, by: tuple[str, 
     wanted = {"key_id": options["key_id"], "tenant": options["tenant"], "route": options["model"]}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     sums = [
-        found
-        for found in await store.ledger.sums(first.isoformat(), last.isoformat())
-        if all(getattr(found, name) == value for name, value in wanted.items())
+        each
+        for each in await store.ledger.sums(first.isoformat(), last.isoformat())
+        if all(getattr(each, name) == value for name, value in wanted.items())
     ]
-    rows = grouped(sums, by)
+    found = grouped(sums, by)
     (total,) = grouped(sums, ()) or [dict.fromkeys(COUNTED, 0)]
     if "key" in by:
         names = {record.id: record.name for record in await store.records.all(KeyRecord)}
-        rows = [_named(row, names) for row in rows]
+        found = [_named(row, names) for row in found]
     if as_json:
         span = {"from": first.isoformat(), "to": last.isoformat(), "by": by}
-        click.echo(json.dumps({**span, "rows": [_whole(row) for row in rows], "total": _whole(total)}))
-    elif rows:
-        _show(rows, total)
+        click.echo(json.dumps({**span, "rows": [_whole(row) for row in found], "total": _whole(total)}))
+    elif found:
+        _show(found, total)
     else:
         click.echo(f"Nothing was used from {first} to {last}.")
 
@@ -90,16 +91,12 @@ def _whole(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "tokens": row["input"] + row["output"]}
 
 
-def _show(rows: list[dict[str, Any]], total: dict[str, Any]) -> None:
-    labels = [name for name in rows[0] if name not in COUNTED]
-    table = Table(box=None, pad_edge=False, show_footer=len(rows) > 1)
-    for index, name in enumerate(labels):
-        table.add_column(name, footer="" if index else "total")
-    for name, footer in zip(("calls", "input", "cached", "output", "tokens", "cost"), _numbers(total), strict=True):
-        table.add_column(name, footer=footer, justify="right")
-    for row in rows:
-        table.add_row(*(Text(row[name] or "") for name in labels), *_numbers(row))
-    console().print(table)
+def _show(found: list[dict[str, Any]], total: dict[str, Any]) -> None:
+    labels = [name for name in found[0] if name not in COUNTED]
+    lines: list[tuple[object, ...]] = [(*(row[name] or "" for name in labels), *_numbers(row)) for row in found]
+    if len(found) > 1:
+        lines.append(("total", *[""] * (len(labels) - 1), *_numbers(total)))
+    rows((*labels, *NUMBERS), lines, "", spare=("cached", "tokens"), right=NUMBERS)
 
 
 def _numbers(row: dict[str, Any]) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
-from gateway.cli import cli
+from gateway.cli import cli, usage
 from gateway.core.types import Entry, KeyRecord, Secret
 from gateway.store.local import LocalStore
 
@@ -151,3 +152,13 @@ def test_mistakes_are_told(state: Path, options: list[str], said: list[str]) -> 
 
 def test_a_column_that_is_named_twice_is_one(state: Path) -> None:
     assert told(state, "--by", "model, tenant,model")["by"] == ["model", "tenant"]
+
+
+def test_at_80_columns_no_number_is_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.cli.tables.console", lambda: Console(width=80, highlight=False))
+    number = 123_456_789_012
+    row = dict.fromkeys(("calls", "input", "cached", "output", "cost_micros"), number)
+    usage._show([{"tenant": "acme-production", "model": "qwen2.5-7b", **row}] * 2, row)
+    said = capsys.readouterr()
+    assert said.out.count("123,456,789,012") >= 9 and "total" in said.out and "…" not in said.out
+    assert "No room for cached, tokens" in said.err
