@@ -41,7 +41,7 @@ class Changes:
         """
         while True:
             stored = await self._store.get(kind, id)
-            if stored is None:
+            if stored is None or is_deleted(stored):
                 raise KeyError(id)
             expect(version, stored)
             changed = change(stored)
@@ -60,6 +60,11 @@ class Changes:
         return await self.make(
             "revoke", kind, id, lambda record: replace(record, revoked=now) if record.revoked is None else record
         )
+
+
+def is_deleted(record: AnyRecord) -> bool:
+    """It is a tombstone: to operators it is not there."""
+    return getattr(record, "deleted", None) is not None
 
 
 def expect(version: int | None, stored: AnyRecord | None) -> None:

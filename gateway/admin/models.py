@@ -270,6 +270,13 @@ class TenantHeld(TenantShown, frozen=True, kw_only=True):
     standing: list[LimitHeld]
 
 
+class TenantDeleted(Struct, frozen=True):
+    """A tenant that was deleted: its keys have the table's defaults, if it gets any again."""
+
+    id: str
+    version: int
+
+
 class TenantList(Struct, frozen=True):
     """All tenants, by name."""
 

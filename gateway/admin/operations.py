@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from gateway.admin import Registrar
+from gateway.admin import Registrar, views
 from gateway.admin.models import (
     BodyRulesBody,
     Change,
@@ -60,6 +60,14 @@ async def change_key(store: Store, registrar: Registrar, key_id: str, body: KeyC
         except Conflict:
             continue  # decide again on what they wrote; the caller's own version is compared above
     raise Conflict
+
+
+async def delete_tenant(store: Store, registrar: Registrar, tenant_id: str) -> Tenant:
+    """Delete what is set of a tenant. Raises `KeyError`, and `ValueError` while it has keys that can be used."""
+    found = await views.tenant(store, tenant_id)
+    if found.keys:
+        raise ValueError(f"tenant {tenant_id!r} has {found.keys} keys that can be used: revoke or delete them first")
+    return await registrar.delete_tenant(tenant_id)
 
 
 async def set_tenant(registrar: Registrar, tenant_id: str, body: TenantBody) -> Tenant:

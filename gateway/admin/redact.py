@@ -15,6 +15,8 @@ def public(record: AnyRecord, now: float | None = None) -> dict[str, Any]:
     """Every field as JSON has it, with a key's `status` at `now` (seconds since the epoch; None: this moment)."""
     shown = {field: msgspec.to_builtins(getattr(record, field)) for field in record.__struct_fields__}
     shown = {field: list(value) if isinstance(value, tuple) else value for field, value in shown.items()}
+    if shown.get("deleted") is None:
+        shown.pop("deleted", None)  # nearly all are no tombstones
     if isinstance(record, Tenant | TargetOrder):
         return shown
     shown["secrets"] = [{"pepper": secret.pepper, "not_after": secret.not_after} for secret in record.secrets]

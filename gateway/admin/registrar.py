@@ -8,7 +8,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from gateway.admin import target_orders, validation
-from gateway.admin.audited import Changes, expect
+from gateway.admin.audited import Changes, expect, is_deleted
 from gateway.auth.pepper import Peppers
 from gateway.auth.token import ADMIN, SECRET_LENGTH, mint, parse, random, token
 from gateway.core.batches import Storage
@@ -118,6 +118,31 @@ class Registrar:
         """End a key for good; the next call with it is refused."""
         return await self._changes.revoke(KeyRecord, key_id)
 
+    async def delete(self, key_id: str) -> KeyRecord:
+        """Leave a tombstone of a key; the next call with it is refused, and what it has used stays in the ledger."""
+        now = self._clock.now()
+
+        def bury(record: KeyRecord) -> KeyRecord:
+            kept = {name: getattr(record, name) for name in ("id", "name", "created", "version", "tenant")}
+            ended = now if record.revoked is None else record.revoked
+            return KeyRecord(**kept, secrets=(), revoked=ended, deleted=now)
+
+        return await self._changes.make("delete", KeyRecord, key_id, bury)
+
+    async def delete_tenant(self, id: str) -> Tenant:
+        """Leave a tombstone of a tenant: nothing is set any more. Raises `KeyError` where there is no record."""
+        while True:
+            stored = await self._store.get(Tenant, id)
+            if stored is None or is_deleted(stored):
+                raise KeyError(id)
+            now = self._clock.now()
+            buried = Tenant(id=id, created=stored.created, version=stored.version + 1, deleted=now)
+            try:
+                await self._changes.put("delete", stored, buried)
+            except Conflict:
+                continue
+            return buried
+
     async def set_tenant(
         self,
         id: str,
@@ -144,7 +169,7 @@ class Registrar:
             expect(version, stored)
             if stored is None:
                 changed = Tenant(id=id, created=self._clock.now(), **given)
-            elif (changed := replace(stored, **given)) == stored:
+            elif (changed := replace(stored, deleted=None, **given)) == stored:
                 return stored
             else:
                 changed = replace(changed, version=stored.version + 1)

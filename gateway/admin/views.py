@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.admin import public
+from gateway.admin.audited import is_deleted
 from gateway.admin.models import AdminKeyShown, IssuedAdminKey, IssuedKey, Key, TenantShown
 from gateway.core.batches import Storage
 from gateway.core.types import AdminKey, KeyRecord, Limit, Tenant
@@ -31,6 +32,14 @@ def issued_admin(record: AdminKey, secret: str) -> IssuedAdminKey:
     return msgspec.convert({**public(record), "secret": secret}, IssuedAdminKey)
 
 
+async def key(store: Store, key_id: str) -> KeyRecord:
+    """The record of one key; raises `KeyError`."""
+    record = await store.records.get(KeyRecord, key_id)
+    if record is None or is_deleted(record):
+        raise KeyError(key_id)
+    return record
+
+
 async def keys(
     store: Store, *, tenant: str | None = None, status: str | None = None, labels: dict[str, str] | None = None
 ) -> list[Key]:
@@ -38,7 +47,7 @@ async def keys(
     wanted = (labels or {}).items()
     return [
         key
-        for key in map(shown, await store.records.all(KeyRecord))
+        for key in [shown(record) for record in await store.records.all(KeyRecord) if not is_deleted(record)]
         if tenant in (None, key.tenant) and status in (None, key.status) and wanted <= key.labels.items()
     ]
 
@@ -47,8 +56,11 @@ async def tenants(store: Store) -> list[TenantShown]:
     """All tenants, by name, with the number of their keys that can be used."""
     counts: dict[str, int] = {}
     for record in await store.records.all(KeyRecord):
+        if is_deleted(record):
+            continue
         counts[record.tenant] = counts.get(record.tenant, 0) + (public(record)["status"] == "active")
-    stored = {record.id: record for record in await store.records.all(Tenant)}
+    found = await store.records.all(Tenant)
+    stored = {record.id: record for record in found if not is_deleted(record) or record.id in counts}
     return [_shown(name, stored.get(name), counts.get(name, 0)) for name in sorted({*counts, *stored})]
 
 

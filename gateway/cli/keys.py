@@ -162,9 +162,7 @@ def _tell_unpeppered(settings: Settings, bare: list[Key]) -> None:
 @command
 async def show(store: Store, settings: Settings, as_json: bool, key_id: str, routing: str | None) -> None:
     """Show one key, without its secrets; the limits that hold for it, and what is left of them."""
-    record = await store.records.get(KeyRecord, key_id)
-    if record is None:
-        raise KeyError(key_id)
+    record = await views.key(store, key_id)
     held = await key_held(store, holding(settings, routing), record)
     if as_json:
         click.echo(msgspec.json.encode(held))
@@ -205,6 +203,15 @@ async def revoke(store: Store, settings: Settings, as_json: bool, key_id: str) -
     """End a key for good, from the very next call."""
     record = await registrar(store, settings).revoke(key_id)
     click.echo(msgspec.json.encode(views.shown(record)) if as_json else f"Key {key_id} ({record.name}) is revoked.")
+
+
+@keys.command()
+@click.argument("key_id")
+@command
+async def delete(store: Store, settings: Settings, as_json: bool, key_id: str) -> None:
+    """Revoke a key from the very next call, and list it no more; what it has used stays in the ledger."""
+    record = await registrar(store, settings).delete(key_id)
+    click.echo(msgspec.json.encode(views.shown(record)) if as_json else f"Key {key_id} ({record.name}) is deleted.")
 
 
 @keys.command()

@@ -36,7 +36,7 @@ async def key_of(store: Store, settings: Settings, text: str | None, source: str
         except ValueError:
             raise ValueError("this is no key, its calls are refused with 401: its checksum is wrong") from None
     record = await store.records.get(KeyRecord, text)
-    if record is None:
+    if record is None or record.deleted is not None:
         raise ValueError("there is no such key, its calls are refused with 401; `trunkline keys list` shows all")
     if why := _unauthenticated(settings, record, secret):
         return record, f"{Unauthenticated.status}: {why}"

@@ -7,8 +7,8 @@ from typing import Any
 import click
 import msgspec
 
-from gateway.admin.models import TenantChange
-from gateway.admin.operations import change_tenant
+from gateway.admin.models import TenantChange, TenantDeleted
+from gateway.admin.operations import change_tenant, delete_tenant
 from gateway.admin.standing import tenant_held
 from gateway.admin.views import tenant, tenants
 from gateway.cli.clear import cleared
@@ -86,6 +86,16 @@ async def show(store: Store, settings: Settings, as_json: bool, tenant_id: str, 
         return
     await _show(store, as_json, tenant_id)
     tell_standing(held.standing)
+
+
+@tenants_.command()
+@click.argument("tenant_id")
+@command
+async def delete(store: Store, settings: Settings, as_json: bool, tenant_id: str) -> None:
+    """Delete what is set of a tenant that has no keys; what it has used stays in the ledger."""
+    buried = await delete_tenant(store, registrar(store, settings), tenant_id)
+    told = msgspec.json.encode(TenantDeleted(buried.id, buried.version))
+    click.echo(told if as_json else f"Tenant {tenant_id} is deleted.")
 
 
 async def _show(store: Store, as_json: bool, tenant_id: str) -> None:

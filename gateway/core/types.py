@@ -115,6 +115,9 @@ class KeyRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     expires: float | None = None
     revoked: float | None = None
     """Seconds since the epoch."""
+    deleted: float | None = None
+    """Seconds since the epoch, of a tombstone: revoked, without secrets, listed nowhere. Its version goes on to count,
+    so that no gateway serves what it remembers of the key; and its name stays, for the ledger."""
 
 
 class Tenant(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -127,6 +130,8 @@ class Tenant(Struct, frozen=True, omit_defaults=True, kw_only=True):
     limit: Limit = Limit()
     storage: Storage = Storage()
     labels: dict[str, str] = {}
+    deleted: float | None = None
+    """Seconds since the epoch, of a tombstone: nothing is set, and its version goes on to count."""
 
 
 class Caller(Struct, frozen=True):

@@ -220,6 +220,12 @@ def test_the_command_line_changes_a_running_gateway(gateway: GatewayProcess, sol
     assert gateway.keys("revoke", created["id"])["status"] == "revoked"
     assert ask(gateway, chat("solo"), created["secret"]).status == 401
 
+    deleted = gateway.key("--rpm", "100")
+    assert ask(gateway, chat("solo"), deleted["secret"]).status == 200
+    gateway.keys("delete", deleted["id"])
+    assert ask(gateway, chat("solo"), deleted["secret"]).status == 401
+    assert deleted["id"] not in [item["id"] for item in gateway.keys("list")]
+
 
 def test_the_secret_is_stored_nowhere(gateway: GatewayProcess) -> None:
     created = gateway.key()

@@ -12,9 +12,8 @@ from gateway.admin.models import IssuedKey, Key, KeyChange, KeyHeld, KeyList, Ne
 from gateway.admin.operations import change_key, create_key
 from gateway.admin.standing import key_held
 from gateway.admin.validation import known_routes
-from gateway.admin.views import issued, keys, shown
+from gateway.admin.views import issued, key, keys, shown
 from gateway.core.errors import BadRequest
-from gateway.core.types import KeyRecord
 
 PAGE = 100
 MAX_PAGE = 1000
@@ -51,10 +50,7 @@ class Keys(Controller):
     @get("/{key_id:str}", summary="Show a key, the limits that hold for it, and what is left of them")
     async def show(self, context: AdminContext, key_id: str) -> KeyHeld:
         with told("key"):
-            record = await context.store.records.get(KeyRecord, key_id)
-            if record is None:
-                raise KeyError(key_id)
-            return await key_held(context.store, context.holding, record)
+            return await key_held(context.store, context.holding, await key(context.store, key_id))
 
     @patch("/{key_id:str}", summary="Change a key, for the very next call")
     async def change(self, request: Request[Any, Any, Any], context: AdminContext, key_id: str, data: KeyChange) -> Key:
@@ -64,9 +60,16 @@ class Keys(Controller):
             return shown(await change_key(context.store, context.registrar(request), key_id, data, context.clock.now()))
 
     @delete("/{key_id:str}", status_code=200, summary="Revoke a key for good, from the very next call")
-    async def revoke(self, request: Request[Any, Any, Any], context: AdminContext, key_id: str) -> Key:
+    async def revoke(
+        self,
+        request: Request[Any, Any, Any],
+        context: AdminContext,
+        key_id: str,
+        forget: Annotated[bool, Parameter(description="Delete it: it is listed no more. The ledger stays")] = False,
+    ) -> Key:
+        registrar = context.registrar(request)
         with told("key"):
-            return shown(await context.registrar(request).revoke(key_id))
+            return shown(await (registrar.delete(key_id) if forget else registrar.revoke(key_id)))
 
     @post("/{key_id:str}/rotate", status_code=200, summary="Give a key a new secret, which is shown this once")
     async def rotate(

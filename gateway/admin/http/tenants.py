@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from litestar import Controller, Request, get, patch, put
+from litestar import Controller, Request, delete, get, patch, put
 
 from gateway.admin.http.guards import AdminContext, told
-from gateway.admin.models import TenantBody, TenantChange, TenantHeld, TenantList, TenantShown
-from gateway.admin.operations import change_tenant, set_tenant
+from gateway.admin.models import TenantBody, TenantChange, TenantDeleted, TenantHeld, TenantList, TenantShown
+from gateway.admin.operations import change_tenant, delete_tenant, set_tenant
 from gateway.admin.standing import tenant_held
 from gateway.admin.views import tenant, tenants
 
@@ -27,6 +27,12 @@ class Tenants(Controller):
     async def show(self, context: AdminContext, tenant_id: str) -> TenantHeld:
         with told("tenant"):
             return await tenant_held(context.store, context.holding, tenant_id)
+
+    @delete("/{tenant_id:str}", status_code=200, summary="Delete what is set of a tenant that has no keys")
+    async def delete(self, request: Request[Any, Any, Any], context: AdminContext, tenant_id: str) -> TenantDeleted:
+        with told("tenant"):
+            buried = await delete_tenant(context.store, context.registrar(request), tenant_id)
+            return TenantDeleted(buried.id, buried.version)
 
     @put("/{tenant_id:str}", summary="Write a tenant, whole: what is left out is not limited")
     async def put(

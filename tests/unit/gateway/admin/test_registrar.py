@@ -295,7 +295,8 @@ def test_what_is_public() -> None:
     shown = public(record, 4.0)
     assert json.loads(json.dumps(shown)) == shown
     assert shown["secrets"] == [{"pepper": 3, "not_after": 9.5}]
-    assert set(shown) == {*KeyRecord.__struct_fields__, "status"}
+    assert set(shown) == {*KeyRecord.__struct_fields__, "status"} - {"deleted"}
+    assert public(msgspec.structs.replace(record, deleted=7.0), 4.0)["deleted"] == 7.0
     assert (shown["limit"], shown["models"], shown["revoked"]) == ({"rpm": 2}, ["*"], None)
     statuses = [public(record, at)["status"] for at in (4.0, 5.0)] + [
         public(structs.replace(record, revoked=2.0))["status"]

@@ -44,6 +44,7 @@ GUARDED = [
     ("GET", "/tenants/x"),
     ("PUT", "/tenants/x"),
     ("PATCH", "/tenants/x"),
+    ("DELETE", "/tenants/x"),
     ("GET", "/targets"),
     ("GET", "/targets/x"),
     ("PATCH", "/targets/x"),

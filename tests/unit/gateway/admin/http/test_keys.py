@@ -326,3 +326,15 @@ def test_a_key_is_shown_with_the_limits_that_hold(admin: Admin) -> None:
         ("tenant", "rpm", 100, None),
     ]
     assert [each["name"] for each in admin.said("GET", "/tenants/default")["standing"]] == ["rpm"]
+
+
+def test_a_key_and_a_tenant_are_deleted(admin: Admin) -> None:
+    admin.said("PUT", "/tenants/acme", {"limit": {"rpm": 5}})
+    made = admin.said("POST", "/keys", {"name": "k", "tenant": "acme"})
+    assert "has 1 keys" in admin.wrong("DELETE", "/tenants/acme")[0]
+    assert admin.said("DELETE", f"/keys/{made['id']}?forget=true")["status"] == "revoked"
+    admin.wrong("GET", f"/keys/{made['id']}", status=404)
+    admin.wrong("DELETE", f"/keys/{made['id']}", status=404)
+    assert admin.said("GET", "/keys")["data"] == []
+    assert admin.said("DELETE", "/tenants/acme") == {"id": "acme", "version": 2}
+    admin.wrong("GET", "/tenants/acme", status=404)
