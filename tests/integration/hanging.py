@@ -17,9 +17,9 @@ from gateway.faults.openai import Served
 from gateway.faults.orders import Orders
 
 ENGINES = 20
-WORDS = 400
+WORDS = 800
 SHAPE = Shape(step=0.02, rate=1e6)
-"""An answer of so many words takes eight seconds."""
+"""An answer of so many words takes sixteen seconds."""
 
 
 class Farm:

@@ -44,7 +44,8 @@ def test_calls_are_taken_away_from_engines_that_hang(gateway: GatewayProcess, en
         pool = stack.enter_context(ThreadPoolExecutor(6 * ENGINES))
         begun = [pool.submit(one, number, stream=True, max_tokens=WORDS) for number in numbers]
         eventually(lambda: _running(gateway) == len(begun) or None, "all streams have begun")
-        eventually(lambda: _looked_at(gateway) == 2 * ENGINES or None, "looks have seen the engines work")
+        seen = set[str]()
+        eventually(lambda: len(_looked_at(gateway, seen)) == 2 * ENGINES or None, "looks have seen the engines work")
         engines.stop_engines()
         stopped = time.monotonic()
         later = [pool.submit(one, number, stream=True, max_tokens=5) for number in numbers]
@@ -77,6 +78,9 @@ def _running(gateway: GatewayProcess) -> int:
     return round(total(found, "target_running") - total(found, "target_waiting"))
 
 
-def _looked_at(gateway: GatewayProcess) -> int:
-    """Engines that have told that they work."""
-    return sum(value > 0 for (name, _), value in samples(gateway).items() if name == "trunkline_engine_running")
+def _looked_at(gateway: GatewayProcess, seen: set[str]) -> set[str]:
+    """Engines that have told that they work, now or when they were `seen`."""
+    for (name, labels), value in samples(gateway).items():
+        if name == "trunkline_engine_running" and value > 0:
+            seen.add(dict(labels)["target"])
+    return seen

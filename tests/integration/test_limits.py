@@ -57,7 +57,7 @@ def test_concurrency_is_exact_over_gateways_and_workers(fleet: list[GatewayProce
             return sum(call.done() for call in waiting) == 53 or None
 
         eventually(refused, "53 refusals")
-        assert len(shared_target.calls) == 7
+        eventually(lambda: len(shared_target.calls) == 7 or None, "all others are at the target")
         gate.open()
         assert statuses([call.result() for call in waiting]) == {200: 7, 429: 53}
 
