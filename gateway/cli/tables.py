@@ -35,8 +35,8 @@ def rows(
     """Print a table, or in its stead what there is to say about nothing.
 
     Columns of `right` are numbers. No number and no id is ever cut. Where there is no room the columns that are empty
-    go, then those of `spare`, in this order; then texts go on in the next line; and where even the longest words have no
-    room, each line is a block.
+    go, then those of `spare`, in this order; then texts go on in the next line; and where even the longest words have
+    no room, each line is a block.
     """
     out = console()
     if not lines:
