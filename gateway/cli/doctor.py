@@ -70,7 +70,7 @@ def doctor(file: str | None, redis_url: str | None, state: str | None, as_json: 
         click.echo(json.dumps({"ok": verdict != "wrong", "found": msgspec.to_builtins(found)}))
     else:
         counts = [sum(each.verdict == kind for each in found) for kind in ("wrong", "warning")]
-        click.echo(f"{counts[0]} wrong, {counts[1]} warnings, {len(found)} looked at")
+        click.echo(f"wrong: {counts[0]}, warnings: {counts[1]}, looked at: {len(found)}")
     sys.exit(verdict == "wrong")
 
 
@@ -215,7 +215,7 @@ def _table(settings: Settings) -> Iterator[Found]:
         yield Found(what="table", verdict="wrong" if mistake.needed else "warning", told=str(mistake))
     for missing in without_cache(table, settings.cache_url):
         yield Found(what="table", verdict="wrong", told=missing)
-    told = f"{settings.routing} has {len(table.routes)} routes and {len([*table.targets()])} targets"
+    told = f"{settings.routing}; routes: {len(table.routes)}, targets: {len([*table.targets()])}"
     yield Found(what="table", verdict="ok", told=told)
     for each in ask_with_progress(table, settings):
         yield Found(what="target", verdict=each.verdict, told=each.told, next=each.next)

@@ -71,7 +71,7 @@ def test_each_line_has_a_verdict_and_what_to_do(tmp_path: Path, server: Fake) ->
     file = table(tmp_path, server.spec(), {"name": "gone", "backend": "vllm", "url": NOBODY})
     result = run("doctor", file, "--redis-url", "redis://127.0.0.1:1/0")
     *lines, last = result.stdout.splitlines()
-    assert result.exit_code == 1 and last.startswith("2 wrong, ")
+    assert result.exit_code == 1 and last.startswith("wrong: 2, ")
     assert {line.split()[0] for line in lines} <= {"ok", "warning", "wrong"}
     wrong = [line for line in lines if line.startswith("wrong")]
     assert "no answer from Redis" in wrong[0] and "is it started" in wrong[0]
