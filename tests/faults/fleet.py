@@ -34,7 +34,13 @@ class Fleet:
     """The gateways; `url` is the Redis of their limits, `records_url` that of their keys if it is another one."""
 
     def __init__(
-        self, stack: ExitStack, table: dict[str, Any], url: str, records_url: str | None, workers: int, env: Env
+        self,
+        stack: ExitStack,
+        table: dict[str, Any],
+        url: str,
+        records_url: str | None,
+        workers: int,
+        env: Env = MappingProxyType({}),
     ) -> None:
         self._stack, self._table, self.workers, self._env = stack, table, workers, env
         self.url, self.records_url = url, records_url
