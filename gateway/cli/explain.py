@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -110,8 +110,8 @@ async def explain(store: Store, settings: Settings, as_json: bool, **options: An
     call, unruly = call_of(key, call, route)
     estimate = Estimator().estimate(call, key.id, route.name)
     limits = await _limits(store, table, key, call, route.name, estimate)
-    prompt = routes.read(route, call, {}, key, estimate.input)
-    found = routes.explain(route, prompt)
+    read = partial(routes.read, call=call, headers={}, key=key, tokens=estimate.input)
+    found, prompt = routes.explain(route, read), read(route)
     picked = next((each.target for each in found if each.picked), None)
     last = "" if picked is None else refusal(prompt, routes.targets[picked], time.monotonic()) or ""
     refused = refused or unruly or ("" if limits.refusal is None else told(limits.refusal))

@@ -124,8 +124,8 @@ class Routes:
             )
         patient, told = route.hold is not None, list(self._answer_headers)
         if explain:
-            prompt = self.read(route, call, headers, key, tokens)
-            told.append((b"x-trunkline-explain", explained(self.explain(route, prompt))))
+            seen = partial(self.read, call=call, headers=headers, key=key, tokens=tokens)
+            told.append((b"x-trunkline-explain", explained(self.explain(route, seen))))
 
         read = partial(self.read, call=call, headers=headers, key=key, tokens=tokens, patient=patient, only=only)
         return Attempts(self._chains[route.name], call, key, read, told, route.clock)
@@ -157,16 +157,17 @@ class Routes:
         lora = call.model if route.lists_loras and self._names.find(call.model) is None else ""
         return structs.replace(prompt, only=only, lora=lora) if only or lora else prompt
 
-    def explain(self, route: Route, prompt: Prompt) -> list[Candidacy]:
-        """What each tier of the route, and of those that stand in for it, says of each target."""
+    def explain(self, route: Route, read: Callable[[Route], Prompt]) -> list[Candidacy]:
+        """What each tier of the route, and of those that stand in for it, says of each target; `read` gives the call's
+        prompt as a route sees it: what is cached for one is not for another."""
         found: list[Candidacy] = []
-        chain = list(self.chain(route))
+        chain = [(each, read(each)) for each in self.chain(route)]
         for lenient in (len(chain) == 1, True):
             found = []
-            for each in chain:
+            for each, prompt in chain:
                 decided = any(candidacy.picked for candidacy in found)
                 found += each.chooser.explain(prompt, decided=decided, lenient=lenient)
-            if any(candidacy.picked for candidacy in found) or self.waits(route, prompt):
+            if any(candidacy.picked for candidacy in found) or self.waits(route, chain[0][1]):
                 break
         return found
 

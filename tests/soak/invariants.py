@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from soak.accounts import admitted, charged, lost, usable, written
 from soak.chaos import Chaos
 from soak.drift import Drift
 from soak.keys import LIMITS, NARROW
-from soak.leftovers import leftovers, scrape
+from soak.leftovers import SETTLE_SECONDS, leftovers, scrape
 from soak.peaks import Peaks
 from soak.place import Place
 from soak.tally import Tally
@@ -75,7 +76,9 @@ def _zero(name: str, seen: float) -> Row:
 
 def _descriptors(soaked: Soaked) -> Iterator[Row]:
     before, after = soaked.drift.before, soaked.drift.rest()
-    lived = {pid: after[pid] - count for pid, count in before.items() if pid in after}
+    # A worker that had been asked little by then may come to what another one had.
+    warm = max(before.values(), default=0)
+    lived = {pid: after[pid] - (warm if count > warm / 2 else count) for pid, count in before.items() if pid in after}
     worst = max(lived.values(), default=0)
     pairs = " ".join(f"{before[pid]}>{after[pid]}" for pid in lived)
     yield Row(
@@ -154,11 +157,23 @@ def _limits(soaked: Soaked) -> Iterator[Row]:
     peaks.fold()
     for name, (most, seen) in admitted(place, soaked.tally, peaks.calm, peaks.rough).items():
         yield Row(f"admitted: {name}", f"<= {most:g}", f"{seen:g}", seen <= most)
-    spent = written(place.redis)
     slack = lost(soaked.tally, soaked.chaos)
+    spent = written(place.redis)
+    patience = time.monotonic() + SETTLE_SECONDS  # a busy gateway writes its ledger late
+    while time.monotonic() < patience and not _agree(place, spent, slack):
+        time.sleep(0.5)
+        spent = written(place.redis)
     for label, limit in LIMITS.items():
         if limit.budget.month.tokens is not None:
             id = place.keys.issued[label].record.id
             budget, ledger = charged(place.redis, id), spent[id]
             expected = f"{ledger:,} as in the ledger" + (f" +-{slack:,}" if slack else "")
             yield Row(f"charged to the budget '{label}'", expected, f"{budget:,}", abs(budget - ledger) <= slack)
+
+
+def _agree(place: Place, spent: Counter[str], slack: int) -> bool:
+    """Whether the budgets were charged what the ledger tells."""
+    ids = [
+        place.keys.issued[label].record.id for label, limit in LIMITS.items() if limit.budget.month.tokens is not None
+    ]
+    return all(abs(charged(place.redis, id) - spent[id]) <= slack for id in ids)

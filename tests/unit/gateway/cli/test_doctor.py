@@ -50,6 +50,13 @@ def found(result: Result, what: str) -> list[tuple[str, str, str]]:
     return [(each["verdict"], each["told"], each["next"]) for each in told if each["what"] == what]
 
 
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    """Of its own: settings are changed here, and what is not allowed to a user stays in the server's log of it."""
+    with redis_server() as server:
+        yield server
+
+
 def test_all_is_well(tmp_path: Path, server: Fake, redis: RedisServer) -> None:
     redis.ask("CONFIG", "SET", "appendonly", "yes")
     file = table(tmp_path, server.spec())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import chain
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.gateway.routing.building import World, call, eject, key, one, table, targets, virtual
 
@@ -21,7 +22,7 @@ POLICIES = sorted(installed())
 
 def explain(of: World, model: str = "r", tokens: int = 100, **fields: object) -> list[Candidacy]:
     route = of.routes.find(model, lambda *_: True)
-    return of.routes.explain(route, of.routes.read(route, call(model, **fields), {}, key(), tokens))
+    return of.routes.explain(route, lambda each: of.routes.read(each, call(model, **fields), {}, key(), tokens))
 
 
 def picked(candidacies: list[Candidacy]) -> list[str]:
@@ -159,6 +160,7 @@ STATES = ("well", "down", "ejected", "drained", "resting", "short")
         max_size=2,
     )
 )
+@example(shape=[[["down", "down"]], [["down"], ["well", "well"]]])
 @virtual
 async def test_it_agrees_with_what_calls_really_do(shape: list[list[list[str]]]) -> None:
     """What is picked of targets in any state, in tiers and routes, is where the call goes at once; else it does not."""
@@ -186,9 +188,9 @@ async def test_it_agrees_with_what_calls_really_do(shape: list[list[list[str]]])
                     of[name].learned(Facts(context=5))
     for route in of.routes:
         route.measure()
-    prompt = of.routes.read(of.route, call("r0"), {}, key(), 10)
-    shown = picked(of.routes.explain(of.route, prompt))
-    waits = of.routes.waits(of.route, prompt)
+    read = partial(of.routes.read, call=call("r0"), headers={}, key=key(), tokens=10)
+    shown = picked(of.routes.explain(of.route, read))
+    waits = of.routes.waits(of.route, read(of.route))
     began = of.clock()
     try:
         calls, attempt = await of.first(call("r0"))

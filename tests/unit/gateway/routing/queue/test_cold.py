@@ -425,7 +425,7 @@ async def test_a_hold_is_explained() -> None:
     of = holding("a")
     down(of, "a")
     prompt = of.routes.read(of.route, call(), {}, key(), 10)
-    (shown,) = of.routes.explain(of.route, prompt)
+    (shown,) = of.routes.explain(of.route, lambda _: prompt)
     assert (shown.refused, shown.picked) == ("down", False)
 
 
