@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import yaml
 
+from gateway.cli.init import write_table
 from gateway.cli.litellm import carried
 from gateway.cli.suggesting import Group
-from gateway.config import Mistakes, parse_table
 
 HEAD = "# Written by `trunkline import {kind} {name}`; `trunkline check --probe` asks its targets.\n"
 
@@ -42,17 +42,6 @@ def litellm(file: str, output: str, force: bool) -> None:
     except ValueError as error:
         raise click.ClickException(f"{file}: {error}") from None
     text = HEAD.format(kind="litellm", name=Path(file).name) + yaml.safe_dump(table, sort_keys=False, width=1000)
-    try:
-        parse_table(text, output)
-    except Mistakes as error:
-        raise click.ClickException(f"what the file says makes no table:\n{error}") from None
+    write_table(text, output, "what the file says")
     for told in left:
         click.secho(f"Not carried: {told}", fg="yellow", err=True)
-    if output == "-":
-        click.echo(text, nl=False)
-        return
-    try:
-        Path(output).write_text(text)
-    except OSError as error:
-        raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
-    click.echo(f"{output}: {len(table['routes'])} routes; next: trunkline check {output} --probe", err=True)

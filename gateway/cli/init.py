@@ -69,10 +69,19 @@ def init(urls: tuple[str, ...], output: str, force: bool, credential: str | None
         raise click.exceptions.Exit(1)
     servers = [each for each in found if isinstance(each, Server)]
     text = table_of(servers, credential)
+    said = [f"{server.url}: {_told(server)}, {', '.join(server.facts.models or ())}" for server in servers]
+    write_table(text, output, "what the servers say", said)
+
+
+def write_table(text: str, output: str, source: str, said: Sequence[str] = ()) -> None:
+    """Write a table that was made of something, or print it for `-`; then what is `said` of it, and what is next.
+
+    Raises `ClickException` for one that is none, naming its `source`, and for a file that cannot be written.
+    """
     try:
         table, _ = parse_table(text, output)
     except Mistakes as error:
-        raise click.ClickException(f"what the servers say makes no table:\n{error}") from None
+        raise click.ClickException(f"{source} makes no table:\n{error}") from None
     if output == "-":
         click.echo(text, nl=False)
         return
@@ -80,9 +89,9 @@ def init(urls: tuple[str, ...], output: str, force: bool, credential: str | None
         Path(output).write_text(text)
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
-    for server in servers:
-        click.echo(f"{server.url}: {_told(server)}, {', '.join(server.facts.models or ())}", err=True)
-    click.echo(f"{output}: {len(table.routes)} routes; next: trunkline check {output} --probe", err=True)
+    for line in said:
+        click.echo(line, err=True)
+    click.echo(f"{output}: routes: {len(table.routes)}; next: trunkline check {output} --probe", err=True)
 
 
 def table_of(servers: Sequence[Server], credential: str | None = None) -> str:
